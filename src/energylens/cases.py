@@ -1,0 +1,234 @@
+"""Many cases as columns: what every predictor is asked about. Nothing here knows a joule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energylens.errors import InputError
+from energylens.records import (
+    Boundary,
+    Case,
+    Configuration,
+    Gpu,
+    Llm,
+    Modality,
+    Precision,
+    Workload,
+)
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.intp]
+BoolArray = NDArray[np.bool_]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cases:
+    """Cases as columns of length n; NaN means not known.
+
+    The last four columns are what a run without an energy meter can tell: predictors that
+    rank by latency or power read them, the law does not need them.
+    """
+
+    llms: tuple[Llm, ...]
+    gpus: tuple[Gpu, ...]
+    precisions: tuple[Precision, ...]
+    llm_index: IntArray
+    gpu_index: IntArray
+    precision_index: IntArray
+    tensor_parallel: FloatArray
+    pipeline_parallel: FloatArray
+    expert_parallel: FloatArray
+    data_parallel: FloatArray
+    batch_size: FloatArray
+    mean_batch_size: FloatArray
+    input_tokens: FloatArray
+    output_tokens: FloatArray
+    vision_tokens: FloatArray
+    images: FloatArray
+    frames: FloatArray
+    node_boundary: BoolArray
+    node_gpus: FloatArray
+    ttft_s: FloatArray
+    tpot_s: FloatArray
+    request_latency_s: FloatArray
+    average_power_w: FloatArray
+
+    def __post_init__(self) -> None:
+        n = len(self.llm_index)
+        for name in self.column_names():
+            column = getattr(self, name)
+            if column.shape != (n,):
+                raise InputError(
+                    f"every column of cases must have the length of the first ({n}); "
+                    f"{name} has shape {column.shape}"
+                )
+
+    def __len__(self) -> int:
+        return len(self.llm_index)
+
+    @classmethod
+    def column_names(cls) -> tuple[str, ...]:
+        """Names of the array columns, in order."""
+        return tuple(f.name for f in fields(cls) if f.name not in ("llms", "gpus", "precisions"))
+
+    @classmethod
+    def of(cls, cases: Iterable[Case]) -> Self:
+        """Make columns from single cases."""
+        rows = list(cases)
+        nan = float("nan")
+
+        def column(read: Callable[[Case], float | None]) -> FloatArray:
+            values = (read(row) for row in rows)
+            return np.array([nan if v is None else v for v in values], dtype=np.float64)
+
+        llms, llm_index = factorize([row.llm for row in rows], lambda item: item.id)
+        gpus, gpu_index = factorize([row.gpu for row in rows], lambda item: item.id)
+        precisions, precision_index = factorize(
+            [row.precision for row in rows], lambda item: item.id
+        )
+        empty = np.full(len(rows), nan)
+        return cls(
+            llms=llms,
+            gpus=gpus,
+            precisions=precisions,
+            llm_index=llm_index,
+            gpu_index=gpu_index,
+            precision_index=precision_index,
+            tensor_parallel=column(lambda c: c.configuration.tensor_parallel),
+            pipeline_parallel=column(lambda c: c.configuration.pipeline_parallel),
+            expert_parallel=column(lambda c: c.configuration.expert_parallel),
+            data_parallel=column(lambda c: c.configuration.data_parallel),
+            batch_size=column(lambda c: c.configuration.batch_size),
+            mean_batch_size=column(lambda c: c.configuration.mean_batch_size),
+            input_tokens=column(lambda c: c.workload.input_tokens),
+            output_tokens=column(lambda c: c.workload.output_tokens),
+            vision_tokens=column(lambda c: c.workload.vision_tokens),
+            images=column(lambda c: c.workload.images),
+            frames=column(lambda c: c.workload.frames),
+            node_boundary=np.array([c.boundary is Boundary.NODE for c in rows], dtype=np.bool_),
+            node_gpus=column(lambda c: c.node_gpus),
+            ttft_s=empty,
+            tpot_s=empty,
+            request_latency_s=empty,
+            average_power_w=empty,
+        )
+
+    def take(self, index: NDArray[Any] | slice) -> Self:
+        """Return the cases at ``index`` (integers, booleans or a slice)."""
+        columns = {name: getattr(self, name)[index] for name in self.column_names()}
+        return type(self)(llms=self.llms, gpus=self.gpus, precisions=self.precisions, **columns)
+
+    def replace(self, **columns: FloatArray | float) -> Self:
+        """Return the same cases with other columns; a number fills its column."""
+        unknown = set(columns) - set(self.column_names())
+        if unknown:
+            raise InputError(f"no such column of cases: {', '.join(sorted(unknown))}")
+        present = {name: getattr(self, name) for name in self.column_names()}
+        for name, value in columns.items():
+            present[name] = np.broadcast_to(
+                np.asarray(value, dtype=present[name].dtype), (len(self),)
+            )
+        return type(self)(llms=self.llms, gpus=self.gpus, precisions=self.precisions, **present)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Join cases end to end."""
+        if not parts:
+            raise InputError("cannot join no cases at all: give one part or more")
+        columns: dict[str, Any] = {
+            name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.column_names()
+        }
+        for records, index in (
+            ("llms", "llm_index"),
+            ("gpus", "gpu_index"),
+            ("precisions", "precision_index"),
+        ):
+            every = [item for p in parts for item in getattr(p, records)]
+            joined, places = factorize(every, lambda item: item.id)
+            starts = np.cumsum([0, *(len(getattr(p, records)) for p in parts)])
+            columns[records] = joined
+            columns[index] = np.concatenate(
+                [places[starts[i] + getattr(p, index)] for i, p in enumerate(parts)]
+            )
+        return cls(**columns)
+
+    def case(self, row: int) -> Case:
+        """Return one case as a record."""
+
+        def known(value: float) -> float | None:
+            return None if np.isnan(value) else float(value)
+
+        node_gpus = known(self.node_gpus[row])
+        frames, vision = float(self.frames[row]), float(self.vision_tokens[row])
+        images = float(self.images[row])
+        modality = (
+            Modality.VIDEO if frames else Modality.IMAGE if images or vision else Modality.TEXT
+        )
+        return Case(
+            llm=self.llms[self.llm_index[row]],
+            gpu=self.gpus[self.gpu_index[row]],
+            precision=self.precisions[self.precision_index[row]],
+            workload=Workload(
+                input_tokens=float(self.input_tokens[row]),
+                output_tokens=float(self.output_tokens[row]),
+                vision_tokens=vision,
+                images=images,
+                frames=frames,
+                modality=modality,
+            ),
+            configuration=Configuration(
+                tensor_parallel=int(self.tensor_parallel[row]),
+                pipeline_parallel=int(self.pipeline_parallel[row]),
+                expert_parallel=int(self.expert_parallel[row]),
+                data_parallel=int(self.data_parallel[row]),
+                batch_size=float(self.batch_size[row]),
+                mean_batch_size=known(self.mean_batch_size[row]),
+            ),
+            boundary=Boundary.NODE if self.node_boundary[row] else Boundary.ACTIVE_GPUS,
+            node_gpus=None if node_gpus is None else int(node_gpus),
+        )
+
+    def of_llm(self, read: Callable[[Llm], float]) -> FloatArray:
+        """Look a number up in each case's LLM; shape (n,)."""
+        return np.array([read(item) for item in self.llms], dtype=np.float64)[self.llm_index]
+
+    def of_gpu(self, read: Callable[[Gpu], float]) -> FloatArray:
+        """Look a number up in each case's GPU; shape (n,)."""
+        return np.array([read(item) for item in self.gpus], dtype=np.float64)[self.gpu_index]
+
+    def of_precision(self, read: Callable[[Precision], float]) -> FloatArray:
+        """Look a number up in each case's precision; shape (n,)."""
+        values = np.array([read(item) for item in self.precisions], dtype=np.float64)
+        return values[self.precision_index]
+
+    @cached_property
+    def occupied_gpus(self) -> FloatArray:
+        """GPUs of the deployment: TP x PP x DP (experts share them)."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    @cached_property
+    def running(self) -> FloatArray:
+        """Sequences in flight over all replicas: observed where known, else the limit set."""
+        return np.where(np.isnan(self.mean_batch_size), self.batch_size, self.mean_batch_size)
+
+
+def factorize(items: Sequence[T], key: Callable[[T], str]) -> tuple[tuple[T, ...], IntArray]:
+    """Distinct items in order of first appearance, and the place of each item among them."""
+    places: dict[str, int] = {}
+    distinct: list[T] = []
+    index = np.empty(len(items), dtype=np.intp)
+    for i, item in enumerate(items):
+        name = key(item)
+        if name not in places:
+            places[name] = len(distinct)
+            distinct.append(item)
+        index[i] = places[name]
+    return tuple(distinct), index

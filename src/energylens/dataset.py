@@ -1,0 +1,248 @@
+"""Measurements as columns: validated as a whole, filtered, split into scenarios.
+
+A :class:`Dataset` is the one place where the instrument side and the model side meet. It
+holds the cases, apart from their joules, so that whatever predicts can be handed the former
+without the latter.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.errors import InputError, UsageError
+from energylens.records import Source
+
+StrArray = NDArray[np.object_]
+
+#: What ``--choose`` may leave free, and the columns of a case that each name frees.
+KNOBS: dict[str, tuple[str, ...]] = {
+    "tensor_parallel": ("tensor_parallel",),
+    "pipeline_parallel": ("pipeline_parallel",),
+    "expert_parallel": ("expert_parallel",),
+    "data_parallel": ("data_parallel",),
+    "parallelism": ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"),
+    "batch_size": ("batch_size",),
+    "precision": ("precision_index",),
+    "gpu": ("gpu_index",),
+}
+
+# Rows of one task may differ in their mean lengths by chance (ML.ENERGY's output means move by
+# several percent between runs of one task); lengths swept on purpose differ by far more.
+SAME_TASK_LENGTH_RATIO = 1.25
+
+
+def freed_columns(choose: Sequence[str]) -> frozenset[str]:
+    """Columns that the knobs in ``choose`` free.
+
+    Raises
+    ------
+    UsageError
+        If a name is no knob, or none is given.
+    """
+    unknown = [name for name in choose if name not in KNOBS]
+    if unknown or not choose:
+        given = ", ".join(repr(name) for name in unknown) or "nothing"
+        raise UsageError(
+            f"the free knobs must be one or more of {', '.join(KNOBS)} "
+            f"(comma separated); given {given}"
+        )
+    return frozenset(column for name in choose for column in KNOBS[name])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """Measured rows as columns of length n; NaN means not measured, joules are per request."""
+
+    cases: Cases
+    energy_per_request_j: FloatArray
+    prefill_energy_per_request_j: FloatArray
+    decode_energy_per_request_j: FloatArray
+    modality: StrArray
+    task: StrArray
+    engine: StrArray
+    engine_version: StrArray
+    source: StrArray
+    origin: StrArray
+    assumed: StrArray
+
+    def __post_init__(self) -> None:
+        n = len(self.cases)
+        for name in self.column_names():
+            column = getattr(self, name)
+            if column.shape != (n,):
+                raise InputError(
+                    f"every column of a dataset must have one value for each of its {n} cases; "
+                    f"{name} has shape {column.shape}"
+                )
+        energy = self.energy_per_request_j
+        bad = ~(np.isfinite(energy) & (energy > 0))
+        for name in ("prefill_energy_per_request_j", "decode_energy_per_request_j"):
+            part = getattr(self, name)
+            bad |= ~(np.isnan(part) | (np.isfinite(part) & (part > 0)))
+        if bad.any():
+            row = int(np.flatnonzero(bad)[0])
+            raise InputError(
+                "energy must be finite and above 0 J in every row; "
+                f"row {row} (from 0) has {energy[row]!r} J"
+            )
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @classmethod
+    def column_names(cls) -> tuple[str, ...]:
+        """Names of the array columns besides the cases."""
+        return tuple(f.name for f in fields(cls) if f.name != "cases")
+
+    def take(self, index: NDArray[Any] | slice) -> Self:
+        """Return the rows at ``index`` (integers, booleans or a slice)."""
+        columns = {name: getattr(self, name)[index] for name in self.column_names()}
+        return type(self)(cases=self.cases.take(index), **columns)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[Self]) -> Self:
+        """Pool datasets end to end."""
+        if not parts:
+            raise InputError("cannot pool no datasets at all: give one or more")
+        columns = {
+            name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.column_names()
+        }
+        return cls(cases=Cases.concatenate([p.cases for p in parts]), **columns)
+
+    @cached_property
+    def llm_ids(self) -> StrArray:
+        """LLM of each row; shape (n,)."""
+        return _names([item.id for item in self.cases.llms], self.cases.llm_index)
+
+    @cached_property
+    def gpu_ids(self) -> StrArray:
+        """GPU type of each row; shape (n,)."""
+        return _names([item.id for item in self.cases.gpus], self.cases.gpu_index)
+
+    @cached_property
+    def precision_ids(self) -> StrArray:
+        """Precision of each row; shape (n,)."""
+        return _names([item.id for item in self.cases.precisions], self.cases.precision_index)
+
+    @cached_property
+    def carries_accuracy_claim(self) -> BoolArray:
+        """Whether an accuracy figure may rest on each row: measured or published joules."""
+        allowed = {source for source in Source if source.carries_accuracy_claim}
+        return np.array([value in allowed for value in self.source], dtype=np.bool_)
+
+    def source_counts(self) -> dict[str, int]:
+        """Rows by source, most frequent first."""
+        names, counts = np.unique(self.source.astype(str), return_counts=True)
+        order = np.argsort(-counts, kind="stable")
+        return {str(names[i]): int(counts[i]) for i in order}
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the content of all rows, in order: names which data a model saw."""
+        state = hashlib.sha256()
+        for ids in (self.llm_ids, self.gpu_ids, self.precision_ids):
+            state.update("\x1f".join(ids).encode())
+        for name in Cases.column_names():
+            if not name.endswith("_index"):
+                state.update(np.ascontiguousarray(getattr(self.cases, name)).tobytes())
+        for name in self.column_names():
+            column = getattr(self, name)
+            if column.dtype == object:
+                state.update("\x1f".join(map(str, column)).encode())
+            else:
+                state.update(np.ascontiguousarray(column).tobytes())
+        return state.hexdigest()
+
+    @cached_property
+    def workload_index(self) -> IntArray:
+        """Which workload each row serves; shape (n,).
+
+        Rows are of one workload if they have the same modality, task, images and frames and
+        the same lengths. With a task named, mean lengths within a ratio of 1.25 of their
+        neighbour count as the same, because they scatter from run to run.
+        """
+        c = self.cases
+        index = _group([self.modality.astype(str), self.task.astype(str), c.images, c.frames])
+        tasked = self.task.astype(str) != ""
+        for lengths in (c.input_tokens, c.vision_tokens, c.output_tokens):
+            index = _split_by_gap(index, lengths, tasked)
+        return index
+
+    def scenarios(self, choose: Sequence[str]) -> list[IntArray]:
+        """Groups of two or more rows that differ only in the free knobs.
+
+        A scenario is one LLM, GPU type, precision, workload, boundary and engine version, less
+        what ``choose`` frees; its candidates are the measured configurations in it.
+
+        Parameters
+        ----------
+        choose : sequence of str
+            Names from :data:`KNOBS`.
+
+        Returns
+        -------
+        list of ndarray of int
+            Row numbers of each scenario, in order of first appearance.
+        """
+        freed = freed_columns(choose)
+        c = self.cases
+        keys: list[NDArray[Any]] = [
+            c.llm_index,
+            self.workload_index,
+            c.node_boundary,
+            self.engine.astype(str),
+            self.engine_version.astype(str),
+        ]
+        if c.node_boundary.any():
+            keys.append(c.node_gpus)
+        for column in (
+            "tensor_parallel",
+            "pipeline_parallel",
+            "expert_parallel",
+            "data_parallel",
+            "batch_size",
+            "precision_index",
+            "gpu_index",
+        ):
+            if column not in freed:
+                keys.append(getattr(c, column))
+        index = _group(keys)
+        order = np.argsort(index, kind="stable")
+        groups = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
+        return sorted((g for g in groups if len(g) >= 2), key=lambda g: int(g[0]))
+
+
+def _names(names: Sequence[str], index: IntArray) -> StrArray:
+    return np.array(names, dtype=object)[index]
+
+
+def _group(keys: Sequence[NDArray[Any]]) -> IntArray:
+    """Number the distinct combinations of the key columns; NaN equals NaN."""
+    n = len(keys[0])
+    index = np.zeros(n, dtype=np.intp)
+    for key in keys:
+        values, places = np.unique(key, return_inverse=True, equal_nan=key.dtype.kind == "f")
+        combined = index * len(values) + places.reshape(n)
+        index = np.unique(combined, return_inverse=True)[1].reshape(n)
+    return index
+
+
+def _split_by_gap(groups: IntArray, lengths: FloatArray, tolerant: BoolArray) -> IntArray:
+    """Split groups wherever sorted lengths jump: by the ratio above, or at all if not tolerant."""
+    if len(groups) == 0:
+        return groups
+    order = np.lexsort((lengths, groups))
+    low, high = lengths[order][:-1], lengths[order][1:]
+    ratio = np.where(tolerant[order][1:], SAME_TASK_LENGTH_RATIO, 1.0)
+    starts = (np.diff(groups[order]) != 0) | (high > low * ratio)
+    result = np.empty_like(groups)
+    result[order] = np.concatenate([[0], np.cumsum(starts)])
+    return result

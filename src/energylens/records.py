@@ -1,0 +1,529 @@
+"""The nouns: immutable records, checked when they are made.
+
+Nothing here reads a file or computes an energy. ``None`` always means *not known*,
+never zero. Sizes are counts (elements, tokens, heads) unless the name ends in a unit.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+
+from energylens.errors import InputError
+
+
+class Source(StrEnum):
+    """Where the joules of a row come from."""
+
+    MEASURED = "measured"  # by an energy counter, by energylens
+    PUBLISHED = "published"  # measured by others and published
+    SIMULATED = "simulated"  # computed by a simulator
+    ESTIMATED = "estimated"  # guessed from time or TDP
+    DERIVED = "derived"  # partly measured, partly modelled
+
+    @property
+    def carries_accuracy_claim(self) -> bool:
+        """Whether an accuracy figure may rest on such rows."""
+        return self in (Source.MEASURED, Source.PUBLISHED)
+
+
+class Boundary(StrEnum):
+    """Which GPUs the joules cover."""
+
+    ACTIVE_GPUS = "active_gpus"  # the GPUs of the deployment, idle floor included
+    NODE = "node"  # every GPU of the node, idle ones too
+
+
+class Modality(StrEnum):
+    """What a request carries besides text."""
+
+    TEXT = "text"
+    IMAGE = "image"
+    VIDEO = "video"
+
+
+MODALITIES = tuple(Modality)
+BOUNDARIES = tuple(Boundary)
+SOURCES = tuple(Source)
+
+
+def _require(condition: bool, owner: str, must: str) -> None:
+    if not condition:
+        raise InputError(f"{owner}: {must}")
+
+
+def _require_positive(owner: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value > 0):
+            raise InputError(f"{owner}: {name} must be a finite number above 0, not {value!r}")
+
+
+def _require_not_negative(owner: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise InputError(f"{owner}: {name} must be a finite number, 0 or more, not {value!r}")
+
+
+# ------------------------------------------------------------------------- LLM architecture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attention:
+    """The attention layers of an LLM.
+
+    ``kv_heads`` may be a mean over layers where an LLM varies it. With multi-head latent
+    attention (``kv_rank`` set) the cache holds ``kv_rank + rope_head_size`` elements a
+    token and layer instead of ``2 kv_heads head_size``.
+    """
+
+    layers: int
+    heads: int
+    kv_heads: float
+    head_size: int
+    window_tokens: int | None = None
+    window_layers: int = 0
+    query_rank: int | None = None
+    kv_rank: int | None = None
+    rope_head_size: int = 0
+    value_head_size: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "attention",
+            layers=self.layers,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_size=self.head_size,
+            window_tokens=self.window_tokens,
+            query_rank=self.query_rank,
+            kv_rank=self.kv_rank,
+            value_head_size=self.value_head_size,
+        )
+        _require_not_negative(
+            "attention", window_layers=self.window_layers, rope_head_size=self.rope_head_size
+        )
+        _require(self.window_layers <= self.layers, "attention", "window_layers exceeds layers")
+        _require(
+            not self.window_layers or self.window_tokens is not None,
+            "attention",
+            "window_layers needs window_tokens",
+        )
+
+    def parameters(self, hidden_size: int) -> float:
+        """Weights of all attention layers."""
+        value_size = self.value_head_size or self.head_size
+        if self.kv_rank is None:
+            per_layer = hidden_size * self.head_size * (self.heads + self.kv_heads)
+            per_layer += hidden_size * value_size * (self.heads + self.kv_heads)
+            return self.layers * per_layer
+        # Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): head_size excludes
+        # the rotary part, which the keys of all heads share.
+        query = self.heads * (self.head_size + self.rope_head_size)
+        per_layer = float(hidden_size * (self.kv_rank + self.rope_head_size))
+        per_layer += self.kv_rank * self.heads * (self.head_size + value_size)
+        per_layer += self.heads * value_size * hidden_size
+        if self.query_rank is None:
+            per_layer += hidden_size * query
+        else:
+            per_layer += self.query_rank * (hidden_size + query)
+        return self.layers * per_layer
+
+    @property
+    def kv_elements_per_token_layer(self) -> float:
+        """Elements that one token leaves in the cache of one layer."""
+        if self.kv_rank is not None:
+            return float(self.kv_rank + self.rope_head_size)
+        return self.kv_heads * (self.head_size + (self.value_head_size or self.head_size))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeedForward:
+    """The dense feed-forward layers: ``matrices`` of ``hidden_size x size`` each (3 if gated)."""
+
+    layers: int
+    size: int
+    matrices: int = 3
+
+    def __post_init__(self) -> None:
+        _require_positive("feed_forward", layers=self.layers, size=self.size)
+        _require(self.matrices in (2, 3), "feed_forward", "matrices must be 2 or 3 (gated)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The mixture-of-experts layers: ``active_experts`` of ``experts`` for each token.
+
+    Shared experts run for every token; their summed inner size is ``shared_size``.
+    """
+
+    layers: int
+    experts: int
+    active_experts: int
+    size: int
+    shared_size: int = 0
+    matrices: int = 3
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "experts",
+            layers=self.layers,
+            experts=self.experts,
+            active_experts=self.active_experts,
+            size=self.size,
+        )
+        _require_not_negative("experts", shared_size=self.shared_size)
+        _require(self.active_experts <= self.experts, "experts", "active_experts exceeds experts")
+        _require(self.matrices in (2, 3), "experts", "matrices must be 2 or 3 (gated)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateSpace:
+    """The state-space layers (Mamba 1 or 2): a state of fixed size for each sequence.
+
+    ``inner_size`` is heads x head size; Mamba 1 has ``heads = 0`` and a low-rank step size.
+    """
+
+    layers: int
+    inner_size: int
+    state_size: int
+    heads: int = 0
+    groups: int = 1
+    convolution_width: int = 4
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "state_space",
+            layers=self.layers,
+            inner_size=self.inner_size,
+            state_size=self.state_size,
+            groups=self.groups,
+            convolution_width=self.convolution_width,
+        )
+        _require_not_negative("state_space", heads=self.heads)
+
+    def parameters(self, hidden_size: int) -> float:
+        """Weights of all state-space layers."""
+        inner, state = self.inner_size, self.state_size
+        if self.heads:  # Mamba 2: one projection gives z, x, B, C and the step of each head
+            projected = 2 * inner + 2 * self.groups * state + self.heads
+            convolved = inner + 2 * self.groups * state
+            per_layer = hidden_size * projected + convolved * self.convolution_width
+        else:  # Mamba 1: step sizes through a rank of hidden/16, as its reference code has it
+            rank = math.ceil(hidden_size / 16)
+            per_layer = hidden_size * 2 * inner + inner * (rank + 2 * state) + rank * inner
+            per_layer += inner * (state + self.convolution_width)
+        return self.layers * (per_layer + inner * hidden_size)
+
+    @property
+    def elements_per_sequence(self) -> float:
+        """Elements of state, convolution tail included, that one sequence keeps."""
+        convolved = self.inner_size + (2 * self.groups * self.state_size if self.heads else 0)
+        per_layer = self.inner_size * self.state_size + convolved * (self.convolution_width - 1)
+        return float(self.layers * per_layer)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """The vision tower. It runs on patches; ``patches_per_token`` of them become one LLM token."""
+
+    parameters: int
+    layers: int
+    hidden_size: int
+    patch_pixels: int
+    patches_per_token: float = 1.0
+    tokens_per_image: int | None = None
+    tokens_per_frame: int | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "vision",
+            layers=self.layers,
+            parameters=self.parameters,
+            hidden_size=self.hidden_size,
+            patch_pixels=self.patch_pixels,
+            patches_per_token=self.patches_per_token,
+            tokens_per_image=self.tokens_per_image,
+            tokens_per_frame=self.tokens_per_frame,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Llm:
+    """A language model: the architecture that its energy depends on.
+
+    ``total_parameters`` and ``active_parameters`` are the published counts (vision tower
+    included); the ``*_parameters`` properties are recomputed from the architecture.
+    """
+
+    id: str
+    layers: int
+    hidden_size: int
+    vocabulary_size: int
+    total_parameters: int
+    active_parameters: int
+    tied_embeddings: bool = False
+    attention: Attention | None = None
+    feed_forward: FeedForward | None = None
+    experts: Experts | None = None
+    state_space: StateSpace | None = None
+    vision: Vision | None = None
+    native_precision: str = "bf16"
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    date: str = ""
+    count_exempt: str | None = None
+
+    def __post_init__(self) -> None:
+        owner = f"LLM {self.id!r}"
+        _require(bool(self.id.strip()), "LLM", "id must not be empty")
+        _require_positive(
+            owner,
+            layers=self.layers,
+            hidden_size=self.hidden_size,
+            vocabulary_size=self.vocabulary_size,
+            total_parameters=self.total_parameters,
+            active_parameters=self.active_parameters,
+        )
+        _require(
+            self.attention is not None or self.state_space is not None,
+            owner,
+            "needs attention or state-space layers, or both",
+        )
+        _require(
+            self.active_parameters <= self.total_parameters,
+            owner,
+            "active_parameters exceeds total_parameters",
+        )
+
+    @property
+    def family(self) -> str:
+        """One of dense, moe, hybrid, hybrid-moe, ssm."""
+        if self.state_space is not None:
+            if self.attention is None:
+                return "ssm"
+            return "hybrid-moe" if self.experts is not None else "hybrid"
+        return "moe" if self.experts is not None else "dense"
+
+    @cached_property
+    def embedding_parameters(self) -> float:
+        """One vocabulary matrix: the input embedding, looked up rather than read."""
+        return float(self.vocabulary_size * self.hidden_size)
+
+    @cached_property
+    def expert_parameters(self) -> float:
+        """Weights of all routed experts."""
+        e = self.experts
+        return float(e.layers * e.experts * e.matrices * self.hidden_size * e.size) if e else 0.0
+
+    @cached_property
+    def backbone_parameters(self) -> float:
+        """Weights in the layers that every token goes through (no experts, no vocabulary)."""
+        total = self.attention.parameters(self.hidden_size) if self.attention else 0.0
+        if self.feed_forward:
+            ff = self.feed_forward
+            total += ff.layers * ff.matrices * self.hidden_size * ff.size
+        if self.experts:
+            e = self.experts
+            total += e.layers * self.hidden_size * (e.matrices * e.shared_size + e.experts)
+        if self.state_space:
+            total += self.state_space.parameters(self.hidden_size)
+        return float(total)
+
+    @property
+    def always_parameters(self) -> float:
+        """Weights read by every forward pass: backbone and output vocabulary matrix."""
+        return self.backbone_parameters + self.embedding_parameters
+
+    @property
+    def expert_share(self) -> float:
+        """Share of the routed experts that one token activates."""
+        return self.experts.active_experts / self.experts.experts if self.experts else 0.0
+
+    @property
+    def computing_parameters(self) -> float:
+        """Weights that multiply each token: backbone, its share of the experts, output matrix."""
+        return self.always_parameters + self.expert_share * self.expert_parameters
+
+    @property
+    def counted_parameters(self) -> float:
+        """All weights, recomputed from the architecture, vision tower included."""
+        embeddings = self.embedding_parameters * (1 if self.tied_embeddings else 2)
+        vision = self.vision.parameters if self.vision else 0
+        return self.backbone_parameters + self.expert_parameters + embeddings + vision
+
+
+# ----------------------------------------------------------------------- hardware, precision
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """A GPU type, from its datasheet. FLOP/s are dense (no structured sparsity)."""
+
+    id: str
+    memory_bytes: float
+    memory_bandwidth_bytes_per_s: float
+    bf16_flop_per_s: float
+    fp8_flop_per_s: float | None = None
+    int8_op_per_s: float | None = None
+    fp4_flop_per_s: float | None = None
+    tdp_w: float
+    idle_power_w: float | None = None
+    link_bandwidth_bytes_per_s: float | None = None
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.id.strip()), "GPU", "id must not be empty")
+        _require_positive(
+            f"GPU {self.id!r}",
+            memory_bytes=self.memory_bytes,
+            memory_bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s,
+            bf16_flop_per_s=self.bf16_flop_per_s,
+            fp8_flop_per_s=self.fp8_flop_per_s,
+            int8_op_per_s=self.int8_op_per_s,
+            fp4_flop_per_s=self.fp4_flop_per_s,
+            tdp_w=self.tdp_w,
+            idle_power_w=self.idle_power_w,
+            link_bandwidth_bytes_per_s=self.link_bandwidth_bytes_per_s,
+        )
+
+    def flop_per_s(self, compute_bits: int) -> float:
+        """Peak dense FLOP/s at an operand width, falling back to the next wider one there is."""
+        by_width = {4: self.fp4_flop_per_s, 8: self.fp8_flop_per_s or self.int8_op_per_s}
+        for width in (4, 8):
+            if compute_bits <= width and by_width[width] is not None:
+                return float(by_width[width] or 0.0)
+        return self.bf16_flop_per_s
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """A number format for serving: what weights take in memory, and what multiplies them.
+
+    ``weight_bits`` includes scales. ``scope`` says which weights have it: every linear layer
+    of the blocks, or the routed experts alone; the rest (always the vocabulary) is 16 bit.
+    """
+
+    id: str
+    weight_bits: float
+    compute_bits: int
+    scope: str = "linear"
+    kv_bits: float = 16.0
+    aliases: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            f"precision {self.id!r}",
+            weight_bits=self.weight_bits,
+            compute_bits=self.compute_bits,
+            kv_bits=self.kv_bits,
+        )
+        _require(
+            self.scope in ("linear", "experts"),
+            f"precision {self.id!r}",
+            "scope must be linear or experts",
+        )
+
+    @property
+    def weight_only(self) -> bool:
+        """Whether weights are widened before they multiply."""
+        return self.weight_bits < self.compute_bits
+
+
+# ---------------------------------------------------------------------------- what is served
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What one request brings and asks for, in tokens (means are allowed).
+
+    ``input_tokens`` counts everything the LLM prefills, ``vision_tokens`` the part of it
+    that comes from images or frames.
+    """
+
+    input_tokens: float
+    output_tokens: float
+    vision_tokens: float = 0.0
+    images: float = 0.0
+    frames: float = 0.0
+    modality: Modality = Modality.TEXT
+    task: str = ""
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "workload", input_tokens=self.input_tokens, output_tokens=self.output_tokens
+        )
+        _require_not_negative(
+            "workload", vision_tokens=self.vision_tokens, images=self.images, frames=self.frames
+        )
+        _require(
+            self.vision_tokens <= self.input_tokens,
+            "workload",
+            f"input_tokens ({self.input_tokens:g}) must include the "
+            f"vision_tokens ({self.vision_tokens:g})",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """How an LLM is laid out on GPUs and batched.
+
+    GPUs = tensor x pipeline x data parallel. Expert parallelism splits the experts over GPUs
+    that are already there (tensor x data parallel ones), as vLLM counts it, so it adds none.
+    ``batch_size`` is the limit set, summed over data-parallel replicas;
+    ``mean_batch_size`` what was observed (``None``: not known).
+    """
+
+    tensor_parallel: int = 1
+    pipeline_parallel: int = 1
+    expert_parallel: int = 1
+    data_parallel: int = 1
+    batch_size: float = 1.0
+    mean_batch_size: float | None = None
+
+    def __post_init__(self) -> None:
+        _require_positive(
+            "configuration",
+            tensor_parallel=self.tensor_parallel,
+            pipeline_parallel=self.pipeline_parallel,
+            expert_parallel=self.expert_parallel,
+            data_parallel=self.data_parallel,
+            batch_size=self.batch_size,
+            mean_batch_size=self.mean_batch_size,
+        )
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that the deployment occupies."""
+        return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+    def describe(self) -> str:
+        """Give a short human name, as in ``TP2 PP1 B64``."""
+        parts = [f"TP{self.tensor_parallel}", f"PP{self.pipeline_parallel}"]
+        if self.expert_parallel > 1:
+            parts.append(f"EP{self.expert_parallel}")
+        if self.data_parallel > 1:
+            parts.append(f"DP{self.data_parallel}")
+        return " ".join([*parts, f"B{self.batch_size:g}"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One LLM served one way on one GPU type for one workload."""
+
+    llm: Llm
+    gpu: Gpu
+    precision: Precision
+    workload: Workload
+    configuration: Configuration
+    boundary: Boundary = Boundary.ACTIVE_GPUS
+    node_gpus: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.node_gpus is not None:
+            _require(
+                self.node_gpus >= 1, "case", f"node_gpus must be 1 or more, not {self.node_gpus}"
+            )
