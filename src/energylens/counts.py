@@ -1,50 +1,66 @@
-"""The physical counts of a case: bytes read, operations done, bytes sent, per request.
+"""The physical counts of a case: bytes read, operations done, bytes sent, kernels launched.
 
 Every number here follows from the LLM, the precision, the layout, the batch and the lengths;
 nothing is fitted and nothing knows a joule. The law multiplies these counts with its twelve
 coefficients; the learned baselines get the same counts as features, so that comparing them
 compares models and not feature engineering.
+
+All counts are **per request**: what a decode step costs is shared by the sequences in flight.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
-from energylens.records import Llm, Precision
+from energylens.records import Gpu, Llm, Precision
 
-# vLLM's default token budget of one scheduler step (max_num_batched_tokens): a prefill pass
-# holds at most this many tokens. ML.ENERGY v3 ran with it in most configurations.
+# vLLM's default token budget of one scheduler step (max_num_batched_tokens): a longer prompt
+# takes several passes. ML.ENERGY v3 ran with it in most configurations.
 TOKENS_PER_PASS = 8192.0
 ACTIVATION_BYTES = 2.0  # activations travel between GPUs in 16 bits
+STATE_BYTES = 4.0  # engines keep state-space states in 32 bits
+
+# Kernels that one layer of each kind launches in a serving engine's forward pass: attention is
+# norm, QKV product, rotary and cache write, attention, output product; a gated feed-forward is
+# norm, two products with the activation fused; a mixture of experts adds routing, sorting,
+# alignment, grouped products, activation, permutation and the weighted sum; a state-space layer
+# is two products, convolution, scan, gate, norms and state copies. Counted by reading vLLM's
+# layers; only their ratios matter, because one coefficient scales them all.
+KERNELS_ATTENTION = 5.0
+KERNELS_FEED_FORWARD = 3.0
+KERNELS_EXPERTS = 12.0
+KERNELS_STATE_SPACE = 10.0
+
+CHUNK = 16_384  # cases at a time: their columns stay in the processor's cache
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Counts:
-    """Counts of n cases, each of shape (n,). "Step" is one decode step of all replicas."""
+    """Counts per request of n cases, each of shape (n,)."""
 
     gpus: FloatArray  # GPUs of the deployment
     idle_gpus: FloatArray  # GPUs of the node outside it (0 at the active_gpus boundary)
     running: FloatArray  # sequences in flight, all replicas
-    requests_per_pass: FloatArray  # requests that share one prefill pass
-    prefill_passes: FloatArray  # passes per request
-    decode_steps: FloatArray  # steps per request, divided by the sequences sharing each
-    layers: FloatArray
-    step_weight_bytes: FloatArray  # weights read by one decode step, all replicas
-    pass_weight_bytes: FloatArray  # weights read by one prefill pass
-    token_flop: FloatArray  # 2 x weights that multiply one token
-    prefill_flop: FloatArray  # linear layers, per request
-    decode_flop: FloatArray
-    attention_flop: FloatArray  # prefill attention, per request
-    kv_bytes: FloatArray  # cache read while decoding one request
-    state_bytes: FloatArray  # state-space state read and written while decoding one request
-    allreduce_bytes_per_token: FloatArray  # sent by all GPUs of a tensor-parallel group
-    dispatch_bytes_per_token: FloatArray  # sent to experts on other GPUs and back
+    passes: FloatArray  # prefill passes: one, or more for a prompt over the token budget
+    steps: FloatArray  # decode steps, divided by the sequences that share each
+    kernels: FloatArray  # kernels of one forward pass
+    pass_weight_bytes: FloatArray  # weights that the prefill passes read
+    step_weight_bytes: FloatArray  # share of the weights that the decode steps read
+    prefill_flop: FloatArray  # linear layers and attention, in 16-bit equivalents
+    decode_flop: FloatArray  # linear layers, in 16-bit equivalents
+    vision_flop: FloatArray  # vision tower
+    cache_bytes: FloatArray  # KV cache and state-space state moved while decoding
+    prefill_link_bytes: FloatArray  # sent between the GPUs of a tensor- or expert-parallel group
+    decode_link_bytes: FloatArray
     stage_hops: FloatArray  # PP - 1
-    vision_flop: FloatArray  # vision tower, per request
+    prefill_roofline_s: FloatArray  # shortest time that the datasheet allows, on these GPUs
+    decode_roofline_s: FloatArray
+    output_tokens: FloatArray
 
     def matrix(self) -> tuple[tuple[str, ...], FloatArray]:
         """Names and values of all counts, shape (n, k), for learned baselines."""
@@ -64,41 +80,95 @@ def weight_bytes(llm: Llm, precision: Precision) -> tuple[float, float]:
     return always, llm.expert_parameters * narrow
 
 
-def coverage(share: FloatArray, tokens: FloatArray) -> FloatArray:
-    """Share of the experts that ``tokens`` tokens touch when each activates ``share`` of them.
+def kernels(llm: Llm) -> float:
+    """Kernels that one forward pass of an LLM launches."""
+    total = KERNELS_ATTENTION * llm.attention.layers if llm.attention else 0.0
+    if llm.feed_forward:
+        total += KERNELS_FEED_FORWARD * llm.feed_forward.layers
+    if llm.experts:
+        shared = KERNELS_FEED_FORWARD if llm.experts.shared_size else 0.0
+        total += (KERNELS_EXPERTS + shared) * llm.experts.layers
+    if llm.state_space:
+        total += KERNELS_STATE_SPACE * llm.state_space.layers
+    return total
 
-    ``1 - (1 - share)^tokens``: tokens choose independently and evenly.
+
+def coverage(log_missed: FloatArray, tokens: FloatArray) -> FloatArray:
+    """Share of the experts that ``tokens`` tokens touch.
+
+    ``1 - (1 - share)^tokens``: tokens choose independently and evenly, each a ``share`` of the
+    experts; ``log_missed`` is ``log(1 - share)``.
     """
-    return -np.expm1(tokens * np.log1p(-np.minimum(share, 1 - 1e-12)))
+    return -np.expm1(tokens * log_missed)
 
 
-def _context(cases: Cases, first: FloatArray, last: FloatArray) -> FloatArray:
+# What the counts need of an LLM, a precision and a GPU, looked up once for all cases.
+_LLM = (
+    "kernels", "flop", "log_missed", "kv_elements", "state_elements", "query_size", "full_layers",
+    "window_layers", "window", "hidden", "reductions", "routed", "tower", "patches",
+)  # fmt: skip
+
+
+def _of_llm(llm: Llm) -> tuple[float, ...]:
+    attention, experts, state, vision = llm.attention, llm.experts, llm.state_space, llm.vision
+    mixers = (attention.layers if attention else 0) + (state.layers if state else 0)
+    dense = llm.feed_forward.layers if llm.feed_forward else 0
+    return (
+        kernels(llm),
+        2.0 * llm.computing_parameters,
+        math.log1p(-min(llm.expert_share, 1 - 1e-12)),
+        attention.kv_elements_per_token_layer if attention else 0.0,
+        state.elements_per_sequence if state else 0.0,
+        float(attention.heads * attention.head_size) if attention else 0.0,
+        float(attention.layers - attention.window_layers) if attention else 0.0,
+        float(attention.window_layers) if attention else 0.0,
+        float((attention.window_tokens if attention else None) or 1e15),
+        float(llm.hidden_size),
+        # One all-reduce of a token's hidden state after each mixer and each feed-forward.
+        float(mixers + dense + (experts.layers if experts else 0)),
+        float(experts.layers * experts.active_experts) if experts else 0.0,
+        2.0 * vision.parameters if vision else 0.0,
+        vision.patches_per_token if vision else 0.0,
+    )
+
+
+def _of_gpu_precision(gpu: Gpu, precision: Precision) -> tuple[float, float, float]:
+    """Bandwidth, 16-bit FLOP/s, and 16-bit FLOPs that one FLOP in this format is worth."""
+    peak = gpu.bf16_flop_per_s
+    return gpu.memory_bandwidth_bytes_per_s, peak, peak / gpu.flop_per_s(precision.compute_bits)
+
+
+def _context(first: FloatArray, last: FloatArray, llm: dict[str, FloatArray]) -> FloatArray:
     """Tokens attended to, summed over layers, on average while the context grows evenly.
 
     A sliding-window layer sees at most its window.
     """
-    everywhere = cases.of_llm(
-        lambda m: m.attention.layers - m.attention.window_layers if m.attention else 0
-    )
-    windowed = cases.of_llm(lambda m: m.attention.window_layers if m.attention else 0)
-    window = cases.of_llm(
-        lambda m: (m.attention.window_tokens or math.inf) if m.attention else math.inf
-    )
-    mean = (first + last) / 2.0
+    window = llm["window"]
     start, stop = np.minimum(first, window), np.minimum(last, window)
-    full = np.where(np.isfinite(window), window, 0.0) * (last - stop - (first - start))
-    clipped = ((stop * stop - start * start) / 2.0 + full) / np.maximum(last - first, 1e-9)
-    return everywhere * mean + windowed * clipped
+    beyond = window * ((last - stop) - (first - start))
+    clipped = ((stop * stop - start * start) / 2.0 + beyond) / (last - first)
+    return llm["full_layers"] * (first + last) / 2.0 + llm["window_layers"] * clipped
 
 
-def _reductions(llm: Llm) -> float:
-    """All-reduces of one token's hidden state: one after each mixer and each feed-forward."""
-    mixers = (llm.attention.layers if llm.attention else 0) + (
-        llm.state_space.layers if llm.state_space else 0
-    )
-    dense = llm.feed_forward.layers if llm.feed_forward else 0
-    routed = llm.experts.layers if llm.experts else 0
-    return float(mixers + dense + routed)
+@dataclass(frozen=True, eq=False)
+class _Tables:
+    """Contiguous look-up columns; the last two are indexed by a pair of places."""
+
+    llm: FloatArray  # (len(_LLM), llms)
+    kv_bytes_per_element: FloatArray  # (precisions,)
+    weights: FloatArray  # (2, llms * precisions)
+    peaks: FloatArray  # (3, gpus * precisions)
+
+    @classmethod
+    def of(cls, cases: Cases) -> _Tables:
+        weights = [weight_bytes(m, p) for m in cases.llms for p in cases.precisions]
+        peaks = [_of_gpu_precision(g, p) for g in cases.gpus for p in cases.precisions]
+        return cls(
+            np.array([_of_llm(m) for m in cases.llms]).reshape(-1, len(_LLM)).T.copy(),
+            np.array([p.kv_bits / 8.0 for p in cases.precisions]),
+            np.array(weights).reshape(-1, 2).T.copy(),
+            np.array(peaks).reshape(-1, 3).T.copy(),
+        )
 
 
 def count(cases: Cases) -> Counts:
@@ -114,97 +184,72 @@ def count(cases: Cases) -> Counts:
     Counts
         Columns of shape (n,).
     """
-    replicas = cases.data_parallel
-    running = cases.running
+    return _count(cases, _Tables.of(cases))
+
+
+def count_in_chunks(cases: Cases) -> Iterator[tuple[slice, Counts]]:
+    """Count a few thousand cases at a time: less memory, and faster, for millions."""
+    tables = _Tables.of(cases)
+    for start in range(0, len(cases), CHUNK):
+        rows = slice(start, start + CHUNK)
+        yield rows, _count(cases.take(rows) if len(cases) > CHUNK else cases, tables)
+
+
+def _count(cases: Cases, tables: _Tables) -> Counts:
+    llm = {name: column[cases.llm_index] for name, column in zip(_LLM, tables.llm, strict=True)}
+    width = len(cases.precisions)
+    always_bytes, expert_bytes = tables.weights[:, cases.llm_index * width + cases.precision_index]
+    bandwidth, peak, equivalent = tables.peaks[:, cases.gpu_index * width + cases.precision_index]
+    kv_bytes_per_element = tables.kv_bytes_per_element[cases.precision_index]
+
     prompt, output = cases.input_tokens, cases.output_tokens
+    running, replicas, gpus = cases.running, cases.data_parallel, cases.occupied_gpus
+    steps = output / running
 
-    pairs, places = np.unique(
-        cases.llm_index * len(cases.precisions) + cases.precision_index, return_inverse=True
-    )
-    table = np.array(
-        [
-            weight_bytes(
-                cases.llms[pair // len(cases.precisions)],
-                cases.precisions[pair % len(cases.precisions)],
-            )
-            for pair in pairs
-        ]
-    ).reshape(-1, 2)
-    always_bytes, expert_bytes = table[places.reshape(-1)].T
-
-    share = cases.of_llm(lambda m: m.expert_share)
     # Expert parallelism holds one copy of the experts, spread over the GPUs; without it every
     # data-parallel replica reads its own copy for its own share of the batch.
     copies = np.where(cases.expert_parallel > 1, 1.0, replicas)
-    step_weights = replicas * always_bytes + copies * expert_bytes * coverage(
-        share, running / copies
-    )
-    # A pass of one replica holds up to TOKENS_PER_PASS tokens; requests fill it together.
-    per_pass = np.clip(TOKENS_PER_PASS / prompt, 1.0, np.maximum(running / replicas, 1.0))
-    chunks = np.maximum(prompt / TOKENS_PER_PASS, 1.0)
-    tokens_per_pass = np.minimum(prompt * per_pass, TOKENS_PER_PASS)
-    pass_weights = always_bytes + expert_bytes * coverage(share, tokens_per_pass)
+    covered = coverage(llm["log_missed"], running / copies)
+    step_weight_bytes = steps * (replicas * always_bytes + copies * expert_bytes * covered)
+    # Requests of a busy server arrive one by one, so each has its own prefill pass.
+    passes = np.maximum(prompt / TOKENS_PER_PASS, 1.0)
+    covered = coverage(llm["log_missed"], np.minimum(prompt, TOKENS_PER_PASS))
+    pass_weight_bytes = passes * (always_bytes + expert_bytes * covered)
 
-    token_flop = 2.0 * cases.of_llm(lambda m: m.computing_parameters)
-    kv_elements = cases.of_llm(
-        lambda m: m.attention.kv_elements_per_token_layer if m.attention else 0.0
-    )
-    kv_bits = cases.of_precision(lambda p: p.kv_bits)
-    kv_bytes = output * kv_elements * kv_bits / 8.0 * _context(cases, prompt, prompt + output)
-    # One read and one write of the state, which engines keep in 32 bits.
-    state_bytes = (
-        output
-        * 2.0
-        * 4.0
-        * cases.of_llm(lambda m: m.state_space.elements_per_sequence if m.state_space else 0.0)
-    )
-    # Queries times keys, and weights times values.
-    query_size = cases.of_llm(
-        lambda m: m.attention.heads * m.attention.head_size if m.attention else 0
-    )
-    attention_flop = 4.0 * query_size * prompt * _context(cases, np.zeros_like(prompt), prompt)
+    # Prefill attention: queries times keys and weights times values, over the causal half.
+    attention_flop = 4.0 * llm["query_size"] * prompt * _context(np.zeros_like(prompt), prompt, llm)
+    prefill_flop = llm["flop"] * equivalent * prompt + attention_flop
+    decode_flop = llm["flop"] * equivalent * output
+    kv_bytes = llm["kv_elements"] * kv_bytes_per_element * _context(prompt, prompt + output, llm)
+    # The state is read and written once a token.
+    cache_bytes = output * (kv_bytes + 2.0 * STATE_BYTES * llm["state_elements"])
 
-    layers = cases.of_llm(lambda m: m.layers)
-    hidden = cases.of_llm(lambda m: m.hidden_size)
-    reductions = cases.of_llm(_reductions)
-    tp = cases.tensor_parallel
-    # Ring all-reduce: each of TP GPUs sends 2 (TP-1)/TP of the message.
-    allreduce = 2.0 * (tp - 1.0) * reductions * hidden * ACTIVATION_BYTES
-    routed = cases.of_llm(
-        lambda m: float(m.experts.layers * m.experts.active_experts) if m.experts else 0.0
-    )
-    spread = cases.expert_parallel
-    dispatch = (
-        np.where(replicas > 1, 2.0 * (1.0 - 1.0 / np.maximum(spread, 1.0)) * routed * hidden, 0.0)
-        * ACTIVATION_BYTES
-    )
+    # Ring all-reduce: each of TP GPUs sends 2 (TP-1)/TP of the message, all together 2 (TP-1).
+    link = 2.0 * (cases.tensor_parallel - 1.0) * llm["reductions"]
+    # With data-parallel attention a token travels to its experts and back.
+    away = np.where(replicas > 1, 1.0 - 1.0 / cases.expert_parallel, 0.0)
+    link = ACTIVATION_BYTES * llm["hidden"] * (link + 2.0 * away * llm["routed"])
 
-    patches = cases.vision_tokens * cases.of_llm(
-        lambda m: m.vision.patches_per_token if m.vision else 0.0
-    )
-    tower = cases.of_llm(lambda m: float(m.vision.parameters) if m.vision else 0.0)
+    vision_flop = llm["tower"] * llm["patches"] * cases.vision_tokens
+    idle = np.where(cases.node_boundary, cases.node_gpus - gpus, 0.0)
     return Counts(
-        gpus=cases.occupied_gpus,
-        idle_gpus=np.where(
-            cases.node_boundary & ~np.isnan(cases.node_gpus),
-            np.maximum(cases.node_gpus - cases.occupied_gpus, 0.0),
-            0.0,
-        ),
+        gpus=gpus,
+        idle_gpus=np.maximum(np.nan_to_num(idle), 0.0),
         running=running,
-        requests_per_pass=per_pass,
-        prefill_passes=chunks / per_pass,
-        decode_steps=output / running,
-        layers=layers,
-        step_weight_bytes=step_weights,
-        pass_weight_bytes=pass_weights,
-        token_flop=token_flop,
-        prefill_flop=token_flop * prompt,
-        decode_flop=token_flop * output,
-        attention_flop=attention_flop,
-        kv_bytes=kv_bytes,
-        state_bytes=state_bytes,
-        allreduce_bytes_per_token=allreduce,
-        dispatch_bytes_per_token=dispatch,
+        passes=passes,
+        steps=steps,
+        kernels=llm["kernels"],
+        pass_weight_bytes=pass_weight_bytes,
+        step_weight_bytes=step_weight_bytes,
+        prefill_flop=prefill_flop,
+        decode_flop=decode_flop,
+        vision_flop=vision_flop,
+        cache_bytes=cache_bytes,
+        prefill_link_bytes=link * prompt,
+        decode_link_bytes=link * output,
         stage_hops=cases.pipeline_parallel - 1.0,
-        vision_flop=2.0 * tower * patches,
+        prefill_roofline_s=(prefill_flop + vision_flop) / (peak * gpus),
+        decode_roofline_s=((step_weight_bytes + cache_bytes) / bandwidth + decode_flop / peak)
+        / gpus,
+        output_tokens=output,
     )

@@ -170,7 +170,7 @@ class Dataset:
         neighbour count as the same, because they scatter from run to run.
         """
         c = self.cases
-        index = _group([self.modality.astype(str), self.task.astype(str), c.images, c.frames])
+        index = group_rows([self.modality.astype(str), self.task.astype(str), c.images, c.frames])
         tasked = self.task.astype(str) != ""
         for lengths in (c.input_tokens, c.vision_tokens, c.output_tokens):
             index = _split_by_gap(index, lengths, tasked)
@@ -214,7 +214,7 @@ class Dataset:
         ):
             if column not in freed:
                 keys.append(getattr(c, column))
-        index = _group(keys)
+        index = group_rows(keys)
         order = np.argsort(index, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
         return sorted((g for g in groups if len(g) >= 2), key=lambda g: int(g[0]))
@@ -224,8 +224,8 @@ def _names(names: Sequence[str], index: IntArray) -> StrArray:
     return np.array(names, dtype=object)[index]
 
 
-def _group(keys: Sequence[NDArray[Any]]) -> IntArray:
-    """Number the distinct combinations of the key columns; NaN equals NaN."""
+def group_rows(keys: Sequence[NDArray[Any]]) -> IntArray:
+    """Number the distinct combinations of the key columns, shape (n,); NaN equals NaN."""
     n = len(keys[0])
     index = np.zeros(n, dtype=np.intp)
     for key in keys:

@@ -1,0 +1,531 @@
+"""Published closed forms: of the lengths alone, of the batch alone, and a power law of all knobs.
+
+The two laws of the lengths (and the logistic in the batch) know nothing of GPUs, so they are
+fitted to groups of rows in which only their own variables move. A group that is too small for a
+fit of its own takes the law of the next larger one, rescaled to the rows it does have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import nnls
+
+from energylens.baselines.features import knobs
+from energylens.cases import Cases, FloatArray, IntArray
+from energylens.dataset import Dataset
+from energylens.errors import FitError, InputError
+
+Key = tuple[object, ...]
+
+# A key runs from coarse to fine; its first 0, 3, 4, 5 and 10 parts name the nested pools:
+# everything; a system (GPU type and boundary); an LLM on it; its precision; a configuration.
+POOLS = (0, 3, 4, 5, 10)
+# Columns whose singular values differ by more cannot be told apart by real, noisy rows.
+LARGEST_CONDITION = 100.0
+
+
+def pool_keys(cases: Cases) -> tuple[list[Key], IntArray]:
+    """Distinct keys of the cases, and the place of each case's key among them."""
+    node_gpus = np.where(cases.node_boundary, np.nan_to_num(cases.node_gpus, nan=0.0), 0.0)
+    columns = np.column_stack(
+        [
+            cases.gpu_index,
+            cases.node_boundary,
+            node_gpus,
+            cases.llm_index,
+            cases.precision_index,
+            cases.tensor_parallel,
+            cases.pipeline_parallel,
+            cases.expert_parallel,
+            cases.data_parallel,
+            cases.batch_size,
+        ]
+    )
+    distinct, places = np.unique(columns, axis=0, return_inverse=True)
+    keys: list[Key] = [
+        (
+            cases.gpus[int(row[0])].id,
+            *row[1:3].tolist(),
+            cases.llms[int(row[3])].id,
+            cases.precisions[int(row[4])].id,
+            *row[5:].tolist(),
+        )
+        for row in distinct
+    ]
+    return keys, places.reshape(-1)
+
+
+# ------------------------------------------------------------------------ laws of the lengths
+
+
+def workload_terms(input_tokens: FloatArray, output_tokens: FloatArray) -> FloatArray:
+    """Lin, Lout, Lin Lout; shape (n, 3). Eq. 3 of Wilkins, Keshav and Mortier."""
+    return np.column_stack([input_tokens, output_tokens, input_tokens * output_tokens])
+
+
+def sequence_length_terms(input_tokens: FloatArray, output_tokens: FloatArray) -> FloatArray:
+    """1, Lin, Lin^2, Lout, Lin Lout, Lout^2; shape (n, 6). arXiv 2602.05695."""
+    return np.column_stack(
+        [
+            np.ones_like(input_tokens),
+            input_tokens,
+            input_tokens**2,
+            output_tokens,
+            input_tokens * output_tokens,
+            output_tokens**2,
+        ]
+    )
+
+
+def fit_workload_coefficients(
+    input_tokens: FloatArray, output_tokens: FloatArray, energy_j: FloatArray, *, relative: bool
+) -> FloatArray:
+    """Fit e = a0 Lin + a1 Lout + a2 Lin Lout, without intercept and without bounds.
+
+    Wilkins, Keshav and Mortier, "Offline Energy-Optimal LLM Serving: Workload-Based Energy
+    Models for LLM Inference on Heterogeneous Systems" (arXiv 2407.04014), who fit it by
+    ordinary least squares and publish (-3.89, 31.52, 0.0427) for Llama-2-7B.
+
+    Parameters
+    ----------
+    input_tokens, output_tokens, energy_j : ndarray of float, shape (n,)
+        Lengths and measured joules, all above 0; n is 3 or more.
+    relative : bool
+        Minimise the sum of ``(e / energy_j - 1)^2`` instead of ``(e - energy_j)^2``.
+
+    Returns
+    -------
+    ndarray of float, shape (3,)
+        a0, a1 in joules per token; a2 in joules per token squared.
+
+    Raises
+    ------
+    InputError
+        If a value is not finite and above 0, or the shapes differ.
+    FitError
+        If the lengths cannot tell the three terms apart.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> lin, lout = np.array([8.0, 64.0, 512.0]), np.array([32.0, 8.0, 128.0])
+    >>> fit_workload_coefficients(lin, lout, lin + 30 * lout, relative=False).round(6)
+    array([ 1., 30., -0.])
+    """
+    columns = (input_tokens, output_tokens, energy_j)
+    if len({column.shape for column in columns}) != 1 or input_tokens.ndim != 1:
+        raise InputError(
+            "input_tokens, output_tokens and energy_j must be columns of one length; "
+            f"given shapes {', '.join(str(column.shape) for column in columns)}"
+        )
+    if not all((np.isfinite(column) & (column > 0)).all() for column in columns):
+        raise InputError("lengths and energies must be finite and above 0 in every row")
+    terms = workload_terms(input_tokens, output_tokens)
+    weights = 1.0 / energy_j if relative else np.ones_like(energy_j)
+    coefficients, _, rank, _ = np.linalg.lstsq(
+        terms * weights[:, None], energy_j * weights, rcond=None
+    )
+    if rank < terms.shape[1]:
+        raise FitError(
+            f"three coefficients need lengths that differ; these {len(energy_j)} rows determine "
+            f"only {rank}: add rows with other input or output lengths"
+        )
+    return np.asarray(coefficients, dtype=np.float64)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LengthPredictor:
+    terms: Callable[[FloatArray, FloatArray], FloatArray]
+    coefficients: Mapping[Key, FloatArray]
+    floor_j: float
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        keys, places = pool_keys(cases)
+        finest = np.array(
+            [
+                next(
+                    self.coefficients[key[:depth]]
+                    for depth in reversed(POOLS)
+                    if key[:depth] in self.coefficients
+                )
+                for key in keys
+            ]
+        ).reshape(len(keys), -1)
+        terms = self.terms(cases.input_tokens, cases.output_tokens)
+        predicted: FloatArray = (terms * finest[places]).sum(axis=1)
+        return np.maximum(predicted, self.floor_j)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LengthLaw:
+    """A law linear in functions of the two lengths, one for each pool of rows.
+
+    Pools are nested: everything, system, LLM, precision, configuration (all degrees of
+    parallelism and the batch). A pool whose rows can tell the terms apart has coefficients of
+    its own; a smaller one takes those of the pool around it times the one factor that fits its
+    rows best. A case is answered by the finest pool seen in training. The original papers stop
+    at one law for each LLM and system; configurations and the factors are added here, because
+    without them all configurations would tie.
+
+    With the ordinary loss coefficients are unbounded, as published; with the relative one they
+    are 0 or more, which keeps joules positive. A prediction below a tenth of the least energy
+    in training is raised to that.
+    """
+
+    name: str
+    terms: Callable[[FloatArray, FloatArray], FloatArray]
+    relative: bool = True
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> _LengthPredictor:
+        """Fit every pool; raises FitError without rows."""
+        energy = dataset.energy_per_request_j
+        if len(energy) == 0:
+            raise FitError("a law of the lengths needs one row or more; given none")
+        terms = self.terms(dataset.cases.input_tokens, dataset.cases.output_tokens)
+        weights = 1.0 / energy if self.relative else np.ones_like(energy)
+        design, target = terms * weights[:, None], energy * weights
+        keys, places = pool_keys(dataset.cases)
+        coefficients: dict[Key, FloatArray] = {}
+        for outer, depth in zip((0, *POOLS), POOLS, strict=False):
+            pools: dict[Key, list[int]] = {}
+            for row, place in enumerate(places):
+                pools.setdefault(keys[place][:depth], []).append(row)
+            for key, rows in pools.items():
+                around = coefficients.get(key[:outer]) if depth else None
+                if around is None or _determined(design[rows]):
+                    coefficients[key] = self._solve(design[rows], target[rows])
+                else:
+                    predicted = design[rows] @ around
+                    size = float(predicted @ predicted)
+                    factor = float(predicted @ target[rows]) / size if size > 0 else 1.0
+                    coefficients[key] = around * (factor if factor > 0 else 1.0)
+        return _LengthPredictor(
+            terms=self.terms, coefficients=coefficients, floor_j=float(energy.min()) / 10.0
+        )
+
+    def _solve(self, design: FloatArray, target: FloatArray) -> FloatArray:
+        # Columns to unit length first: lengths squared and constants differ by many decades.
+        size = np.linalg.norm(design, axis=0)
+        if self.relative:
+            scaled, _ = nnls(design / size, target)
+        else:
+            scaled = np.linalg.lstsq(design / size, target, rcond=1.0 / LARGEST_CONDITION)[0]
+        return np.asarray(scaled / size, dtype=np.float64)
+
+
+def _determined(design: FloatArray) -> bool:
+    """Whether there are more rows than terms, and rows that tell the terms apart."""
+    if len(design) <= design.shape[1]:
+        return False
+    singular = np.linalg.svd(design / np.linalg.norm(design, axis=0), compute_uv=False)
+    return bool(singular[-1] * LARGEST_CONDITION > singular[0])
+
+
+def workload() -> LengthLaw:
+    """Wilkins et al. (arXiv 2407.04014) with the relative loss, which it deserves."""
+    return LengthLaw(name="workload", terms=workload_terms)
+
+
+def workload_ols() -> LengthLaw:
+    """Wilkins et al. (arXiv 2407.04014) as published: ordinary least squares, no bounds."""
+    return LengthLaw(name="workload-ols", terms=workload_terms, relative=False)
+
+
+def sequence_length() -> LengthLaw:
+    """Six terms from FLOPs and memory traffic (SweetSpot, arXiv 2602.05695), relative loss."""
+    return LengthLaw(name="sequence-length", terms=sequence_length_terms)
+
+
+# ------------------------------------------------------------------------------- a power law
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Ridge:
+    mean: FloatArray
+    spread: FloatArray  # 0 where a column does not move, which then counts for nothing
+    slopes: FloatArray
+    intercept: float
+
+    def predict(self, columns: FloatArray) -> FloatArray:
+        moving = np.where(self.spread > 0, self.spread, 1.0)
+        predicted: FloatArray = self.intercept + (columns - self.mean) / moving @ self.slopes
+        return predicted
+
+
+def fit_ridge(columns: FloatArray, target: FloatArray) -> _Ridge:
+    """Ridge regression on standardised columns; the penalty is chosen by leave-one-out.
+
+    The leave-one-out errors are the exact closed form through the hat matrix (Hastie,
+    Tibshirani and Friedman, The Elements of Statistical Learning, eq. 7.64).
+    """
+    mean, spread = columns.mean(axis=0), columns.std(axis=0)
+    spread = np.where(spread > 1e-9 * np.maximum(np.abs(mean), 1.0), spread, 0.0)
+    standard = np.where(spread > 0, (columns - mean) / np.where(spread > 0, spread, 1.0), 0.0)
+    intercept = float(target.mean())
+    left, singular, right = np.linalg.svd(standard, full_matrices=False)
+    along = left.T @ (target - intercept)
+    best_error, best_slopes = np.inf, np.zeros(columns.shape[1])
+    for penalty in 10.0 ** np.arange(3.0, -4.25, -0.5):
+        shrunk = singular**2 / (singular**2 + penalty)
+        leverage = (left**2) @ shrunk + 1.0 / len(target)
+        residual = target - intercept - left @ (shrunk * along)
+        error = float(np.mean((residual / np.maximum(1.0 - leverage, 1e-3)) ** 2))
+        if error < best_error:
+            best_error = error
+            best_slopes = right.T @ (singular / (singular**2 + penalty) * along)
+    # A column that never moved in training has no slope, wherever it moves later.
+    return _Ridge(
+        mean=mean,
+        spread=spread,
+        slopes=np.where(spread > 0, best_slopes, 0.0),
+        intercept=intercept,
+    )
+
+
+def log_knobs(cases: Cases) -> FloatArray:
+    """Logarithms of all knobs, shape (n, k)."""
+    return np.log(np.column_stack(list(knobs(cases).values())))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _PowerLawPredictor:
+    ridge: _Ridge
+    range_j: tuple[float, float]
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        # Beyond a factor of 10^6 of anything seen the exponent, not the case, is at fault.
+        low, high = np.log(self.range_j[0]) - 13.8, np.log(self.range_j[1]) + 13.8
+        return np.exp(np.clip(self.ridge.predict(log_knobs(cases)), low, high))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLinear:
+    """A power law: log E linear in the log of every knob, one for all rows.
+
+    The classical empirical form of performance models. Ridge-stabilised, the penalty chosen by
+    leave-one-out on the training rows, so that it neither blows up at 10 rows nor is shrunk
+    at 200.
+    """
+
+    name: str = "log-linear"
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> _PowerLawPredictor:
+        """Fit exponents; raises FitError with fewer than two rows."""
+        energy = dataset.energy_per_request_j
+        if len(energy) < 2:
+            raise FitError(f"a power law needs two rows or more; given {len(energy)}")
+        ridge = fit_ridge(log_knobs(dataset.cases), np.log(energy))
+        return _PowerLawPredictor(
+            ridge=ridge, range_j=(float(energy.min()), float(energy.max()))
+        )
+
+
+# ---------------------------------------------------------------------- logistic in the batch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logistic:
+    """``y = floor + height * sigmoid(steepness * (x - middle))``; floor, height >= 0."""
+
+    floor: float
+    height: float
+    steepness: float
+    middle: float
+
+    def __call__(self, x: FloatArray) -> FloatArray:
+        """Evaluate; any shape."""
+        return self.floor + self.height * _sigmoid(self.steepness * (x - self.middle))
+
+
+def _sigmoid(z: FloatArray) -> FloatArray:
+    return 0.5 * (1.0 + np.tanh(0.5 * z))
+
+
+def fit_logistic(x: FloatArray, y: FloatArray) -> Logistic:
+    """Fit a logistic by relative least squares: a grid over the shape, exact in the scales.
+
+    ML.ENERGY's own fit (github.com/ml-energy/data, ``modeling/logistic.py``) searches the
+    middle and the steepness on a grid and solves for the other two; so does this one, with
+    the relative loss, with non-negative scales, and with falling curves admitted.
+
+    Parameters
+    ----------
+    x : ndarray of float, shape (n,)
+        Usually log2 of the batch.
+    y : ndarray of float, shape (n,)
+        Above 0.
+    """
+    middles = np.linspace(x.min() - 2.0, x.max() + 2.0, 41)
+    steepness = np.concatenate([-np.geomspace(0.1, 8.0, 20), np.geomspace(0.1, 8.0, 20)])
+    grid_middle, grid_steepness = (axis.ravel() for axis in np.meshgrid(middles, steepness))
+    flat = 1.0 / y
+    curve = _sigmoid(grid_steepness[:, None] * (x[None, :] - grid_middle[:, None])) / y
+    # Two non-negative scales in closed form: the free optimum, or the better of the two edges.
+    ff, fc, cc = flat @ flat, curve @ flat, (curve * curve).sum(axis=1)
+    f1, c1 = flat.sum(), curve.sum(axis=1)
+    determinant = np.maximum(ff * cc - fc * fc, 1e-300)
+    floor = (f1 * cc - c1 * fc) / determinant
+    height = (c1 * ff - f1 * fc) / determinant
+    only_curve = c1 / np.maximum(cc, 1e-300)
+    candidates = [
+        (np.where(floor >= 0, floor, np.inf), np.where(height >= 0, height, np.inf)),
+        (np.zeros_like(only_curve), only_curve),
+        (np.full_like(only_curve, f1 / ff), np.zeros_like(only_curve)),
+    ]
+    best = (np.inf, Logistic(floor=float(f1 / ff), height=0.0, steepness=1.0, middle=0.0))
+    for low, high in candidates:
+        usable = np.isfinite(low) & np.isfinite(high)
+        low, high = np.where(usable, low, 0.0), np.where(usable, high, 0.0)
+        error = len(x) - 2 * (low * f1 + high * c1)
+        error = error + low**2 * ff + 2 * low * high * fc + high**2 * cc
+        error = np.where(usable, error, np.inf)
+        place = int(np.argmin(error))
+        if error[place] < best[0]:
+            best = (
+                float(error[place]),
+                Logistic(
+                    floor=float(low[place]),
+                    height=float(high[place]),
+                    steepness=float(grid_steepness[place]),
+                    middle=float(grid_middle[place]),
+                ),
+            )
+    return best[1]
+
+
+# Distinct batches from which a group gets a curve of its own: as many as it has parameters.
+OWN_CURVE_BATCHES = 4
+# Lengths within this ratio of a group's own are taken to be its workload.
+SAME_WORKLOAD_RATIO = 1.5
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Group:
+    log_lengths: FloatArray  # mean log of input and output tokens, shape (2,)
+    offset: float  # log of its scale over what the knobs predict, shrunk towards 0
+    own: Logistic | None
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _LogisticPredictor:
+    groups: Mapping[Key, list[_Group]]
+    pooled: Logistic
+    scales: _Ridge
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        x = np.log2(cases.running)
+        lengths = np.log(np.column_stack([cases.input_tokens, cases.output_tokens]))
+        per_token = np.exp(self.scales.predict(_without_batch(cases))) * self.pooled(x)
+        keys, places = _layout_keys(cases)
+        for place, key in enumerate(keys):
+            groups = self.groups.get(key)
+            if not groups:
+                continue
+            rows = np.flatnonzero(places == place)
+            centres = np.array([group.log_lengths for group in groups])
+            away = np.abs(lengths[rows, None, :] - centres).max(axis=2)
+            for i, group in enumerate(groups):
+                near = rows[(away.argmin(axis=1) == i) & (away[:, i] < np.log(SAME_WORKLOAD_RATIO))]
+                if group.own is not None:
+                    per_token[near] = group.own(x[near])
+                else:
+                    per_token[near] *= np.exp(group.offset)
+        energy: FloatArray = per_token * cases.output_tokens
+        return energy
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogisticBatch:
+    """Energy per output token as a logistic in log2 of the batch (ML.ENERGY v3).
+
+    ``y = b0 + L sigmoid(k (log2 B - x0))``, one curve for each group of LLM, system,
+    precision, layout and workload, as ``mlenergy-data`` fits its curves
+    (github.com/ml-energy/data). A group with fewer than four distinct batches takes the shape
+    that all groups share, with a scale from a power law in the other knobs, moved towards its
+    own rows by as much as their scatter warrants (a random effect); a group not seen takes
+    shape and scale without that. Both fallbacks are added here, to give an answer where the
+    original has none. The batch is the number of sequences in flight.
+    """
+
+    name: str = "logistic-batch"
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> _LogisticPredictor:
+        """Fit all curves; raises FitError with fewer than two rows."""
+        if len(dataset) < 2:
+            raise FitError(f"a curve in the batch needs two rows or more; given {len(dataset)}")
+        cases = dataset.cases
+        x = np.log2(cases.running)
+        y = dataset.energy_per_request_j / cases.output_tokens
+        other = _without_batch(cases)
+        keys, places = _layout_keys(cases)
+        workloads = dataset.workload_index
+        _, first, group = np.unique(
+            places * (int(workloads.max()) + 1) + workloads,
+            return_index=True,
+            return_inverse=True,
+        )
+        group = group.reshape(-1)
+        size = np.bincount(group)
+
+        pooled = Logistic(floor=1.0, height=0.0, steepness=1.0, middle=0.0)
+        scales, offset = fit_ridge(other, np.log(y)), np.zeros(len(first))
+        for _ in range(4):  # in turn: the shape, the scales, what the groups add to them
+            pooled = fit_logistic(x, y / np.exp(scales.predict(other) + offset[group]))
+            level = np.log(y / pooled(x))
+            scales = fit_ridge(other, level - offset[group])
+            offset = _group_effects(level - scales.predict(other), group)
+
+        groups: dict[Key, list[_Group]] = {}
+        lengths = np.log(np.column_stack([cases.input_tokens, cases.output_tokens]))
+        for i in range(len(first)):
+            rows = np.flatnonzero(group == i)
+            enough = size[i] >= OWN_CURVE_BATCHES and (
+                len(np.unique(x[rows].round(1))) >= OWN_CURVE_BATCHES
+            )
+            groups.setdefault(keys[places[rows[0]]], []).append(
+                _Group(
+                    log_lengths=lengths[rows].mean(axis=0),
+                    offset=float(offset[i]),
+                    own=fit_logistic(x[rows], y[rows]) if enough else None,
+                )
+            )
+        return _LogisticPredictor(groups=groups, pooled=pooled, scales=scales)
+
+
+def _group_effects(residual: FloatArray, group: IntArray) -> FloatArray:
+    """Means of the groups, shrunk by the share of the scatter that is between groups.
+
+    The one-way random-effects predictor: ``n v / (n v + w)`` of the mean, with ``v`` the
+    variance between groups and ``w`` within, both by the method of moments.
+    """
+    size = np.bincount(group)
+    mean = np.bincount(group, residual) / size
+    spare = len(residual) - len(size)
+    within = float(((residual - mean[group]) ** 2).sum() / spare) if spare else 0.0
+    between = max(float(np.mean(mean**2)) - within * float(np.mean(1.0 / size)), 0.0)
+    if not spare:  # one row a group tells nothing apart: half of it
+        within = between = 1.0
+    share = size * between / np.maximum(size * between + within, 1e-300)
+    effects: FloatArray = share * mean
+    return effects
+
+
+def _without_batch(cases: Cases) -> FloatArray:
+    """Logarithms of all knobs but the batch, shape (n, k - 1)."""
+    return np.log(
+        np.column_stack([v for name, v in knobs(cases).items() if name != "running"])
+    )
+
+
+def _layout_keys(cases: Cases) -> tuple[list[Key], IntArray]:
+    """Keys of LLM, system, precision and layout: those of the pools less the batch."""
+    keys, places = pool_keys(cases)
+    numbers: dict[Key, int] = {}
+    renumbered = np.array([numbers.setdefault(key[:-1], len(numbers)) for key in keys])
+    return list(numbers), renumbered[places]

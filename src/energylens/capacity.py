@@ -1,0 +1,435 @@
+"""What a layout needs in the memory of its GPUs, and how many sequences that leaves room for.
+
+An engine loads its weights, sets room for activations aside and gives what is left of its
+share of the memory to the cache. Sequences beyond what the cache holds wait in a queue, so the
+largest batch is where energy per request stops falling with the batch limit.
+
+The rules of who holds what are those of vLLM (checked against 0.11): tensor parallelism splits
+every matrix, with KV heads copied where there are fewer of them than GPUs and the latent cache
+of multi-head latent attention on every GPU; pipeline parallelism splits layers; data
+parallelism repeats everything but experts that expert parallelism has spread out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from energylens.errors import InputError
+from energylens.records import Case, Gpu, Llm, Precision
+
+FloatArray = NDArray[np.float64]
+
+UTILISATION_RATIO = 0.9  # vLLM's default share of the GPU's memory
+HELD_OUTPUT_RATIO = 1.0  # share of its output that a running sequence has in the cache
+TOKENS_PER_PASS = 8192  # vLLM's default budget of tokens a scheduler step
+RUNTIME_BYTES = 0.5e9  # GPU context, communication buffers, fragmentation
+STATE_BYTES = 4.0  # state-space states are kept in 32 bits
+WIDE_BYTES = 2.0  # activations, vocabulary and vision tower: 16 bits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes on the fullest GPU of a case, and what follows from them.
+
+    ``largest_batch`` counts sequences of all data-parallel replicas, and is 0 where the layout
+    is impossible or not one sequence has room. ``reason`` says in words what is in the way, and
+    is empty where the case fits.
+    """
+
+    weights_bytes: float
+    kv_cache_bytes: float
+    state_bytes: float
+    activation_bytes: float
+    available_bytes: float
+    largest_batch: float
+    reason: str
+
+    @property
+    def total_bytes(self) -> float:
+        """Everything that the batch asked for needs at once."""
+        return self.weights_bytes + self.kv_cache_bytes + self.state_bytes + self.activation_bytes
+
+    @property
+    def fits(self) -> bool:
+        """Whether the whole batch asked for is in memory at once."""
+        return not self.reason
+
+    @property
+    def runs(self) -> bool:
+        """Whether it can be served at all: beyond the largest batch, sequences wait."""
+        return self.largest_batch >= 1.0
+
+
+def memory(
+    case: Case,
+    *,
+    utilisation_ratio: float = UTILISATION_RATIO,
+    held_output_ratio: float = HELD_OUTPUT_RATIO,
+) -> Memory:
+    """Account for the memory of one case.
+
+    Parameters
+    ----------
+    case : Case
+        ``configuration.batch_size`` is the batch asked for.
+    utilisation_ratio : float
+        Share of the GPU's memory that the engine may use.
+    held_output_ratio : float
+        Tokens of output that a running sequence holds, over the mean output. At steady state
+        ``(1 + CV^2) / 2``, as long outputs run longer, with CV the coefficient of variation of
+        their length: 0.5 for outputs all alike, 1 for lengths spread as an exponential, which
+        is near what chat traffic shows. 1 also for a batch that starts and ends together.
+
+    Returns
+    -------
+    Memory
+
+    Raises
+    ------
+    InputError
+        If a ratio is outside its range.
+    """
+    _check(utilisation_ratio, held_output_ratio)
+    c, w = case.configuration, case.workload
+    degrees = _Degrees.of(
+        c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel
+    )
+    available = utilisation_ratio * case.gpu.memory_bytes
+    weights = float(_weights_bytes(case.llm, case.precision, degrees))
+    activations = float(_activation_bytes(case.llm, degrees))
+    held = _floats(w.input_tokens + held_output_ratio * w.output_tokens)
+    kv_each = float(
+        _cache_elements(case.llm, held) * _cache_element_bytes(case.llm, case.precision, degrees)
+    )
+    state_each = float(_state_bytes(case.llm, degrees))
+    room = available - weights - activations
+    largest = c.data_parallel * max(room, 0.0) / (kv_each + state_each)
+    per_replica = max(c.batch_size / c.data_parallel, 1.0)
+    reason = layout_problem(
+        case.llm,
+        tensor_parallel=c.tensor_parallel,
+        pipeline_parallel=c.pipeline_parallel,
+        expert_parallel=c.expert_parallel,
+        data_parallel=c.data_parallel,
+    )
+    if reason or largest < c.data_parallel:
+        largest = 0.0
+    if reason is None:
+        share = f"the {_gb(available)} that {utilisation_ratio:.0%} of {case.gpu.id} gives"
+        if room <= 0:
+            reason = (
+                f"weights take {_gb(weights)} and activations {_gb(activations)} on each GPU, "
+                f"more than {share}"
+            )
+        elif largest == 0.0:
+            reason = (
+                f"weights and activations leave {_gb(room)} of {share}, and one sequence of "
+                f"{float(held):.0f} tokens needs {_gb(kv_each + state_each)}"
+            )
+        elif largest < per_replica * c.data_parallel:
+            reason = (
+                f"weights and activations leave {_gb(room)} of {share}: room for about "
+                f"{largest:.0f} sequences of {float(held):.0f} tokens, not {c.batch_size:g}; "
+                "the rest would wait in the queue"
+            )
+    return Memory(
+        weights_bytes=weights,
+        kv_cache_bytes=per_replica * kv_each,
+        state_bytes=per_replica * state_each,
+        activation_bytes=activations,
+        available_bytes=available,
+        largest_batch=largest,
+        reason=reason or "",
+    )
+
+
+def largest_batch(
+    llm: Llm,
+    gpu: Gpu,
+    precision: Precision,
+    *,
+    tensor_parallel: ArrayLike = 1,
+    pipeline_parallel: ArrayLike = 1,
+    expert_parallel: ArrayLike = 1,
+    data_parallel: ArrayLike = 1,
+    input_tokens: ArrayLike,
+    output_tokens: ArrayLike,
+    utilisation_ratio: float = UTILISATION_RATIO,
+    held_output_ratio: float = HELD_OUTPUT_RATIO,
+) -> FloatArray:
+    """Sequences that fit at once, summed over data-parallel replicas, for many layouts.
+
+    Parameters
+    ----------
+    llm, gpu, precision
+        One of each for all layouts.
+    tensor_parallel, pipeline_parallel, expert_parallel, data_parallel : array_like
+        Degrees; they broadcast against each other and the token counts.
+    input_tokens, output_tokens : array_like
+        Tokens of one request.
+    utilisation_ratio, held_output_ratio : float
+        As in `memory`.
+
+    Returns
+    -------
+    ndarray of float
+        Of the shape that the arguments broadcast to. Not rounded; 0 where the layout is
+        impossible or not one sequence a replica has room.
+
+    Raises
+    ------
+    InputError
+        If a degree is not a whole number, a token count not above 0, or a ratio outside its
+        range.
+    """
+    _check(utilisation_ratio, held_output_ratio)
+    degrees, place = _Degrees.of(
+        tensor_parallel, pipeline_parallel, expert_parallel, data_parallel
+    ).distinct()
+    room = (
+        utilisation_ratio * gpu.memory_bytes
+        - _weights_bytes(llm, precision, degrees)
+        - _activation_bytes(llm, degrees)
+    )
+    room = np.where(_possible(llm, degrees), room, 0.0)
+    held = _floats(input_tokens) + held_output_ratio * _floats(output_tokens)
+    if not np.all(held > 0):
+        raise InputError("input_tokens and output_tokens must be numbers above 0")
+    each = _cache_elements(llm, held) * _cache_element_bytes(llm, precision, degrees)[place]
+    each = each + _state_bytes(llm, degrees)[place]
+    fitting = room[place] / each
+    return np.where(fitting >= 1.0, fitting * degrees.data[place], 0.0)
+
+
+# --------------------------------------------------------------------------- possible layouts
+
+
+def layout_possible(
+    llm: Llm,
+    *,
+    tensor_parallel: ArrayLike = 1,
+    pipeline_parallel: ArrayLike = 1,
+    expert_parallel: ArrayLike = 1,
+    data_parallel: ArrayLike = 1,
+) -> NDArray[np.bool_]:
+    """Whether the LLM can be laid out so, memory aside.
+
+    Parameters
+    ----------
+    llm : Llm
+    tensor_parallel, pipeline_parallel, expert_parallel, data_parallel : array_like
+        Degrees; they broadcast.
+
+    Returns
+    -------
+    ndarray of bool
+    """
+    degrees, place = _Degrees.of(
+        tensor_parallel, pipeline_parallel, expert_parallel, data_parallel
+    ).distinct()
+    return _possible(llm, degrees)[place]
+
+
+def layout_problem(
+    llm: Llm,
+    *,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    expert_parallel: int = 1,
+    data_parallel: int = 1,
+) -> str | None:
+    """Say why the LLM cannot be laid out so, memory aside; None where it can."""
+    degrees = _Degrees.of(tensor_parallel, pipeline_parallel, expert_parallel, data_parallel)
+    symbols = {
+        "TP": tensor_parallel,
+        "PP": pipeline_parallel,
+        "EP": expert_parallel,
+        "DP": data_parallel,
+    }
+    for broken, words in _rules(llm, degrees):
+        if broken.any():
+            said = " ".join(str(symbols.get(word, word)) for word in words.split(" "))
+            return f"{said} of {llm.id}"
+    return None
+
+
+def _possible(llm: Llm, d: _Degrees) -> NDArray[np.bool_]:
+    possible = np.ones(np.broadcast(d.tensor, d.pipeline, d.expert, d.data).shape, dtype=np.bool_)
+    for broken, _ in _rules(llm, d):
+        possible &= ~broken
+    return possible
+
+
+def _rules(llm: Llm, d: _Degrees) -> list[tuple[NDArray[np.bool_], str]]:
+    """Every rule as where it is broken, and what to say there."""
+    tensor = "tensor parallel TP"
+    split = {}  # what tensor parallelism cuts into equal parts
+    if llm.attention:
+        split["attention heads"] = llm.attention.heads
+    if llm.state_space:
+        ssm = llm.state_space
+        split["state-space heads" if ssm.heads else "state-space channels"] = (
+            ssm.heads or ssm.inner_size
+        )
+    if llm.feed_forward:
+        split["feed-forward channels"] = llm.feed_forward.size
+    rules = [
+        (np.mod(count, d.tensor) != 0, f"{tensor} does not divide the {count} {what}")
+        for what, count in split.items()
+    ]
+    if llm.attention and llm.attention.kv_rank is None:
+        kv = float(np.ceil(llm.attention.kv_heads))
+        uneven = (np.mod(kv, d.tensor) != 0) & (np.mod(d.tensor, kv) != 0)
+        rules.append((uneven, f"{tensor} neither divides nor repeats the {kv:g} KV heads"))
+    rules.append((d.pipeline > llm.layers, f"pipeline parallel PP exceeds the {llm.layers} layers"))
+    spread = d.expert > 1
+    if llm.experts is None:
+        return [
+            *rules,
+            (spread, "expert parallel EP needs experts, and there are none in the layers"),
+        ]
+    experts, size = llm.experts.experts, llm.experts.size
+    within = np.maximum(d.tensor / d.expert, 1.0)  # GPUs that share one expert
+    return [
+        *rules,
+        (
+            spread & (np.mod(experts, d.expert) != 0),
+            f"expert parallel EP does not divide the {experts} experts",
+        ),
+        (
+            spread & (np.mod(d.tensor * d.data, d.expert) != 0),
+            "expert parallel EP does not divide the TP x DP GPUs of the tensor and data parallel layers",
+        ),
+        (np.mod(size, within) != 0, f"{tensor} does not divide the {size} channels of an expert"),
+    ]
+
+
+# ------------------------------------------------------------------------- bytes on one GPU
+
+_DEGREE_LIMIT = 2**15  # four degrees make one 64-bit key
+
+
+@dataclass(frozen=True)
+class _Degrees:
+    """Degrees of parallelism as arrays that broadcast."""
+
+    tensor: FloatArray
+    pipeline: FloatArray
+    expert: FloatArray
+    data: FloatArray
+
+    @classmethod
+    def of(cls, tensor: Any, pipeline: Any, expert: Any, data: Any) -> _Degrees:
+        degrees = [_floats(given) for given in (tensor, pipeline, expert, data)]
+        for kind, degree in zip(("tensor", "pipeline", "expert", "data"), degrees, strict=True):
+            if not np.all((degree >= 1) & (degree < _DEGREE_LIMIT) & (degree % 1 == 0)):
+                raise InputError(f"{kind}_parallel must be a whole number, 1 or more")
+        return cls(*degrees)
+
+    def distinct(self) -> tuple[_Degrees, NDArray[np.intp]]:
+        """Give each combination once, and where in that list every element's one is.
+
+        Of 100,000 configurations a few dozen combinations are distinct.
+        """
+        key = np.zeros((), dtype=np.int64)
+        for degree in (self.tensor, self.pipeline, self.expert, self.data):
+            key = key * _DEGREE_LIMIT + degree.astype(np.int64)
+        keys, place = np.unique(key, return_inverse=True)
+        columns = []
+        for _ in range(4):
+            keys, column = np.divmod(keys, _DEGREE_LIMIT)
+            columns.append(column.astype(np.float64))
+        return _Degrees(*reversed(columns)), place.reshape(key.shape)
+
+    def layers_ratio(self, llm: Llm) -> FloatArray:
+        """Share of the layers in the longest pipeline stage."""
+        return np.ceil(llm.layers / self.pipeline) / llm.layers
+
+
+def _weights_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatArray:
+    """Weights on the fullest GPU, shape of the degrees."""
+    narrow = precision.weight_bits / 8.0
+    wide = max(WIDE_BYTES, narrow)
+    attention = llm.attention
+    repeated: FloatArray | float = 0.0  # beyond an even split over the tensor-parallel GPUs
+    if attention and attention.kv_rank is None:
+        value_size = attention.value_head_size or attention.head_size
+        head = attention.layers * llm.hidden_size * (attention.head_size + value_size)
+        heads_held = np.ceil(attention.kv_heads / d.tensor)
+        repeated = head * (heads_held - attention.kv_heads / d.tensor)
+    elif attention and attention.kv_rank is not None:
+        latent = attention.kv_rank + attention.rope_head_size + (attention.query_rank or 0)
+        repeated = attention.layers * llm.hidden_size * latent * (1.0 - 1.0 / d.tensor)
+    backbone = (llm.backbone_parameters / d.tensor + repeated) * (
+        narrow if precision.scope == "linear" else wide
+    )
+    # Expert parallelism spreads experts over tensor x data parallel GPUs; where it is the
+    # smaller degree, tensor parallelism splits each expert further.
+    experts = llm.expert_parameters * narrow / np.maximum(d.tensor, d.expert)
+    vocabulary = llm.embedding_parameters * wide
+    tower = (llm.vision.parameters if llm.vision else 0) * wide
+    # The first stage holds the input embedding and the vision tower, the last the output matrix.
+    one_stage = tower + vocabulary * (1 if llm.tied_embeddings else 2)
+    ends = np.where(d.pipeline > 1, tower + vocabulary, one_stage) / d.tensor
+    return (backbone + experts) * d.layers_ratio(llm) + ends
+
+
+def _activation_bytes(llm: Llm, d: _Degrees) -> FloatArray:
+    """Room that a full prefill pass needs: the residual stream and the widest layer."""
+    inner: list[FloatArray] = [np.zeros_like(d.tensor)]
+    if llm.feed_forward:
+        inner.append(llm.feed_forward.matrices * llm.feed_forward.size / d.tensor)
+    if llm.experts:
+        e = llm.experts
+        routed = e.active_experts * (llm.hidden_size + e.matrices * e.size / d.tensor)
+        inner.append(routed + e.matrices * e.shared_size / d.tensor)
+    if llm.state_space:
+        inner.append(4.0 * llm.state_space.inner_size / d.tensor)
+    widest: FloatArray = np.maximum.reduce(np.broadcast_arrays(*inner))
+    return TOKENS_PER_PASS * WIDE_BYTES * (4.0 * llm.hidden_size + widest) + RUNTIME_BYTES
+
+
+def _cache_elements(llm: Llm, held: FloatArray) -> FloatArray:
+    """Elements that all layers cache of a sequence of ``held`` tokens; windows limit them."""
+    attention = llm.attention
+    if attention is None:
+        return np.zeros_like(held)
+    layer_tokens = (attention.layers - attention.window_layers) * held
+    if attention.window_tokens is not None:
+        kept = np.minimum(held, attention.window_tokens)
+        layer_tokens = layer_tokens + attention.window_layers * kept
+    return layer_tokens * attention.kv_elements_per_token_layer
+
+
+def _cache_element_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatArray:
+    """Bytes on the fullest GPU for each element cached."""
+    attention = llm.attention
+    split: FloatArray = np.ones_like(d.tensor)
+    if attention and attention.kv_rank is None:
+        split = np.ceil(attention.kv_heads / d.tensor) / attention.kv_heads
+    return split * d.layers_ratio(llm) * (precision.kv_bits / 8.0)
+
+
+def _state_bytes(llm: Llm, d: _Degrees) -> FloatArray:
+    """State of one sequence."""
+    elements = llm.state_space.elements_per_sequence if llm.state_space else 0.0
+    return elements * STATE_BYTES / d.tensor * d.layers_ratio(llm)
+
+
+def _floats(values: ArrayLike) -> FloatArray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _check(utilisation_ratio: float, held_output_ratio: float) -> None:
+    if not 0.0 < utilisation_ratio <= 1.0:
+        raise InputError(f"utilisation_ratio must be above 0, up to 1, not {utilisation_ratio!r}")
+    if not 0.0 < held_output_ratio < float("inf"):
+        raise InputError(f"held_output_ratio must be above 0, not {held_output_ratio!r}")
+
+
+def _gb(value: float) -> str:
+    return f"{value / 1e9:.1f} GB"

@@ -1,0 +1,664 @@
+"""The only reader and writer of files: CSV, JSON Lines, Parquet, JSON, TOML.
+
+Nothing here knows what a file means. Files are written whole or not at all; what is read is
+refused, with its path and line, wherever it is not exactly what its format says. ``-`` is
+standard input or output.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import secrets
+import stat
+import sys
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from energylens.errors import (
+    ArtefactError,
+    EnergyLensError,
+    InputError,
+    MissingExtraError,
+    TableError,
+)
+
+#: Guards against files that would exhaust memory or the stack rather than mean anything.
+MAX_TABLE_BYTES = 2 << 30
+MAX_JSON_BYTES = 256 << 20
+MAX_JSON_DEPTH = 64
+
+_FORMATS = {
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RawTable:
+    """A table as its file holds it: cells are text, numbers, booleans or None.
+
+    Attributes
+    ----------
+    name : str
+        The file, as messages call it.
+    columns : mapping of str to sequence
+        Cells by column, in the file's order; every column has one cell for each row. A cell
+        that a JSON Lines row does not have is None.
+    lines : sequence of int
+        Where each row begins, counted from 1.
+    place : str
+        What ``lines`` counts: "line", or "row" in a Parquet file.
+    typed : bool
+        Whether cells are of several types; False where all are text, as in CSV.
+    """
+
+    name: str
+    columns: Mapping[str, Sequence[object]]
+    lines: Sequence[int]
+    place: str = "line"
+    typed: bool = True
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+
+# ---------------------------------------------------------------------------------- tables
+
+
+def read_table(path: str | Path) -> RawTable:
+    """Read a table.
+
+    Parameters
+    ----------
+    path : str or Path
+        A ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` (``.pq``) file, the first two also
+        with ``.gz``. ``-`` (standard input) and names without a suffix are recognised by what
+        they hold.
+
+    Returns
+    -------
+    RawTable
+
+    Raises
+    ------
+    TableError
+        If the file cannot be read, or is not a well-formed table.
+    MissingExtraError
+        If it is Parquet and pyarrow is not installed.
+    """
+    name, data = _name(path, "standard input"), _read_bytes(path, MAX_TABLE_BYTES, TableError)
+    suffixes = [] if str(path) == "-" else [s.lower() for s in Path(path).suffixes[-2:]]
+    if data[:2] == b"\x1f\x8b":
+        data = _gunzip(data, name)
+        suffixes = [s for s in suffixes if s != ".gz"]
+    elif suffixes[-1:] == [".gz"]:
+        raise TableError(f"{name} is named .gz but is not a gzip file: rename it.")
+    form = _FORMATS.get(suffixes[-1]) if suffixes else None
+    if form is None and suffixes:
+        raise TableError(
+            f"{name}: the format of a table is told by its name, which must end in "
+            f"{', '.join(_FORMATS)} (.gz may follow). Rename or convert it."
+        )
+    return parse_table(data, name, form)
+
+
+def parse_table(data: bytes | str, name: str, form: str | None = None) -> RawTable:
+    """Read a table from memory.
+
+    Parameters
+    ----------
+    data : bytes or str
+        What the file holds.
+    name : str
+        What messages call it.
+    form : str, optional
+        "csv", "jsonl" or "parquet"; recognised by content if not given.
+
+    Raises
+    ------
+    TableError
+        If it is not a well-formed table.
+    """
+    if isinstance(data, str):
+        data = data.encode("utf-8", errors="surrogatepass")
+    if form == "parquet" or (form is None and data[:4] == b"PAR1"):
+        return _parse_parquet(data, name)
+    text = _decode(data, name, TableError)
+    if not text.strip():
+        raise TableError(f"{name} is empty: a table needs a header and one row or more.")
+    if form is None:
+        form = "jsonl" if text.lstrip()[0] == "{" else "csv"
+    return _parse_csv(text, name) if form == "csv" else _parse_json_lines(text, name)
+
+
+def _parse_csv(text: str, name: str) -> RawTable:
+    plain = None if '"' in text else _split_plain_csv(text)
+    if plain is None:
+        return _parse_any_csv(text, name)
+    header, columns, rows = plain
+    _check_header(header, f"{name} line 1")
+    return RawTable(
+        name=name,
+        columns=dict(zip(header, columns, strict=True)),
+        lines=range(2, rows + 2),
+        typed=False,
+    )
+
+
+def _split_plain_csv(text: str) -> tuple[list[str], list[list[str]], int] | None:
+    """Split CSV that has no quotes, blank or ragged lines several times faster than row by row.
+
+    None if it has any of them.
+    """
+    text = text.replace("\r\n", "\n").removesuffix("\n")
+    lines = text.split("\n")
+    commas = lines[0].count(",")
+    if "\r" in text or not all(lines) or any(line.count(",") != commas for line in lines):
+        return None
+    cells = text.replace("\n", ",").split(",")
+    width = commas + 1
+    header = [cell.strip() for cell in cells[:width]]
+    return header, [cells[width + i :: width] for i in range(width)], len(lines) - 1
+
+
+def _parse_any_csv(text: str, name: str) -> RawTable:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines: list[int] = []
+    rows: list[list[str]] = []
+    begin = 1
+    try:
+        for row in reader:
+            if row:  # blank lines are not rows
+                rows.append(row)
+                lines.append(begin)
+            begin = reader.line_num + 1
+    except csv.Error as error:
+        raise TableError(f"{name} line {begin} is not valid CSV: {error}.") from None
+    header = [cell.strip() for cell in rows.pop(0)]
+    _check_header(header, f"{name} line {lines.pop(0)}")
+    width = len(header)
+    ragged = [i for i, row in enumerate(rows) if len(row) != width]
+    if ragged:
+        first, others = ragged[0], len(ragged) - 1
+        rest = f" {others} other rows are ragged too." if others else ""
+        raise TableError(
+            f"{name} line {lines[first]} has {len(rows[first])} cells, but the header has "
+            f"{width}: every row must have as many.{rest}"
+        )
+    cells: Iterable[Sequence[object]] = zip(*rows, strict=True) if rows else ((),) * width
+    columns = dict(zip(header, cells, strict=True))
+    return RawTable(name=name, columns=columns, lines=lines, typed=False)
+
+
+def _check_header(header: Sequence[str], where: str) -> None:
+    for number, column in enumerate(header, 1):
+        if not column:
+            raise TableError(f"{where}: column {number} of the header has no name.")
+        if column in header[: number - 1]:
+            raise TableError(f"{where}: the column {column!r} is in the header twice.")
+    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+        raise TableError(f"{where}: the columns must be separated by commas.")
+
+
+def _parse_json_lines(text: str, name: str) -> RawTable:
+    rows: list[dict[str, object]] = []
+    lines: list[int] = []
+    columns: dict[str, None] = {}
+    # Only a line feed ends a line: the others that str.splitlines knows may stand in a string.
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line or line.isspace():
+            continue
+        row = _load_json(line, f"{name} line {number}", TableError)
+        if not isinstance(row, dict):
+            raise TableError(f"{name} line {number} must be a JSON object, one for each row.")
+        for column, cell in row.items():
+            if isinstance(cell, dict | list):
+                raise TableError(
+                    f"{name} line {number}: {column!r} must be a number, text or null."
+                )
+        columns.update(dict.fromkeys(row))
+        rows.append(row)
+        lines.append(number)
+    return RawTable(
+        name=name,
+        columns={column: [row.get(column) for row in rows] for column in columns},
+        lines=lines,
+    )
+
+
+def _parse_parquet(data: bytes, name: str) -> RawTable:
+    arrow, parquet = _pyarrow("reading a Parquet file")
+    try:
+        table = parquet.read_table(arrow.BufferReader(data))
+        names = [str(column) for column in table.column_names]
+        _check_header(names, name)
+        columns = {column: table.column(i).to_pylist() for i, column in enumerate(names)}
+    except EnergyLensError:
+        raise
+    except Exception as error:  # pyarrow raises its own, built-in and C++ ones alike
+        raise TableError(f"{name} cannot be read as Parquet: {_one_line(error)}") from None
+    return RawTable(name=name, columns=columns, lines=range(1, table.num_rows + 1), place="row")
+
+
+def write_table(path: str | Path, columns: Mapping[str, Sequence[object]]) -> None:
+    """Write a table, whole or not at all.
+
+    Parameters
+    ----------
+    path : str or Path
+        ``.csv``, ``.jsonl`` (``.ndjson``) or ``.parquet`` (``.pq``), the first two also with
+        ``.gz``; ``-`` writes CSV to standard output.
+    columns : mapping of str to sequence
+        Cells by column: text, finite numbers, or None for an empty one.
+
+    Raises
+    ------
+    TableError
+        If the name says no format, a number is not finite, or the file cannot be written.
+    """
+    name = _name(path, "standard output")
+    suffixes = [".csv"] if str(path) == "-" else [s.lower() for s in Path(path).suffixes[-2:]]
+    zipped = suffixes[-1:] == [".gz"]
+    form = _FORMATS.get("".join(suffixes[:-1] if zipped else suffixes[-1:]))
+    if form is None or (zipped and form == "parquet"):
+        raise TableError(
+            f"{name}: the format of a table is told by its name, which must end in "
+            f"{', '.join(_FORMATS)} (.gz may follow the first three)."
+        )
+    if form == "parquet":
+        data = _format_parquet(columns, name)
+    else:
+        text = _format_csv(columns, name) if form == "csv" else _format_json_lines(columns, name)
+        data = _encode(text, name, TableError)
+    if zipped:
+        import gzip
+
+        data = gzip.compress(data, mtime=0)
+    _write_bytes(path, data, TableError)
+
+
+def _cells(column: Sequence[object], name: str) -> list[str]:
+    def cell(value: object) -> str:
+        if value is None:
+            return ""
+        if isinstance(value, float):
+            if not math.isfinite(value):
+                raise TableError(
+                    f"{name}: a table cannot hold {value!r}; None marks an empty cell."
+                )
+            return repr(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
+        return str(value)
+
+    return list(map(cell, column))
+
+
+def _format_csv(columns: Mapping[str, Sequence[object]], name: str) -> str:
+    out = io.StringIO(newline="")
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*(_cells(column, name) for column in columns.values()), strict=True))
+    return out.getvalue()
+
+
+def _format_json_lines(columns: Mapping[str, Sequence[object]], name: str) -> str:
+    lines = []
+    for row in zip(*columns.values(), strict=True):
+        known = {key: cell for key, cell in zip(columns, row, strict=True) if cell is not None}
+        lines.append(_format_json(known, name, TableError))
+    return "".join(line + "\n" for line in lines)
+
+
+def _format_parquet(columns: Mapping[str, Sequence[object]], name: str) -> bytes:
+    arrow, parquet = _pyarrow("writing a Parquet file")
+    sink = io.BytesIO()
+    try:
+        table = arrow.table({key: arrow.array(list(cells)) for key, cells in columns.items()})
+        parquet.write_table(table, sink)
+    except Exception as error:  # as above
+        raise TableError(f"{name} cannot be written as Parquet: {_one_line(error)}") from None
+    return sink.getvalue()
+
+
+def _pyarrow(purpose: str) -> tuple[Any, Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError:
+        raise MissingExtraError("pyarrow", "parquet", purpose) from None
+    return pyarrow, pyarrow.parquet
+
+
+# ------------------------------------------------------------------------------ JSON, TOML
+
+
+def read_json(path: str | Path) -> Any:
+    """Read one JSON document, strictly.
+
+    Raises
+    ------
+    ArtefactError
+        If it cannot be read, is not JSON, has NaN or Infinity, a key twice, text that is no
+        Unicode, or is too deep or too large to be one of ours.
+    """
+    name = _name(path, "standard input")
+    return parse_json(_read_bytes(path, MAX_JSON_BYTES, ArtefactError), name)
+
+
+def parse_json(data: bytes | str, name: str) -> Any:
+    """Read one JSON document from memory, as strictly as `read_json`.
+
+    Raises
+    ------
+    ArtefactError
+        As `read_json`.
+    """
+    text = _decode(data, name, ArtefactError) if isinstance(data, bytes) else data
+    if not text.strip():
+        raise ArtefactError(f"{name} is empty: it must hold a JSON document.")
+    return _parse_json(text, name, ArtefactError)
+
+
+def write_json(path: str | Path, document: Any) -> None:
+    """Write one JSON document, indented, whole or not at all.
+
+    Raises
+    ------
+    ArtefactError
+        If the document has a number that is not finite or something JSON has no word for, or
+        the file cannot be written.
+    """
+    name = _name(path, "standard output")
+    text = _format_json(document, name, ArtefactError, indent=2) + "\n"
+    _write_bytes(path, _encode(text, name, ArtefactError), ArtefactError)
+
+
+def read_json_lines(path: str | Path, *, allow_torn_end: bool = False) -> list[Any]:
+    """Read a file of one JSON document a line.
+
+    Parameters
+    ----------
+    path : str or Path
+        The file; blank lines are passed over.
+    allow_torn_end : bool
+        Pass over a last line without its line feed that is not a whole document, as a process
+        that was killed while it wrote leaves one.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be read, or a line is not one strict JSON document.
+    """
+    name = _name(path, "standard input")
+    data = _read_bytes(path, MAX_TABLE_BYTES, ArtefactError)
+    whole, _, end = data.rpartition(b"\n")
+    documents = [
+        _parse_json(line, f"{name} line {number}", ArtefactError)
+        for number, line in enumerate(_decode(whole, name, ArtefactError).split("\n"), 1)
+        if line and not line.isspace()
+    ]
+    if end.strip():
+        last = data.count(b"\n") + 1
+        try:
+            text = _decode(end, name, ArtefactError)
+            documents.append(_parse_json(text, f"{name} line {last}", ArtefactError))
+        except ArtefactError:
+            if not allow_torn_end:
+                raise
+    return documents
+
+
+def append_json_line(path: str | Path, document: Any) -> None:
+    """Add one document to a file of JSON Lines; when this returns, it is on the disk.
+
+    A last line that a killed process left torn is cut off first, so that the file stays one
+    document a line.
+
+    Raises
+    ------
+    ArtefactError
+        If the document is not JSON, the file ends in something that never was, or it cannot
+        be written.
+    """
+    name = str(path)
+    line = _encode(_format_json(document, name, ArtefactError) + "\n", name, ArtefactError)
+    try:
+        with open(path, "a+b") as file:  # noqa: PTH123 - a path may be a plain string
+            _mend_end(file, name)
+            file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        raise ArtefactError(f"{name} cannot be written: {_reason(error)}.") from None
+
+
+def _mend_end(file: io.BufferedRandom, name: str) -> None:
+    """Leave the file empty or ending in a line feed."""
+    size = file.seek(0, os.SEEK_END)
+    if not size:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) == b"\n":
+        return
+    begin, end = size, b""
+    while begin and b"\n" not in end:
+        begin = max(0, begin - (1 << 16))
+        file.seek(begin)
+        end = file.read(size - begin)
+    last = end.rpartition(b"\n")[2]
+    try:
+        json.loads(last)
+    except (ValueError, RecursionError):
+        if not last.lstrip().startswith(b"{"):
+            raise ArtefactError(
+                f"{name} does not end in a line of JSON: it is another kind of file. "
+                "Give a new name."
+            ) from None
+        file.truncate(size - len(last))
+    else:
+        file.write(b"\n")
+
+
+def read_toml(path: str | Path) -> dict[str, Any]:
+    """Read a TOML file.
+
+    Raises
+    ------
+    ArtefactError
+        If it cannot be read or is not TOML.
+    """
+    import tomllib
+
+    name = _name(path, "standard input")
+    text = _decode(_read_bytes(path, MAX_JSON_BYTES, ArtefactError), name, ArtefactError)
+    try:
+        return tomllib.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ArtefactError(f"{name} is not valid TOML: {_one_line(error)}") from None
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write text as UTF-8, whole or not at all.
+
+    Raises
+    ------
+    ArtefactError
+        If the text is no Unicode, or the file cannot be written.
+    """
+    _write_bytes(path, _encode(text, str(path), ArtefactError), ArtefactError)
+
+
+def _parse_json(text: str, where: str, error: type[InputError]) -> Any:
+    document = _load_json(text, where, error)
+    _check_json(document, where, error)
+    return document
+
+
+def _refuse_constant(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a number that JSON has; leave unknown values out")
+
+
+def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r} is given twice")
+    return document
+
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
+
+
+def _load_json(text: str, where: str, error: type[InputError]) -> Any:
+    try:
+        return _DECODER.decode(text)
+    except json.JSONDecodeError as fault:
+        at = f"line {fault.lineno} " if "\n" in text.strip() else ""
+        raise error(f"{where} is not valid JSON: {at}column {fault.colno}: {fault.msg}.") from None
+    except RecursionError:
+        raise error(f"{where} is nested too deeply to be a file of ours.") from None
+    except ValueError as fault:  # the two above, and integers of more digits than Python takes
+        raise error(f"{where} is not valid JSON: {_one_line(fault)}.") from None
+
+
+def _check_json(document: Any, where: str, error: type[InputError]) -> None:
+    """Refuse what the JSON grammar lets through: depth, numbers and text beyond use."""
+    level: list[Any] = [document]
+    for _ in range(MAX_JSON_DEPTH):
+        following: list[Any] = []
+        for item in level:
+            if isinstance(item, dict):
+                following += item
+                following += item.values()
+            elif isinstance(item, list):
+                following += item
+            elif isinstance(item, str):
+                if not item.isascii():
+                    _encode(item, where, error)
+            elif isinstance(item, float) and not math.isfinite(item):
+                raise error(f"{where}: a number is too large.")
+        if not following:
+            return
+        level = following
+    raise error(f"{where} is nested too deeply to be a file of ours.")
+
+
+def _format_json(
+    document: Any, name: str, error: type[InputError], indent: int | None = None
+) -> str:
+    try:
+        return json.dumps(document, allow_nan=False, indent=indent, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as fault:
+        raise error(f"{name} cannot be written as JSON: {_one_line(fault)}") from None
+
+
+# ----------------------------------------------------------------------------------- bytes
+
+
+def _name(path: str | Path, stream: str) -> str:
+    return stream if str(path) == "-" else str(path)
+
+
+def _reason(error: Exception) -> str:
+    return (getattr(error, "strerror", None) or _one_line(error)).rstrip(".")
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300] or type(error).__name__
+
+
+def _read_bytes(path: str | Path, limit: int, error: type[InputError]) -> bytes:
+    name = _name(path, "standard input")
+    try:
+        if str(path) == "-":
+            data = sys.stdin.buffer.read(limit + 1)
+        else:
+            with open(path, "rb") as file:  # noqa: PTH123 - a path may be a plain string
+                data = file.read(limit + 1)
+    except (OSError, ValueError) as fault:  # ValueError: a NUL in the path
+        raise error(f"{name} cannot be read: {_reason(fault)}.") from None
+    if len(data) > limit:
+        raise error(f"{name} is larger than {limit >> 20} MiB, more than can be read at once.")
+    return data
+
+
+def _gunzip(data: bytes, name: str) -> bytes:
+    import gzip
+
+    try:
+        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
+            plain = file.read(MAX_TABLE_BYTES + 1)
+    except (OSError, EOFError, zlib.error) as fault:
+        raise TableError(f"{name} is a damaged gzip file: {_reason(fault)}.") from None
+    if len(plain) > MAX_TABLE_BYTES:
+        raise TableError(f"{name} unpacks to more than {MAX_TABLE_BYTES >> 20} MiB.")
+    return plain
+
+
+def _decode(data: bytes, name: str, error: type[InputError]) -> str:
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as fault:
+        line = data.count(b"\n", 0, fault.start) + 1
+        raise error(f"{name} line {line} is not UTF-8 text: save the file as UTF-8.") from None
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise error(f"{name} line {line} holds a NUL character: the file is damaged, or no text.")
+    return text
+
+
+def _encode(text: str, name: str, error: type[InputError]) -> bytes:
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise error(f"{name}: some text has half of a character pair and is no Unicode.") from None
+
+
+def _write_bytes(path: str | Path, data: bytes, error: type[InputError]) -> None:
+    """Write to a temporary file beside the target, then put it in its place.
+
+    A pipe whose reader has gone raises BrokenPipeError, which only the command line can answer.
+    """
+    if str(path) == "-":
+        sys.stdout.flush()
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+        return
+    try:
+        target = Path(path).resolve()  # a link stays a link
+        mode = target.stat().st_mode if target.exists() else None
+        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            with target.open("wb") as device:  # /dev/null, a named pipe
+                device.write(data)
+            return
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
+        try:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+            with os.fdopen(descriptor, "wb") as file:
+                if mode is not None:
+                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(target)
+        finally:
+            temporary.unlink(missing_ok=True)
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except (OSError, ValueError, RuntimeError) as fault:
+        if isinstance(fault, BrokenPipeError):
+            raise
+        raise error(f"{path} cannot be written: {_reason(fault)}.") from None

@@ -1,0 +1,426 @@
+r"""Measurements in, energy model out.
+
+The loss is the relative error: with rows :math:`a_i = x_i / y_i` (the law's terms over the
+measured joules), the twelve ratios solve
+
+.. math:: \min_{\theta \ge 0} \sum_i w_i (a_i \theta - 1)^2
+          + s^2 \sum_k \left( \frac{\theta_k - \mu_k}{\rho_k} \right)^2
+
+a non-negative least-squares problem: convex, exact, no starting point, well under a
+millisecond. The second sum is the datasheet speaking where rows do not: ``mu`` is 1, ``rho``
+the spread of each term, ``s`` the spread of the residuals themselves, so that its weight is
+that of a fraction of one row. ``prior="none"`` leaves it out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from energylens import __version__
+from energylens.cases import BoolArray, FloatArray, IntArray
+from energylens.dataset import Dataset, group_rows
+from energylens.errors import FitError, UsageError
+from energylens.formula import (
+    NAMES,
+    SPREADS,
+    TERMS,
+    Coefficients,
+    EnergyModel,
+    Scope,
+    datasheet,
+    design,
+    power_ratio,
+)
+
+LOSSES = ("relative", "log", "huber", "absolute")
+PRIORS = ("datasheet", "none")
+GROUPINGS = ("gpu", "llm", "precision")
+
+HUBER_RATIO = 0.15  # relative residual beyond which the huber loss grows linearly
+REWEIGHTINGS = 4  # passes of the losses that are not quadratic in the relative error
+SPREAD_PASSES = 3  # of estimating the residual spread that weighs the prior
+PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
+GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
+NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
+SCOPE_COLUMNS = (
+    "tensor_parallel",
+    "pipeline_parallel",
+    "expert_parallel",
+    "data_parallel",
+    "batch_size",
+    "input_tokens",
+    "output_tokens",
+    "vision_tokens",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitOptions:
+    """How to fit.
+
+    Parameters
+    ----------
+    loss : {"relative", "log", "huber", "absolute"}
+        ``log`` weighs over- and underprediction alike, ``huber`` grows linearly beyond 15 %,
+        ``absolute`` is ordinary least squares in joules, for comparison.
+    prior : {"datasheet", "none"}
+    per : tuple of {"gpu", "llm", "precision"}
+        Columns whose values get coefficients of their own besides the pooled ones.
+    idle_power_w : float, optional
+        Known draw of an idle GPU: fixes that coefficient.
+    measured_power : bool
+        Scale each row's terms by its measured mean power per GPU, so that the law only has to
+        explain time. Every row, and every case predicted later, must have ``average_power_w``.
+    """
+
+    loss: str = "relative"
+    prior: str = "datasheet"
+    per: tuple[str, ...] = ()
+    idle_power_w: float | None = None
+    measured_power: bool = False
+
+    def __post_init__(self) -> None:
+        for what, value, allowed in (("loss", self.loss, LOSSES), ("prior", self.prior, PRIORS)):
+            if value not in allowed:
+                raise UsageError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")
+        unknown = [name for name in self.per if name not in GROUPINGS]
+        if unknown or len(set(self.per)) != len(self.per):
+            raise UsageError(
+                f"per takes {', '.join(GROUPINGS)}, each at most once; given {', '.join(self.per)}"
+            )
+        if self.idle_power_w is not None and not 0 < self.idle_power_w < np.inf:
+            raise UsageError(f"idle_power_w must be above 0 W, not {self.idle_power_w!r}")
+
+
+def fit(
+    dataset: Dataset, options: FitOptions | None = None, *, weights: FloatArray | None = None
+) -> EnergyModel:
+    """Fit the law to measured rows.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        n rows; one is enough, because the datasheet fills in. With ``prior="none"`` every
+        coefficient that no row speaks of is 0.
+    options : FitOptions, optional
+    weights : ndarray, shape (n,), optional
+        How much each row counts; 1 by default.
+
+    Returns
+    -------
+    EnergyModel
+
+    Raises
+    ------
+    FitError
+        If there is no row, or power is asked for and missing.
+    """
+    options = options or FitOptions()
+    if len(dataset) == 0:
+        raise FitError("a fit needs one measured row or more; the dataset has none")
+    if weights is None:
+        weights = np.ones(len(dataset))
+    if weights.shape != (len(dataset),) or not (np.isfinite(weights) & (weights > 0)).all():
+        raise FitError("weights must be finite numbers above 0, one for each row")
+    x = design(dataset.cases)
+    if options.measured_power:
+        x = x * power_ratio(dataset.cases)[:, None]
+    problem = _Problem(dataset, x, weights, options)
+    spread = SPREADS if options.prior == "datasheet" else np.full(len(TERMS), NO_PRIOR_SPREAD)
+    pooled = problem.solve(np.arange(len(dataset)), np.ones(len(TERMS)), spread)
+    groups = {}
+    if options.per:
+        ids = {"gpu": dataset.gpu_ids, "llm": dataset.llm_ids, "precision": dataset.precision_ids}
+        keys = np.array([" ".join(row) for row in zip(*(ids[n] for n in options.per), strict=True)])
+        for key in np.unique(keys):
+            rows = np.flatnonzero(keys == key)
+            groups[str(key)] = problem.solve(rows, pooled.theta, GROUP_SPREAD * SPREADS)
+    return EnergyModel(
+        pooled=pooled,
+        per=options.per,
+        groups=groups,
+        scope=_scope(dataset),
+        dataset_digest=dataset.digest,
+        sources=dataset.source_counts(),
+        options={
+            "loss": options.loss,
+            "prior": options.prior,
+            "idle_power_w": "" if options.idle_power_w is None else f"{options.idle_power_w:g}",
+        },
+        measured_power=options.measured_power,
+        energylens_version=__version__,
+    )
+
+
+class _Problem:
+    """The least-squares problem of one dataset; solved for all rows or some."""
+
+    def __init__(
+        self, dataset: Dataset, x: FloatArray, weights: FloatArray, options: FitOptions
+    ) -> None:
+        y = dataset.energy_per_request_j
+        cases = dataset.cases
+        self.relative = x / y[:, None]
+        self.target = np.ones(len(y))
+        self.weights = weights * (y / y.mean()) ** 2 if options.loss == "absolute" else weights
+        self.loss = options.loss
+        self.llm_index = cases.llm_index
+        self.scenario = group_rows(
+            [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
+        )
+        self.free = np.ones(len(TERMS), dtype=np.bool_)
+        self.fixed = np.zeros(len(TERMS))
+        if options.idle_power_w is not None:
+            k = NAMES.index("idle_gpus")
+            expected = datasheet(cases.gpus)[cases.gpu_index, k]
+            self.free[k] = False
+            self.fixed[k] = options.idle_power_w / float(expected.mean())
+            self.target = self.target - self.relative[:, k] * self.fixed[k]
+
+    def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
+        """Fit some rows, with theta expected at ``mean`` within ``spread``."""
+        free = self.free
+        a, target, weights = self.relative[rows][:, free], self.target[rows], self.weights[rows]
+        mean_free, spread_free = mean[free], spread[free]
+        n = len(rows)
+        row_weights = weights
+        variance = PRIOR_ROW_RATIO**2
+        passes = max(SPREAD_PASSES, REWEIGHTINGS if self.loss in ("log", "huber") else 0)
+        for _ in range(passes):
+            pull = variance / spread_free**2
+            theta = _nonnegative(a, target, row_weights, mean_free, pull)
+            residual = a @ theta - target
+            if self.loss == "huber":
+                row_weights = weights * np.minimum(
+                    1.0, HUBER_RATIO / np.maximum(np.abs(residual), 1e-9)
+                )
+            elif self.loss == "log":
+                row_weights = weights / np.clip(1.0 + residual, 0.3, 3.0) ** 2
+            active = theta > 0
+            normal = (a[:, active] * row_weights[:, None]).T @ a[:, active]
+            used = np.trace(np.linalg.solve(normal + np.diag(pull[active]), normal))
+            squares = float(row_weights @ residual**2) + PRIOR_ROW_RATIO**2
+            variance = max(squares / (max(n - used, 0.0) + 1.0), 1e-8)
+        pull = variance / spread_free**2
+        curvature = (a * row_weights[:, None]).T @ a + np.diag(pull)
+        theta_all = self.fixed.copy()
+        theta_all[free] = theta
+        covariance = np.zeros((len(TERMS), len(TERMS)))
+        covariance[np.ix_(free, free)] = variance * np.linalg.inv(curvature)
+        seen, unseen = self._left_out(a, row_weights, residual, pull, active, self.llm_index[rows])
+        within, between = _spreads(seen, self.scenario[rows])
+        return Coefficients(
+            theta=theta_all,
+            covariance=covariance,
+            residuals_seen=np.sort(seen),
+            residuals_unseen=np.sort(unseen),
+            within_ratio=within,
+            between_ratio=between,
+            rows=n,
+        )
+
+    @staticmethod
+    def _left_out(
+        a: FloatArray,
+        row_weights: FloatArray,
+        residual: FloatArray,
+        pull: FloatArray,
+        active: BoolArray,
+        llm_index: IntArray,
+    ) -> tuple[FloatArray, FloatArray]:
+        """log(measured / predicted) of each row by a fit without it, and without its LLM.
+
+        Exact for the coefficients that are not at their bound: leaving rows g out of a ridge
+        fit with N = B^T B + prior changes their residuals to (I - B_g N^-1 B_g^T)^-1 r_g.
+        """
+        root = np.sqrt(row_weights)
+        b = a[:, active] * root[:, None]
+        scaled = residual * root
+        normal = b.T @ b + np.diag(pull[active])
+        leverage = (b * np.linalg.solve(normal, b.T).T).sum(axis=1)
+        alone = scaled / np.maximum(1.0 - leverage, 1e-3)
+        # (I - B_g N^-1 B_g^T)^-1 r_g = r_g + B_g (N - B_g^T B_g)^-1 B_g^T r_g (Woodbury): one small
+        # system for each LLM, all solved at once.
+        order = np.argsort(llm_index, kind="stable")
+        starts = np.flatnonzero(np.diff(llm_index[order], prepend=-1))
+        sorted_b = b[order]
+        own = np.add.reduceat(sorted_b[:, :, None] * sorted_b[:, None, :], starts)
+        moment = np.add.reduceat(sorted_b * scaled[order, None], starts)
+        shift = np.linalg.solve(normal - own, moment[:, :, None])[:, :, 0]
+        sizes = np.diff(np.append(starts, len(order)))
+        together = np.empty_like(scaled)
+        together[order] = scaled[order] + (sorted_b * np.repeat(shift, sizes, axis=0)).sum(axis=1)
+        return (
+            -np.log(np.maximum(1.0 + alone / root, 0.05)),
+            -np.log(np.maximum(1.0 + together / root, 0.05)),
+        )
+
+
+def _nonnegative(
+    a: FloatArray, target: FloatArray, weights: FloatArray, mean: FloatArray, pull: FloatArray
+) -> FloatArray:
+    from scipy.optimize import nnls
+
+    root, tug = np.sqrt(weights), np.sqrt(pull)
+    stacked = np.vstack([a * root[:, None], np.diag(tug)])
+    # Columns differ by orders of magnitude where a term hardly occurs: NNLS wants them alike.
+    size = np.sqrt((stacked**2).sum(axis=0))
+    size[size == 0] = 1.0
+    try:
+        solution, _ = nnls(
+            stacked / size, np.concatenate([target * root, mean * tug]), maxiter=100 * len(size)
+        )
+    except RuntimeError as error:
+        raise FitError(
+            "the least-squares problem did not converge; look for rows whose energy is off by "
+            "orders of magnitude (energylens check)"
+        ) from error
+    return np.asarray(solution / size, dtype=np.float64)
+
+
+def _spreads(logs: FloatArray, scenario: IntArray) -> tuple[float, float]:
+    """Standard deviations within scenarios and between their means."""
+    total = float(logs.var()) if len(logs) > 1 else PRIOR_ROW_RATIO**2
+    counts = np.bincount(scenario)
+    means = np.bincount(scenario, logs) / np.maximum(counts, 1)
+    freedom = int((counts - 1).clip(min=0).sum())
+    if freedom == 0:
+        return float(np.sqrt(total / 2)), float(np.sqrt(total / 2))
+    within = float(((logs - means[scenario]) ** 2).sum()) / freedom
+    return float(np.sqrt(within)), float(np.sqrt(max(total - within, 0.0)))
+
+
+def _scope(dataset: Dataset) -> Scope:
+    c = dataset.cases
+
+    def names(ids: Sequence[str]) -> tuple[str, ...]:
+        return tuple(sorted(set(ids)))
+
+    return Scope(
+        llms=names(dataset.llm_ids.tolist()),
+        gpus=names(dataset.gpu_ids.tolist()),
+        precisions=names(dataset.precision_ids.tolist()),
+        ranges={
+            column: (float(getattr(c, column).min()), float(getattr(c, column).max()))
+            for column in SCOPE_COLUMNS
+        },
+    )
+
+
+def bootstrap(
+    dataset: Dataset, options: FitOptions | None = None, *, samples: int = 200, seed: int = 0
+) -> FloatArray:
+    """Refit to rows drawn with replacement: what another sample would have given.
+
+    Returns
+    -------
+    ndarray, shape (samples, 12)
+        The pooled ``theta`` of each draw.
+    """
+    rng = np.random.default_rng(seed)
+    n = len(dataset)
+    draws = (dataset.take(rng.integers(0, n, n)) for _ in range(samples))
+    return np.array([fit(draw, options).pooled.theta for draw in draws])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diagnostics:
+    """What is weak about a fit, said by the fit itself.
+
+    Attributes
+    ----------
+    rows, effective_parameters : int, float
+    at_bound : tuple of str
+        Coefficients at 0: no row asks for them, or others explain their share.
+    undetermined : dict of str to str
+        Coefficients that the rows leave within nine tenths of the spread they had before, and
+        the rows that would determine them.
+    condition_number : float
+        Of the relative terms, columns scaled alike; above 1000 some cannot be told apart.
+    leverage_max_ratio : float
+        Largest weight of one row in its own prediction (1: the fit goes through it).
+    leverage_row : int
+        That row's number, from 0.
+    mape_ratio, median_ape_ratio, bias_ratio : float
+        In-sample errors; the bias is the median of predicted over measured, minus 1.
+    worst : tuple of (int, float)
+        Rows with the largest relative error, and predicted over measured of each.
+    """
+
+    rows: int
+    effective_parameters: float
+    at_bound: tuple[str, ...]
+    undetermined: dict[str, str]
+    condition_number: float
+    leverage_max_ratio: float
+    leverage_row: int
+    mape_ratio: float
+    median_ape_ratio: float
+    bias_ratio: float
+    worst: tuple[tuple[int, float], ...]
+
+
+def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
+    """Examine a fit against the rows it was made from.
+
+    Parameters
+    ----------
+    model : EnergyModel
+    dataset : Dataset
+        The n rows that ``fit`` was given.
+
+    Returns
+    -------
+    Diagnostics
+    """
+    x = design(dataset.cases)
+    if model.measured_power:
+        x = x * power_ratio(dataset.cases)[:, None]
+    y = dataset.energy_per_request_j
+    predicted = model.predict_energy_j(dataset.cases)
+    a = x / y[:, None]
+    theta = model.pooled.theta
+    present = (a > 0).any(axis=0)
+    size = np.sqrt((a[:, present] ** 2).sum(axis=0))
+    spread = np.sqrt(np.diag(model.pooled.covariance))
+    told = np.where(SPREADS > 0, spread / SPREADS, 1.0)
+    rests_on_prior = ~present | (told > 0.9)
+    undetermined = {
+        term.name: term.needs for k, term in enumerate(TERMS) if rests_on_prior[k] and spread[k] > 0
+    }
+    active = (theta > 0) & present
+    b = a[:, active]
+    variance = model.pooled.within_ratio**2 + model.pooled.between_ratio**2
+    hat = b @ np.linalg.solve(b.T @ b + np.diag(variance / SPREADS[active] ** 2), b.T)
+    leverage = np.diag(hat)
+    ratio = predicted / y
+    order = np.argsort(-np.abs(ratio - 1.0))[:5].tolist()
+    return Diagnostics(
+        rows=len(dataset),
+        effective_parameters=float(leverage.sum()),
+        at_bound=tuple(NAMES[k] for k in np.flatnonzero((theta == 0) & present)),
+        undetermined=undetermined,
+        condition_number=float(np.linalg.cond(a[:, present] / size)),
+        leverage_max_ratio=float(leverage.max()),
+        leverage_row=int(leverage.argmax()),
+        mape_ratio=float(np.abs(ratio - 1.0).mean()),
+        median_ape_ratio=float(np.median(np.abs(ratio - 1.0))),
+        bias_ratio=float(np.median(ratio) - 1.0),
+        worst=tuple((i, float(ratio[i])) for i in order),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnergyLens:
+    """The law as a contestant: an Estimator."""
+
+    options: FitOptions = FitOptions()
+    name: str = "energylens"
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> EnergyModel:
+        """Fit the law to measured rows."""
+        return fit(dataset, self.options)

@@ -1,0 +1,444 @@
+r"""THE law: twelve coefficients that turn physical counts into joules per request.
+
+.. math:: E = \sum_{k=1}^{12} \theta_k \, D_k(\mathrm{gpu}) \, \left( N_k^{\mathrm{prefill}}
+              + N_k^{\mathrm{decode}} \right), \qquad \theta_k \ge 0
+
+``N`` are counts that the LLM, the configuration and the workload determine (``counts.py``):
+bytes read, operations done, kernels launched, bytes sent. ``D`` is what the datasheet alone
+would lead one to expect one such count to cost, in joules: a GPU at work draws 0.7 of its TDP
+while it moves 0.8 of its bandwidth or does half of its FLOP/s, and 0.4 of its TDP while it
+waits. ``theta`` is what measurements say of that guess: 1 where it is right. The physical
+coefficient, in J/byte or J/FLOP, is ``theta D``.
+
+Writing the coefficients this way costs nothing and gives two things: the same twelve numbers
+can be read on any GPU type, and there is an answer before the first measurement.
+
+To add, drop or exchange a term, edit :data:`TERMS`: one row is one term and its coefficient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energylens.cases import Cases, FloatArray
+from energylens.counts import Counts, count, count_in_chunks
+from energylens.errors import InputError
+from energylens.records import Gpu
+
+STRUCTURE = "2026.1"  # changes whenever TERMS or the counts they use change
+
+WORKING_POWER_RATIO = 0.7  # of TDP, while kernels run
+WAITING_POWER_RATIO = 0.4  # of TDP, while a loaded GPU waits for the next kernel
+IDLE_POWER_RATIO = 0.1  # of TDP, without a loaded model, where the datasheet is silent
+BANDWIDTH_RATIO = 0.8  # of the peak, as good kernels reach
+COMPUTE_RATIO = 0.5
+LINK_RATIO = 0.5
+PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
+LAUNCH_S = 10e-6  # from one small kernel to the next
+SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
+HOP_S = 1e-3  # from one pipeline stage to the next
+
+
+def _per_byte(gpu: Gpu) -> float:
+    return WORKING_POWER_RATIO * gpu.tdp_w / (BANDWIDTH_RATIO * gpu.memory_bandwidth_bytes_per_s)
+
+
+def _per_flop(gpu: Gpu) -> float:
+    return WORKING_POWER_RATIO * gpu.tdp_w / (COMPUTE_RATIO * gpu.bf16_flop_per_s)
+
+
+def _per_link_byte(gpu: Gpu) -> float:
+    link = gpu.link_bandwidth_bytes_per_s or PCIE_BYTES_PER_S
+    return WORKING_POWER_RATIO * gpu.tdp_w / (LINK_RATIO * link)
+
+
+def _waiting(seconds: float) -> Callable[[Gpu], float]:
+    return lambda gpu: WAITING_POWER_RATIO * gpu.tdp_w * seconds
+
+
+def _idle_power_w(gpu: Gpu) -> float:
+    return gpu.idle_power_w or IDLE_POWER_RATIO * gpu.tdp_w
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One coefficient and the counts it multiplies.
+
+    ``datasheet`` gives D for a GPU type. ``spread`` says how far the coefficient may lie from
+    it: about a factor of two for what hardware does, more for what an engine's software does.
+    ``needs`` names the rows that determine the coefficient. The lower bound of each is 0.
+    """
+
+    name: str
+    symbol: str
+    unit: str
+    meaning: str
+    datasheet: Callable[[Gpu], float]
+    prefill: Callable[[Counts], FloatArray] | None = None
+    decode: Callable[[Counts], FloatArray] | None = None
+    spread: float = 1.0
+    needs: str = ""
+    lower_bound: float = 0.0
+
+
+TERMS: tuple[Term, ...] = (
+    # ------------------------------------------------------------------------------- prefill
+    Term(
+        name="prefill_launch",
+        symbol=r"\lambda_p",
+        unit="J/kernel",
+        meaning="every GPU waiting while one prefill kernel is launched",
+        datasheet=_waiting(LAUNCH_S),
+        prefill=lambda n: n.gpus * n.kernels * n.passes,
+        spread=3.0,
+        needs="short prompts, and LLMs of different depth",
+    ),
+    Term(
+        name="prefill_weights",
+        symbol=r"\beta_p",
+        unit="J/byte",
+        meaning="reading the weights once for a prefill pass",
+        datasheet=_per_byte,
+        prefill=lambda n: n.pass_weight_bytes,
+        needs="short prompts on LLMs of different size",
+    ),
+    Term(
+        name="prefill_compute",
+        symbol=r"\phi_p",
+        unit="J/FLOP",
+        meaning="multiplying the prompt with the weights, and with itself in attention",
+        datasheet=_per_flop,
+        prefill=lambda n: n.prefill_flop,
+        needs="prompts of different length, long ones among them",
+    ),
+    Term(
+        name="vision",
+        symbol=r"\phi_v",
+        unit="J/FLOP",
+        meaning="encoding images or video frames in the vision tower",
+        datasheet=_per_flop,
+        prefill=lambda n: n.vision_flop,
+        needs="requests with images or video",
+    ),
+    # -------------------------------------------------------------------------------- decode
+    Term(
+        name="decode_launch",
+        symbol=r"\lambda_d",
+        unit="J/kernel",
+        meaning="every GPU waiting while one decode kernel is launched",
+        datasheet=_waiting(LAUNCH_S),
+        decode=lambda n: n.gpus * n.kernels * n.steps,
+        spread=3.0,
+        needs="small batches on LLMs of different depth",
+    ),
+    Term(
+        name="decode_weights",
+        symbol=r"\beta_d",
+        unit="J/byte",
+        meaning="reading the weights that the batch activates, each decode step",
+        datasheet=_per_byte,
+        decode=lambda n: n.step_weight_bytes,
+        needs="small batches on LLMs of different size",
+    ),
+    Term(
+        name="decode_compute",
+        symbol=r"\phi_d",
+        unit="J/FLOP",
+        meaning="multiplying each new token with the weights",
+        datasheet=_per_flop,
+        decode=lambda n: n.decode_flop,
+        needs="large batches",
+    ),
+    Term(
+        name="decode_sequence",
+        symbol=r"\sigma",
+        unit="J/token",
+        meaning="every GPU waiting for the engine's own work on one sequence of a step",
+        datasheet=_waiting(SEQUENCE_S),
+        decode=lambda n: n.gpus * n.output_tokens,
+        spread=3.0,
+        needs="large batches on different numbers of GPUs",
+    ),
+    Term(
+        name="decode_cache",
+        symbol=r"\kappa",
+        unit="J/byte",
+        meaning="reading the KV cache, or reading and writing the state, for each new token",
+        datasheet=_per_byte,
+        decode=lambda n: n.cache_bytes,
+        needs="different context lengths at large batch",
+    ),
+    # -------------------------------------------------------------------------------- layout
+    Term(
+        name="tensor_parallel",
+        symbol=r"\tau",
+        unit="J/byte",
+        meaning="sending activations between the GPUs of a tensor- or expert-parallel group",
+        datasheet=_per_link_byte,
+        prefill=lambda n: n.prefill_link_bytes,
+        decode=lambda n: n.decode_link_bytes,
+        needs="rows with tensor_parallel above 1 beside rows with less of it",
+    ),
+    Term(
+        name="pipeline_parallel",
+        symbol=r"\pi",
+        unit="J/hop",
+        meaning="every GPU waiting for the hand-over to the next pipeline stage",
+        datasheet=_waiting(HOP_S),
+        prefill=lambda n: n.gpus * n.stage_hops * n.passes,
+        decode=lambda n: n.gpus * n.stage_hops * n.steps,
+        spread=10.0,
+        needs="rows with pipeline_parallel above 1",
+    ),
+    Term(
+        name="idle_gpus",
+        symbol=r"\iota",
+        unit="W",
+        meaning="GPUs of the node that serve nothing, while the request runs at datasheet speed",
+        datasheet=_idle_power_w,
+        prefill=lambda n: n.idle_gpus * n.prefill_roofline_s,
+        decode=lambda n: n.idle_gpus * n.decode_roofline_s,
+        needs="rows at the node boundary with different numbers of GPUs in use",
+    ),
+)
+NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
+SPREADS: FloatArray = np.array([term.spread for term in TERMS])
+
+
+def datasheet(gpus: tuple[Gpu, ...]) -> FloatArray:
+    """Joules that one count is expected to cost, shape (gpus, 12)."""
+    return np.array([[term.datasheet(gpu) for term in TERMS] for gpu in gpus]).reshape(
+        -1, len(TERMS)
+    )
+
+
+def design_by_phase(cases: Cases) -> tuple[FloatArray, FloatArray]:
+    """Joules per request and term at theta = 1, for prefill and for decode.
+
+    Parameters
+    ----------
+    cases : Cases
+        n cases.
+
+    Returns
+    -------
+    prefill, decode : ndarray, shape (n, 12)
+    """
+    counts = count(cases)
+    expected = datasheet(cases.gpus)[cases.gpu_index]
+    phases = []
+    for phase in ("prefill", "decode"):
+        part = np.zeros((len(cases), len(TERMS)))
+        for k, term in enumerate(TERMS):
+            read = getattr(term, phase)
+            if read is not None:
+                part[:, k] = read(counts) * expected[:, k]
+        phases.append(part)
+    return phases[0], phases[1]
+
+
+def design(cases: Cases) -> FloatArray:
+    """Joules per request and term at theta = 1, shape (n, 12)."""
+    prefill, decode = design_by_phase(cases)
+    return prefill + decode
+
+
+def power_ratio(cases: Cases) -> FloatArray:
+    """Measured mean power per GPU over what a working GPU is expected to draw, shape (n,).
+
+    With it as a factor of every term the law only has to explain time.
+
+    Raises
+    ------
+    InputError
+        If a case has no ``average_power_w``.
+    """
+    missing = int(np.isnan(cases.average_power_w).sum())
+    if missing:
+        raise InputError(
+            "with measured power every row must have average_power_w; "
+            f"{missing} of {len(cases)} have none. Leave the option out to do without it."
+        )
+    expected = WORKING_POWER_RATIO * cases.of_gpu(lambda gpu: gpu.tdp_w)
+    covered = np.where(
+        cases.node_boundary & ~np.isnan(cases.node_gpus), cases.node_gpus, cases.occupied_gpus
+    )
+    return cases.average_power_w / covered / expected
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coefficients:
+    """One fitted set of the twelve, with what the fit left uncertain.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (12,)
+        Ratios to the datasheet's expectation.
+    covariance : ndarray, shape (12, 12)
+        Of ``theta``, before the bound at 0.
+    residuals_seen, residuals_unseen : ndarray
+        Sorted ``log(measured / predicted)`` of rows left out of the fit one by one, and with
+        all rows of their LLM: what to expect for LLMs in and out of the fit.
+    within_ratio, between_ratio : float
+        Standard deviation of those logs inside one scenario, and of its mean over scenarios.
+    rows : int
+        Rows fitted.
+    """
+
+    theta: FloatArray
+    covariance: FloatArray
+    residuals_seen: FloatArray
+    residuals_unseen: FloatArray
+    within_ratio: float
+    between_ratio: float
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which cases the rows of a fit spoke of."""
+
+    llms: tuple[str, ...]
+    gpus: tuple[str, ...]
+    precisions: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EnergyModel:
+    """The fitted law: a Predictor with intervals.
+
+    ``groups`` holds coefficients of their own for the values of the columns named in ``per``
+    ("gpu", "llm", "precision"; joined by a space), each shrunk toward ``pooled``, which answers
+    for every other case.
+    """
+
+    pooled: Coefficients
+    scope: Scope
+    per: tuple[str, ...] = ()
+    groups: Mapping[str, Coefficients] = field(default_factory=dict)
+    structure: str = STRUCTURE
+    dataset_digest: str = ""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    measured_power: bool = False
+    energylens_version: str = ""
+
+    def coefficients(self, llm: str, gpu: str, precision: str) -> Coefficients:
+        """Return the set that answers for one LLM, GPU type and precision, by id."""
+        names = {"llm": llm, "gpu": gpu, "precision": precision}
+        return self.groups.get(" ".join(names[key] for key in self.per), self.pooled)
+
+    def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
+        """Distinct coefficient sets, and the place of each case's set among them."""
+        sizes = (len(cases.llms), len(cases.gpus), len(cases.precisions))
+        if not self.groups:
+            return [self.pooled], np.zeros(len(cases), dtype=np.intp)
+        combined = np.ravel_multi_index(
+            (cases.llm_index, cases.gpu_index, cases.precision_index), sizes
+        )
+        places, index = np.unique(combined, return_inverse=True)
+        sets = []
+        for place in places:
+            m, g, p = np.unravel_index(place, sizes)
+            sets.append(
+                self.coefficients(cases.llms[m].id, cases.gpus[g].id, cases.precisions[p].id)
+            )
+        return sets, index.reshape(-1)
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        """Predict joules per request, shape (n,)."""
+        sets, set_index = self._sets(cases)
+        # theta x D for each (coefficient set, GPU type): one number per term and case below.
+        scale = np.array([s.theta for s in sets])[:, None, :] * datasheet(cases.gpus)[None]
+        energy = np.empty(len(cases))
+        single = scale.shape[:2] == (1, 1)
+        for rows, counts in count_in_chunks(cases):
+            total = np.zeros(len(counts.gpus))
+            here = scale[0, 0] if single else scale[set_index[rows], cases.gpu_index[rows]].T
+            for k, term in enumerate(TERMS):
+                for read in (term.prefill, term.decode):
+                    if read is not None and (not single or here[k]):
+                        total += here[k] * read(counts)
+            energy[rows] = total
+        return energy * power_ratio(cases) if self.measured_power else energy
+
+    def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
+        """Joules per request, term by term, of prefill and of decode; each of shape (n, 12)."""
+        sets, set_index = self._sets(cases)
+        theta = np.array([s.theta for s in sets])[set_index]
+        if self.measured_power:
+            theta = theta * power_ratio(cases)[:, None]
+        prefill, decode = design_by_phase(cases)
+        return prefill * theta, decode * theta
+
+    def interval_energy_j(
+        self, cases: Cases, coverage_ratio: float = 0.8
+    ) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper joules that a new measurement lies between, each of shape (n,).
+
+        Conformal: the quantiles are those of rows that a fit without them (or, for an LLM the
+        fit has not seen, without any row of their LLM) mispredicted.
+        """
+        energy = self.predict_energy_j(cases)
+        sets, set_index = self._sets(cases)
+        known = np.array([m.id in self.scope.llms for m in cases.llms])[cases.llm_index]
+        tails = np.array(
+            [
+                [
+                    conformal_quantiles(r, coverage_ratio)
+                    for r in (s.residuals_unseen, s.residuals_seen)
+                ]
+                for s in sets
+            ]
+        )[set_index, known.astype(np.intp)]
+        return energy * np.exp(tails[:, 0]), energy * np.exp(tails[:, 1])
+
+    def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
+        """Draw joint predictions, shape (samples, n).
+
+        Coefficients from their covariance (not below 0), one factor common to all cases from
+        the spread between scenarios, and one for each case from the spread within them.
+        """
+        rng = np.random.default_rng(seed)
+        sets, set_index = self._sets(cases)
+        x = design(cases)
+        if self.measured_power:
+            x = x * power_ratio(cases)[:, None]
+        energy = np.empty((samples, len(cases)))
+        for s, coefficients in enumerate(sets):
+            mine = set_index == s
+            theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
+            energy[:, mine] = theta @ x[mine].T
+        first = sets[0]
+        common = rng.normal(0.0, first.between_ratio, (samples, 1))
+        own = rng.normal(0.0, first.within_ratio, energy.shape)
+        return energy * np.exp(common + own)
+
+
+def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generator) -> FloatArray:
+    """Draw coefficient sets from their covariance, shape (samples, 12); may be below 0."""
+    values, vectors = np.linalg.eigh(coefficients.covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    draws: FloatArray = rng.standard_normal((samples, len(TERMS))) @ root.T
+    return coefficients.theta + draws
+
+
+def conformal_quantiles(residuals: FloatArray, coverage_ratio: float) -> tuple[float, float]:
+    """Both quantiles of sorted residuals that cover a new one with the probability asked.
+
+    Split-conformal: of n residuals, the k-th from each end with k = (n + 1) (1 - coverage) / 2;
+    where n is too small for that, the extremes, widened by a quarter for each missing rank.
+    """
+    n = len(residuals)
+    rank = (n + 1) * (1.0 - coverage_ratio) / 2.0
+    if rank >= 1.0:
+        place = np.array([rank - 1.0, n - rank])
+        low, high = np.interp(place, np.arange(n), residuals)
+        return float(low), float(high)
+    wide = 1.25 + (1.0 - rank)
+    return wide * min(float(residuals[0]), 0.0), wide * max(float(residuals[-1]), 0.0)

@@ -1,0 +1,623 @@
+"""Which configuration costs the fewest joules: enumerate, rule out, rank, say how sure.
+
+:func:`select` asks a predictor about every configuration of a scenario that the free knobs
+span and the GPUs' memory allows, measured or not. It sees the predictor through the seam alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from energylens.capacity import largest_batch, layout_possible, layout_problem, memory
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.dataset import freed_columns
+from energylens.errors import InfeasibleError, InputError, UsageError
+from energylens.protocols import IntervalPredictor, Predictor
+from energylens.records import Boundary, Case, Configuration, Gpu, Llm, Precision, Workload
+
+DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
+DEGREES = (1, 2, 4, 8)
+BATCH_SIZES = tuple(2.0**power for power in range(10))
+
+# Intervals and joint draws are taken of the best this many by predicted joules; a configuration
+# ranked below them has practically no chance to be the best, and is given none.
+SAMPLED = 256
+SAMPLES = 1000
+
+
+# -------------------------------------------------------------------------------- what is asked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One LLM to be served for one workload, and what is not to be chosen.
+
+    ``configuration`` holds the value of every knob that is not free; ``max_gpus`` limits
+    the GPUs of the deployment. At the ``node`` boundary ``node_gpus`` are counted, idle or not.
+    """
+
+    llm: Llm
+    gpu: Gpu
+    precision: Precision
+    workload: Workload
+    configuration: Configuration = field(default_factory=Configuration)
+    boundary: Boundary = Boundary.ACTIVE_GPUS
+    node_gpus: int | None = None
+    max_gpus: int = 8
+
+    def __post_init__(self) -> None:
+        if self.max_gpus < 1:
+            raise InputError(f"max_gpus must be 1 or more, not {self.max_gpus}")
+        if self.boundary is Boundary.NODE and self.node_gpus is None:
+            raise InputError(
+                "at the node boundary idle GPUs draw power too, so node_gpus must be given"
+            )
+
+    def describe(self) -> str:
+        """Give a short human name."""
+        w = self.workload
+        return (
+            f"{self.llm.id} at {self.precision.id} on up to {self._gpu_limit} x {self.gpu.id}, "
+            f"{w.input_tokens:g} + {w.output_tokens:g} tokens"
+        )
+
+    @property
+    def _gpu_limit(self) -> int:
+        return self.max_gpus if self.node_gpus is None else min(self.max_gpus, self.node_gpus)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidates:
+    """Values that free knobs may take. No ``precisions`` or ``gpus``: the scenario's own."""
+
+    tensor_parallel: tuple[int, ...] = DEGREES
+    pipeline_parallel: tuple[int, ...] = DEGREES
+    expert_parallel: tuple[int, ...] = DEGREES
+    data_parallel: tuple[int, ...] = DEGREES
+    batch_size: tuple[float, ...] = BATCH_SIZES
+    precisions: tuple[Precision, ...] = ()
+    gpus: tuple[Gpu, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in (
+            "tensor_parallel",
+            "pipeline_parallel",
+            "expert_parallel",
+            "data_parallel",
+            "batch_size",
+        ):
+            values = getattr(self, name)
+            if not values or any(not np.isfinite(value) or value < 1 for value in values):
+                raise InputError(
+                    f"candidates: {name} must list numbers of 1 or more, not {values!r}"
+                )
+
+
+class Limit(Protocol):
+    """A condition that a configuration must meet besides fitting in memory."""
+
+    @property
+    def name(self) -> str:
+        """What is limited, as in "time to first token"."""
+        ...
+
+    def broken(self, cases: Cases) -> BoolArray:
+        """Whether each of n cases breaks the limit; shape (n,)."""
+        ...
+
+    def reason(self, case: Case) -> str:
+        """Say in words why a case that breaks the limit does."""
+        ...
+
+
+def enumerate_configurations(
+    scenario: Scenario,
+    *,
+    choose: Sequence[str] = DEFAULT_CHOOSE,
+    candidates: Candidates | None = None,
+) -> Cases:
+    """List the cases that the free knobs span, feasible or not.
+
+    Left out are configurations that are none: more GPUs than allowed, fewer sequences than
+    data-parallel replicas to split them, and freely chosen expert parallelism other than none or
+    over all tensor x data parallel GPUs of an LLM that has experts (as vLLM lays it out).
+
+    Parameters
+    ----------
+    scenario : Scenario
+        What is served, and the knobs that are not free.
+    choose : sequence of str
+        The free knobs, names from :data:`energylens.dataset.KNOBS`.
+    candidates : Candidates, optional
+        Their values.
+
+    Returns
+    -------
+    Cases
+        Columns of n cases, each configuration once.
+
+    Raises
+    ------
+    UsageError
+        If a name is no knob, or a free knob has nothing to choose from.
+    """
+    freed, listed = freed_columns(choose), candidates or Candidates()
+    gpus = listed.gpus if "gpu_index" in freed else ()
+    precisions = listed.precisions if "precision_index" in freed else ()
+    for name, free, given in (
+        ("gpu", "gpu_index", gpus),
+        ("precision", "precision_index", precisions),
+    ):
+        if free in freed and not given:
+            raise UsageError(f"to choose the {name} freely, the candidates must list some")
+    gpus, precisions = gpus or (scenario.gpu,), precisions or (scenario.precision,)
+    fixed = scenario.configuration
+
+    def values(name: str) -> FloatArray:
+        chosen = getattr(listed, name) if name in freed else (getattr(fixed, name),)
+        return np.unique(np.asarray(chosen, dtype=np.float64))
+
+    tp, pp, ep, dp = (
+        grid.reshape(-1)
+        for grid in np.meshgrid(
+            values("tensor_parallel"),
+            values("pipeline_parallel"),
+            values("expert_parallel"),
+            values("data_parallel"),
+            indexing="ij",
+        )
+    )
+    keep = tp * pp * dp <= scenario._gpu_limit
+    if "expert_parallel" in freed:
+        keep &= (ep == 1) | ((ep == tp * dp) & (scenario.llm.experts is not None))
+    layouts = np.column_stack([tp, pp, ep, dp])[keep]
+    batches = values("batch_size")
+    layout, batch, precision, gpu = (
+        grid.reshape(-1)
+        for grid in np.meshgrid(
+            np.arange(len(layouts)),
+            batches,
+            np.arange(len(precisions)),
+            np.arange(len(gpus)),
+            indexing="ij",
+        )
+    )
+    split = layouts[layout, 3] <= batch
+    layout, batch = layout[split], batch[split]
+    return _cases(
+        scenario,
+        layouts[layout],
+        batch,
+        gpus,
+        gpu[split],
+        precisions,
+        precision[split],
+    )
+
+
+def _cases(
+    scenario: Scenario,
+    layouts: FloatArray,
+    batch: FloatArray,
+    gpus: tuple[Gpu, ...],
+    gpu: IntArray,
+    precisions: tuple[Precision, ...],
+    precision: IntArray,
+) -> Cases:
+    n, w = len(batch), scenario.workload
+
+    def filled(value: float | None) -> FloatArray:
+        return np.full(n, np.nan if value is None else value, dtype=np.float64)
+
+    unknown = filled(None)
+    return Cases(
+        llms=(scenario.llm,),
+        gpus=gpus,
+        precisions=precisions,
+        llm_index=np.zeros(n, dtype=np.intp),
+        gpu_index=gpu.astype(np.intp),
+        precision_index=precision.astype(np.intp),
+        tensor_parallel=layouts[:, 0],
+        pipeline_parallel=layouts[:, 1],
+        expert_parallel=layouts[:, 2],
+        data_parallel=layouts[:, 3],
+        batch_size=batch,
+        mean_batch_size=unknown,
+        input_tokens=filled(w.input_tokens),
+        output_tokens=filled(w.output_tokens),
+        vision_tokens=filled(w.vision_tokens),
+        images=filled(w.images),
+        frames=filled(w.frames),
+        node_boundary=np.full(n, scenario.boundary is Boundary.NODE),
+        node_gpus=filled(scenario.node_gpus),
+        ttft_s=unknown,
+        tpot_s=unknown,
+        request_latency_s=unknown,
+        average_power_w=unknown,
+    )
+
+
+# --------------------------------------------------------------------------------- the answer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranked:
+    """One feasible configuration. ``None`` where the predictor cannot say, or was not asked."""
+
+    rank: int
+    configuration: Configuration
+    gpu: str
+    precision: str
+    energy_per_request_j: float
+    energy_per_output_token_j: float
+    lower_j: float | None
+    upper_j: float | None
+    probability_best_ratio: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        return {
+            "rank": self.rank,
+            **_configuration_json(self.configuration, self.gpu, self.precision),
+            "energy_per_request_j": self.energy_per_request_j,
+            "energy_per_output_token_j": self.energy_per_output_token_j,
+            "lower_j": self.lower_j,
+            "upper_j": self.upper_j,
+            "probability_best_ratio": self.probability_best_ratio,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Infeasible:
+    """One configuration that was ruled out, and why."""
+
+    configuration: Configuration
+    gpu: str
+    precision: str
+    reason: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        return {
+            **_configuration_json(self.configuration, self.gpu, self.precision),
+            "reason": self.reason,
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Ranking:
+    """Feasible configurations from the fewest predicted joules up, and those ruled out.
+
+    ``lower_j``, ``upper_j`` (an interval of ``coverage_ratio``) and ``probability_best_ratio``
+    have one value for each of the first ``min(n, 256)`` of the n feasible cases, or none if the
+    predictor gives no intervals. ``expected_regret_ratio`` is what choosing the first is
+    expected to cost over the true best, under the same joint draws. Configurations with equal
+    joules stand from the fewest GPUs and the smallest batch up.
+    """
+
+    scenario: Scenario
+    choose: tuple[str, ...]
+    cases: Cases
+    energy_per_request_j: FloatArray
+    lower_j: FloatArray
+    upper_j: FloatArray
+    probability_best_ratio: FloatArray
+    coverage_ratio: float
+    seed: int
+    expected_regret_ratio: float | None
+    reference: Configuration | None
+    reference_energy_per_request_j: float | None
+    ruled_out: Cases
+    ruled_out_because: IntArray
+    causes: tuple[str, ...]
+    limits: tuple[Limit, ...] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self.cases)
+
+    @property
+    def best(self) -> Ranked:
+        """The configuration with the fewest predicted joules."""
+        return self.entries(1)[0]
+
+    @property
+    def saving_against_worst_ratio(self) -> float | None:
+        """Share of the joules of the worst feasible configuration that the best saves."""
+        return _saving_ratio(self.energy_per_request_j[0], self.energy_per_request_j[-1])
+
+    @property
+    def saving_against_reference_ratio(self) -> float | None:
+        """Share of the joules of the reference configuration that the best saves."""
+        if self.reference_energy_per_request_j is None:
+            return None
+        return _saving_ratio(self.energy_per_request_j[0], self.reference_energy_per_request_j)
+
+    def entries(self, count: int | None = None) -> tuple[Ranked, ...]:
+        """Return the first ``count`` configurations, or all."""
+        stop = len(self) if count is None else min(count, len(self))
+        return tuple(self._entry(i) for i in range(stop))
+
+    def _entry(self, i: int) -> Ranked:
+        case, joules = self.cases.case(i), float(self.energy_per_request_j[i])
+
+        def known(values: FloatArray) -> float | None:
+            return float(values[i]) if i < len(values) and np.isfinite(values[i]) else None
+
+        return Ranked(
+            rank=i + 1,
+            configuration=case.configuration,
+            gpu=case.gpu.id,
+            precision=case.precision.id,
+            energy_per_request_j=joules,
+            energy_per_output_token_j=joules / case.workload.output_tokens,
+            lower_j=known(self.lower_j),
+            upper_j=known(self.upper_j),
+            probability_best_ratio=known(self.probability_best_ratio),
+        )
+
+    def infeasible(self, count: int | None = None) -> tuple[Infeasible, ...]:
+        """Return the first ``count`` configurations that were ruled out, or all."""
+        stop = len(self.ruled_out) if count is None else min(count, len(self.ruled_out))
+        return tuple(
+            Infeasible(
+                configuration=case.configuration,
+                gpu=case.gpu.id,
+                precision=case.precision.id,
+                reason=_reason(case, int(self.ruled_out_because[i]), self.limits),
+            )
+            for i, case in ((i, self.ruled_out.case(i)) for i in range(stop))
+        )
+
+    def infeasible_counts(self) -> dict[str, int]:
+        """Configurations ruled out by cause, most frequent first."""
+        counts = np.bincount(self.ruled_out_because, minlength=len(self.causes))
+        order = np.argsort(-counts, kind="stable")
+        return {self.causes[i]: int(counts[i]) for i in order if counts[i]}
+
+    def to_json(self, listed: int = 100) -> dict[str, Any]:
+        """One document with the first ``listed`` configurations of either kind."""
+        return {
+            "scenario": self.scenario.describe(),
+            "llm": self.scenario.llm.id,
+            "choose": list(self.choose),
+            "boundary": str(self.scenario.boundary),
+            "node_gpus": self.scenario.node_gpus,
+            "max_gpus": self.scenario.max_gpus,
+            "seed": self.seed,
+            "coverage_ratio": self.coverage_ratio,
+            "feasible": len(self),
+            "ranking": [entry.to_json() for entry in self.entries(listed)],
+            "saving_against_worst_ratio": self.saving_against_worst_ratio,
+            "reference": None if self.reference is None else self.reference.describe(),
+            "reference_energy_per_request_j": self.reference_energy_per_request_j,
+            "saving_against_reference_ratio": self.saving_against_reference_ratio,
+            "expected_regret_ratio": self.expected_regret_ratio,
+            "infeasible": len(self.ruled_out),
+            "infeasible_counts": self.infeasible_counts(),
+            "infeasible_listed": [entry.to_json() for entry in self.infeasible(listed)],
+        }
+
+
+def _saving_ratio(energy_j: float, against_j: float) -> float | None:
+    """Undefined where a score stands in for joules and is not positive."""
+    return 1.0 - float(energy_j / against_j) if energy_j > 0 and against_j > 0 else None
+
+
+def _configuration_json(configuration: Configuration, gpu: str, precision: str) -> dict[str, Any]:
+    return {
+        "configuration": configuration.describe(),
+        "gpu": gpu,
+        "precision": precision,
+        "gpus": configuration.gpus,
+        "tensor_parallel": configuration.tensor_parallel,
+        "pipeline_parallel": configuration.pipeline_parallel,
+        "expert_parallel": configuration.expert_parallel,
+        "data_parallel": configuration.data_parallel,
+        "batch_size": configuration.batch_size,
+    }
+
+
+# ------------------------------------------------------------------------------------ selection
+
+# Why a configuration is ruled out, by number; after the limits comes having no prediction.
+_LAYOUT, _MEMORY, _FIRST_LIMIT = 0, 1, 2
+
+
+def select(
+    predictor: Predictor,
+    scenario: Scenario,
+    *,
+    choose: Sequence[str] = DEFAULT_CHOOSE,
+    candidates: Candidates | None = None,
+    limits: Sequence[Limit] = (),
+    reference: Configuration | None = None,
+    coverage_ratio: float = 0.8,
+    seed: int = 0,
+) -> Ranking:
+    """Rank the feasible configurations of a scenario by predicted joules per request.
+
+    A configuration is feasible if the LLM can be laid out so, the whole batch is in memory at
+    once (beyond that sequences wait in the queue), and no limit is broken.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        What predicts joules; intervals and probabilities come with an ``IntervalPredictor``.
+    scenario : Scenario
+        What is served, and the knobs that are not free.
+    choose : sequence of str
+        The free knobs, names from :data:`energylens.dataset.KNOBS`.
+    candidates : Candidates, optional
+        Values of the free knobs.
+    limits : sequence of Limit
+        Further conditions, checked in this order on what memory allows.
+    reference : Configuration, optional
+        What to state the saving against, on the scenario's own GPU and precision.
+    coverage_ratio : float
+        Nominal coverage of the intervals.
+    seed : int
+        Source of the joint draws.
+
+    Returns
+    -------
+    Ranking
+
+    Raises
+    ------
+    UsageError
+        If the free knobs span nothing.
+    InfeasibleError
+        If no configuration is feasible; the message carries the most common reason.
+    """
+    if not 0 < coverage_ratio < 1:
+        raise UsageError(f"coverage_ratio must lie between 0 and 1; given {coverage_ratio}")
+    every = enumerate_configurations(scenario, choose=choose, candidates=candidates)
+    if len(every) == 0:
+        raise InfeasibleError(
+            f"no configuration of {scenario.describe()} is left to rank: the degrees of "
+            "parallelism and batch sizes given allow none within that many GPUs; allow more "
+            "GPUs, or smaller degrees"
+        )
+    causes = ("layout", "memory", *(limit.name for limit in limits), "no prediction")
+    because = _rule_out(every, limits)
+    left = np.flatnonzero(because < 0)
+    energy = np.asarray(predictor.predict_energy_j(every.take(left)), dtype=np.float64)
+    if energy.shape != left.shape:
+        raise InputError(
+            f"a predictor must give one number for each of {len(left)} cases; it gave "
+            f"shape {energy.shape}"
+        )
+    answered = np.isfinite(energy)
+    because[left[~answered]] = len(causes) - 1
+    left, energy = left[answered], energy[answered]
+    if len(left) == 0:
+        raise _nothing_feasible(scenario, every, because, causes, limits)
+    order = np.lexsort((every.batch_size[left], every.occupied_gpus[left], energy))
+    ranked, energy = every.take(left[order]), energy[order]
+
+    lower = upper = probability = np.empty(0)
+    expected_regret = None
+    if isinstance(predictor, IntervalPredictor):
+        top = ranked.take(slice(0, SAMPLED))
+        lower, upper = predictor.interval_energy_j(top, coverage_ratio)
+        draws = predictor.sample_energy_j(top, SAMPLES, seed)
+        draws = np.where(np.isfinite(draws), draws, np.inf)
+        lowest = draws.min(axis=1)
+        wins = draws <= lowest[:, np.newaxis]
+        probability = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0)
+        if np.isfinite(draws[:, 0]).all() and (lowest > 0).all():
+            expected_regret = float(np.mean(draws[:, 0] / lowest - 1.0))
+    ruled_out = np.flatnonzero(because >= 0)
+    return Ranking(
+        scenario=scenario,
+        choose=tuple(choose),
+        cases=ranked,
+        energy_per_request_j=energy,
+        lower_j=lower,
+        upper_j=upper,
+        probability_best_ratio=probability,
+        coverage_ratio=coverage_ratio,
+        seed=seed,
+        expected_regret_ratio=expected_regret,
+        reference=reference,
+        reference_energy_per_request_j=_reference_energy_j(predictor, scenario, reference),
+        ruled_out=every.take(ruled_out),
+        ruled_out_because=because[ruled_out],
+        causes=causes,
+        limits=tuple(limits),
+    )
+
+
+def _rule_out(cases: Cases, limits: Sequence[Limit]) -> IntArray:
+    """Number of the first cause that rules each case out, -1 where none does; shape (n,)."""
+    because = np.full(len(cases), -1, dtype=np.intp)
+    for gpu in range(len(cases.gpus)):
+        for precision in range(len(cases.precisions)):
+            rows = np.flatnonzero((cases.gpu_index == gpu) & (cases.precision_index == precision))
+            part = cases.take(rows)
+            fitting = largest_batch(
+                cases.llms[0],
+                cases.gpus[gpu],
+                cases.precisions[precision],
+                tensor_parallel=part.tensor_parallel,
+                pipeline_parallel=part.pipeline_parallel,
+                expert_parallel=part.expert_parallel,
+                data_parallel=part.data_parallel,
+                input_tokens=part.input_tokens,
+                output_tokens=part.output_tokens,
+            )
+            because[rows[part.batch_size > fitting]] = _MEMORY
+    possible = layout_possible(
+        cases.llms[0],
+        tensor_parallel=cases.tensor_parallel,
+        pipeline_parallel=cases.pipeline_parallel,
+        expert_parallel=cases.expert_parallel,
+        data_parallel=cases.data_parallel,
+    )
+    because[~possible] = _LAYOUT
+    for number, limit in enumerate(limits, start=_FIRST_LIMIT):
+        left = np.flatnonzero(because < 0)
+        because[left[limit.broken(cases.take(left))]] = number
+    return because
+
+
+def _reason(case: Case, cause: int, limits: Sequence[Limit]) -> str:
+    """Say in words why a case was ruled out."""
+    c = case.configuration
+    if cause == _LAYOUT:
+        problem = layout_problem(
+            case.llm,
+            tensor_parallel=c.tensor_parallel,
+            pipeline_parallel=c.pipeline_parallel,
+            expert_parallel=c.expert_parallel,
+            data_parallel=c.data_parallel,
+        )
+        return problem or "the LLM cannot be laid out so"
+    if cause == _MEMORY:
+        return memory(case).reason or "the batch does not fit in memory"
+    if cause < _FIRST_LIMIT + len(limits):
+        return limits[cause - _FIRST_LIMIT].reason(case)
+    return "the energy model has no prediction for it"
+
+
+def _nothing_feasible(
+    scenario: Scenario,
+    cases: Cases,
+    because: IntArray,
+    causes: Sequence[str],
+    limits: Sequence[Limit],
+) -> InfeasibleError:
+    counts = np.bincount(because)
+    cause = int(counts.argmax())
+    rows = np.flatnonzero(because == cause)
+    # The one that comes closest: the most GPUs, and of those the smallest batch.
+    closest = rows[np.lexsort((cases.batch_size[rows], -cases.occupied_gpus[rows]))[0]]
+    case = cases.case(int(closest))
+    return InfeasibleError(
+        f"no configuration of {scenario.describe()} is feasible; {counts[cause]} of {len(cases)} "
+        f"fail on {causes[cause]}, as {case.configuration.describe()} does: "
+        f"{_reason(case, cause, limits)}. Allow more GPUs, a narrower precision or a smaller "
+        "batch, or relax a limit."
+    )
+
+
+def _reference_energy_j(
+    predictor: Predictor, scenario: Scenario, reference: Configuration | None
+) -> float | None:
+    if reference is None:
+        return None
+    case = Case(
+        llm=scenario.llm,
+        gpu=scenario.gpu,
+        precision=scenario.precision,
+        workload=scenario.workload,
+        configuration=replace(reference, mean_batch_size=None),
+        boundary=scenario.boundary,
+        node_gpus=scenario.node_gpus,
+    )
+    energy = float(predictor.predict_energy_j(Cases.of([case]))[0])
+    return energy if np.isfinite(energy) else None
