@@ -302,7 +302,7 @@ def _rules(llm: Llm, d: _Degrees) -> list[tuple[NDArray[np.bool_], str]]:
         ),
         (
             spread & (np.mod(d.tensor * d.data, d.expert) != 0),
-            "expert parallel EP does not divide the TP x DP GPUs of the tensor and data parallel layers",
+            "expert parallel EP does not divide the TP x DP GPUs of tensor and data parallelism",
         ),
         (np.mod(size, within) != 0, f"{tensor} does not divide the {size} channels of an expert"),
     ]

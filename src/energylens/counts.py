@@ -135,7 +135,8 @@ def _of_llm(llm: Llm) -> tuple[float, ...]:
 def _of_gpu_precision(gpu: Gpu, precision: Precision) -> tuple[float, float, float]:
     """Bandwidth, 16-bit FLOP/s, and 16-bit FLOPs that one FLOP in this format is worth."""
     peak = gpu.bf16_flop_per_s
-    return gpu.memory_bandwidth_bytes_per_s, peak, peak / gpu.flop_per_s(precision.compute_bits)
+    narrow = gpu.flop_per_s(precision.compute_bits, integer=precision.integer)
+    return gpu.memory_bandwidth_bytes_per_s, peak, peak / narrow
 
 
 def _context(first: FloatArray, last: FloatArray, llm: dict[str, FloatArray]) -> FloatArray:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,6 +58,8 @@ class Metrics:
     r2_ratio: float | None
     interval_coverage_ratio: float | None
     unanswered_ratio: float | None
+    prefill_mape_ratio: float | None
+    decode_mape_ratio: float | None
 
     def to_json(self) -> dict[str, float | None]:
         """Names and values."""
@@ -68,6 +70,15 @@ class Metrics:
         """Make a record of values in the order of :data:`METRICS`; NaN becomes ``None``."""
         known = [float(v) if np.isfinite(v) else None for v in values]
         return cls(**dict(zip(METRICS, known, strict=True)))
+
+
+@runtime_checkable
+class PartsPredictor(Protocol):
+    """A predictor that tells prefill from decode."""
+
+    def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
+        """Joules per request of prefill and of decode, term by term; each of shape (n, terms)."""
+        ...
 
 
 METRICS = tuple(f.name for f in fields(Metrics))
@@ -472,6 +483,11 @@ def _share(part: NDArray[Any], whole: NDArray[Any]) -> float:
     return float(np.sum(part)) / total if total else np.nan
 
 
+def _mean_known(values: FloatArray) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else np.nan
+
+
 def _summary(marks: _Table, errors: _Table) -> FloatArray:
     """All metrics, in the order of :data:`METRICS`; NaN where undefined."""
     regret, nan = marks["regret"], np.nan
@@ -480,7 +496,6 @@ def _summary(marks: _Table, errors: _Table) -> FloatArray:
     answered = errors["answered"]
     ape = np.abs(predicted / measured - 1.0)
     spread = float(np.sum((measured - measured.mean()) ** 2)) if len(measured) else 0.0
-    inside = errors["inside"][np.isfinite(errors["inside"])]
     values = {
         "top1_ratio": marks["top1"].mean() if len(regret) else nan,
         "top1_within_noise_ratio": marks["within"].mean() if len(regret) else nan,
@@ -495,8 +510,10 @@ def _summary(marks: _Table, errors: _Table) -> FloatArray:
         "mape_ratio": ape.mean() if len(ape) else nan,
         "median_ape_ratio": np.median(ape) if len(ape) else nan,
         "r2_ratio": 1.0 - np.sum((predicted - measured) ** 2) / spread if spread > 0 else nan,
-        "interval_coverage_ratio": inside.mean() if len(inside) else nan,
+        "interval_coverage_ratio": _mean_known(errors["inside"]),
         "unanswered_ratio": 1.0 - answered.mean() if len(answered) else nan,
+        "prefill_mape_ratio": _mean_known(errors["prefill_ape"]),
+        "decode_mape_ratio": _mean_known(errors["decode_ape"]),
     }
     return np.array([values[name] for name in METRICS], dtype=np.float64)
 
@@ -564,8 +581,9 @@ def _drawn(
     if not setting.strict:
         if train >= len(rows):
             raise UsageError(
-                f"the training rows must be fewer than the rows ({len(rows)}), so that some are "
-                f"left to judge; given {train}"
+                f"the training rows must be fewer than the rows ({len(rows)}"
+                f"{f' of {apart}' if (apart := setting.groups[rows[0]]) else ''}), so that some "
+                f"are left to judge; given {train}"
             )
         chosen = _draw(rows, train, rng)
         yield _Fold(train=chosen, judged=np.setdiff1d(rows, chosen), scored=scored)
@@ -1076,7 +1094,7 @@ class _Judge:
     ) -> tuple[_Table, _Table]:
         """Fit, predict, and mark one fold. A failed fit has no answer anywhere."""
         n = len(self.setting.dataset)
-        energy, inside = np.full(n, np.nan), np.full(n, np.nan)
+        energy, inside, prefill_ape, decode_ape = np.full((4, n), np.nan)
         record.ranks_only = estimator.ranks_only
         record.train_rows.append(len(view.training))
         try:
@@ -1094,6 +1112,15 @@ class _Judge:
                     (lower <= measured) & (measured <= upper),
                     np.nan,
                 )
+            if isinstance(predictor, PartsPredictor):
+                dataset = self.setting.dataset
+                for terms, measured, ape in zip(
+                    predictor.predict_parts_j(view.cases),
+                    (dataset.prefill_energy_per_request_j, dataset.decode_energy_per_request_j),
+                    (prefill_ape, decode_ape),
+                    strict=True,
+                ):
+                    ape[view.asked] = np.abs(terms.sum(axis=1) / measured[view.asked] - 1.0)
         except MissingExtraError:
             raise
         except EnergyLensError as error:
@@ -1106,8 +1133,12 @@ class _Judge:
             "answered": np.isfinite(energy[judged]),
             "predicted": np.full(len(judged), np.nan) if record.ranks_only else energy[judged],
             "inside": inside[judged],
+            "prefill_ape": prefill_ape[judged],
+            "decode_ape": decode_ape[judged],
         }
-        return self.setting.board.marks(energy, view.fold.scored, self.noise_ratio), errors
+        # A score is no energy, so output tokens do not divide it.
+        ranked = energy * self.setting.board.scale if record.ranks_only else energy
+        return self.setting.board.marks(ranked, view.fold.scored, self.noise_ratio), errors
 
     def _checked(self, energy: FloatArray, view: _View, name: str) -> FloatArray:
         energy = np.asarray(energy, dtype=np.float64)

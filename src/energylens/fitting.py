@@ -32,6 +32,7 @@ from energylens.formula import (
     Scope,
     datasheet,
     design,
+    knob_place,
     power_ratio,
 )
 
@@ -45,6 +46,8 @@ SPREAD_PASSES = 3  # of estimating the residual spread that weighs the prior
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
+REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
+NEAR_DOUBLINGS = 1.5  # neighbours: configurations at most this far apart
 SCOPE_COLUMNS = (
     "tensor_parallel",
     "pipeline_parallel",
@@ -67,8 +70,9 @@ class FitOptions:
         ``log`` weighs over- and underprediction alike, ``huber`` grows linearly beyond 15 %,
         ``absolute`` is ordinary least squares in joules, for comparison.
     prior : {"datasheet", "none"}
-    per : tuple of {"gpu", "llm", "precision"}
-        Columns whose values get coefficients of their own besides the pooled ones.
+    per : tuple of {"gpu", "llm", "precision"}, optional
+        Columns whose values get coefficients of their own besides the pooled ones. By default
+        each GPU type does, where there is more than one.
     idle_power_w : float, optional
         Known draw of an idle GPU: fixes that coefficient.
     measured_power : bool
@@ -78,7 +82,7 @@ class FitOptions:
 
     loss: str = "relative"
     prior: str = "datasheet"
-    per: tuple[str, ...] = ()
+    per: tuple[str, ...] | None = None
     idle_power_w: float | None = None
     measured_power: bool = False
 
@@ -86,10 +90,10 @@ class FitOptions:
         for what, value, allowed in (("loss", self.loss, LOSSES), ("prior", self.prior, PRIORS)):
             if value not in allowed:
                 raise UsageError(f"{what} must be one of {', '.join(allowed)}, not {value!r}")
-        unknown = [name for name in self.per if name not in GROUPINGS]
-        if unknown or len(set(self.per)) != len(self.per):
+        per = self.per or ()
+        if set(per) - set(GROUPINGS) or len(set(per)) != len(per):
             raise UsageError(
-                f"per takes {', '.join(GROUPINGS)}, each at most once; given {', '.join(self.per)}"
+                f"per takes {', '.join(GROUPINGS)}, each at most once; given {', '.join(per)}"
             )
         if self.idle_power_w is not None and not 0 < self.idle_power_w < np.inf:
             raise UsageError(f"idle_power_w must be above 0 W, not {self.idle_power_w!r}")
@@ -132,15 +136,18 @@ def fit(
     spread = SPREADS if options.prior == "datasheet" else np.full(len(TERMS), NO_PRIOR_SPREAD)
     pooled = problem.solve(np.arange(len(dataset)), np.ones(len(TERMS)), spread)
     groups = {}
-    if options.per:
+    per = options.per
+    if per is None:
+        per = ("gpu",) if len(np.unique(dataset.cases.gpu_index)) > 1 else ()
+    if per:
         ids = {"gpu": dataset.gpu_ids, "llm": dataset.llm_ids, "precision": dataset.precision_ids}
-        keys = np.array([" ".join(row) for row in zip(*(ids[n] for n in options.per), strict=True)])
+        keys = np.array([" ".join(row) for row in zip(*(ids[n] for n in per), strict=True)])
         for key in np.unique(keys):
             rows = np.flatnonzero(keys == key)
             groups[str(key)] = problem.solve(rows, pooled.theta, GROUP_SPREAD * SPREADS)
     return EnergyModel(
         pooled=pooled,
-        per=options.per,
+        per=per,
         groups=groups,
         scope=_scope(dataset),
         dataset_digest=dataset.digest,
@@ -171,6 +178,7 @@ class _Problem:
         self.scenario = group_rows(
             [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
         )
+        self.place = knob_place(cases)
         self.free = np.ones(len(TERMS), dtype=np.bool_)
         self.fixed = np.zeros(len(TERMS))
         if options.idle_power_w is not None:
@@ -211,7 +219,7 @@ class _Problem:
         covariance = np.zeros((len(TERMS), len(TERMS)))
         covariance[np.ix_(free, free)] = variance * np.linalg.inv(curvature)
         seen, unseen = self._left_out(a, row_weights, residual, pull, active, self.llm_index[rows])
-        within, between = _spreads(seen, self.scenario[rows])
+        within, between, reach = _spreads(seen, self.scenario[rows], self.place[rows])
         return Coefficients(
             theta=theta_all,
             covariance=covariance,
@@ -219,6 +227,7 @@ class _Problem:
             residuals_unseen=np.sort(unseen),
             within_ratio=within,
             between_ratio=between,
+            reach_doublings=reach,
             rows=n,
         )
 
@@ -281,16 +290,31 @@ def _nonnegative(
     return np.asarray(solution / size, dtype=np.float64)
 
 
-def _spreads(logs: FloatArray, scenario: IntArray) -> tuple[float, float]:
-    """Standard deviations within scenarios and between their means."""
+def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[float, float, float]:
+    """Standard deviations within scenarios and between their means, and how far the former reach.
+
+    Neighbouring configurations err alike: residuals are taken to be correlated by
+    ``exp(-distance / reach)``, the distance being that of ``place``, in doublings. The reach is
+    what makes the mean squared difference of neighbours come out right.
+    """
     total = float(logs.var()) if len(logs) > 1 else PRIOR_ROW_RATIO**2
     counts = np.bincount(scenario)
     means = np.bincount(scenario, logs) / np.maximum(counts, 1)
     freedom = int((counts - 1).clip(min=0).sum())
     if freedom == 0:
-        return float(np.sqrt(total / 2)), float(np.sqrt(total / 2))
+        return float(np.sqrt(total / 2)), float(np.sqrt(total / 2)), REACH_DOUBLINGS
     within = float(((logs - means[scenario]) ** 2).sum()) / freedom
-    return float(np.sqrt(within)), float(np.sqrt(max(total - within, 0.0)))
+    between = max(total - within, 0.0)
+    order = np.lexsort((*place.T, scenario))
+    same = np.diff(scenario[order]) == 0
+    distance = np.abs(np.diff(place[order], axis=0)).sum(axis=1)[same]
+    step = np.diff(logs[order])[same]
+    near = (distance > 0) & (distance <= NEAR_DOUBLINGS)
+    reach = REACH_DOUBLINGS
+    if near.sum() >= 5 and within > 0:
+        apart = float((step[near] ** 2).mean()) / (2.0 * within)
+        reach = float(distance[near].mean() / -np.log(1.0 - min(max(apart, 0.02), 0.98)))
+    return float(np.sqrt(within)), float(np.sqrt(between)), reach
 
 
 def _scope(dataset: Dataset) -> Scope:

@@ -285,6 +285,9 @@ class Coefficients:
         all rows of their LLM: what to expect for LLMs in and out of the fit.
     within_ratio, between_ratio : float
         Standard deviation of those logs inside one scenario, and of its mean over scenarios.
+    reach_doublings : float
+        Distance of configurations, in doublings of their knobs, at which their residuals have
+        lost all but 1/e of their correlation.
     rows : int
         Rows fitted.
     """
@@ -295,6 +298,7 @@ class Coefficients:
     residuals_unseen: FloatArray
     within_ratio: float
     between_ratio: float
+    reach_doublings: float
     rows: int
 
 
@@ -402,7 +406,8 @@ class EnergyModel:
         """Draw joint predictions, shape (samples, n).
 
         Coefficients from their covariance (not below 0), one factor common to all cases from
-        the spread between scenarios, and one for each case from the spread within them.
+        the spread between scenarios, and one for each case from the spread within them,
+        correlated between configurations that are close.
         """
         rng = np.random.default_rng(seed)
         sets, set_index = self._sets(cases)
@@ -415,9 +420,25 @@ class EnergyModel:
             theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
             energy[:, mine] = theta @ x[mine].T
         first = sets[0]
+        place = knob_place(cases)
+        distance = np.abs(place[:, None] - place[None]).sum(axis=2)
+        correlation = np.exp(-distance / first.reach_doublings)
+        root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
+        own = first.within_ratio * rng.standard_normal(energy.shape) @ root.T
         common = rng.normal(0.0, first.between_ratio, (samples, 1))
-        own = rng.normal(0.0, first.within_ratio, energy.shape)
-        return energy * np.exp(common + own)
+        drawn: FloatArray = energy * np.exp(common + own)
+        return drawn
+
+
+def knob_place(cases: Cases) -> FloatArray:
+    """Where each configuration stands among others, in doublings of its knobs; shape (n, 7).
+
+    Another GPU type, precision or LLM is as far away as two doublings.
+    """
+    knobs = (cases.running, cases.tensor_parallel, cases.pipeline_parallel, cases.data_parallel)
+    labels = (cases.gpu_index, cases.precision_index, cases.llm_index)
+    columns = [np.log2(knob) for knob in knobs] + [2.0 * label for label in labels]
+    return np.column_stack(columns)
 
 
 def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generator) -> FloatArray:

@@ -276,6 +276,7 @@ class Progress:
     input_tokens: int
     output_tokens: int
     running_requests: int
+    vision_tokens_per_request: int = 0
     steps: int | None = None
     finished: tuple[RequestTiming, ...] = ()  # since the last progress
 
@@ -381,7 +382,10 @@ class Engine(Protocol):
         ...
 
     def own_meter(self) -> Meter | None:
-        """Return the meter of an engine whose joules only it knows (a simulated one), or None."""
+        """Return the meter of an engine whose joules only it knows (a simulated one), or None.
+
+        Valid before :meth:`start`.
+        """
         ...
 
     def close(self) -> None:
@@ -449,6 +453,11 @@ class Meter(Protocol):
     @property
     def channels(self) -> tuple[Channel, ...]:
         """The counters, in the order of :attr:`Reading.energy_j`."""
+        ...
+
+    @property
+    def real_time(self) -> bool:
+        """Whether its clock goes on its own; False where only :meth:`wait` moves it."""
         ...
 
     @property

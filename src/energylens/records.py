@@ -390,12 +390,18 @@ class Gpu:
             link_bandwidth_bytes_per_s=self.link_bandwidth_bytes_per_s,
         )
 
-    def flop_per_s(self, compute_bits: int) -> float:
-        """Peak dense FLOP/s at an operand width, falling back to the next wider one there is."""
-        by_width = {4: self.fp4_flop_per_s, 8: self.fp8_flop_per_s or self.int8_op_per_s}
-        for width in (4, 8):
-            if compute_bits <= width and by_width[width] is not None:
-                return float(by_width[width] or 0.0)
+    def flop_per_s(self, compute_bits: int, *, integer: bool = False) -> float:
+        """Peak dense FLOP/s (or integer op/s) at an operand width.
+
+        Where the GPU does not compute in a format, engines widen the operands: the next wider
+        one there is counts.
+        """
+        if compute_bits <= 4 and not integer and self.fp4_flop_per_s is not None:
+            return self.fp4_flop_per_s
+        if compute_bits <= 8:
+            narrow = self.int8_op_per_s if integer else self.fp8_flop_per_s
+            if narrow is not None:
+                return narrow
         return self.bf16_flop_per_s
 
 
@@ -405,11 +411,13 @@ class Precision:
 
     ``weight_bits`` includes scales. ``scope`` says which weights have it: every linear layer
     of the blocks, or the routed experts alone; the rest (always the vocabulary) is 16 bit.
+    ``integer`` formats multiply as integers.
     """
 
     id: str
     weight_bits: float
     compute_bits: int
+    integer: bool = False
     scope: str = "linear"
     kv_bits: float = 16.0
     aliases: tuple[str, ...] = ()

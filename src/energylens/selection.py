@@ -246,7 +246,11 @@ def _cases(
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """One feasible configuration. ``None`` where the predictor cannot say, or was not asked."""
+    """One feasible configuration. ``None`` where the predictor cannot say, or was not asked.
+
+    ``configuration.mean_batch_size`` is set where the batch limit exceeds the memory: so many
+    sequences run at once, and the others wait.
+    """
 
     rank: int
     configuration: Configuration
@@ -265,6 +269,7 @@ class Ranked:
             **_configuration_json(self.configuration, self.gpu, self.precision),
             "energy_per_request_j": self.energy_per_request_j,
             "energy_per_output_token_j": self.energy_per_output_token_j,
+            "running_batch_size": self.configuration.mean_batch_size,
             "lower_j": self.lower_j,
             "upper_j": self.upper_j,
             "probability_best_ratio": self.probability_best_ratio,
@@ -434,14 +439,17 @@ def select(
     choose: Sequence[str] = DEFAULT_CHOOSE,
     candidates: Candidates | None = None,
     limits: Sequence[Limit] = (),
+    queueing: bool = True,
     reference: Configuration | None = None,
     coverage_ratio: float = 0.8,
     seed: int = 0,
 ) -> Ranking:
     """Rank the feasible configurations of a scenario by predicted joules per request.
 
-    A configuration is feasible if the LLM can be laid out so, the whole batch is in memory at
-    once (beyond that sequences wait in the queue), and no limit is broken.
+    A configuration is feasible if the LLM can be laid out so, memory allows it, and no limit is
+    broken. An engine runs as many sequences as its cache has room for and lets the others wait;
+    so of the batch limits beyond that the smallest is kept, with the batch that really runs, and
+    the larger ones are ruled out: they would only lengthen the queue.
 
     Parameters
     ----------
@@ -455,6 +463,9 @@ def select(
         Values of the free knobs.
     limits : sequence of Limit
         Further conditions, checked in this order on what memory allows.
+    queueing : bool
+        Whether the engine lets sequences wait. If not, every batch that is not in memory as a
+        whole is ruled out.
     reference : Configuration, optional
         What to state the saving against, on the scenario's own GPU and precision.
     coverage_ratio : float
@@ -483,7 +494,7 @@ def select(
             "GPUs, or smaller degrees"
         )
     causes = ("layout", "memory", *(limit.name for limit in limits), "no prediction")
-    because = _rule_out(every, limits)
+    every, because = _rule_out(every, limits, queueing)
     left = np.flatnonzero(because < 0)
     energy = np.asarray(predictor.predict_energy_j(every.take(left)), dtype=np.float64)
     if energy.shape != left.shape:
@@ -532,14 +543,15 @@ def select(
     )
 
 
-def _rule_out(cases: Cases, limits: Sequence[Limit]) -> IntArray:
-    """Number of the first cause that rules each case out, -1 where none does; shape (n,)."""
+def _rule_out(cases: Cases, limits: Sequence[Limit], queueing: bool) -> tuple[Cases, IntArray]:
+    """Cases with the batch that runs, and the cause that rules each out or -1; shape (n,)."""
     because = np.full(len(cases), -1, dtype=np.intp)
+    room = np.empty(len(cases))
     for gpu in range(len(cases.gpus)):
         for precision in range(len(cases.precisions)):
             rows = np.flatnonzero((cases.gpu_index == gpu) & (cases.precision_index == precision))
             part = cases.take(rows)
-            fitting = largest_batch(
+            room[rows] = largest_batch(
                 cases.llms[0],
                 cases.gpus[gpu],
                 cases.precisions[precision],
@@ -550,7 +562,12 @@ def _rule_out(cases: Cases, limits: Sequence[Limit]) -> IntArray:
                 input_tokens=part.input_tokens,
                 output_tokens=part.output_tokens,
             )
-            because[rows[part.batch_size > fitting]] = _MEMORY
+    batches = np.unique(cases.batch_size)
+    next_smaller = np.append(0.0, batches)[np.searchsorted(batches, cases.batch_size)]
+    exceeds = cases.batch_size > room
+    waiting = exceeds & (room > 0) & (next_smaller <= room) & queueing
+    because[exceeds & ~waiting] = _MEMORY
+    cases = cases.replace(mean_batch_size=np.where(waiting, room, np.nan))
     possible = layout_possible(
         cases.llms[0],
         tensor_parallel=cases.tensor_parallel,
@@ -562,7 +579,7 @@ def _rule_out(cases: Cases, limits: Sequence[Limit]) -> IntArray:
     for number, limit in enumerate(limits, start=_FIRST_LIMIT):
         left = np.flatnonzero(because < 0)
         because[left[limit.broken(cases.take(left))]] = number
-    return because
+    return cases, because
 
 
 def _reason(case: Case, cause: int, limits: Sequence[Limit]) -> str:
@@ -615,9 +632,12 @@ def _reference_energy_j(
         gpu=scenario.gpu,
         precision=scenario.precision,
         workload=scenario.workload,
-        configuration=replace(reference, mean_batch_size=None),
+        configuration=reference,
         boundary=scenario.boundary,
         node_gpus=scenario.node_gpus,
     )
+    room = memory(case).largest_batch
+    if 0 < room < case.configuration.batch_size:
+        case = replace(case, configuration=replace(case.configuration, mean_batch_size=room))
     energy = float(predictor.predict_energy_j(Cases.of([case]))[0])
     return energy if np.isfinite(energy) else None

@@ -128,8 +128,16 @@ COLUMNS: tuple[Column, ...] = (
     _tokens("input_tokens", "positive", True, "tokens prefilled a request, vision tokens included"),
     _tokens("output_tokens", "positive", True, "tokens generated a request"),
     _tokens("vision_tokens", "count", False, "the part of input_tokens from images or frames"),
-    Column(name="images", kind="count", unit="images", high=1e6, meaning="images a request"),
-    Column(name="frames", kind="count", unit="frames", high=1e6, meaning="video frames a request"),
+    Column(
+        name="images", kind="count", unit="images", high=1e6, meaning="images encoded a request"
+    ),
+    Column(
+        name="frames",
+        kind="count",
+        unit="frames",
+        high=1e6,
+        meaning="video frames encoded a request",
+    ),
     _joules("energy_per_request_j", True, "energy a completed request, within the boundary"),
     _joules("prefill_energy_per_request_j", False, "its part spent in prefill"),
     _joules("decode_energy_per_request_j", False, "its part spent in decode"),
@@ -284,12 +292,12 @@ def dataset_from_table(raw: RawTable) -> Dataset:
     check = _Check(raw)
     dataset = check.dataset()
     if dataset is None:
-        first, others = check.problems()[0], len(check.problems()) - 1
-        rest = f" {others} more problem{'s' if others > 1 else ''} like this or others;" * bool(
-            others
+        found = check.problems()
+        others = f"{len(found) - 1} more" if len(found) > 1 else "no other"
+        raise TableError(
+            f"{raw.name} {str(found[0]).rstrip('.')}. There {'are' if len(found) > 2 else 'is'} "
+            f"{others} problem{'s' if len(found) > 2 else ''}; energylens check lists all."
         )
-        more = f"{rest} energylens check lists them all." if others else ""
-        raise TableError(f"{raw.name} {first}{more}")
     return dataset
 
 

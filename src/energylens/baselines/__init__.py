@@ -21,7 +21,7 @@ name                        what it is
 ``logistic-batch``          logistic in log2 of the batch (ML.ENERGY)
 ``random-forest``, ``extra-trees``, ``gradient-boosting``, ``xgboost``, ``lightgbm``
                             log energy from the law's counts and their products
-``...-roofline``            each of the five on log of energy over a roofline's
+``...-enhanced``            each of the five on what a power law leaves (arXiv 1904.10416)
 ``random-forest-tuned``, ``extra-trees-tuned``, ``xgboost-tuned``, ``lightgbm-tuned``
                             settings and target by cross-validated random search
 ==========================  ==================================================================
@@ -32,22 +32,28 @@ Nothing here imports the law or how it is fitted.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from types import MappingProxyType
 
 from energylens.baselines import analytical, ensembles, latency, trivial
 from energylens.baselines.analytical import fit_workload_coefficients
 from energylens.errors import UnknownNameError
 from energylens.protocols import Estimator
 
-__all__ = ["DEFAULT_ESTIMATORS", "choose", "estimators", "fit_workload_coefficients"]
+__all__ = ["DEFAULT_ESTIMATORS", "ESTIMATORS", "factories", "fit_workload_coefficients"]
+
+Factory = Callable[[int], Estimator]
 
 #: What an evaluation runs if nobody chooses.
 DEFAULT_ESTIMATORS: tuple[str, ...] = (
     "random",
     "fewest-gpus",
     "largest-batch",
+    "largest-batch-per-gpu",
     "latency-measured",
     "latency-predicted",
     "tdp-time",
+    "tdp-time-predicted",
     "utilisation-power-predicted",
     "workload",
     "workload-ols",
@@ -59,7 +65,7 @@ DEFAULT_ESTIMATORS: tuple[str, ...] = (
     "gradient-boosting",
     "xgboost",
     "lightgbm",
-    "random-forest-roofline",
+    "random-forest-enhanced",
     "random-forest-tuned",
     "xgboost-tuned",
 )
@@ -73,20 +79,34 @@ _KINDS: Mapping[str, ensembles.Build] = {
 }
 
 
-def estimators(seed: int) -> Mapping[str, Callable[[], Estimator]]:
-    """Every contestant by name.
+def _without_chance(make: Callable[[], Estimator], seed: int) -> Estimator:  # noqa: ARG001
+    return make()
 
-    Parameters
-    ----------
-    seed : int
-        Chance of those that draw; the others ignore it.
 
-    Returns
-    -------
-    mapping of str to callable
-        Each call makes an unfitted estimator.
-    """
-    rules: tuple[Callable[[], Estimator], ...] = (
+def _ensemble(name: str, build: ensembles.Build, enhanced: bool, seed: int) -> Estimator:
+    return ensembles.Ensemble(name=name, build=build, enhanced=enhanced, seed=seed)
+
+
+def _tuned(kind: str, seed: int) -> Estimator:
+    # Forests judge as well with a few trees; boosting needs its rounds at a slow rate.
+    choices, trial, draws = {
+        "random-forest": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 8),
+        "extra-trees": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 8),
+        "xgboost": (ensembles.XGBOOST_CHOICES, {}, 8),
+        "lightgbm": (ensembles.LIGHTGBM_CHOICES, {}, 4),
+    }[kind]
+    return ensembles.TunedEnsemble(
+        name=f"{kind}-tuned",
+        build=_KINDS[kind],
+        choices=choices,
+        trial=trial,
+        seed=seed,
+        draws=draws,
+    )
+
+
+def _registry() -> dict[str, Factory]:
+    fixed: tuple[Callable[[], Estimator], ...] = (
         trivial.random_pick,
         trivial.first_candidate,
         trivial.fewest_gpus,
@@ -103,53 +123,42 @@ def estimators(seed: int) -> Mapping[str, Callable[[], Estimator]]:
         analytical.sequence_length,
         analytical.LogLinear,
         analytical.LogisticBatch,
-        *(_ensemble(name, build, seed, False) for name, build in _KINDS.items()),
-        *(_ensemble(f"{name}-roofline", build, seed, True) for name, build in _KINDS.items()),
-        *(
-            _tuned(name, seed)
-            for name in ("random-forest", "extra-trees", "xgboost", "lightgbm")
-        ),
     )
-    return {make().name: make for make in rules}
+    registry: dict[str, Factory] = {make().name: partial(_without_chance, make) for make in fixed}
+    for kind, build in _KINDS.items():
+        registry[kind] = partial(_ensemble, kind, build, False)
+        name = f"{kind}-enhanced"
+        registry[name] = partial(_ensemble, name, build, True)
+    for kind in ("random-forest", "extra-trees", "xgboost", "lightgbm"):
+        registry[f"{kind}-tuned"] = partial(_tuned, kind)
+    return registry
 
 
-def _ensemble(
-    name: str, build: ensembles.Build, seed: int, per_roofline: bool
-) -> Callable[[], Estimator]:
-    return lambda: ensembles.Ensemble(
-        name=name, build=build, seed=seed, per_roofline=per_roofline
-    )
+#: From every name to what makes the estimator of a seed.
+ESTIMATORS: Mapping[str, Factory] = MappingProxyType(_registry())
 
 
-def _tuned(kind: str, seed: int) -> Callable[[], Estimator]:
-    choices, trial, draws = {
-        "random-forest": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 8),
-        "extra-trees": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 8),
-        "xgboost": (ensembles.XGBOOST_CHOICES, {"n_estimators": 80}, 8),
-        "lightgbm": (ensembles.LIGHTGBM_CHOICES, {"n_estimators": 80}, 12),
-    }[kind]
-    return lambda: ensembles.TunedEnsemble(
-        name=f"{kind}-tuned",
-        build=_KINDS[kind],
-        choices=choices,
-        trial=trial,
-        seed=seed,
-        draws=draws,
-    )
+def factories(names: Iterable[str]) -> dict[str, Factory]:
+    """Look estimators up by name, in the order given.
 
+    Parameters
+    ----------
+    names : iterable of str
+        Names from :data:`ESTIMATORS`.
 
-def choose(names: Iterable[str], seed: int) -> list[Estimator]:
-    """Make the estimators named, in the order given.
+    Returns
+    -------
+    dict of str to callable
+        Each makes an unfitted estimator from a seed; those without chance ignore it.
 
     Raises
     ------
     UnknownNameError
-        If a name is not in :func:`estimators`; the nearest are suggested.
+        If a name is not known; the nearest are suggested.
     """
-    known = estimators(seed)
-    chosen = []
+    chosen: dict[str, Factory] = {}
     for name in names:
-        if name not in known:
-            raise UnknownNameError("estimator", name, known)
-        chosen.append(known[name]())
+        if name not in ESTIMATORS:
+            raise UnknownNameError("estimator", name, ESTIMATORS)
+        chosen[name] = ESTIMATORS[name]
     return chosen

@@ -292,14 +292,26 @@ def log_knobs(cases: Cases) -> FloatArray:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _PowerLawPredictor:
+class PowerLaw:
+    """A fitted power law in the knobs."""
+
     ridge: _Ridge
-    range_j: tuple[float, float]
+    log_range_j: tuple[float, float]
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
-        # Beyond a factor of 10^6 of anything seen the exponent, not the case, is at fault.
-        low, high = np.log(self.range_j[0]) - 13.8, np.log(self.range_j[1]) + 13.8
+        """Predict joules per request, shape (n,)."""
+        # Beyond a millionfold of anything seen the exponents, not the case, are at fault.
+        low, high = self.log_range_j[0] - np.log(1e6), self.log_range_j[1] + np.log(1e6)
         return np.exp(np.clip(self.ridge.predict(log_knobs(cases)), low, high))
+
+
+def fit_power_law(cases: Cases, energy_j: FloatArray) -> PowerLaw:
+    """Fit the exponents to n cases and their joules."""
+    log_energy = np.log(energy_j)
+    return PowerLaw(
+        ridge=fit_ridge(log_knobs(cases), log_energy),
+        log_range_j=(float(log_energy.min()), float(log_energy.max())),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,15 +326,11 @@ class LogLinear:
     name: str = "log-linear"
     ranks_only: bool = False
 
-    def fit(self, dataset: Dataset) -> _PowerLawPredictor:
+    def fit(self, dataset: Dataset) -> PowerLaw:
         """Fit exponents; raises FitError with fewer than two rows."""
-        energy = dataset.energy_per_request_j
-        if len(energy) < 2:
-            raise FitError(f"a power law needs two rows or more; given {len(energy)}")
-        ridge = fit_ridge(log_knobs(dataset.cases), np.log(energy))
-        return _PowerLawPredictor(
-            ridge=ridge, range_j=(float(energy.min()), float(energy.max()))
-        )
+        if len(dataset) < 2:
+            raise FitError(f"a power law needs two rows or more; given {len(dataset)}")
+        return fit_power_law(dataset.cases, dataset.energy_per_request_j)
 
 
 # ---------------------------------------------------------------------- logistic in the batch
@@ -518,9 +526,7 @@ def _group_effects(residual: FloatArray, group: IntArray) -> FloatArray:
 
 def _without_batch(cases: Cases) -> FloatArray:
     """Logarithms of all knobs but the batch, shape (n, k - 1)."""
-    return np.log(
-        np.column_stack([v for name, v in knobs(cases).items() if name != "running"])
-    )
+    return np.log(np.column_stack([v for name, v in knobs(cases).items() if name != "running"]))
 
 
 def _layout_keys(cases: Cases) -> tuple[list[Key], IntArray]:

@@ -97,8 +97,7 @@ def features(cases: Cases) -> tuple[tuple[str, ...], FloatArray]:
         "cache_share_of_bytes": counts.cache_bytes / moved_bytes,
         "gpu_steps_per_byte": gpu_steps / moved_bytes,
         "gpu_steps_per_flop": gpu_steps / flop,
-        "link_share_of_bytes": (counts.prefill_link_bytes + counts.decode_link_bytes)
-        / moved_bytes,
+        "link_share_of_bytes": (counts.prefill_link_bytes + counts.decode_link_bytes) / moved_bytes,
     }
     return tuple(columns), np.column_stack(list(columns.values()))
 

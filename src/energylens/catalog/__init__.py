@@ -168,8 +168,8 @@ def add_llm(row: Llm) -> Path:
         present[row.id] = row
         text = "\n".join(map(_to_toml, present.values()))
     else:
-        text = path.read_text(encoding="utf-8").rstrip("\n") + "\n\n" if present else ""
-        text += _to_toml(row)
+        before = path.read_text(encoding="utf-8").strip("\n") if path.exists() else ""
+        text = (before + "\n\n" if before else "") + _to_toml(row)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".llms-", suffix=".toml")
     try:

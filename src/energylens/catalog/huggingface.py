@@ -71,8 +71,6 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     },
-    "falcon": {"vocab_size": 65024, "hidden_size": 4544, "num_hidden_layers": 32},
-    "mamba": {"state_size": 16, "expand": 2, "conv_kernel": 4},
     "clip_vision_model": {
         "hidden_size": 1024,  # of ViT-L/14 at 336 px, which every LLaVA states or means
         "intermediate_size": 4096,
@@ -105,6 +103,8 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "vision_output_dim": 4096,
     },
 }
+
+_MOST_LAYERS = 10_000  # a slip of the pen beyond it
 
 # Counts of vision tokens are given for an image of this size, and for a frame of that one.
 IMAGE_PIXELS = (1024, 1024)
@@ -156,15 +156,17 @@ def llm_from_config(
             f"{', '.join(known)}."
         )
     layers = text.count("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if layers > _MOST_LAYERS:
+        raise InputError(f"{text.where}: {layers} layers are more than the {_MOST_LAYERS} allowed")
     hidden = text.count("hidden_size", "n_embd", "n_embed", "d_model")
     roles = _roles(text, kind, layers)
-    tied = whole.get("tie_word_embeddings", text.get("tie_word_embeddings", kind in _TIED.split()))
+    tied = text.flag("tie_word_embeddings", kind in _TIED.split())
     row = Llm(
         id=id,
         layers=layers,
         hidden_size=hidden,
         vocabulary_size=text.count("vocab_size", "padded_vocab_size"),
-        tied_embeddings=bool(tied),
+        tied_embeddings=whole.flag("tie_word_embeddings", tied),
         attention=_attention(text, kind, hidden, roles),
         feed_forward=_feed_forward(text, kind, hidden, roles),
         experts=_experts(text, kind, roles),
@@ -174,8 +176,8 @@ def llm_from_config(
         aliases=aliases,
         source=source,
         date=date,
-        total_parameters=total_parameters or 1,  # recounted below where not given
-        active_parameters=active_parameters or 1,
+        total_parameters=1,  # until counted
+        active_parameters=1,
     )
     total = total_parameters or round(row.counted_parameters)
     computing = round(row.computing_parameters) if row.experts else total
@@ -194,11 +196,12 @@ class _Keys:
     values: Mapping[str, Any]
     where: str
     kind: str = ""
+    nested: bool = False
 
     def get(self, name: str, default: Any = None) -> Any:
         """Give a value, the default also where the file says null."""
         value = self.values.get(name)
-        if value is None:
+        if value is None and self.nested:
             value = _DEFAULTS.get(self.kind, {}).get(name)
         return default if value is None else value
 
@@ -216,6 +219,13 @@ class _Keys:
             )
         return value
 
+    def flag(self, name: str, default: bool) -> bool:
+        """Give a yes or no."""
+        value = self.get(name, default)
+        if not isinstance(value, bool):
+            raise InputError(f"{self.where}: {name} must be true or false, not {value!r}")
+        return value
+
     def items(self, name: str) -> list[Any]:
         """Give a list, an empty one where there is none."""
         value = self.get(name, [])
@@ -228,7 +238,8 @@ class _Keys:
         for name in names:
             value = self.values.get(name)
             if isinstance(value, Mapping):
-                return _Keys(value, f"{self.where}, {name}", str(value.get("model_type") or ""))
+                kind = str(value.get("model_type") or "")
+                return _Keys(value, f"{self.where}, {name}", kind, nested=True)
         return None
 
 
@@ -242,7 +253,7 @@ def _text(whole: _Keys) -> _Keys:
             raise InputError(f"{whole.where} lacks the key 'model_type'")
         return _Keys(whole.values, whole.where, kind)
     if not text.kind:
-        text = _Keys(text.values, text.where, kind)
+        text = replace(text, kind=kind)
     return text
 
 
@@ -321,7 +332,7 @@ def _nemotron_nas_roles(text: _Keys, layers: int) -> _Roles:
         attention=len(groups),
         dense=len(sizes),
         kv_heads=max(groups),
-        dense_size=round(sum(sizes) / len(sizes)),
+        dense_size=256 * round(sum(sizes) / len(sizes) / 256),
     )
 
 
@@ -371,7 +382,7 @@ def _windowed_layers(text: _Keys, kind: str, layers: int) -> int:
     """Layers with a sliding window where they are not listed one by one."""
     if kind.startswith("llama4"):  # every fourth layer attends to everything
         return layers - layers // 4
-    if not text.get("sliding_window") or text.get("use_sliding_window") is False:
+    if not text.get("sliding_window") or not text.flag("use_sliding_window", True):
         return 0
     if kind == "gemma2":
         return layers - layers // 2
@@ -434,9 +445,9 @@ def _attention(text: _Keys, kind: str, hidden: int, roles: _Roles) -> Attention 
 
 def _kv_heads(text: _Keys, kind: str, heads: int) -> int:
     if kind == "falcon":
-        if text.get("new_decoder_architecture"):
+        if text.flag("new_decoder_architecture", False):
             return text.count("num_kv_heads", "n_head_kv", default=heads)
-        return 1 if text.get("multi_query", True) else heads
+        return 1 if text.flag("multi_query", True) else heads
     by_layer = [n for n in text.items("num_key_value_heads_per_layer") if type(n) is int and n > 0]
     if by_layer:
         return max(by_layer)  # engines pad every layer to the largest
@@ -532,7 +543,7 @@ def _vision(whole: _Keys, hidden: int) -> Vision | None:
     outer = whole.part("thinker_config") or whole
     part = outer.part("vision_config")
     if kind == "phi3_v":
-        part = _Keys({}, whole.where, "clip_vision_model")
+        part = _Keys({}, whole.where, "clip_vision_model", nested=True)
     if part is None:
         return None
     if kind.startswith("qwen"):
@@ -546,7 +557,9 @@ def _vision(whole: _Keys, hidden: int) -> Vision | None:
     gated = 3 if part.kind == "pixtral" else 2
     layers += part.count("num_global_layers", default=0)
     tower = layers * (4 * width * width + gated * width * inner)
-    tower += 3 * patch * patch * width + side * side * width
+    tower += 3 * patch * patch * width
+    if part.kind != "pixtral":  # which rotates instead of adding a table of positions
+        tower += side * side * width
     projector, ratio, per_image, per_frame = 0, 1, side * side, None
     if kind == "llava":
         projector = width * hidden + hidden * hidden

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from energylens.errors import InputError, UsageError
+from energylens.instrument import EngineError, Layout, Reason
 from energylens.records import Attention, Experts, FeedForward, Llm, StateSpace, Vision
 
 Config = dict[str, Any]
@@ -596,9 +598,7 @@ def _one_mixer_layers(
     }
 
 
-def _vision_language(
-    llm: Llm, vision: Vision, common: Config, differences: list[str]
-) -> Config:
+def _vision_language(llm: Llm, vision: Vision, common: Config, differences: list[str]) -> Config:
     if llm.state_space is not None or (llm.attention and llm.attention.kv_rank is not None):
         raise UsageError(
             f"{llm.id}: no vision-language architecture has a {llm.family} LLM in it that both "
@@ -646,9 +646,9 @@ def _vision_language(
     hidden, merged = vision.hidden_size, vision.hidden_size * merge**2
     merger = merged * (merged + llm.hidden_size)
     patches = 6 * vision.patch_pixels**2 * hidden
-    third = mixture or vision.patch_pixels == 16 or "head_dim" in text and (
-        llm.hidden_size != head_size * (llm.attention.heads if llm.attention else 0)
-    )
+    # Qwen2.5-VL derives the size of a head from the hidden size; Qwen3-VL states it.
+    free_heads = llm.attention is not None and llm.hidden_size != head_size * llm.attention.heads
+    third = mixture or vision.patch_pixels == 16 or free_heads
     mrope = _mrope_section(head_size)
     special = {
         "image_token_id": IMAGE_TOKEN,
@@ -661,7 +661,7 @@ def _vision_language(
         deep = _spread(3, vision.layers) if vision.layers >= 3 and merge <= 2 else []
         rest = vision.parameters - merger * (1 + len(deep)) - patches - 2304 * hidden
         tower |= {
-            "intermediate_size": _tower_size(llm, vision, rest, 2, differences),
+            "intermediate_size": _tower_size(vision, rest, 2, differences),
             "hidden_act": "gelu_pytorch_tanh",
             "num_position_embeddings": 2304,
             "deepstack_visual_indexes": deep,
@@ -688,20 +688,24 @@ def _vision_language(
     rest = vision.parameters - merger - patches
     tower |= {
         "model_type": "qwen2_5_vl",
-        "intermediate_size": _tower_size(llm, vision, rest, 3, differences),
+        "intermediate_size": _tower_size(vision, rest, 3, differences),
         "hidden_act": "silu",
         "window_size": 8 * vision.patch_pixels,
         "fullatt_block_indexes": _spread(min(4, vision.layers), vision.layers),
         "tokens_per_second": 2,
     }
     text.pop("head_dim", None)
-    return text | special | {
-        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
-        "model_type": "qwen2_5_vl",
-        "vision_token_id": UNKNOWN_TOKEN,
-        "rope_scaling": {"type": "mrope", "mrope_section": mrope},
-        "vision_config": tower,
-    }
+    return (
+        text
+        | special
+        | {
+            "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+            "model_type": "qwen2_5_vl",
+            "vision_token_id": UNKNOWN_TOKEN,
+            "rope_scaling": {"type": "mrope", "mrope_section": mrope},
+            "vision_config": tower,
+        }
+    )
 
 
 def _divisor(size: int, head_sizes: Sequence[int]) -> int:
@@ -719,9 +723,7 @@ def _mrope_section(head_size: int) -> list[int]:
     return [half - 2 * height, height, height]
 
 
-def _tower_size(
-    llm: Llm, vision: Vision, weights: float, matrices: int, differences: list[str]
-) -> int:
+def _tower_size(vision: Vision, weights: float, matrices: int, differences: list[str]) -> int:
     hidden = vision.hidden_size
     size = (weights / vision.layers - 4 * hidden**2) / (matrices * hidden)
     if size < hidden / 2:
@@ -778,6 +780,35 @@ def with_layers(config: Mapping[str, Any], layers: int) -> Config:
     return changed
 
 
+def layout_config(layout: Layout) -> tuple[Config, tuple[str, ...]]:
+    """Return the Hugging Face configuration that a layout describes, and what it cannot carry.
+
+    Raises
+    ------
+    EngineError
+        UNSUPPORTED, if there is none for this LLM, or none that can be cut so.
+    """
+    try:
+        llm = layout.llm
+        if layout.shard is not None:
+            if layout.model_path is not None:
+                raise InputError(
+                    "a shard is built from the LLM's record: give the LLM by its catalog name"
+                )
+            llm = rank_shard(llm, *layout.shard)
+        if layout.model_path is None:
+            if layout.scaled_layers is not None and llm.layers > layout.scaled_layers:
+                llm = scaled_down(llm, layout.scaled_layers)
+            made = config_for(llm)
+            return made.config, made.differences
+        config = read_config(Path(layout.model_path))
+        if layout.scaled_layers is not None:
+            config = with_layers(config, layout.scaled_layers)
+        return config, ()
+    except InputError as error:
+        raise EngineError(str(error), reason=Reason.UNSUPPORTED) from None
+
+
 def text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the part of a configuration that describes the LLM itself."""
     inner = config.get("text_config")
@@ -789,23 +820,39 @@ def has_vision(config: Mapping[str, Any]) -> bool:
     return "vision_config" in config
 
 
-def write_folder(config: Mapping[str, Any], root: Path) -> Path:
+def write_folder(config: Mapping[str, Any], root: Path, processors: Path | None = None) -> Path:
     """Write a folder that an engine can load offline: no weights, no hub.
 
     The folder's name is a digest of the configuration, so that writing twice is harmless. A
-    vision-language LLM gets a word-level tokenizer and Qwen-VL processors as well, which its
-    engine needs even for prompts of token ids.
+    vision-language LLM needs a tokenizer and processors even for prompts of token ids: those
+    of the folder ``processors`` where it has them, else a word-level tokenizer and the Qwen-VL
+    processors.
 
     Returns
     -------
     Path
         The folder.
+
+    Raises
+    ------
+    UsageError
+        If processors are needed and there are none for this kind of LLM.
     """
     text = json.dumps(config, indent=1, sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
     folder = root / f"{config['model_type']}-{digest}"
     folder.mkdir(parents=True, exist_ok=True)
-    if has_vision(config):
+    if processors is not None and (processors / "preprocessor_config.json").is_file():
+        for file in sorted(processors.iterdir()):
+            described = file.suffix in (".json", ".txt", ".model", ".jinja")
+            if described and file.name != "config.json" and ".index." not in file.name:
+                shutil.copyfile(file, folder / file.name)
+    elif has_vision(config):
+        if config["model_type"] not in VISION_MODEL_TYPES:
+            raise UsageError(
+                f"a {config['model_type']} LLM needs its own tokenizer and processors: give its "
+                f"whole folder; without one only {', '.join(VISION_MODEL_TYPES)} can be made"
+            )
         _write_tokenizer(folder, int(text_config(config)["vocab_size"]))
         _write_processors(folder, config)
     config_file = folder / "config.json"

@@ -65,16 +65,16 @@ PROGRESS_S = 0.05  # between two looks at a steady load
 CALIBRATION_TRIES = 8
 
 # Words that byte-pair vocabularies hold whole, with a space before them.
-_WORDS = (
-    "the of and to in is that for it as was with be by on not he his but at are this have from "
-    "or had an they which one you were her all she there would their we him been has when who "
-    "will more no if out so said what up its about into than them can only other new some could "
-    "time these two may then do first any my now such like our over man me even most made after "
-    "also did many before must through back years where much your way well down should because "
-    "each just those people how too little state good very make world still own see men work "
-    "long get here between both life being under never day same another know while last might "
-    "us great old year off come since against go came right used take three"
-).split()
+_WORDS = """
+    the of and to in is that for it as was with be by on not he his but at are this have from
+    or had an they which one you were her all she there would their we him been has when who
+    will more no if out so said what up its about into than them can only other new some could
+    time these two may then do first any my now such like our over man me even most made after
+    also did many before must through back years where much your way well down should because
+    each just those people how too little state good very make world still own see men work
+    long get here between both life being under never day same another know while last might
+    us great old year off come since against go came right used take three
+    """.split()  # noqa: SIM905 (a list of so many strings is no better to read)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -459,9 +459,7 @@ class OpenAiEngine:
         how = self._calibrated(batch)
         output_tokens = 1 if phase is Phase.PREFILL else batch.output_tokens
         random = random_stream(batch.seed, repetition)
-        requests = [
-            self._request(random, batch, output_tokens, how) for _ in range(batch.requests)
-        ]
+        requests = [self._request(random, batch, output_tokens, how) for _ in range(batch.requests)]
         _, loop = self._running()
 
         async def all_at_once() -> list[_Answer]:

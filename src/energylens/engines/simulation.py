@@ -301,6 +301,7 @@ class _Server:
         batch = math.ceil(requests / c.data_parallel)
         replicas = math.ceil(requests / batch)
         board = Board(gpu=case.gpu, inlet_c=INLET_C + INLET_SPREAD_K * float(warmer_k))
+        numbers = (w.input_tokens, w.output_tokens, w.vision_tokens, w.images, w.frames)
         even, more = divmod(llm.layers, c.pipeline_parallel)
         stages = [even + (stage < more) for stage in range(c.pipeline_parallel)]
         return cls(
@@ -314,7 +315,9 @@ class _Server:
                 slower=1.0 + START_SPREAD * float(slower),
             ),
             chance=np.random.RandomState(
-                steady_hash("run", *start, requests, repr(w), case.boundary.value, queue)
+                steady_hash(
+                    "run", *start, requests, *map(float, numbers), case.boundary.value, queue
+                )
             ),
             requests=requests,
             replicas=replicas,

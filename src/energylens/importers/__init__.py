@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Protocol
 
 from energylens.errors import UnknownNameError
-from energylens.importers import mlenergy_v3
+from energylens.importers import argonne, energy_code_eval, mlenergy_v2, mlenergy_v3, table
 from energylens.importers.collecting import Imported, Skipped
 
 __all__ = ["READERS", "Imported", "Reader", "Skipped", "reader"]
@@ -31,6 +31,10 @@ class Reader(Protocol):
 READERS: Mapping[str, Reader] = MappingProxyType(
     {
         "mlenergy-v3": mlenergy_v3.read,
+        "mlenergy-v2": mlenergy_v2.read,
+        "argonne": argonne.read,
+        "energy-code-eval": energy_code_eval.read,
+        "table": table.read,
     }
 )
 

@@ -10,11 +10,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Self
 
 from energylens import table
 from energylens.dataset import Dataset
 from energylens.errors import InputError, UsageError
 from energylens.files import RawTable
+
+#: Between these, whatever importers multiply and divide stays finite.
+LOWEST, HIGHEST = 1e-12, 1e15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +46,22 @@ class Unusable(Exception):  # noqa: N818 - says what a row is; never leaves an i
 class Fields:
     """One row of a source by its own field names; wrong or missing ones make it unusable."""
 
-    def __init__(self, fields: object, where: str) -> None:
+    def __init__(self, fields: object) -> None:
         if not isinstance(fields, Mapping):
             raise Unusable("it is no object with fields")
         self.fields = fields
-        self.where = where
+
+    @classmethod
+    def of_rows(cls, raw: RawTable) -> Iterator[tuple[str, Self]]:
+        """Give each row of a table, and where it is."""
+        for line, *cells in zip(raw.lines, *raw.columns.values(), strict=True):
+            yield f"{raw.place} {line}", cls(dict(zip(raw.columns, cells, strict=True)))
 
     def inner(self, name: str) -> Fields:
         """Give the fields of an object within this one."""
         if not isinstance(self.fields.get(name), Mapping):
             raise Unusable(f"it has no {name}")
-        return Fields(self.fields[name], self.where)
+        return Fields(self.fields[name])
 
     def text(self, name: str) -> str:
         """Read a text that must be there."""
@@ -77,7 +86,7 @@ class Fields:
             number = float("nan") if isinstance(value, bool) else float(value)
         except (TypeError, ValueError, OverflowError):
             number = float("nan")
-        if not (math.isfinite(number) and number > 0):
+        if not LOWEST <= number <= HIGHEST:
             raise Unusable(f"its {name} is not a number above 0")
         return number
 
@@ -117,18 +126,13 @@ class Collector:
         faults: dict[int, table.Problem] = {}
         for problem in table.problems(self._raw(self._rows)) if self._rows else []:
             faults.setdefault(problem.line, problem)
-        kept = []
-        for place, (where, cells) in enumerate(self._rows, 1):
-            if place in faults:
-                self.skip(
-                    _reason(faults[place]),
-                    f"{where}: {faults[place].column} {faults[place].reason}",
-                )
-            else:
-                kept.append((where, cells))
+        for place, problem in faults.items():
+            where = self._rows[place - 1][0]
+            self.skip(_reason(problem), f"{where}: {problem.column} {problem.reason}")
+        kept = [row for place, row in enumerate(self._rows, 1) if place not in faults]
         skipped = tuple(
             Skipped(reason=reason, rows=len(places), example=places[0])
-            for reason, places in sorted(self._skipped.items(), key=lambda kv: -len(kv[1]))
+            for reason, places in sorted(self._skipped.items(), key=lambda item: -len(item[1]))
         )
         if not kept:
             why = "; ".join(f"{s.rows} rows: {s.reason} (as {s.example})" for s in skipped[:4])
@@ -147,8 +151,8 @@ class Collector:
 
 def _reason(problem: table.Problem) -> str:
     kinds = {"llm": "LLM", "gpu": "GPU", "precision": "precision"}
-    if problem.column in kinds and problem.value:
-        return f"the {kinds[problem.column]} {problem.value!r} is in no catalog, or contradicted"
+    if problem.column in kinds and problem.reason.startswith("names an unknown"):
+        return f"the {kinds[problem.column]} {problem.value!r} is in no catalog"
     return f"its {problem.column} cannot be right"
 
 

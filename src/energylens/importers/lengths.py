@@ -8,7 +8,7 @@ LLM and come from the catalog where that knows them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from energylens import catalog
 from energylens.errors import InputError
@@ -20,7 +20,8 @@ from energylens.records import Modality
 class TaskLengths:
     """What a request of a task brings, where its source does not say.
 
-    ``vision_tokens`` is for towers that the catalog has no token count of.
+    ``vision_tokens`` is for towers that the catalog has no token count of. ``encoded`` gives, by
+    how the name of an LLM begins, the frames that really reach its tower and the tokens of each.
     """
 
     text_tokens: float
@@ -28,6 +29,7 @@ class TaskLengths:
     images: float = 0.0
     frames: float = 0.0
     vision_tokens: float = 0.0
+    encoded: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def modality(self) -> Modality:
@@ -72,15 +74,14 @@ class Lengths:
         cells: dict[str, object] = {"task": task, "modality": modality.value}
         if known is None or modality is Modality.TEXT:
             return cells | {"input_tokens": text, "assumed": "input_tokens"}
-        vision = self.vision.get(task)
-        if vision is None:
-            vision = _tower_tokens(llm, known) or known.vision_tokens
+        frames, made, assumed = _encoded(llm, known)
+        vision = self.vision.get(task, made)
         return cells | {
             "input_tokens": text + vision,
             "vision_tokens": vision,
             "images": known.images,
-            "frames": known.frames,
-            "assumed": "input_tokens vision_tokens",
+            "frames": frames,
+            "assumed": f"input_tokens vision_tokens{assumed}",
         }
 
     def finish(self) -> list[str]:
@@ -108,14 +109,15 @@ class Lengths:
         return [f"Prompt lengths are assumed, in tokens a request: {'; '.join(told)}."]
 
 
-def _tower_tokens(llm: str, task: TaskLengths) -> float | None:
-    """Vision tokens of a request, as the tower of the LLM makes them; None if not known."""
+def _encoded(llm: str, task: TaskLengths) -> tuple[float, float, str]:
+    """Frames that the tower encodes, vision tokens of a request, and what else that assumes."""
+    for prefix, (frames, tokens) in task.encoded.items():
+        if llm.startswith(prefix):
+            return frames, frames * tokens, " frames"
     try:
         tower = catalog.llm(llm).vision
     except InputError:
-        return None  # the table refuses the row by this name
-    if tower is None:
-        return None
-    if task.frames:
-        return tower.tokens_per_frame * task.frames if tower.tokens_per_frame else None
-    return tower.tokens_per_image * task.images if tower.tokens_per_image else None
+        tower = None  # the table refuses the row by this name
+    each = (tower.tokens_per_frame if task.frames else tower.tokens_per_image) if tower else None
+    made = each * (task.frames or task.images) if each else task.vision_tokens
+    return task.frames, made, ""

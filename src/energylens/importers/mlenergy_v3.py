@@ -21,12 +21,45 @@ ENGINE, ENGINE_VERSION = "vllm", "0.11.1"
 #: How far figures of a file that say the same may be apart.
 AGREEMENT_RATIO = 0.01
 
+#: A frame of the videos at their own size: 1280 x 720 in one half of the data set's sources, about
+#: 640 x 480 in the other, so 0.62 megapixels; 32 x 32 pixels of two frames make a token.
+_QWEN_TOKENS_PER_FRAME = 300
+
+#: What the prompts of each task measure; docs/data-format.md says more.
 TASKS: Mapping[str, TaskLengths] = {
-    "lm-arena-chat": TaskLengths(text_tokens=100, grounds="TODO"),
-    "gpqa": TaskLengths(text_tokens=250, grounds="TODO"),
-    "sourcegraph-fim": TaskLengths(text_tokens=1500, grounds="TODO"),
-    "image-chat": TaskLengths(text_tokens=60, images=1, vision_tokens=1000, grounds="TODO"),
-    "video-chat": TaskLengths(text_tokens=60, frames=32, vision_tokens=32 * 128, grounds="TODO"),
+    "lm-arena-chat": TaskLengths(
+        text_tokens=634,
+        grounds="mean published by ML.ENERGY (blog on leaderboard v3.0, 2026-01-13): earlier "
+        "turns of a conversation are part of the prompt",
+    ),
+    "gpqa": TaskLengths(
+        text_tokens=224,
+        grounds="mean published by ML.ENERGY (same blog); GPQA diamond, 198 questions",
+    ),
+    "sourcegraph-fim": TaskLengths(
+        text_tokens=2000,
+        grounds="no mean is published; from latencies: the time that prefills take from each "
+        "request is 3.3 times that of lm-arena-chat for the same architecture on one H100",
+    ),
+    "image-chat": TaskLengths(
+        text_tokens=100,
+        images=1,
+        vision_tokens=1024,
+        grounds="94 tokens a first turn over 1000 requests of VisionArena-Chat "
+        "(vllm-project/vllm pull request 15748), with a chat template",
+    ),
+    "video-chat": TaskLengths(
+        text_tokens=45,
+        frames=32,
+        vision_tokens=32 * 256,
+        encoded={
+            # The benchmark writes its 32 frames as a video of 30 frames a second; Qwen3-VL's
+            # processor then samples 2 a second, 4 at least. Qwen3-Omni takes all.
+            "Qwen/Qwen3-VL-": (4, _QWEN_TOKENS_PER_FRAME),
+            "Qwen/Qwen3-Omni-": (32, _QWEN_TOKENS_PER_FRAME),
+        },
+        grounds="one sentence that asks for a caption (LLaVA-Video-178K), with a chat template",
+    ),
 }
 
 
@@ -96,7 +129,7 @@ def parse(
         for number, configuration in enumerate(document["configurations"], 1):
             where = f"{file_name} configuration {number}"
             with rows.row(where):
-                cells = _cells(Fields(document, where), Fields(configuration, where), lengths)
+                cells = _cells(Fields(document), Fields(configuration), lengths)
                 rows.add(where, cells | {"origin": f"ML.ENERGY v3 {file_name}"})
     return rows.finish(lengths.finish())
 
@@ -105,10 +138,8 @@ def _cells(head: Fields, row: Fields, lengths: Lengths) -> dict[str, object]:
     llm, output_tokens = head.text("model_id"), row.number("avg_output_len")
     energy_j = row.number("energy_per_request_joules")
     energy_per_token_j = row.number("energy_per_token_joules")
-    power_w, tokens_per_s = (
-        row.number("avg_power_watts"),
-        row.number("output_throughput_tokens_per_sec"),
-    )
+    power_w = row.number("avg_power_watts")
+    tokens_per_s = row.number("output_throughput_tokens_per_sec")
     _agree(energy_j, energy_per_token_j * output_tokens, "energy_per_token_joules x avg_output_len")
     _agree(energy_per_token_j, power_w / tokens_per_s, "avg_power_watts / output_throughput")
     running = row.number("avg_batch_size")

@@ -33,6 +33,7 @@ class CombinedMeter:
         # The weakest of them says what the sum is.
         order = list(Source)
         self.source = max((meter.source for meter in self._meters), key=order.index)
+        self.real_time = all(meter.real_time for meter in self._meters)
         self.period_s = max(meter.period_s for meter in self._meters)
 
     def read(self) -> Reading:

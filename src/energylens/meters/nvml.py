@@ -147,6 +147,7 @@ class _Nvml(WallClockMeter):
                 f"{channel.id}_uuid_hash": channel.uuid_hash,
                 f"{channel.id}_power_limit_w": channel.limit_w,
                 f"{channel.id}_max_sm_clock_mhz": clock,
+                f"{channel.id}_persistence_mode": self._try("nvmlDeviceGetPersistenceMode", handle),
                 f"{channel.id}_nvlinks": sum(bool(up) for up in links),
                 f"{channel.id}_pcie_generation": self._try(
                     "nvmlDeviceGetCurrPcieLinkGeneration", handle

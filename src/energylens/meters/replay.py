@@ -19,7 +19,7 @@ class ReplayMeter:
     """Readings made before, given out again as time goes by.
 
     Time passes only in :meth:`wait`, so whatever is measured against this meter spends its
-    time there. Like the counter that was recorded, it shows the last reading made so far.
+    time there. It gives the last reading made so far, with the time at which that was made.
 
     Parameters
     ----------
@@ -34,6 +34,7 @@ class ReplayMeter:
     """
 
     name = "replay"
+    real_time = False
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class ReplayMeter:
                 "measure less, or record for longer."
             )
         at = max(0, bisect.bisect_right(self._times, self._now_s) - 1)
-        return Reading(time_s=self._now_s, energy_j=self._readings[at].energy_j)
+        return self._readings[at]
 
     def states(self) -> tuple[DeviceState, ...]:
         """Nothing was recorded of the devices."""

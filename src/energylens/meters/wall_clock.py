@@ -14,6 +14,7 @@ class WallClockMeter:
 
     name: str
     source: Source = Source.MEASURED
+    real_time: bool = True
     channels: tuple[Channel, ...] = ()
 
     def states(self) -> tuple[DeviceState, ...]:

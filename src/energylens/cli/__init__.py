@@ -1,0 +1,67 @@
+"""The command line: the only place that wires the rooms together.
+
+Every verb reads files, writes one artefact or prints one answer, and takes ``--json``. Text for
+people goes to stdout, progress to stderr. Exit codes: 0 done, 1 an error of ours (one
+paragraph, no traceback), 2 wrong usage, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from energylens import __version__
+from energylens.errors import EnergyLensError
+
+#: Modules of this package in the order their verbs are listed; each has ``add_verbs(verbs)``.
+_MODULES = ("data", "modelling", "judging", "names")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Build the parser of all verbs; imports nothing heavy."""
+    from importlib import import_module
+
+    parser = argparse.ArgumentParser(
+        prog="energylens",
+        description="Closed-form energy models for LLM inference serving: from measurements to "
+        "the configuration with the fewest joules, and why.",
+        epilog="A first look: energylens demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"energylens {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for name in _MODULES:
+        import_module(f"energylens.cli.{name}").add_verbs(verbs)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        Without the program's name; those of the process by default.
+
+    Returns
+    -------
+    int
+        The exit code.
+    """
+    parsed = build_parser().parse_args(arguments)
+    try:
+        parsed.run(parsed)
+        sys.stdout.flush()
+    except EnergyLensError as error:
+        print(f"energylens {parsed.verb}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(f"energylens {parsed.verb}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read us has enough; keep Python from complaining at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return 0

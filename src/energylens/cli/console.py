@@ -1,0 +1,298 @@
+"""What the verbs share: tables, JSON, progress, and arguments that several of them take."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from energylens.errors import UsageError
+
+if TYPE_CHECKING:
+    from energylens.dataset import Dataset
+    from energylens.records import Case
+
+WIDTH = 80
+SLOW_S = 1.0  # work shorter than this shows no progress
+
+
+class Subparsers:
+    """The verbs of one parser, each with its examples."""
+
+    def __init__(self, verbs: Any) -> None:
+        self.verbs = verbs
+
+    def add(
+        self,
+        name: str,
+        summary: str,
+        run: Callable[[argparse.Namespace], None],
+        examples: Sequence[str] = (),
+    ) -> argparse.ArgumentParser:
+        """Add a verb; ``run`` gets its parsed arguments."""
+        epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None
+        parser: argparse.ArgumentParser = self.verbs.add_parser(
+            name,
+            help=summary,
+            description=summary[0].upper() + summary[1:] + ".",
+            epilog=epilog,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        parser.set_defaults(run=run)
+        return parser
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add ``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document instead")
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document; NaN in it is a bug."""
+    print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
+    """Print a table: the first ``left`` columns flush left, the others flush right.
+
+    The first column is cut to keep the whole within 80 columns.
+    """
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+    room = WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
+    widths[0] = max(min(widths[0], room), 12)
+
+    def line(cells: Sequence[str]) -> str:
+        first = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
+        padded = [first.ljust(widths[0])]
+        for i, cell in enumerate(cells[1:], start=1):
+            padded.append(cell.ljust(widths[i]) if i < left else cell.rjust(widths[i]))
+        return "  ".join(padded).rstrip()
+
+    print(line(header))
+    print("  ".join("-" * width for width in widths))
+    for row in rows:
+        print(line(row))
+
+
+def print_paragraph(text: str, indent: str = "") -> None:
+    """Print wrapped text."""
+    import textwrap
+
+    print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
+
+
+class Progress:
+    """A line on stderr for work that takes longer than a second; silent where none is read."""
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.start = time.monotonic()
+        self.shown = 0.0
+        self.wide = 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """Show how far the work is."""
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - self.start < SLOW_S or now - self.shown < 0.2:
+            return
+        self.shown = now
+        left = (now - self.start) / max(done, 1) * (total - done)
+        line = f"{self.what}: {done} of {total}, {left:.0f} s left"
+        self.wide = max(self.wide, len(line))
+        print(f"\r{line:<{self.wide}}", end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Wipe the line."""
+        if self.wide:
+            print(f"\r{'':<{self.wide}}\r", end="", file=sys.stderr, flush=True)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a ratio as a percentage; a dash where there is none."""
+    return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def comma_list(text: str) -> tuple[str, ...]:
+    """Read a comma list."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Read a comma list of whole numbers (an argparse type)."""
+    try:
+        return tuple(int(part) for part in comma_list(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"must be whole numbers separated by commas, not {text!r}"
+        ) from None
+
+
+def assignments(texts: Sequence[str], option: str) -> dict[str, float]:
+    """Read repeated ``TASK=N``."""
+    values = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        try:
+            values[name.strip()] = float(value)
+        except ValueError:
+            raise UsageError(f"{option} takes TASK=N with a number N, not {text!r}") from None
+    return values
+
+
+# ------------------------------------------------------------------------- arguments in common
+
+
+def add_tables(parser: argparse.ArgumentParser) -> None:
+    """Add the tables to read and the rows to keep."""
+    parser.add_argument(
+        "tables", nargs="+", metavar="FILE", help="tidy tables (CSV, JSON Lines, Parquet; - stdin)"
+    )
+    parser.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN=VALUE",
+        help="keep only rows with this llm, gpu, precision, task, modality, engine, "
+        "engine_version, source or boundary (repeat to narrow; values separated by | are "
+        "alternatives)",
+    )
+
+
+def read_tables(arguments: argparse.Namespace) -> Dataset:
+    """Read and pool the tables, less the rows that ``--where`` leaves out."""
+    import numpy as np
+
+    from energylens import table
+    from energylens.dataset import Dataset
+    from energylens.errors import UnknownNameError
+
+    parts = [table.read(path) for path in arguments.tables]
+    dataset = Dataset.concatenate(parts) if len(parts) > 1 else parts[0]
+    columns = {
+        "llm": dataset.llm_ids,
+        "gpu": dataset.gpu_ids,
+        "precision": dataset.precision_ids,
+        "task": dataset.task,
+        "modality": dataset.modality,
+        "engine": dataset.engine,
+        "engine_version": dataset.engine_version,
+        "source": dataset.source,
+        "boundary": np.where(dataset.cases.node_boundary, "node", "active_gpus"),
+    }
+    for condition in arguments.where:
+        name, _, value = condition.partition("=")
+        if name not in columns:
+            raise UnknownNameError("column for --where", name, columns)
+        column = columns[name].astype(str)
+        wanted = value.split("|")
+        keep = np.isin(column, wanted)
+        if not keep.any():
+            present = ", ".join(sorted(set(column))[:12])
+            raise UsageError(f"no row has {name} {value}; there are {present}")
+        dataset = dataset.take(keep)
+        columns = {key: values[keep] for key, values in columns.items()}
+    return dataset
+
+
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """Add what describes one case."""
+    group = parser.add_argument_group("the case")
+    group.add_argument("--llm", required=True, help="a name from energylens llm list")
+    group.add_argument("--gpu", required=True, help="a name from energylens gpu list")
+    group.add_argument("--precision", help="a number format; the LLM's own by default")
+    for degree in ("tensor", "pipeline", "expert", "data"):
+        group.add_argument(
+            f"--{degree}-parallel", type=_positive_int, default=1, metavar="N", help="default: 1"
+        )
+    group.add_argument(
+        "--batch-size", type=_positive_int, default=32, metavar="N", help="default: 32"
+    )
+    group.add_argument("--input-tokens", type=_positive, required=True, metavar="N")
+    group.add_argument("--output-tokens", type=_positive, required=True, metavar="N")
+    group.add_argument(
+        "--vision-tokens",
+        type=_positive,
+        metavar="N",
+        help="of the input, those of images or frames; by default what the catalog says",
+    )
+    group.add_argument("--images", type=_positive_int, default=0, metavar="N")
+    group.add_argument("--frames", type=_positive_int, default=0, metavar="N")
+    group.add_argument(
+        "--node-gpus",
+        type=_positive_int,
+        metavar="N",
+        help="count every GPU of a node of this size, idle ones too",
+    )
+
+
+def case_of(arguments: argparse.Namespace) -> Case:
+    """Make the case that the arguments describe.
+
+    The vision tokens that the catalog knows are added to the input tokens; those given with
+    ``--vision-tokens`` are taken to be part of them.
+    """
+    from energylens import catalog
+    from energylens.records import Boundary, Case, Configuration, Modality, Workload
+
+    llm = catalog.llm(arguments.llm)
+    suffix = catalog.split_precision(arguments.llm)[1]
+    precision = catalog.precision(arguments.precision or suffix or llm.native_precision)
+    tokens, vision = arguments.input_tokens, arguments.vision_tokens
+    if arguments.images or arguments.frames or vision:
+        if llm.vision is None:
+            raise UsageError(f"{llm.id} has no vision tower: leave images and frames out")
+        if vision is None:
+            vision = arguments.images * (llm.vision.tokens_per_image or 0)
+            vision += arguments.frames * (llm.vision.tokens_per_frame or 0)
+            if not vision:
+                raise UsageError(
+                    f"the catalog does not know how many tokens {llm.id} makes of an image or "
+                    "frame: give --vision-tokens"
+                )
+            tokens += vision
+    modality = Modality.VIDEO if arguments.frames else Modality.IMAGE if vision else Modality.TEXT
+    return Case(
+        llm=llm,
+        gpu=catalog.gpu(arguments.gpu),
+        precision=precision,
+        workload=Workload(
+            input_tokens=tokens,
+            output_tokens=arguments.output_tokens,
+            vision_tokens=vision or 0.0,
+            images=arguments.images,
+            frames=arguments.frames,
+            modality=modality,
+        ),
+        configuration=Configuration(
+            tensor_parallel=arguments.tensor_parallel,
+            pipeline_parallel=arguments.pipeline_parallel,
+            expert_parallel=arguments.expert_parallel,
+            data_parallel=arguments.data_parallel,
+            batch_size=arguments.batch_size,
+        ),
+        boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
+        node_gpus=arguments.node_gpus,
+    )
+
+
+def _positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+    return value
+
+
+def _positive(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    return value

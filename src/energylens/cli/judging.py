@@ -1,0 +1,383 @@
+"""Verbs that judge: evaluate, report and demo."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from energylens.cli.console import (
+    Progress,
+    Subparsers,
+    add_json,
+    add_tables,
+    comma_list,
+    numbers,
+    percent,
+    print_json,
+    print_paragraph,
+    print_table,
+    read_tables,
+)
+
+if TYPE_CHECKING:
+    from energylens.dataset import Dataset
+    from energylens.evaluation import Evaluation
+    from energylens.protocols import Estimator
+
+PROTOCOLS = (
+    "few-shot",
+    "learning-curve",
+    "unseen-batch",
+    "unseen-llm",
+    "unseen-hardware",
+    "unseen-modality",
+    "no-power",
+    "split",
+    "all",
+)
+#: Judged unless others are named. The tuned ensembles take a second a fit, so they wait for that.
+CONTESTANTS = (
+    "energylens",
+    "random-forest",
+    "extra-trees",
+    "gradient-boosting",
+    "xgboost",
+    "lightgbm",
+    "log-linear",
+    "logistic-batch",
+    "workload",
+    "sequence-length",
+    "tdp-time",
+    "utilisation-power",
+    "latency-measured",
+    "latency-predicted",
+    "largest-batch",
+    "fewest-gpus",
+    "random",
+)
+ENSEMBLE_PACKAGES = ("sklearn", "xgboost", "lightgbm")
+ENSEMBLE_WORDS = ("forest", "trees", "boosting", "xgboost", "lightgbm")
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    subparsers = Subparsers(verbs)
+    parser = subparsers.add(
+        "evaluate",
+        "judge the law against every baseline on measured rows",
+        _evaluate,
+        (
+            "energylens evaluate runs.csv --protocol few-shot "
+            "--choose parallelism,batch_size --train 50 --repeats 50 --seed 0",
+            "energylens evaluate runs.csv --protocol unseen-llm --choose batch_size --json",
+            "energylens evaluate runs.csv --protocol learning-curve "
+            "--estimators energylens,random-forest",
+        ),
+    )
+    add_tables(parser)
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="few-shot")
+    parser.add_argument(
+        "--choose",
+        type=comma_list,
+        default=("tensor_parallel", "pipeline_parallel"),
+        metavar="KNOBS",
+        help="free knobs: tensor_parallel, pipeline_parallel, expert_parallel, data_parallel, "
+        "parallelism, batch_size, precision, gpu",
+    )
+    parser.add_argument("--train", type=int, metavar="N", help="training rows (default: 50)")
+    parser.add_argument("--repeats", type=int, metavar="N", help="draws (default: 50)")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--estimators",
+        type=comma_list,
+        metavar="NAMES",
+        help="whom to judge: energylens, energylens-no-prior, energylens-measured-power and the "
+        "names of docs/baselines.md",
+    )
+    parser.add_argument(
+        "--strict",
+        action="store_true",
+        help="score only scenarios none of whose candidates was trained on",
+    )
+    parser.add_argument(
+        "--batch",
+        choices=("observed", "limit", "limit-judged"),
+        default="observed",
+        help="what predictors know of the batch (default: the observed mean)",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("request", "output_token"),
+        default="request",
+        help="what is minimised: joules a request (default) or an output token",
+    )
+    parser.add_argument(
+        "--noise",
+        type=float,
+        default=0.02,
+        metavar="RATIO",
+        help="repeatability of a measurement (default: 0.02)",
+    )
+    parser.add_argument(
+        "--curve", type=numbers, metavar="LIST", help="training sizes of the learning curve"
+    )
+    parser.add_argument(
+        "--calibration",
+        type=numbers,
+        default=(0,),
+        metavar="LIST",
+        help="rows of what is unseen that are trained on after all",
+    )
+    parser.add_argument(
+        "--direction",
+        choices=("larger", "smaller"),
+        default="larger",
+        help="side of the batch cut that unseen-batch judges",
+    )
+    parser.add_argument("--batch-cut", type=float, metavar="B")
+    parser.add_argument(
+        "--per", type=comma_list, default=(), metavar="COLUMNS", help="fit apart for each of these"
+    )
+    parser.add_argument(
+        "--leave",
+        choices=("architecture", "id"),
+        default="architecture",
+        help="what leaves together in unseen-llm (default: LLMs of the same architecture)",
+    )
+    parser.add_argument(
+        "--allow-simulated",
+        action="store_true",
+        help="judge rows that carry no accuracy claim; the result says so",
+    )
+    add_json(parser)
+
+    parser = subparsers.add(
+        "report",
+        "write one self-contained HTML page, and say the same as text",
+        _report,
+        (
+            "energylens report runs.csv -o report.html --choose parallelism,batch_size",
+            "energylens report runs.csv -o report.html --repeats 5",
+        ),
+    )
+    add_tables(parser)
+    parser.add_argument("-o", "--output", required=True, metavar="FILE.html")
+    parser.add_argument(
+        "--choose",
+        type=comma_list,
+        default=("parallelism", "batch_size"),
+        metavar="KNOBS",
+        help="free knobs (default: parallelism,batch_size)",
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=10, metavar="N", help="draws of the learning curve"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    add_json(parser)
+
+    parser = subparsers.add(
+        "demo",
+        "run the main job on the packaged data set",
+        _demo,
+        ("energylens demo", "energylens demo -o report.html"),
+    )
+    parser.add_argument(
+        "-o",
+        "--output",
+        default="energylens-demo.html",
+        metavar="FILE.html",
+        help="where to write the report (default: energylens-demo.html)",
+    )
+    add_json(parser)
+
+
+def contestants(
+    names: tuple[str, ...] | None,
+) -> tuple[Mapping[str, Callable[[int], Estimator]], tuple[str, ...]]:
+    """Make what the names stand for; with no names, the default ones.
+
+    Returns
+    -------
+    estimators : mapping of str to callable
+        From a name to what makes the estimator of a seed.
+    left_out : tuple of str
+        Default contestants whose packages are not installed.
+    """
+    from importlib.util import find_spec
+
+    from energylens import baselines
+    from energylens.errors import UnknownNameError
+    from energylens.fitting import EnergyLens, FitOptions
+
+    ours = {
+        "energylens": FitOptions(),
+        "energylens-no-prior": FitOptions(prior="none"),
+        "energylens-pooled": FitOptions(per=()),
+        "energylens-measured-power": FitOptions(measured_power=True),
+    }
+    left_out: tuple[str, ...] = ()
+    if names is None:
+        names = CONTESTANTS
+        if not all(find_spec(package) for package in ENSEMBLE_PACKAGES):
+            left_out = tuple(n for n in names if any(word in n for word in ENSEMBLE_WORDS))
+            names = tuple(n for n in names if n not in left_out)
+    known = baselines.ESTIMATORS
+
+    def maker(name: str) -> Callable[[int], Estimator]:
+        if name in ours:
+            return lambda _seed: EnergyLens(name=name, options=ours[name])
+        if name not in known:
+            raise UnknownNameError("estimator", name, [*ours, *known], "See docs/baselines.md.")
+        return known[name]
+
+    return {name: maker(name) for name in names}, left_out
+
+
+def _evaluate(arguments: argparse.Namespace) -> None:
+    from energylens.evaluation import DEFAULT_CURVE, evaluate
+
+    estimators, left_out = contestants(arguments.estimators)
+    dataset = read_tables(arguments)
+    progress = Progress("fitting")
+    try:
+        evaluation = evaluate(
+            dataset,
+            estimators,
+            protocol=arguments.protocol,
+            choose=arguments.choose,
+            train=arguments.train,
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+            noise_ratio=arguments.noise,
+            strict=arguments.strict,
+            objective=arguments.objective,
+            batch=arguments.batch,
+            curve=arguments.curve or DEFAULT_CURVE,
+            calibration=arguments.calibration,
+            direction=arguments.direction,
+            batch_cut=arguments.batch_cut,
+            per=arguments.per,
+            leave=arguments.leave,
+            allow_simulated=arguments.allow_simulated,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    if arguments.json:
+        print_json(evaluation.to_json())
+        return
+    print_evaluation(evaluation)
+    if left_out:
+        print_paragraph(
+            f"Not judged, for want of their packages: {', '.join(left_out)}. "
+            "pip install 'energylens[ensembles]' brings them."
+        )
+
+
+def print_evaluation(evaluation: Evaluation) -> None:
+    """Print what came of judging, best regret first."""
+    print_paragraph(
+        f"{evaluation.protocol}: {evaluation.rows} rows, {evaluation.scenarios} scenarios "
+        f"(free: {', '.join(evaluation.choose)}), {evaluation.repeats} "
+        f"repeat{'s' * (evaluation.repeats > 1)}, seed {evaluation.seed}"
+        + (", strictly held-out scenarios" if evaluation.strict else "")
+    )
+    sources = ", ".join(f"{n} {name}" for name, n in evaluation.source_counts.items())
+    print_paragraph(f"Source of the joules: {sources}.")
+    if not evaluation.accuracy_claim:
+        print_paragraph(
+            "NO ACCURACY CLAIM: "
+            + (
+                "the rows judged were trained on."
+                if evaluation.in_sample
+                else "some of these rows are neither measured nor published."
+            )
+        )
+    for number, point in enumerate(evaluation.points):
+        print()
+        if len(evaluation.points) > 1:
+            rows = max(score.train_rows for score in point.scores.values())
+            print(
+                f"{rows} training rows"
+                + (f", {point.calibration} of them of the group left out" * bool(point.calibration))
+                + ("" if point.power_known else ", power not known")
+                + (" (headline)" if number == evaluation.headline else "")
+            )
+        scores = sorted(
+            point.scores.items(),
+            key=lambda item: (
+                item[1].metrics.regret_mean_ratio is None,
+                item[1].metrics.regret_mean_ratio or 0.0,
+            ),
+        )
+        print_table(
+            ("estimator", "Top-1", "in noise", "pairs", "regret", "MAPE", "80 % covers"),
+            [
+                (
+                    name,
+                    percent(s.metrics.top1_ratio),
+                    percent(s.metrics.top1_within_noise_ratio),
+                    percent(s.metrics.pairwise_ratio),
+                    percent(s.metrics.regret_mean_ratio, 2),
+                    percent(s.metrics.mape_ratio),
+                    percent(s.metrics.interval_coverage_ratio, 0),
+                )
+                for name, s in scores
+            ],
+        )
+    print()
+    if evaluation.per:
+        for name, score in evaluation.estimators.items():
+            if score.mape_group_median_ratio is not None:
+                print(f"{name}: median MAPE over groups {percent(score.mape_group_median_ratio)}")
+    for name, score in evaluation.estimators.items():
+        if score.failed_fits:
+            print_paragraph(
+                f"{name}: {score.failed_fits} of {score.fits} fits failed ({score.failure})"
+            )
+    for note in evaluation.notes:
+        print_paragraph(f"Note: {note}")
+    print_paragraph(
+        "Top-1: the predicted best is the measured best; in noise: within "
+        f"{evaluation.noise_ratio:.0%} of it; pairs: ordered rightly; regret: joules of the choice "
+        "over the best, minus 1. docs/evaluation.md defines each."
+    )
+
+
+# -------------------------------------------------------------------------------- report, demo
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    dataset = read_tables(arguments)
+    text, document = _write_report(
+        dataset, arguments.output, arguments.choose, arguments.repeats, arguments.seed
+    )
+    if arguments.json:
+        print_json(document)
+        return
+    print(text)
+    print(f"\nReport written to {arguments.output}")
+
+
+def _demo(arguments: argparse.Namespace) -> None:
+    from importlib.resources import as_file, files
+
+    from energylens import table
+
+    with as_file(files("energylens") / "data" / "simulated-demo.csv") as path:
+        dataset = table.read(path)
+    text, document = _write_report(
+        dataset, arguments.output, ("parallelism", "batch_size"), 5, seed=0
+    )
+    if arguments.json:
+        print_json(document)
+        return
+    print(text)
+    print(f"\nReport written to {arguments.output}")
+
+
+def _write_report(
+    dataset: Dataset, output: str, choose: tuple[str, ...], repeats: int, seed: int
+) -> tuple[str, dict[str, Any]]:
+    raise NotImplementedError

@@ -1,0 +1,337 @@
+"""Why a case costs what it costs: joules per term and phase, and what a change would do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from energylens import capacity
+from energylens.cases import Cases
+from energylens.formula import NAMES, TERMS, EnergyModel
+from energylens.records import Case, Configuration, Workload
+
+COVERAGE_RATIO = 0.8
+NORMAL_80 = 1.2816  # half width of a central 80 % interval, in standard deviations
+
+# What each term is, as the subject of a sentence.
+SUBJECTS = {
+    "prefill_launch": "GPUs waiting for kernels during prefill",
+    "prefill_weights": "reading the weights to prefill",
+    "prefill_compute": "multiplying the prompt",
+    "vision": "encoding images or frames",
+    "decode_launch": "GPUs waiting for kernels during decode",
+    "decode_weights": "reading the weights for each decode step",
+    "decode_compute": "multiplying the new tokens",
+    "decode_sequence": "GPUs waiting for the engine's work on each sequence",
+    "decode_cache": "reading the KV cache or state",
+    "tensor_parallel": "sending activations between GPUs",
+    "pipeline_parallel": "handing over between pipeline stages",
+    "idle_gpus": "idle GPUs of the node",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TermShare:
+    """Joules per request of one term, both phases, with the interval its coefficient leaves."""
+
+    name: str
+    prefill_j: float
+    decode_j: float
+    low_j: float
+    high_j: float
+
+    @property
+    def total_j(self) -> float:
+        """Joules of both phases."""
+        return self.prefill_j + self.decode_j
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """What another setting of the same case would cost, by the model."""
+
+    what: str
+    energy_per_request_j: float
+    difference_j: float
+    feasible: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """A case explained.
+
+    Attributes
+    ----------
+    energy_per_request_j, low_j, high_j : float
+        Prediction and its 80 % interval for a new measurement.
+    terms : tuple of TermShare
+        All twelve, in the order of the formula.
+    input_token_j, output_token_j : float
+        What one more token of prompt, or of output, costs.
+    changes : tuple of Change
+        Half the tensor and pipeline parallelism, double the batch, where they make sense.
+    notes : tuple of str
+        Where the case lies outside what the fit has seen, and why it may not fit in memory.
+    sentences : tuple of str
+        All of it in words.
+    """
+
+    case: str
+    energy_per_request_j: float
+    low_j: float
+    high_j: float
+    prefill_j: float
+    decode_j: float
+    terms: tuple[TermShare, ...]
+    input_token_j: float
+    output_token_j: float
+    changes: tuple[Change, ...]
+    notes: tuple[str, ...]
+    sentences: tuple[str, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Give everything as plain JSON values."""
+        return {
+            "case": self.case,
+            "energy_per_request_j": self.energy_per_request_j,
+            "interval_80_j": [self.low_j, self.high_j],
+            "prefill_energy_per_request_j": self.prefill_j,
+            "decode_energy_per_request_j": self.decode_j,
+            "terms": {
+                t.name: {
+                    "prefill_j": t.prefill_j,
+                    "decode_j": t.decode_j,
+                    "interval_80_j": [t.low_j, t.high_j],
+                }
+                for t in self.terms
+            },
+            "input_token_j": self.input_token_j,
+            "output_token_j": self.output_token_j,
+            "changes": [
+                {
+                    "what": c.what,
+                    "energy_per_request_j": c.energy_per_request_j,
+                    "difference_j": c.difference_j,
+                    "feasible": c.feasible,
+                    "reason": c.reason,
+                }
+                for c in self.changes
+            ],
+            "notes": list(self.notes),
+            "sentences": list(self.sentences),
+        }
+
+
+def explain(model: EnergyModel, case: Case) -> Explanation:
+    """Explain one case.
+
+    Parameters
+    ----------
+    model : EnergyModel
+        Fitted without measured power, which a case does not have.
+    case : Case
+
+    Returns
+    -------
+    Explanation
+    """
+    variants = _variants(case)
+    cases = Cases.of([case, *(variant for _, variant in variants)])
+    energies = model.predict_energy_j(cases)
+    energy = float(energies[0])
+    low, high = model.interval_energy_j(cases.take(np.arange(1)), COVERAGE_RATIO)
+    prefill, decode = model.predict_parts_j(cases.take(np.arange(1)))
+    fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id)
+    spread = np.sqrt(np.diag(fitted.covariance))
+    total = prefill[0] + decode[0]
+    unit = np.divide(total, fitted.theta, out=np.zeros(len(TERMS)), where=fitted.theta > 0)
+    terms = tuple(
+        TermShare(
+            name=name,
+            prefill_j=float(prefill[0, k]),
+            decode_j=float(decode[0, k]),
+            low_j=float(max(total[k] - NORMAL_80 * spread[k] * unit[k], 0.0)),
+            high_j=float(total[k] + NORMAL_80 * spread[k] * unit[k]),
+        )
+        for k, name in enumerate(NAMES)
+    )
+    by_name = dict(zip((name for name, _ in variants), energies[1:], strict=True))
+    tokens = {name: float(by_name.pop(name) - energy) for name in ("input token", "output token")}
+    changes = tuple(
+        _change(name, variant, float(by_name[name]), energy)
+        for name, variant in variants
+        if name in by_name
+    )
+    notes = (*scope_notes(model, case), *_memory_notes(case))
+    return Explanation(
+        case=describe(case),
+        energy_per_request_j=energy,
+        low_j=float(low[0]),
+        high_j=float(high[0]),
+        prefill_j=float(prefill.sum()),
+        decode_j=float(decode.sum()),
+        terms=terms,
+        input_token_j=tokens["input token"],
+        output_token_j=tokens["output token"],
+        changes=changes,
+        notes=notes,
+        sentences=tuple(
+            _sentences(case, energy, float(low[0]), float(high[0]), terms, tokens, changes)
+        ),
+    )
+
+
+def describe(case: Case) -> str:
+    """Name a case in one line."""
+    w = case.workload
+    gpus = case.configuration.gpus
+    return (
+        f"{case.llm.id} {case.precision.id} on {gpus} x {case.gpu.id}, "
+        f"{case.configuration.describe()}, {w.input_tokens:g} tokens in, {w.output_tokens:g} out"
+    )
+
+
+def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
+    """Say where a case lies outside the rows that a model was fitted to."""
+    notes = []
+    for what, name, known in (
+        ("LLM", case.llm.id, model.scope.llms),
+        ("GPU", case.gpu.id, model.scope.gpus),
+        ("precision", case.precision.id, model.scope.precisions),
+    ):
+        if name not in known:
+            notes.append(f"No row of the fit has the {what} {name}.")
+    c, w = case.configuration, case.workload
+    values = {
+        "tensor_parallel": c.tensor_parallel,
+        "pipeline_parallel": c.pipeline_parallel,
+        "expert_parallel": c.expert_parallel,
+        "data_parallel": c.data_parallel,
+        "batch_size": c.batch_size,
+        "input_tokens": w.input_tokens,
+        "output_tokens": w.output_tokens,
+        "vision_tokens": w.vision_tokens,
+    }
+    for column, (low, high) in model.scope.ranges.items():
+        value = values[column]
+        if not low <= value <= high:
+            notes.append(f"{column} = {value:g} lies outside the fitted {low:g} to {high:g}.")
+    return tuple(notes)
+
+
+def _memory_notes(case: Case) -> tuple[str, ...]:
+    memory = capacity.memory(case)
+    return () if memory.fits else (memory.reason,)
+
+
+def _variants(case: Case) -> list[tuple[str, Case]]:
+    c, w = case.configuration, case.workload
+
+    def laid_out(configuration: Configuration) -> Case:
+        return replace(case, configuration=configuration)
+
+    def asked(workload: Workload) -> Case:
+        return replace(case, workload=workload)
+
+    variants = [
+        ("input token", asked(replace(w, input_tokens=w.input_tokens + 1))),
+        ("output token", asked(replace(w, output_tokens=w.output_tokens + 1))),
+        (
+            "double the batch",
+            laid_out(
+                replace(
+                    c,
+                    batch_size=2 * c.batch_size,
+                    mean_batch_size=2 * c.mean_batch_size if c.mean_batch_size else None,
+                )
+            ),
+        ),
+    ]
+    if c.tensor_parallel % 2 == 0:
+        half = c.tensor_parallel // 2
+        expert = min(c.expert_parallel, half * c.data_parallel)
+        halved = replace(c, tensor_parallel=half, expert_parallel=expert)
+        variants.append(("half the tensor parallelism", laid_out(halved)))
+    if c.pipeline_parallel % 2 == 0:
+        halved = replace(c, pipeline_parallel=c.pipeline_parallel // 2)
+        variants.append(("half the pipeline parallelism", laid_out(halved)))
+    return variants
+
+
+def _change(what: str, case: Case, energy: float, before: float) -> Change:
+    memory = capacity.memory(case)
+    return Change(
+        what=what,
+        energy_per_request_j=energy,
+        difference_j=energy - before,
+        feasible=memory.fits,
+        reason=memory.reason,
+    )
+
+
+def joules(value: float) -> str:
+    """Write joules with three digits and a fitting unit."""
+    size = abs(value)
+    for limit, scale, unit in ((1.0, 1e3, "mJ"), (1e4, 1.0, "J"), (float("inf"), 1e-3, "kJ")):
+        if size < limit:
+            return f"{value * scale:.3g} {unit}"
+    raise AssertionError
+
+
+def _sentences(
+    case: Case,
+    energy: float,
+    low: float,
+    high: float,
+    terms: tuple[TermShare, ...],
+    tokens: dict[str, float],
+    changes: tuple[Change, ...],
+) -> list[str]:
+    prefill = sum(t.prefill_j for t in terms)
+    sentences = [
+        f"A request costs {joules(energy)} (a new measurement lies between {joules(low)} and "
+        f"{joules(high)} with 80 % probability): {prefill / energy:.0%} in prefill, "
+        f"{1 - prefill / energy:.0%} in decode."
+    ]
+    largest = [t for t in sorted(terms, key=lambda t: -t.total_j)[:3] if t.total_j > 0]
+    sentences.append(
+        "Most of it goes into "
+        + ", ".join(f"{SUBJECTS[t.name]} ({t.total_j / energy:.0%})" for t in largest)
+        + "."
+    )
+    by_name = {t.name: t for t in terms}
+    for degree, name, plain in (
+        (case.configuration.tensor_parallel, "tensor_parallel", "Tensor"),
+        (case.configuration.pipeline_parallel, "pipeline_parallel", "Pipeline"),
+    ):
+        if degree == 1:
+            continue
+        term = by_name[name]
+        sentence = (
+            f"{plain} parallelism of {degree} costs {joules(term.total_j)} of its own "
+            f"({joules(term.low_j)} to {joules(term.high_j)})"
+        )
+        half = next((c for c in changes if c.what == f"half the {plain.lower()} parallelism"), None)
+        if half and half.feasible:
+            verb = "save" if half.difference_j < 0 else "cost another"
+            sentence += f"; half of it would {verb} {joules(abs(half.difference_j))} a request"
+        elif half:
+            sentence += f"; half of it is not possible: {half.reason[0].lower()}{half.reason[1:]}"
+        sentences.append(sentence.rstrip(".") + ".")
+    sentences.append(
+        f"One more token of prompt costs {joules(tokens['input token'])}, "
+        f"one more of output {joules(tokens['output token'])}."
+    )
+    double = next(c for c in changes if c.what == "double the batch")
+    verb = "save" if double.difference_j < 0 else "cost another"
+    sentence = (
+        f"Twice the batch would {verb} {joules(abs(double.difference_j))} a request "
+        f"({abs(double.difference_j) / energy:.0%})"
+    )
+    if not double.feasible:
+        sentence += f", but it does not fit: {double.reason[0].lower()}{double.reason[1:]}"
+    sentences.append(sentence.rstrip(".") + ".")
+    return sentences

@@ -1,0 +1,218 @@
+"""model.json: an energy model on disk. Strict, versioned, and sealed against corruption."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+
+from energylens import files
+from energylens.cases import FloatArray
+from energylens.errors import ArtefactError
+from energylens.formula import NAMES, STRUCTURE, Coefficients, EnergyModel, Scope
+
+FORMAT = "energylens-model"
+VERSION = 1
+
+NotNegative = Annotated[FiniteFloat, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Coefficients(_Strict):
+    theta: dict[str, NotNegative]
+    covariance: list[list[FiniteFloat]]
+    residuals_seen: list[FiniteFloat] = Field(min_length=1)
+    residuals_unseen: list[FiniteFloat] = Field(min_length=1)
+    within_ratio: NotNegative
+    between_ratio: NotNegative
+    reach_doublings: Annotated[FiniteFloat, Field(gt=0)]
+    rows: Annotated[int, Field(ge=1)]
+
+
+class _Scope(_Strict):
+    llms: list[str]
+    gpus: list[str]
+    precisions: list[str]
+    ranges: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+
+
+class _Document(_Strict):
+    format: Literal["energylens-model"]
+    version: int
+    structure: str
+    energylens_version: str
+    dataset_digest: str
+    sources: dict[str, int]
+    options: dict[str, str]
+    measured_power: bool
+    per: list[str]
+    scope: _Scope
+    pooled: _Coefficients
+    groups: dict[str, _Coefficients]
+    seal: str
+
+
+def save(model: EnergyModel, path: str | Path) -> None:
+    """Write a model, atomically.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be written.
+    """
+    files.write_json(path, to_json(model))
+
+
+def load(path: str | Path) -> EnergyModel:
+    """Read a model.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be read, is not a model, was changed or cut, or comes from a newer
+        energylens.
+    """
+    return from_json(files.read_json(path), str(path))
+
+
+def to_json(model: EnergyModel) -> dict[str, Any]:
+    """Give a model as plain JSON values."""
+    document: dict[str, Any] = {
+        "format": FORMAT,
+        "version": VERSION,
+        "structure": model.structure,
+        "energylens_version": model.energylens_version,
+        "dataset_digest": model.dataset_digest,
+        "sources": dict(model.sources),
+        "options": dict(model.options),
+        "measured_power": model.measured_power,
+        "per": list(model.per),
+        "scope": {
+            "llms": list(model.scope.llms),
+            "gpus": list(model.scope.gpus),
+            "precisions": list(model.scope.precisions),
+            "ranges": {name: list(ends) for name, ends in model.scope.ranges.items()},
+        },
+        "pooled": _coefficients_json(model.pooled),
+        "groups": {name: _coefficients_json(c) for name, c in model.groups.items()},
+    }
+    return {**document, "seal": _seal(document)}
+
+
+def from_json(document: Any, name: str) -> EnergyModel:
+    """Make a model of what :func:`to_json` gave.
+
+    Parameters
+    ----------
+    document : JSON value
+    name : str
+        What to call it in errors.
+
+    Raises
+    ------
+    ArtefactError
+        As :func:`load`.
+    """
+    if not isinstance(document, dict) or document.get("format") != FORMAT:
+        raise ArtefactError(
+            f"{name} is not an energy model: it must be a JSON object with "
+            f'"format": "{FORMAT}", as energylens fit writes it.'
+        )
+    version = document.get("version")
+    if not isinstance(version, int) or isinstance(version, bool) or version != VERSION:
+        raise ArtefactError(
+            f"{name} has model format version {version!r}; this energylens reads version "
+            f"{VERSION}. Use the energylens that wrote it, or fit again."
+        )
+    try:
+        read = _Document.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise ArtefactError(
+            f"{name} is not a valid energy model: {where}: {first['msg']}. Fit again."
+        ) from error
+    content = {key: value for key, value in document.items() if key != "seal"}
+    if read.seal != _seal(content):
+        raise ArtefactError(
+            f"{name} was changed or damaged after it was written: its seal does not match its "
+            "content. Fit again, or restore the file."
+        )
+    if read.structure != STRUCTURE:
+        raise ArtefactError(
+            f"{name} holds coefficients of the formula {read.structure}; this energylens has "
+            f"{STRUCTURE}. Fit again."
+        )
+    return EnergyModel(
+        structure=read.structure,
+        energylens_version=read.energylens_version,
+        dataset_digest=read.dataset_digest,
+        sources=read.sources,
+        options=read.options,
+        measured_power=read.measured_power,
+        per=tuple(read.per),
+        scope=Scope(
+            llms=tuple(read.scope.llms),
+            gpus=tuple(read.scope.gpus),
+            precisions=tuple(read.scope.precisions),
+            ranges={name: (ends[0], ends[1]) for name, ends in read.scope.ranges.items()},
+        ),
+        pooled=_coefficients(read.pooled, name),
+        groups={key: _coefficients(value, name) for key, value in read.groups.items()},
+    )
+
+
+def _coefficients_json(c: Coefficients) -> dict[str, Any]:
+    return {
+        "theta": dict(zip(NAMES, c.theta.tolist(), strict=True)),
+        "covariance": c.covariance.tolist(),
+        "residuals_seen": c.residuals_seen.tolist(),
+        "residuals_unseen": c.residuals_unseen.tolist(),
+        "within_ratio": c.within_ratio,
+        "between_ratio": c.between_ratio,
+        "reach_doublings": c.reach_doublings,
+        "rows": c.rows,
+    }
+
+
+def _coefficients(read: _Coefficients, name: str) -> Coefficients:
+    if tuple(sorted(read.theta)) != tuple(sorted(NAMES)):
+        raise ArtefactError(
+            f"{name} must hold the {len(NAMES)} coefficients {', '.join(NAMES)}; "
+            f"it has {', '.join(sorted(read.theta)) or 'none'}. Fit again."
+        )
+    covariance = _array(read.covariance)
+    if covariance.shape != (len(NAMES), len(NAMES)):
+        raise ArtefactError(
+            f"{name} must hold a {len(NAMES)} x {len(NAMES)} covariance, not one of shape "
+            f"{covariance.shape}. Fit again."
+        )
+    return Coefficients(
+        theta=np.array([read.theta[key] for key in NAMES]),
+        covariance=covariance,
+        residuals_seen=np.sort(_array(read.residuals_seen)),
+        residuals_unseen=np.sort(_array(read.residuals_unseen)),
+        within_ratio=read.within_ratio,
+        between_ratio=read.between_ratio,
+        reach_doublings=read.reach_doublings,
+        rows=read.rows,
+    )
+
+
+def _array(values: list[Any]) -> FloatArray:
+    if values and isinstance(values[0], list) and len({len(row) for row in values}) != 1:
+        return np.empty((0, 0))
+    return np.array(values, dtype=np.float64)
+
+
+def _seal(content: dict[str, Any]) -> str:
+    """SHA-256 of the content in canonical form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()

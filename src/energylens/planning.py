@@ -1,0 +1,763 @@
+"""Which cases to measure: all combinations, or a sample spread over them, within a budget.
+
+A plan is a file that a person can read and edit: JSON Lines, a header and then one case a
+line, in the order in which they are measured. What it holds is decided here, before anything
+is started; ``measurement`` only does what it says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from energylens import capacity, catalog, files
+from energylens.cases import FloatArray
+from energylens.catalog.huggingface import llm_from_config
+from energylens.errors import ArtefactError, InputError, UsageError
+from energylens.instrument import Media, Mode, Phase, Plan, PlannedCase, Procedure
+from energylens.records import Boundary, Case, Configuration, Gpu, Llm, Modality, Workload
+
+VERSION = 1
+
+#: Cases among which a spread sample is looked for; of a larger grid, so many drawn at random.
+LARGEST_POOL = 20_000
+#: What is assumed of engines and GPUs where only minutes depend on it.
+START_S = {"vllm": 90.0, "openai": 90.0, "transformers": 30.0, "simulated": 0.1}
+LOADED_BYTES_PER_S = 2e9
+ACHIEVED_FLOP_RATIO, ACHIEVED_BANDWIDTH_RATIO = 0.4, 0.5
+STEP_OVERHEAD_S = 1e-4  # per layer: kernels of a step that has nothing to do
+
+#: Cuts an LLM down to so many layers (``engines.llm_folders.scaled_down``).
+Scale = Callable[[Llm, int], Llm]
+
+
+def _no_scale(llm: Llm, layers: int) -> Llm:
+    raise UsageError(f"{llm.id} cannot be scaled to {layers} layers here.")
+
+
+# ------------------------------------------------------------------------------------- the space
+
+
+@dataclass(frozen=True, kw_only=True)
+class Space:
+    """Every combination of these is a case, as far as it is feasible.
+
+    ``llms`` are names of the catalog, folders with a ``config.json``, or such files.
+    """
+
+    llms: tuple[str, ...]
+    gpus: tuple[str, ...]
+    engine: str
+    precisions: tuple[str, ...] = ("bf16",)
+    tensor_parallel: tuple[int, ...] = (1,)
+    pipeline_parallel: tuple[int, ...] = (1,)
+    expert_parallel: tuple[int, ...] = (1,)
+    data_parallel: tuple[int, ...] = (1,)
+    batch_sizes: tuple[int, ...] = (1, 8, 64)
+    input_tokens: tuple[int, ...] = (128, 1024)
+    output_tokens: tuple[int, ...] = (128,)
+    media: tuple[Media, ...] = (Media(),)
+    mode: Mode = Mode.PHASES
+    boundary: Boundary = Boundary.ACTIVE_GPUS
+    node_gpus: int | None = None
+    weights: str = "dummy"
+    scaled_layers: int | None = None
+    step_tokens: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Draft:
+    """A plan, and what was left out of it."""
+
+    plan: Plan
+    feasible: int  # cases before the budget was applied
+    skipped: Mapping[str, int]  # infeasible cases by reason
+    minutes: float  # estimate for one GPU set, engine starts included
+
+
+def find_llm(name: str) -> tuple[Llm, str | None]:
+    """Find an LLM by catalog name, folder or ``config.json``.
+
+    Returns
+    -------
+    tuple of Llm and (str or None)
+        The record, and the path it was read from.
+
+    Raises
+    ------
+    UnknownNameError
+        If no catalog has the name, and it is no path either.
+    InputError
+        If the configuration cannot be read.
+    """
+    path = Path(name)
+    config = path / "config.json" if path.is_dir() else path
+    if config.name.endswith(".json") and config.is_file():
+        document = files.read_json(config)
+        if not isinstance(document, dict):
+            raise InputError(f"{config} must hold the configuration of an LLM: a JSON object.")
+        name = config.parent.name if config.name == "config.json" else config.stem
+        return llm_from_config(document, name), str(path)
+    return catalog.llm(name), None
+
+
+def llms_beyond_catalog(plan: Plan) -> list[Llm]:
+    """LLMs of a plan that no catalog holds: add them, or the rows cannot be read later."""
+    known = catalog.llms()
+    found = {case.case.llm.id: case.case.llm for case in plan.cases}
+    return [llm for name, llm in found.items() if name not in known]
+
+
+def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
+    llms = []
+    for name in space.llms:
+        llm, path = find_llm(name)
+        if space.scaled_layers is not None and llm.layers > space.scaled_layers:
+            llm = scale(llm, space.scaled_layers)
+        llms.append((llm, path))
+    axes: Iterator[Any] = itertools.product(
+        llms,
+        [catalog.gpu(name) for name in space.gpus],
+        [catalog.precision(name) for name in space.precisions],
+        space.tensor_parallel,
+        space.pipeline_parallel,
+        space.expert_parallel,
+        space.data_parallel,
+        space.media,
+        space.input_tokens,
+        space.output_tokens,
+        space.batch_sizes,
+    )
+    for (llm, path), gpu, precision, tp, pp, ep, dp, media, prompt, output, batch in axes:
+        yield PlannedCase(
+            case=Case(
+                llm=llm,
+                gpu=gpu,
+                precision=precision,
+                workload=_workload(llm, media, prompt, output),
+                configuration=Configuration(
+                    tensor_parallel=tp,
+                    pipeline_parallel=pp,
+                    expert_parallel=ep,
+                    data_parallel=dp,
+                    batch_size=batch,
+                ),
+                boundary=space.boundary,
+                node_gpus=space.node_gpus,
+            ),
+            engine=space.engine,
+            mode=space.mode,
+            media=media,
+            weights=space.weights,
+            model_path=path,
+            scaled_layers=space.scaled_layers,
+            step_tokens=space.step_tokens,
+            options=space.options,
+            seed=space.seed,
+        )
+
+
+def _workload(
+    llm: Llm, media: Media, input_tokens: int, output_tokens: int, task: str = ""
+) -> Workload:
+    """Make a workload; vision tokens are expected ones, the row will have those counted."""
+    vision = llm.vision
+    expected = 0.0
+    if vision is not None:
+        for number, pixels, each in (
+            (media.images, media.image_pixels, vision.tokens_per_image),
+            (media.frames, media.frame_pixels, vision.tokens_per_frame),
+        ):
+            if number and pixels:
+                patches = pixels[0] * pixels[1] / vision.patch_pixels**2
+                expected += number * (each or patches / vision.patches_per_token)
+    return Workload(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        vision_tokens=min(expected, input_tokens),
+        images=media.images,
+        frames=media.frames,
+        modality=media.modality,
+        task=task,
+    )
+
+
+def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
+    """Say why a case cannot be measured, as far as that is known beforehand; None if it can.
+
+    Parameters
+    ----------
+    planned : PlannedCase
+    gpus : int, optional
+        GPUs that there are.
+    """
+    case, c = planned.case, planned.case.configuration
+    if gpus is not None and planned.gpus > gpus:
+        return f"needs more than the {gpus} GPUs there are"
+    if planned.media.modality is not Modality.TEXT and case.llm.vision is None:
+        return "the LLM has no vision tower"
+    if c.batch_size < c.data_parallel:
+        return "the batch is smaller than the number of replicas"
+    layout = capacity.layout_problem(
+        case.llm,
+        tensor_parallel=c.tensor_parallel,
+        pipeline_parallel=c.pipeline_parallel,
+        expert_parallel=c.expert_parallel,
+        data_parallel=c.data_parallel,
+    )
+    if layout is not None:
+        return "the LLM cannot be laid out so"
+    return None if capacity.memory(case).fits else "does not fit in memory"
+
+
+# -------------------------------------------------------------------------------------- planning
+
+
+def plan(
+    space: Space,
+    *,
+    design: str = "grid",
+    budget_cases: int | None = None,
+    budget_minutes: float | None = None,
+    gpus: int | None = None,
+    repeats: int = 1,
+    order: str = "shuffled",
+    seed: int = 0,
+    procedure: Procedure | None = None,
+    scale: Scale = _no_scale,
+) -> Draft:
+    """Choose cases and their order.
+
+    Parameters
+    ----------
+    space : Space
+        What may be chosen from.
+    design : {"grid", "spread"}
+        All feasible cases, or a sample in which each is as far as can be from those before it
+        (greedy maximin over the logarithms of all knobs).
+    budget_cases, budget_minutes : int, float, optional
+        Most cases, and most minutes, engine starts included. A grid that exceeds them is an
+        error; a spread sample ends there.
+    gpus : int, optional
+        GPUs that there are; what needs more is infeasible.
+    repeats : int
+        How often each case is measured.
+    order : {"shuffled", "interleaved", "given"}
+        Within a layout: at random; round by round, every case once before any is repeated, each
+        round at random; or as the combinations come. Layouts follow each other whole, in
+        random order unless ``given``.
+    seed : int
+        Fixes sample and order.
+    procedure : Procedure, optional
+        How cases are measured; the estimate of minutes depends on it.
+    scale : callable
+        Cuts an LLM down, for ``space.scaled_layers``.
+
+    Raises
+    ------
+    UsageError
+        If nothing is feasible, or a grid exceeds its budget.
+    """
+    _require(design in ("grid", "spread"), f"design must be grid or spread, not {design!r}")
+    _require(
+        order in ("shuffled", "interleaved", "given"),
+        f"order must be shuffled, interleaved or given, not {order!r}",
+    )
+    _require(repeats >= 1, f"repeats must be 1 or more, not {repeats}")
+    procedure = procedure or Procedure()
+    skipped: Counter[str] = Counter()
+    feasible = []
+    for planned in _combinations(space, scale):
+        reason = problem(planned, gpus)
+        if reason is None:
+            feasible.append(planned)
+        else:
+            skipped[reason] += 1
+    if not feasible:
+        reasons = "; ".join(f"{reason} ({number})" for reason, number in skipped.items())
+        raise UsageError(f"no case of this space can be measured: {reasons or 'it is empty'}.")
+    random = np.random.default_rng(seed)
+    chosen = feasible
+    if design == "spread":
+        chosen = _spread(feasible, procedure, budget_cases, budget_minutes, repeats, random)
+    else:
+        _check_grid(feasible, procedure, budget_cases, budget_minutes, repeats)
+    cases = _ordered(chosen, repeats, order, random)
+    made = Plan(cases=tuple(cases), procedure=procedure, seed=seed)
+    return Draft(plan=made, feasible=len(feasible), skipped=dict(skipped), minutes=minutes(made))
+
+
+def _require(condition: bool, must: str) -> None:
+    if not condition:
+        raise UsageError(must)
+
+
+def _check_grid(
+    cases: Sequence[PlannedCase],
+    procedure: Procedure,
+    budget_cases: int | None,
+    budget_minutes: float | None,
+    repeats: int,
+) -> None:
+    runs = len(cases) * repeats
+    needed = repeats * _seconds_together(cases, procedure) / 60
+    over = budget_cases is not None and runs > budget_cases
+    if over or (budget_minutes is not None and needed > budget_minutes):
+        raise UsageError(
+            f"the grid has {runs} runs of about {needed:.0f} minutes, more than the budget: "
+            "take --design spread, a larger budget, or fewer values."
+        )
+
+
+def _coordinates(cases: Sequence[PlannedCase]) -> FloatArray:
+    """Cases as points: each numeric knob by its logarithm within 0 and 1, each name an axis."""
+    numbers = np.array(
+        [
+            (
+                c.case.configuration.tensor_parallel,
+                c.case.configuration.pipeline_parallel,
+                c.case.configuration.expert_parallel,
+                c.case.configuration.data_parallel,
+                c.case.configuration.batch_size,
+                c.case.workload.input_tokens,
+                c.case.workload.output_tokens,
+                1 + c.media.images,
+                1 + c.media.frames,
+            )
+            for c in cases
+        ],
+        dtype=np.float64,
+    )
+    logs = np.log2(numbers)
+    spans = np.ptp(logs, axis=0)
+    points = [(logs[:, spans > 0] - logs.min(axis=0)[spans > 0]) / spans[spans > 0]]
+    for names in (
+        [c.case.llm.id for c in cases],
+        [c.case.gpu.id for c in cases],
+        [c.case.precision.id for c in cases],
+    ):
+        distinct, index = np.unique(names, return_inverse=True)
+        if len(distinct) > 1:
+            # Two names are as far apart as the ends of a knob.
+            points.append(np.eye(len(distinct))[index] / math.sqrt(2))
+    return np.hstack(points)
+
+
+def _spread(
+    cases: Sequence[PlannedCase],
+    procedure: Procedure,
+    budget_cases: int | None,
+    budget_minutes: float | None,
+    repeats: int,
+    random: np.random.Generator,
+) -> list[PlannedCase]:
+    if budget_cases is None and budget_minutes is None:
+        raise UsageError("a spread sample needs a budget, in cases or in minutes.")
+    pool = list(cases)
+    if len(pool) > LARGEST_POOL:
+        pool = [pool[i] for i in random.choice(len(pool), LARGEST_POOL, replace=False)]
+    points = _coordinates(pool)
+    seconds = repeats * np.array([case_seconds(case, procedure) for case in pool])
+    starts = {case.layout_key: start_seconds(case) for case in pool}
+    most = math.inf if budget_cases is None else budget_cases // repeats
+    left_s = math.inf if budget_minutes is None else budget_minutes * 60
+    distance = np.full(len(pool), np.inf)
+    at = int(random.integers(len(pool)))
+    chosen: list[PlannedCase] = []
+    started: set[str] = set()
+    while distance[at] > 0 and len(chosen) < most:
+        case = pool[at]
+        cost = seconds[at] + (0.0 if case.layout_key in started else starts[case.layout_key])
+        if cost <= left_s:
+            left_s -= cost
+            started.add(case.layout_key)
+            chosen.append(case)
+            distance = np.minimum(distance, np.linalg.norm(points - points[at], axis=1))
+        distance[at] = 0.0  # chosen, or too long for what is left
+        at = int(np.argmax(distance))
+    if not chosen:
+        raise UsageError(
+            f"not one case fits into the budget: the shortest takes about "
+            f"{seconds.min() / 60:.1f} minutes and its engine start."
+        )
+    return chosen
+
+
+def _ordered(
+    cases: Sequence[PlannedCase], repeats: int, order: str, random: np.random.Generator
+) -> list[PlannedCase]:
+    groups = Plan(cases=tuple(cases)).groups()
+    if order != "given":
+        groups = [groups[i] for i in random.permutation(len(groups))]
+    ordered: list[PlannedCase] = []
+    for group in groups:
+        rounds = [[replace(c, repeat=number) for c in group] for number in range(repeats)]
+        if order == "shuffled":
+            every = [case for one in rounds for case in one]
+            rounds = [every]
+        for one in rounds:
+            places = range(len(one)) if order == "given" else random.permutation(len(one))
+            ordered += [one[i] for i in places]
+    return ordered
+
+
+# ---------------------------------------------------------------------------------- how long
+
+
+def start_seconds(planned: PlannedCase) -> float:
+    """Estimate the seconds of an engine start."""
+    weights = capacity.memory(planned.case).weights_bytes
+    return START_S.get(planned.engine, 60.0) + weights / LOADED_BYTES_PER_S
+
+
+def phase_seconds(planned: PlannedCase) -> tuple[float, float]:
+    """Estimate the seconds of prefill and of decode of one batch, by a roofline.
+
+    Good enough to plan an afternoon; nothing else rests on it.
+    """
+    case, llm, w = planned.case, planned.case.llm, planned.case.workload
+    gpus, batch = case.configuration.gpus, case.configuration.batch_size
+    flop_per_s = ACHIEVED_FLOP_RATIO * case.gpu.flop_per_s(case.precision.compute_bits) * gpus
+    bytes_per_s = ACHIEVED_BANDWIDTH_RATIO * case.gpu.memory_bandwidth_bytes_per_s * gpus
+    weight_bytes = capacity.memory(case).weights_bytes * gpus
+    overhead = STEP_OVERHEAD_S * llm.layers
+    token_flop = 2 * llm.computing_parameters
+    prompt_flop = token_flop * w.input_tokens
+    cached_bytes = 0.0  # per token of context
+    if llm.attention is not None:
+        a = llm.attention
+        prompt_flop += 2 * a.layers * a.heads * a.head_size * w.input_tokens**2
+        cached_bytes = a.layers * a.kv_elements_per_token_layer * case.precision.kv_bits / 8
+    passes = max(batch * w.input_tokens / capacity.TOKENS_PER_PASS, 1.0)
+    prefill = max(batch * prompt_flop / flop_per_s, passes * weight_bytes / bytes_per_s)
+    steps = max(w.output_tokens - 1, 0)
+    read_bytes = weight_bytes + batch * cached_bytes * (w.input_tokens + steps / 2)
+    step = max(read_bytes / bytes_per_s, batch * token_flop / flop_per_s) + overhead
+    return prefill + passes * overhead, steps * step
+
+
+def case_seconds(planned: PlannedCase, procedure: Procedure, period_s: float = 0.1) -> float:
+    """Estimate the seconds of one case, with a counter that moves every ``period_s``."""
+    prefill, decode = phase_seconds(planned)
+    window = max(procedure.min_window_s, procedure.min_periods * period_s)
+    windows = procedure.min_windows
+    if planned.mode is Mode.STEADY:
+        return procedure.cooldown_s + (1 + windows) * max(window, procedure.steady_window_s)
+    lengths = {Phase.PREFILL: prefill}
+    if planned.case.workload.output_tokens > 1:
+        lengths[Phase.REQUEST] = prefill + decode
+    total = procedure.cooldown_s
+    for length in lengths.values():
+        halves = 2 * max(length, window / 2)
+        total += min(halves + windows * max(length, window), procedure.phase_limit_s + 2 * length)
+    return total
+
+
+def _seconds_together(cases: Sequence[PlannedCase], procedure: Procedure) -> float:
+    groups = Plan(cases=tuple(cases)).groups()
+    starts = sum(start_seconds(group[0]) + procedure.idle_s for group in groups)
+    return starts + sum(case_seconds(case, procedure) for case in cases)
+
+
+def minutes(made: Plan) -> float:
+    """Estimate the minutes of a whole plan, one case after the other."""
+    return _seconds_together(made.cases, made.procedure) / 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preview:
+    """One case of a dry run."""
+
+    case: PlannedCase
+    gpus: int
+    memory_bytes: float  # on its fullest GPU
+    available_bytes: float
+    seconds: float
+    problem: str | None
+
+
+def preview(made: Plan, gpus: int | None = None) -> list[Preview]:
+    """Say of each case what it needs, whether it fits, and how long it takes."""
+    rows = []
+    for planned in made.cases:
+        memory = capacity.memory(planned.case)
+        rows.append(
+            Preview(
+                case=planned,
+                gpus=planned.gpus,
+                memory_bytes=memory.total_bytes,
+                available_bytes=memory.available_bytes,
+                seconds=case_seconds(planned, made.procedure),
+                problem=problem(planned, gpus) and (memory.reason or problem(planned, gpus)),
+            )
+        )
+    return rows
+
+
+# --------------------------------------------------------------------------------- the plan file
+
+
+def write_plan(path: str | Path, made: Plan) -> None:
+    """Write a plan, whole or not at all.
+
+    Raises
+    ------
+    ArtefactError
+        If it cannot be written.
+    """
+    default = Procedure()
+    header: dict[str, Any] = {"energylens_plan": VERSION, "seed": made.seed}
+    changed = {
+        f.name: getattr(made.procedure, f.name)
+        for f in fields(Procedure)
+        if getattr(made.procedure, f.name) != getattr(default, f.name)
+    }
+    if changed:
+        header["procedure"] = changed
+    lines = [header, *map(_to_line, made.cases)]
+    files.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+
+
+# Keys of a line that are always written, and those that are only where they say something.
+_NUMBERS = {
+    "tensor_parallel": 1,
+    "pipeline_parallel": 1,
+    "expert_parallel": 1,
+    "data_parallel": 1,
+}
+_LINE_KEYS: dict[str, tuple[type, ...]] = {
+    "llm": (str,),
+    "gpu": (str,),
+    "precision": (str,),
+    "engine": (str,),
+    "mode": (str,),
+    "tensor_parallel": (int,),
+    "pipeline_parallel": (int,),
+    "expert_parallel": (int,),
+    "data_parallel": (int,),
+    "batch_size": (int, float),
+    "input_tokens": (int, float),
+    "output_tokens": (int, float),
+    "task": (str,),
+    "images": (int,),
+    "image_pixels": (list,),
+    "frames": (int,),
+    "frame_pixels": (list,),
+    "request_rate_per_s": (int, float),
+    "boundary": (str,),
+    "node_gpus": (int,),
+    "step_tokens": (int,),
+    "weights": (str,),
+    "model_path": (str,),
+    "scaled_layers": (int,),
+    "shard": (list,),
+    "options": (dict,),
+    "seed": (int,),
+    "repeat": (int,),
+}
+_NEEDED = ("llm", "gpu", "engine", "batch_size", "input_tokens", "output_tokens")
+
+
+def _to_line(planned: PlannedCase) -> dict[str, Any]:
+    case, c, w = planned.case, planned.case.configuration, planned.case.workload
+    line: dict[str, Any] = {
+        "llm": planned.model_path or _unscaled(case.llm.id, planned.scaled_layers),
+        "gpu": case.gpu.id,
+        "precision": case.precision.id,
+        "engine": planned.engine,
+        "mode": planned.mode.value,
+        "tensor_parallel": c.tensor_parallel,
+        "pipeline_parallel": c.pipeline_parallel,
+        "expert_parallel": c.expert_parallel,
+        "data_parallel": c.data_parallel,
+        "batch_size": int(c.batch_size),
+        "input_tokens": int(w.input_tokens),
+        "output_tokens": int(w.output_tokens),
+    }
+    extra: dict[str, Any] = {
+        "task": w.task,
+        **{
+            key: list(value) if isinstance(value, tuple) else value
+            for key, value in asdict(planned.media).items()
+        },
+        "request_rate_per_s": planned.request_rate_per_s,
+        "boundary": "" if case.boundary is Boundary.ACTIVE_GPUS else case.boundary.value,
+        "node_gpus": case.node_gpus,
+        "step_tokens": planned.step_tokens,
+        "weights": "" if planned.weights == "dummy" else planned.weights,
+        "scaled_layers": planned.scaled_layers,
+        "shard": list(planned.shard) if planned.shard else None,
+        "options": dict(planned.options),
+        "seed": planned.seed,
+        "repeat": planned.repeat,
+    }
+    for name, value in _NUMBERS.items():
+        if line[name] == value and name in ("expert_parallel", "data_parallel"):
+            del line[name]
+    return line | {key: value for key, value in extra.items() if value}
+
+
+def _unscaled(llm_id: str, scaled_layers: int | None) -> str:
+    """Take off what scaling an LLM adds to its name: the plan says it in a key of its own."""
+    return llm_id.partition(" (")[0] if scaled_layers is not None else llm_id
+
+
+def read_plan(path: str | Path, *, scale: Scale = _no_scale) -> Plan:
+    """Read a plan.
+
+    Parameters
+    ----------
+    path : str or Path
+    scale : callable
+        Cuts an LLM down, for cases with ``scaled_layers``.
+
+    Raises
+    ------
+    ArtefactError
+        If it is no plan, one of a later version, or a line is wrong; the message says which.
+    """
+    documents = files.read_json_lines(path)
+    header = documents[0] if documents else None
+    if not isinstance(header, dict) or "energylens_plan" not in header:
+        raise ArtefactError(
+            f"{path} must begin with the header of a plan: make one with `energylens plan`."
+        )
+    if header["energylens_plan"] != VERSION:
+        raise ArtefactError(
+            f"{path} is a plan of version {header['energylens_plan']!r}, and this energylens reads "
+            f"version {VERSION}: use the energylens that wrote it."
+        )
+    unknown = sorted(set(header) - {"energylens_plan", "seed", "procedure"})
+    if unknown:
+        raise ArtefactError(f"{path}: the header has an unknown key {unknown[0]!r}.")
+    cases: dict[str, int] = {}
+    planned = []
+    llms: dict[str, tuple[Llm, str | None]] = {}
+    for number, line in enumerate(documents[1:], 1):
+        where = f"{path}, case {number}"
+        try:
+            case = _from_line(line, scale, llms)
+        except InputError as error:
+            raise ArtefactError(f"{where}: {error}") from None
+        if case.key in cases:
+            raise ArtefactError(
+                f"{where} is the same as case {cases[case.key]}: give it another repeat (0, 1, "
+                "...) to measure it twice, or remove it."
+            )
+        cases[case.key] = number
+        planned.append(case)
+    if not planned:
+        raise ArtefactError(f"{path} has no cases: add one a line, below the header.")
+    try:
+        procedure = _procedure(header.get("procedure", {}))
+    except InputError as error:
+        raise ArtefactError(f"{path}, procedure in the header: {error}") from None
+    seed = header.get("seed", 0)
+    if not isinstance(seed, int):
+        raise ArtefactError(f"{path}: the seed must be a whole number, not {seed!r}.")
+    return Plan(cases=tuple(planned), procedure=procedure, seed=seed)
+
+
+def _procedure(given: Any) -> Procedure:
+    if not isinstance(given, dict):
+        raise InputError(f"it must be an object, not {given!r}")
+    known = {f.name: f for f in fields(Procedure)}
+    for key, value in given.items():
+        if key not in known:
+            raise InputError(f"unknown key {key!r}; known are {', '.join(known)}")
+        kind = str(known[key].type)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        fine = {
+            "bool": isinstance(value, bool),
+            "int": whole,
+            "float": whole or isinstance(value, float),
+            "float | None": whole or value is None or isinstance(value, float),
+        }[kind]
+        if not fine:
+            raise InputError(f"{key} must be of type {kind}, not {value!r}")
+    return Procedure(**given)
+
+
+def _from_line(line: Any, scale: Scale, llms: dict[str, tuple[Llm, str | None]]) -> PlannedCase:
+    if not isinstance(line, dict):
+        raise InputError(f"a case must be a JSON object, not {line!r}")
+    for key, value in line.items():
+        if key not in _LINE_KEYS:
+            raise InputError(f"unknown key {key!r}; known are {', '.join(_LINE_KEYS)}")
+        if isinstance(value, bool) or not isinstance(value, _LINE_KEYS[key]):
+            kinds = " or ".join(kind.__name__ for kind in _LINE_KEYS[key])
+            raise InputError(f"{key} must be of type {kinds}, not {value!r}")
+    missing = [key for key in _NEEDED if key not in line]
+    if missing:
+        raise InputError(f"it needs {', '.join(missing)}")
+    name = line["llm"]
+    if name not in llms:
+        llms[name] = find_llm(name)
+    llm, path = llms[name]
+    layers = line.get("scaled_layers")
+    if layers is not None and llm.layers > layers:
+        llm = scale(llm, layers)
+    media = Media(
+        images=line.get("images", 0),
+        image_pixels=_pair(line, "image_pixels"),
+        frames=line.get("frames", 0),
+        frame_pixels=_pair(line, "frame_pixels"),
+    )
+    options = line.get("options", {})
+    if not all(isinstance(value, str) for value in options.values()):
+        raise InputError(f"options must be text, not {options!r}")
+    gpu: Gpu = catalog.gpu(line["gpu"])
+    return PlannedCase(
+        case=Case(
+            llm=llm,
+            gpu=gpu,
+            precision=catalog.precision(line.get("precision", llm.native_precision)),
+            workload=_workload(
+                llm, media, line["input_tokens"], line["output_tokens"], line.get("task", "")
+            ),
+            configuration=Configuration(
+                **{key: line.get(key, value) for key, value in _NUMBERS.items()},
+                batch_size=line["batch_size"],
+            ),
+            boundary=_choice(Boundary, line.get("boundary", "active_gpus"), "boundary"),
+            node_gpus=line.get("node_gpus"),
+        ),
+        engine=line["engine"],
+        mode=_choice(Mode, line.get("mode", "phases"), "mode"),
+        media=media,
+        model_path=path or line.get("model_path"),
+        shard=_pair(line, "shard"),
+        options=options,
+        **{
+            f.name: line.get(f.name, f.default)
+            for f in fields(PlannedCase)
+            if f.default is not MISSING
+            and f.name
+            in ("request_rate_per_s", "step_tokens", "weights", "scaled_layers", "seed", "repeat")
+        },
+    )
+
+
+def _choice(kind: Any, value: str, name: str) -> Any:
+    if value not in list(kind):
+        raise InputError(f"{name} must be one of {', '.join(kind)}, not {value!r}")
+    return kind(value)
+
+
+def _pair(line: Mapping[str, Any], key: str) -> tuple[int, int] | None:
+    value = line.get(key)
+    if value is None:
+        return None
+    if len(value) != 2 or not all(isinstance(n, int) and n >= 1 for n in value):
+        raise InputError(f"{key} must be two whole numbers, 1 or more, not {value!r}")
+    return value[0], value[1]

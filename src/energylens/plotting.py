@@ -1,0 +1,1043 @@
+"""Records in, pictures out: what each figure shows in numbers and words, and how it is drawn.
+
+A :class:`Picture` carries its numbers and its text alternative without drawing anything, so
+that a text report needs no plotting library. Drawn, it is SVG whose text is text and whose
+colours are CSS variables: inside a page it follows the page's theme, on its own the reader's.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.dataset import Dataset, StrArray, group_rows
+from energylens.errors import MissingExtraError, UsageError
+from energylens.evaluation import Evaluation
+from energylens.formula import TERMS, EnergyModel
+from energylens.protocols import IntervalPredictor, Predictor
+from energylens.selection import Ranking
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Colours by role, for light and for dark paper. Categories are those of Okabe and Ito, made
+#: darker or lighter where the paper asks for it; prefill is blue, decode orange in all figures.
+PALETTE: Mapping[str, tuple[str, str]] = {
+    "paper": ("#ffffff", "#12161b"),
+    "panel": ("#f5f7f9", "#1a1f26"),
+    "ink": ("#1b2027", "#e8ebef"),
+    "muted": ("#56606b", "#a7b0bb"),
+    "line": ("#d8dde3", "#363f4a"),
+    "accent": ("#00639c", "#63b5ee"),
+    "warning": ("#a33b00", "#ff9d66"),
+    "warning-panel": ("#fff2ea", "#33200f"),
+    "category-1": ("#0072b2", "#5fb2ea"),
+    "category-2": ("#d55e00", "#ff8f4f"),
+    "category-3": ("#009e73", "#35c9a0"),
+    "category-4": ("#a8518a", "#e39ac8"),
+    "category-5": ("#c98600", "#f3bd4d"),
+    "category-6": ("#4b5bb5", "#9fabf5"),
+    "prefill-1": ("#0b4f8a", "#3d87c9"),
+    "prefill-2": ("#2f7fc1", "#62a6de"),
+    "prefill-3": ("#74b0de", "#8fc3ee"),
+    "prefill-4": ("#b0d3ee", "#c0e0fa"),
+    "decode-1": ("#9a3a00", "#cf6420"),
+    "decode-2": ("#d0560a", "#ee7f38"),
+    "decode-3": ("#ee8432", "#ff9f5e"),
+    "decode-4": ("#f8ab69", "#ffbd8a"),
+    "decode-5": ("#fcd0a4", "#ffd9b8"),
+    "layout-1": ("#00876a", "#2fc39c"),
+    "layout-2": ("#8d4f9f", "#cf93de"),
+    "layout-3": ("#7d868f", "#98a2ad"),
+}
+MARKERS = "os^Dvp"
+
+POINTS = 1500  # most rows that a scatter draws
+BARS = 12  # most configurations or scenarios that a figure lists
+CURVES = 6  # most estimators that a learning curve names
+WIDTH_IN = 7.2
+OURS = "energylens"
+
+_CURVE_METRICS = (
+    ("top1_within_noise_ratio", "choice within noise of the best (%)"),
+    ("regret_mean_ratio", "mean regret (%)"),
+    ("mape_ratio", "mean absolute error (%)"),
+)
+_PREFIXES = ("f", "p", "n", "µ", "m", "", "k", "M", "G", "T")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Picture:
+    """One figure: its numbers, its words, and how to draw it.
+
+    Attributes
+    ----------
+    name : str
+        Short and unique in a report: the id in the page.
+    title, caption : str
+        What it shows, and how to read it.
+    alternative : str
+        What one would see, in words.
+    columns, rows : tuple of str, tuple of tuple of str
+        The numbers behind it, where they are few enough to be read.
+    size_in : tuple of float
+        Width and height.
+    draw : callable
+        Draws on an empty figure of that size.
+    """
+
+    name: str
+    title: str
+    caption: str
+    alternative: str
+    columns: tuple[str, ...] = ()
+    rows: tuple[tuple[str, ...], ...] = ()
+    size_in: tuple[float, float]
+    draw: Callable[[Figure], None]
+
+    def svg(self) -> str:
+        """Draw as an ``svg`` element for a page that defines ``--role`` for all of `PALETTE`.
+
+        Raises
+        ------
+        MissingExtraError
+            If matplotlib is not installed.
+        """
+        return _inline(_drawn(self.draw, self.size_in), self.name, self.alternative)
+
+    def standalone_svg(self) -> str:
+        """Draw as an SVG file of its own, light or dark as its reader prefers."""
+        style = (
+            f"<style>svg {{ {palette_css(0)} font-family: system-ui, sans-serif }} "
+            f"@media (prefers-color-scheme: dark) {{ svg {{ {palette_css(1)} }} }}</style>"
+        )
+        head, _, body = self.svg().partition(">")
+        background = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
+        return f"{head}>{style}{background}{body}\n"
+
+
+def palette_css(theme: int) -> str:
+    """Give the palette as CSS declarations: 0 for light, 1 for dark."""
+    return " ".join(f"--{role}: {colours[theme]};" for role, colours in PALETTE.items())
+
+
+def si(value: float, unit: str) -> str:
+    """Write a quantity with three digits and the prefix that keeps them short.
+
+    Examples
+    --------
+    >>> si(0.00342, "J/kernel")
+    '3.42 mJ/kernel'
+    """
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g} {unit}"
+    power = math.floor(math.log10(abs(float(f"{value:.2e}"))) / 3 + 1e-9)
+    power = min(max(power, -5), len(_PREFIXES) - 6)
+    return f"{value / 1000.0**power:.3g} {_PREFIXES[power + 5]}{unit}"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a ratio in percent; a dash where there is none."""
+    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+
+
+def short_name(llm: str) -> str:
+    """Leave out the organisation: ``Qwen/Qwen3-8B`` is ``Qwen3-8B``."""
+    return llm.rsplit("/", 1)[-1] or llm
+
+
+# ------------------------------------------------------------------------- drawing, made themable
+
+
+def _drawn(draw: Callable[[Figure], None], size_in: tuple[float, float]) -> str:
+    try:
+        import matplotlib
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise MissingExtraError("matplotlib", "report", "Drawing figures") from error
+    ink, muted, line = (PALETTE[role][0] for role in ("ink", "muted", "line"))
+    settings = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "energylens",
+        "text.parse_math": False,  # an LLM's name may hold a dollar sign
+        "font.size": 9,
+        "axes.titlesize": 9,
+        "axes.titlelocation": "left",
+        "axes.titlecolor": ink,
+        "axes.labelcolor": muted,
+        "axes.edgecolor": line,
+        "axes.linewidth": 0.8,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "axes.grid": True,
+        "grid.color": line,
+        "grid.linewidth": 0.6,
+        "xtick.color": line,
+        "ytick.color": line,
+        "xtick.labelcolor": muted,
+        "ytick.labelcolor": muted,
+        "text.color": ink,
+        "legend.frameon": False,
+        "axes.facecolor": "none",
+        "figure.facecolor": "none",
+        "savefig.facecolor": "none",
+    }
+    out = io.StringIO()
+    with matplotlib.rc_context(), warnings.catch_warnings():
+        # Characters that the metrics' font lacks are in the reader's.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(settings)
+        figure = Figure(figsize=size_in, layout="constrained")
+        draw(figure)
+        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+    return out.getvalue()
+
+
+def _inline(svg: str, name: str, alternative: str) -> str:
+    """Turn an SVG document into an element: ids its own, colours by role, the page's font."""
+    body = svg[svg.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
+    body = re.sub(r'\bid="', f'id="{name}-', body)
+    body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", body)
+    body = re.sub(r"(font-size: [\d.]+)px; font-family: [^;\"]*", r"\g<1>px", body)
+    body = re.sub(r"font: ((?:[a-z0-9]+ )*?)([\d.]+)px [^;\"]*", r"font-size: \g<2>px", body)
+    for role, (light, _) in PALETTE.items():
+        body = body.replace(light, f"var(--{role})")
+    view = re.search(r'viewBox="[^"]*"', body)
+    end = body.index(">")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'{view.group() if view else ""} role="img" aria-label="{_attribute(alternative)}">'
+        + re.sub(r"\s*\n\s*", "\n", body[end + 1 :]).strip()
+    )
+
+
+def _attribute(text: str) -> str:
+    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
+        text = text.replace(character, entity)
+    return text
+
+
+def _colour(role: str) -> str:
+    return PALETTE[role][0]
+
+
+def _log_joules(axes: Axes, which: str, low: float, high: float) -> None:
+    """Label a logarithmic axis in joules; a narrow one at more than the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    decades = math.log10(high / low)
+    steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
+    axis.set_major_locator(LogLocator(base=10.0, subs=steps))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: si(value, "J")))
+    axis.set_minor_formatter(NullFormatter())
+    axes.tick_params(which="minor", length=0)
+
+
+def _rows_upside_down(axes: Axes, labels: Sequence[str]) -> None:
+    """Label rows from the top down."""
+    axes.set_yticks(range(len(labels)), labels)
+    axes.set_ylim(len(labels) - 0.4, -0.6)
+    axes.tick_params(axis="y", length=0, labelcolor=_colour("ink"))
+    axes.grid(visible=False, axis="y")
+
+
+# -------------------------------------------------------------------- 1 predicted and measured
+
+
+def predicted_against_measured(
+    predictor: Predictor, dataset: Dataset, *, in_sample: bool, coverage_ratio: float = 0.8
+) -> Picture:
+    """Show predicted over measured joules of all rows, on logarithmic axes.
+
+    Parameters
+    ----------
+    predictor : Predictor
+        With intervals, if it is an ``IntervalPredictor``.
+    dataset : Dataset
+    in_sample : bool
+        Whether the predictor was fitted to these rows: the caption says so.
+    coverage_ratio : float
+        Nominal coverage of the intervals.
+    """
+    measured = dataset.energy_per_request_j
+    predicted = predictor.predict_energy_j(dataset.cases)
+    lower = upper = None
+    if isinstance(predictor, IntervalPredictor):
+        lower, upper = predictor.interval_energy_j(dataset.cases, coverage_ratio)
+    what, labels = _categories(dataset)
+    error = np.abs(predicted / measured - 1.0)
+    names = sorted(set(labels), key=lambda name: -int(np.sum(labels == name)))
+    rows = tuple(
+        (
+            str(name),
+            f"{int(np.sum(labels == name)):,}",
+            percent(float(np.mean(error[labels == name]))),
+            percent(float(np.median(error[labels == name]))),
+        )
+        for name in names
+    )
+    n = len(dataset)
+    shown = np.unique(np.linspace(0, n - 1, min(n, POINTS)).round().astype(np.intp))
+    caption = "On the diagonal the prediction is exact. " + (
+        "The model was fitted to these same rows, so this shows how well the law can describe "
+        "them, not how well it foretells others."
+        if in_sample
+        else "The model was fitted to other rows than these."
+    )
+    inside = ""
+    if lower is not None and upper is not None:
+        share = float(np.mean((lower <= measured) & (measured <= upper)))
+        caption += f" Thin lines are {coverage_ratio:.0%} intervals for a new measurement."
+        inside = (
+            f" The {coverage_ratio:.0%} intervals contain {percent(share)} of the measurements."
+        )
+    if len(shown) < n:
+        caption += f" {len(shown):,} of {n:,} rows are drawn, evenly spread over the table."
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        ends = np.concatenate([measured[shown], predicted[shown]])
+        low, high = float(ends.min()) / 1.3, float(ends.max()) * 1.3
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+        axes.plot([low, high], [low, high], color=_colour("muted"), linewidth=1)
+        if lower is not None and upper is not None:
+            axes.vlines(
+                measured[shown],
+                lower[shown],
+                upper[shown],
+                color=_colour("muted"),
+                linewidth=0.6,
+                alpha=0.35,
+            )
+        for k, name in enumerate(names):
+            mine = shown[labels[shown] == name]
+            axes.scatter(
+                measured[mine],
+                predicted[mine],
+                s=20,
+                marker=MARKERS[k],
+                color=_colour(f"category-{k + 1}"),
+                edgecolor=_colour("paper"),
+                linewidth=0.5,
+                label=f"{name}: {rows[k][1]} rows,\nerror {rows[k][2]}",
+                zorder=3,
+            )
+        for which in "xy":
+            _log_joules(axes, which, low, high)
+        axes.set(xlabel="measured (J per request)", ylabel="predicted (J per request)")
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside right upper", labelspacing=0.9
+        )
+
+    return Picture(
+        name="predicted-measured",
+        title="Predicted against measured energy",
+        caption=caption,
+        alternative=(
+            f"Scatter of {n:,} rows, measured from {si(float(measured.min()), 'J')} to "
+            f"{si(float(measured.max()), 'J')} per request. Predictions are off by "
+            f"{percent(float(error.mean()))} on average, {percent(float(np.median(error)))} in "
+            f"the median.{inside}"
+        ),
+        columns=(what, "Rows", "Mean error", "Median error"),
+        rows=rows,
+        size_in=(WIDTH_IN, 4.6),
+        draw=draw,
+    )
+
+
+def _categories(dataset: Dataset) -> tuple[str, StrArray]:
+    """Tell rows apart by what has few values, whatever of it has more than one."""
+    families = np.array([llm.family for llm in dataset.cases.llms], dtype=object)
+    choices: tuple[tuple[str, StrArray], ...] = (
+        ("Architecture", families[dataset.cases.llm_index]),
+        ("GPU", dataset.gpu_ids),
+        ("LLM", np.array([short_name(name) for name in dataset.llm_ids], dtype=object)),
+        ("Precision", dataset.precision_ids),
+    )
+    for what, labels in choices:
+        if 2 <= len(set(labels)) <= len(MARKERS):
+            return what, labels
+    return "Rows", np.full(len(dataset), "all", dtype=object)
+
+
+# --------------------------------------------------------------------------- 2 where joules go
+
+
+def energy_breakdown(
+    model: EnergyModel, cases: Cases, *, measured_j: FloatArray | None = None
+) -> Picture:
+    """Show the joules of each case, split by phase and term of the law.
+
+    Parameters
+    ----------
+    model : EnergyModel
+    cases : Cases
+        n cases, in the order to be shown; more than a dozen are thinned out.
+    measured_j : ndarray, shape (n,), optional
+        Measured joules, marked beside.
+    """
+    keep = np.unique(np.linspace(0, len(cases) - 1, min(len(cases), BARS)).round().astype(np.intp))
+    thinned = len(keep) < len(cases)
+    cases = cases.take(keep)
+    measured = None if measured_j is None else measured_j[keep]
+    prefill, decode = model.predict_parts_j(cases)
+    parts, total = prefill + decode, (prefill + decode).sum(axis=1)
+    labels = configuration_labels(cases)
+    visible = (parts / total[:, None]).max(axis=0) >= 0.01
+    segments = [
+        (term.name.replace("_", " "), role, parts[:, k])
+        for k, (term, role) in enumerate(zip(TERMS, _term_roles(), strict=True))
+        if visible[k]
+    ]
+    if (parts[:, ~visible] > 0).any():
+        segments.append(("others, below 1 % each", "line", parts[:, ~visible].sum(axis=1)))
+
+    phases = np.array(["prefill" if t.decode is None else t.prefill is None for t in TERMS])
+    own = {t.name: parts[:, k] for k, t in enumerate(TERMS) if t.prefill and t.decode}
+    columns = [
+        ("Prefill", parts[:, phases == "prefill"].sum(axis=1)),
+        ("Decode", parts[:, phases == "True"].sum(axis=1)),
+        *((name.replace("_", " ").capitalize(), joules) for name, joules in own.items()),
+    ]
+    rows = tuple(
+        (
+            label,
+            si(float(total[i]), "J"),
+            *([] if measured is None else [si(float(measured[i]), "J")]),
+            *(si(float(joules[i]), "J") for _, joules in columns),
+        )
+        for i, label in enumerate(labels)
+    )
+
+    def draw(figure: Figure) -> None:
+        axes = figure.subplots()
+        start = np.zeros(len(total))
+        for name, role, joules in segments:
+            axes.barh(
+                range(len(total)),
+                joules,
+                left=start,
+                height=0.66,
+                color=_colour(role),
+                edgecolor=_colour("paper"),
+                linewidth=0.6,
+                label=name,
+            )
+            start += joules
+        if measured is not None:
+            axes.plot(
+                measured,
+                range(len(total)),
+                "D",
+                color=_colour("ink"),
+                markeredgecolor=_colour("paper"),
+                markersize=6,
+                label="measured",
+            )
+        _rows_upside_down(axes, labels)
+        axes.set_xlabel("energy (J per request)")
+        figure.legend(
+            *axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8.5
+        )
+
+    first, last = (_shares(dict(columns), total, i) for i in (0, -1))
+    case = cases.case(0)
+    return Picture(
+        name="breakdown",
+        title="Where the joules go",
+        caption=(
+            f"{short_name(case.llm.id)}, {case.workload.input_tokens:.0f} tokens in, "
+            f"{case.workload.output_tokens:.0f} out. Blue is prefill, orange decode, the rest what "
+            "the layout adds. Waiting GPUs are in the launch and sequence terms."
+            + (" Diamonds are measured." if measured is not None else "")
+            + (" Evenly spaced in the ranking from best to worst." if thinned else "")
+        ),
+        alternative=(
+            f"Stacked bars of {len(total)} configurations. {labels[0]}: {rows[0][1]}, {first}."
+            + (f" {labels[-1]}: {rows[-1][1]}, {last}." if len(total) > 1 else "")
+        ),
+        columns=(
+            "Configuration",
+            "Predicted",
+            *([] if measured is None else ["Measured"]),
+            *(name for name, _ in columns),
+        ),
+        rows=rows,
+        size_in=(WIDTH_IN, 1.7 + 0.3 * len(total)),
+        draw=draw,
+    )
+
+
+def _term_roles() -> tuple[str, ...]:
+    """Colour role of each term: shades of a hue for each phase, a hue each for the layout."""
+    shades = {"prefill": 4, "decode": 5, "layout": 3}
+    used = dict.fromkeys(shades, 0)
+    roles = []
+    for term in TERMS:
+        phase = "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
+        roles.append(f"{phase}-{used[phase] % shades[phase] + 1}")
+        used[phase] += 1
+    return tuple(roles)
+
+
+def _shares(columns: Mapping[str, FloatArray], total: FloatArray, row: int) -> str:
+    shares = {name.lower(): float(joules[row] / total[row]) for name, joules in columns.items()}
+    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+
+
+def configuration_labels(cases: Cases) -> tuple[str, ...]:
+    """Name configurations by what differs among them, or in full where nothing does."""
+    symbols = {
+        "TP": cases.tensor_parallel,
+        "PP": cases.pipeline_parallel,
+        "EP": cases.expert_parallel,
+        "DP": cases.data_parallel,
+        "B": cases.batch_size,
+    }
+    varying = {symbol: column for symbol, column in symbols.items() if np.ptp(column) > 0}
+    names = [
+        [f"{symbol}{column[i]:g}" for symbol, column in varying.items()] for i in range(len(cases))
+    ]
+    for records, index in (
+        (cases.precisions, cases.precision_index),
+        (cases.gpus, cases.gpu_index),
+    ):
+        if len(set(index.tolist())) > 1:
+            for i, place in enumerate(index):
+                names[i].append(records[place].id)
+    if not any(names):
+        return tuple(cases.case(i).configuration.describe() for i in range(len(cases)))
+    return tuple(" ".join(parts) for parts in names)
+
+
+# ------------------------------------------------------------------------------ 3 the ranking
+
+
+def ranking_with_intervals(ranking: Ranking) -> Picture:
+    """Show the first dozen of a ranking: joules, intervals, probability of being the best."""
+    count = min(len(ranking), BARS)
+    entries = ranking.entries(count)
+    labels = configuration_labels(ranking.cases.take(slice(0, count)))
+    sure = all(e.lower_j is not None and e.upper_j is not None for e in entries)
+    probable = all(e.probability_best_ratio is not None for e in entries)
+    reference = ranking.reference_energy_per_request_j
+
+    def draw(figure: Figure) -> None:
+        left, right = (
+            figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+            if probable
+            else (figure.subplots(), None)
+        )
+        for i, entry in enumerate(entries):
+            colour = _colour("accent" if i == 0 else "muted")
+            if sure:
+                left.hlines(i, entry.lower_j, entry.upper_j, color=colour, linewidth=2, alpha=0.55)
+            left.plot(entry.energy_per_request_j, i, "o", color=colour, markersize=7)
+        if reference is not None:
+            left.axvline(reference, color=_colour("ink"), linewidth=1, linestyle=(0, (4, 3)))
+            left.annotate(
+                "now",
+                (reference, 1.0),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -2),
+                textcoords="offset points",
+                va="top",
+                color=_colour("muted"),
+            )
+        _rows_upside_down(left, labels)
+        left.get_yticklabels()[0].set_fontweight("bold")
+        left.set_xlabel("predicted energy (J per request)")
+        if right is not None:
+            chances = [100 * (e.probability_best_ratio or 0.0) for e in entries]
+            right.barh(range(count), chances, height=0.55, color=_colour("category-1"))
+            for i, chance in enumerate(chances):
+                right.text(chance + 3, i, f"{chance:.0f} %", va="center", fontsize=8.5)
+            right.set(xlim=(0, 130), xticks=(0, 50, 100), xlabel="probability of being best (%)")
+            right.tick_params(axis="y", length=0)
+            right.grid(visible=False, axis="y")
+
+    rows = tuple(
+        (
+            f"{entry.rank}",
+            label,
+            f"{entry.configuration.gpus}",
+            si(entry.energy_per_request_j, "J"),
+            si(entry.energy_per_output_token_j, "J"),
+            "–"
+            if entry.lower_j is None or entry.upper_j is None
+            else f"{si(entry.lower_j, 'J')} to {si(entry.upper_j, 'J')}",
+            percent(entry.probability_best_ratio, 0),
+        )
+        for entry, label in zip(entries, labels, strict=True)
+    )
+    best = entries[0]
+    return Picture(
+        name="ranking",
+        title="The ranking, and how sure it is",
+        caption=(
+            f"The first {count} of {len(ranking):,} feasible configurations."
+            + (
+                f" Lines are {ranking.coverage_ratio:.0%} intervals for a measurement;"
+                if sure
+                else ""
+            )
+            + (
+                " they move together, so overlap does not mean that the order is open: the bars "
+                "say how often each comes first in 1,000 joint draws."
+                if sure and probable
+                else ""
+            )
+            + (" The dashed line is the configuration compared with." if reference else "")
+        ),
+        alternative=(
+            f"{count} configurations by predicted joules per request. First {labels[0]} with "
+            f"{si(best.energy_per_request_j, 'J')}"
+            + (
+                f", best with a probability of {percent(best.probability_best_ratio, 0)}"
+                if probable
+                else ""
+            )
+            + (
+                f"; last shown {labels[-1]} with {si(entries[-1].energy_per_request_j, 'J')}"
+                if count > 1
+                else ""
+            )
+            + "."
+        ),
+        columns=(
+            "Rank",
+            "Configuration",
+            "GPUs",
+            "Energy per request",
+            "Energy per output token",
+            f"{ranking.coverage_ratio:.0%} interval",
+            "Probability of being best",
+        ),
+        rows=rows,
+        size_in=(WIDTH_IN, 1.0 + 0.3 * count),
+        draw=draw,
+    )
+
+
+# ------------------------------------------------------------------------- 4 learning curves
+
+
+def learning_curves(evaluation: Evaluation) -> Picture:
+    """Show three metrics against the training rows, for the law and the strongest others.
+
+    Parameters
+    ----------
+    evaluation : Evaluation
+        Of the protocol ``learning-curve``.
+
+    Raises
+    ------
+    UsageError
+        If it is of another protocol.
+    """
+    if evaluation.protocol != "learning-curve":
+        raise UsageError(
+            "learning curves need an evaluation by the protocol learning-curve; "
+            f"given {evaluation.protocol}"
+        )
+    sizes = [point.train or 0 for point in evaluation.points]
+    named = _strongest(evaluation)
+    others = [name for name in evaluation.estimators if name not in named]
+    metrics = [
+        (metric, label)
+        for metric, label in _CURVE_METRICS
+        if any(
+            getattr(score.metrics, metric) is not None for score in evaluation.estimators.values()
+        )
+    ]
+
+    def curve(name: str, metric: str) -> tuple[FloatArray, FloatArray]:
+        scores = [point.scores[name] for point in evaluation.points]
+        means = [getattr(score.metrics, metric) for score in scores]
+        bands = [score.bands[metric] or (np.nan, np.nan, np.nan) for score in scores]
+        return (
+            100 * np.array([np.nan if v is None else v for v in means], dtype=np.float64),
+            100 * np.array(bands, dtype=np.float64),
+        )
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.ticker import NullLocator
+
+        panels = figure.subplots(1, max(len(metrics), 1), squeeze=False)[0]
+        for axes, (metric, label) in zip(panels, metrics, strict=False):
+            for name in others:
+                axes.plot(sizes, curve(name, metric)[0], color=_colour("line"), linewidth=1)
+            highest = 0.0
+            for k, name in reversed(list(enumerate(named))):
+                means, bands = curve(name, metric)
+                colour = _colour(f"category-{k + 1}")
+                if k == 0:
+                    axes.fill_between(
+                        sizes, bands[:, 0], bands[:, 2], color=colour, alpha=0.15, linewidth=0
+                    )
+                axes.plot(
+                    sizes,
+                    means,
+                    color=colour,
+                    marker=MARKERS[k],
+                    markersize=5 if k == 0 else 4,
+                    linewidth=2.4 if k == 0 else 1.3,
+                    label=name,
+                )
+                highest = max(highest, float(np.nanmax(means, initial=0.0)))
+            axes.set_xscale("log")
+            axes.set_xticks(sizes, [f"{size}" for size in sizes])
+            axes.xaxis.set_minor_locator(NullLocator())
+            axes.set_title(label)
+            axes.set_xlabel("training rows")
+            if metric == "top1_within_noise_ratio":
+                axes.set_ylim(top=101)
+            else:
+                axes.set_ylim(0, 1.1 * highest)
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3)
+
+    columns = ("Estimator", "Metric", *(f"n = {size}" for size in sizes))
+    rows = tuple(
+        (name, label.removesuffix(" (%)"), *(percent(v / 100) for v in curve(name, metric)[0]))
+        for metric, label in metrics
+        for name in evaluation.estimators
+    )
+    ours = [percent(v / 100) for v in curve(named[0], metrics[0][0])[0]] if metrics else []
+    return Picture(
+        name="learning-curve",
+        title="How many measurements it takes",
+        caption=(
+            f"Means over {evaluation.repeats} draws of training rows; the band holds 90 % of the "
+            f"draws of {named[0]}. The choice is within noise if it is measured within "
+            f"{percent(evaluation.noise_ratio, 0)} of the best."
+            + (
+                f" {len(others)} weaker estimators are grey; where they leave the frame, the table "
+                "has their numbers."
+                if others
+                else ""
+            )
+        ),
+        alternative=(
+            f"Learning curves of {', '.join(named)} over {sizes[0]} to {sizes[-1]} training rows."
+            + (
+                f" {named[0]} chooses within noise of the best in {ours[0]} of scenarios at "
+                f"{sizes[0]} rows and {ours[-1]} at {sizes[-1]}."
+                if ours
+                else ""
+            )
+        ),
+        columns=columns,
+        rows=rows,
+        size_in=(WIDTH_IN, 3.3),
+        draw=draw,
+    )
+
+
+def _strongest(evaluation: Evaluation) -> list[str]:
+    """The law first, then the others from the lowest regret up (else the lowest error)."""
+
+    def loss(name: str) -> tuple[float, float]:
+        m = evaluation.estimators[name].metrics
+        regret, error = m.regret_mean_ratio, m.mape_ratio
+        return (
+            math.inf if regret is None else regret,
+            math.inf if error is None else error,
+        )
+
+    ranked = sorted(evaluation.estimators, key=loss)
+    return sorted(ranked, key=lambda name: name != OURS)[:CURVES]
+
+
+# ------------------------------------------------------------------------- 5 latency and energy
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tradeoff:
+    """The two optima of one scenario, as rows of the dataset."""
+
+    rows: IntArray
+    fastest: int
+    frugal: int
+    extra_energy_ratio: float  # of the fastest over the most frugal
+    extra_latency_ratio: float  # of the most frugal over the fastest
+
+
+def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture | None:
+    """Show measured latency and energy, with the optimum of each marked.
+
+    One scenario in its own units, and what one optimum costs in terms of the other in all.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    choose : sequence of str
+        The free knobs: what configurations of one scenario differ in.
+
+    Returns
+    -------
+    Picture or None
+        None if no scenario has two rows with a measured latency.
+    """
+    cases, energy = dataset.cases, dataset.energy_per_request_j
+    by_request = np.isfinite(cases.request_latency_s).sum() >= np.isfinite(cases.tpot_s).sum()
+    latency, what = (
+        (cases.request_latency_s, "request latency")
+        if by_request
+        else (cases.tpot_s, "time per output token")
+    )
+    trades = []
+    for scenario in dataset.scenarios(choose):
+        rows = scenario[np.isfinite(latency[scenario])]
+        if len(rows) < 2:
+            continue
+        fastest = int(rows[np.lexsort((energy[rows], latency[rows]))[0]])
+        frugal = int(rows[np.lexsort((latency[rows], energy[rows]))[0]])
+        trades.append(
+            _Tradeoff(
+                rows=rows,
+                fastest=fastest,
+                frugal=frugal,
+                extra_energy_ratio=float(energy[fastest] / energy[frugal] - 1.0),
+                extra_latency_ratio=float(latency[frugal] / latency[fastest] - 1.0),
+            )
+        )
+    if not trades:
+        return None
+    apart = [t for t in trades if t.fastest != t.frugal]
+    shown = max(apart or trades, key=lambda t: len(t.rows))
+    extra = float(np.median([t.extra_energy_ratio for t in apart])) if apart else 0.0
+    labels = dict(
+        zip(shown.rows.tolist(), configuration_labels(cases.take(shown.rows)), strict=True)
+    )
+    unit = "s" if float(latency[shown.rows].max()) >= 1.0 else "ms"
+    scale = 1.0 if unit == "s" else 1e3
+
+    def draw(figure: Figure) -> None:
+        left, right = (
+            figure.subplots(1, 2, width_ratios=(3, 2))
+            if len(trades) > 1
+            else (figure.subplots(), None)
+        )
+        optima = {
+            shown.frugal: ("fewest joules", "category-3", "s"),
+            shown.fastest: ("fastest", "category-2", "^"),
+        }
+        plain = np.array([row for row in shown.rows if row not in optima], dtype=np.intp)
+        left.scatter(scale * latency[plain], energy[plain], s=28, color=_colour("muted"), alpha=0.8)
+        for row, (name, role, marker) in optima.items():
+            if shown.fastest == shown.frugal:
+                name = "fastest and fewest joules"
+            left.scatter(
+                scale * latency[row],
+                energy[row],
+                s=80,
+                marker=marker,
+                color=_colour(role),
+                edgecolor=_colour("paper"),
+                zorder=4,
+                label=f"{name}: {labels[row]}",
+            )
+        if len(plain) <= BARS:
+            for row in plain:
+                left.annotate(
+                    labels[int(row)],
+                    (float(scale * latency[row]), float(energy[row])),
+                    xytext=(5, 3),
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    color=_colour("muted"),
+                )
+        left.margins(0.12)
+        left.set(xlabel=f"{what} ({unit})", ylabel="energy (J per request)")
+        left.set_title(short_name(str(dataset.llm_ids[shown.rows[0]])))
+        if float(energy[shown.rows].max() / energy[shown.rows].min()) > 8:
+            left.set_yscale("log")
+            _log_joules(left, "y", float(energy[shown.rows].min()), float(energy[shown.rows].max()))
+        if right is not None:
+            right.scatter(
+                [100 * t.extra_latency_ratio for t in trades],
+                [100 * t.extra_energy_ratio for t in trades],
+                s=22,
+                color=_colour("category-1"),
+                edgecolor=_colour("paper"),
+                linewidth=0.5,
+            )
+            right.set_title(f"all {len(trades)} scenarios")
+            right.set(
+                xlabel=f"extra latency of the\nmost frugal (%)",
+                ylabel="extra energy of the fastest (%)",
+            )
+            right.set_xlim(left=min(0, right.get_xlim()[0]))
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+
+    rows = tuple(
+        (
+            _scenario_name(dataset, t.rows),
+            *(
+                value
+                for row in (t.frugal, t.fastest)
+                for value in (
+                    cases.case(row).configuration.describe(),
+                    si(float(energy[row]), "J"),
+                    si(float(latency[row]), "s"),
+                )
+            ),
+        )
+        for t in sorted(trades, key=lambda t: -t.extra_energy_ratio)[:BARS]
+    )
+    return Picture(
+        name="latency-energy",
+        title="The fastest is not always the most frugal",
+        caption=(
+            f"Measured {what}. In {len(apart)} of {len(trades)} scenarios the fastest "
+            "configuration is not the one with the fewest joules"
+            + (
+                f"; there it takes {percent(extra, 0)} more of them in the median."
+                if apart
+                else "."
+            )
+            + (
+                " Left one scenario, right what either choice costs in all of them."
+                if len(trades) > 1
+                else ""
+            )
+        ),
+        alternative=(
+            f"{_scenario_name(dataset, shown.rows)}: {len(shown.rows)} configurations. Fewest "
+            f"joules {labels[shown.frugal]} with {si(float(energy[shown.frugal]), 'J')} at "
+            f"{si(float(latency[shown.frugal]), 's')}; fastest {labels[shown.fastest]} with "
+            f"{si(float(energy[shown.fastest]), 'J')} at {si(float(latency[shown.fastest]), 's')}."
+        ),
+        columns=(
+            "Scenario",
+            "Fewest joules",
+            "its energy",
+            "its latency",
+            "Fastest",
+            "energy of it",
+            "latency of it",
+        ),
+        rows=rows,
+        size_in=(WIDTH_IN, 3.7),
+        draw=draw,
+    )
+
+
+# --------------------------------------------------------------------------- 6 where we are worst
+
+
+def residuals_by_scenario(
+    dataset: Dataset, error_ratio: FloatArray, *, held_out: bool
+) -> Picture | None:
+    """Show predicted over measured in the scenarios with the largest errors.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    error_ratio : ndarray, shape (n,)
+        Predicted over measured, minus 1; NaN where a row was not judged.
+    held_out : bool
+        Whether rows were predicted by fits without them: the caption says so.
+
+    Returns
+    -------
+    Picture or None
+        None if no row was judged.
+    """
+    judged = np.flatnonzero(np.isfinite(error_ratio) & (error_ratio > -1))
+    if len(judged) == 0:
+        return None
+    ratio = 1.0 + error_ratio
+    cases = dataset.cases
+    index = group_rows(
+        [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
+    )
+    groups = [judged[index[judged] == i] for i in np.unique(index[judged])]
+    groups.sort(key=lambda rows: -float(np.abs(np.log(ratio[rows])).mean()))
+    worst = groups[:BARS]
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+        axes = figure.subplots()
+        axes.set_xscale("log")
+        axes.axvline(1.0, color=_colour("muted"), linewidth=1)
+        for i, rows in enumerate(worst):
+            middle = float(np.exp(np.log(ratio[rows]).mean()))
+            role = "category-2" if middle > 1 else "category-1"
+            axes.scatter(
+                ratio[rows],
+                np.full(len(rows), i),
+                s=24,
+                color=_colour(role),
+                alpha=0.5,
+                linewidth=0,
+            )
+            axes.plot(middle, i, "|", color=_colour(role), markersize=15, markeredgewidth=2.2)
+        everything = np.concatenate([ratio[rows] for rows in worst])
+        axes.set_xlim(
+            min(float(everything.min()) / 1.1, 0.7), max(float(everything.max()) * 1.1, 1.4)
+        )
+        _rows_upside_down(axes, [_scenario_name(dataset, rows, "\n") for rows in worst])
+        axes.xaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
+        axes.tick_params(which="minor", length=0)
+        axes.set_xlabel("predicted / measured energy (ratio): left too low, right too high")
+
+    rows = tuple(
+        (
+            _scenario_name(dataset, group),
+            f"{len(group)}",
+            percent(float(np.exp(np.log(ratio[group]).mean()) - 1.0)),
+            percent(float(np.abs(ratio[group] - 1.0).mean())),
+        )
+        for group in worst
+    )
+    return Picture(
+        name="residuals",
+        title="Where the model is worst",
+        caption=(
+            f"The {len(worst)} of {len(groups)} workloads with the largest errors. A dot is a row, "
+            "a bar the geometric mean. "
+            + (
+                "Every row was predicted by fits that had not seen it."
+                if held_out
+                else "The model has seen these rows, so errors on others will be larger."
+            )
+        ),
+        alternative=(
+            f"Errors by workload. Worst: {rows[0][0]}, where predictions are off by {rows[0][3]} "
+            f"on average (mean {rows[0][2]}, {rows[0][1]} rows)."
+        ),
+        columns=("Workload", "Rows", "Mean (signed)", "Mean error"),
+        rows=rows,
+        size_in=(WIDTH_IN, 0.9 + 0.36 * len(worst)),
+        draw=draw,
+    )
+
+
+def _scenario_name(dataset: Dataset, rows: IntArray, separator: str = ", ") -> str:
+    cases, row = dataset.cases, int(rows[0])
+    lengths = f"{cases.input_tokens[row]:.0f}+{cases.output_tokens[rows].mean():.0f} tokens"
+    details = (
+        str(dataset.gpu_ids[row]),
+        str(dataset.precision_ids[row]),
+        str(dataset.task[row]) or lengths,
+    )
+    return f"{short_name(str(dataset.llm_ids[row]))}{separator}{', '.join(details)}"

@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from energylens import capacity, catalog
+from energylens.errors import InputError
+from energylens.records import Case, Configuration, Workload
+
+DATA = Path(
+    os.environ.get("ENERGYLENS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
+
+
+def case(
+    llm: str,
+    gpu: str = "H100",
+    precision: str = "bf16",
+    *,
+    input_tokens: float = 1000.0,
+    output_tokens: float = 1000.0,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    expert_parallel: int = 1,
+    data_parallel: int = 1,
+    batch_size: float = 1.0,
+) -> Case:
+    return Case(
+        llm=catalog.llm(llm),
+        gpu=catalog.gpu(gpu),
+        precision=catalog.precision(precision),
+        workload=Workload(input_tokens=input_tokens, output_tokens=output_tokens),
+        configuration=Configuration(
+            tensor_parallel=tensor_parallel,
+            pipeline_parallel=pipeline_parallel,
+            expert_parallel=expert_parallel,
+            data_parallel=data_parallel,
+            batch_size=batch_size,
+        ),
+    )
+
+
+# ----------------------------------------------------------------------- bytes on one GPU
+
+
+@pytest.mark.parametrize(
+    ("llm", "precision", "published_bytes"),
+    [
+        ("meta-llama/Llama-3.1-8B", "bf16", 16.06e9),
+        ("google/gemma-2-9b-it", "bf16", 18.48e9),  # one vocabulary matrix, not two
+        ("openai/gpt-oss-120b", "mxfp4", 60.8 * 2**30),  # sizes of the published checkpoints,
+        ("openai/gpt-oss-20b", "mxfp4", 12.8 * 2**30),  # arXiv 2508.10925, table 1
+        ("TheBloke/CodeLlama-34B-Instruct-AWQ", "awq-int4", 18.3e9),
+    ],
+)
+def test_weights_take_what_the_published_checkpoint_takes(
+    llm: str, precision: str, published_bytes: float
+) -> None:
+    found = capacity.memory(case(llm, precision=precision)).weights_bytes
+    assert found == pytest.approx(published_bytes, rel=0.015)
+
+
+def test_the_cache_of_one_sequence_is_keys_and_values_of_every_layer() -> None:
+    held = 1000 + 1000
+    found = capacity.memory(case("meta-llama/Llama-3.1-8B")).kv_cache_bytes
+    assert found == held * 32 * 2 * 8 * 128 * 2
+
+
+def test_the_share_of_output_held_sets_the_cache() -> None:
+    one = case("meta-llama/Llama-3.1-8B", input_tokens=100, output_tokens=300)
+    half = capacity.memory(one, held_output_ratio=0.5).kv_cache_bytes
+    whole = capacity.memory(one, held_output_ratio=1.0).kv_cache_bytes
+    assert half / whole == pytest.approx(250 / 400)
+
+
+def test_tensor_parallelism_splits_weights_and_cache_evenly_while_kv_heads_last() -> None:
+    one = capacity.memory(case("meta-llama/Llama-3.1-8B"))
+    four = capacity.memory(case("meta-llama/Llama-3.1-8B", tensor_parallel=4))
+    assert four.weights_bytes == pytest.approx(one.weights_bytes / 4)
+    assert four.kv_cache_bytes == pytest.approx(one.kv_cache_bytes / 4)
+
+
+def test_fewer_kv_heads_than_gpus_are_copied() -> None:
+    four = capacity.memory(case("Qwen/Qwen3-30B-A3B", tensor_parallel=4))
+    eight = capacity.memory(case("Qwen/Qwen3-30B-A3B", tensor_parallel=8))
+    assert eight.kv_cache_bytes == four.kv_cache_bytes
+    assert eight.weights_bytes > four.weights_bytes / 2
+
+
+def test_every_gpu_holds_the_whole_latent_cache() -> None:
+    eight = capacity.memory(
+        case("deepseek-ai/DeepSeek-V3", "H200", "fp8", tensor_parallel=8, expert_parallel=8)
+    )
+    assert eight.kv_cache_bytes == 2000 * 61 * (512 + 64) * 2
+
+
+def test_a_windowed_layer_keeps_no_more_than_its_window() -> None:
+    # gemma-3-12b: 8 of 48 layers attend to everything, 40 to 1024 tokens.
+    found = capacity.memory(
+        case("google/gemma-3-12b-it", input_tokens=9000, output_tokens=1000)
+    ).kv_cache_bytes
+    assert found == (8 * 10_000 + 40 * 1024) * 2 * 8 * 256 * 2
+
+
+def test_a_state_does_not_grow_with_the_sequence() -> None:
+    short = capacity.memory(case("tiiuae/falcon-mamba-7b", output_tokens=10))
+    long = capacity.memory(case("tiiuae/falcon-mamba-7b", output_tokens=10_000))
+    assert short.kv_cache_bytes == long.kv_cache_bytes == 0
+    # 64 layers of 8192 channels: 16 states and 3 convolution inputs each, in 32 bits.
+    assert short.state_bytes == long.state_bytes == 64 * 8192 * (16 + 3) * 4
+
+
+def test_pipeline_parallelism_splits_layers_and_the_vocabulary_matrices() -> None:
+    llm = catalog.llm("meta-llama/Llama-3.1-70B")
+    found = capacity.memory(case(llm.id, pipeline_parallel=2)).weights_bytes
+    assert found == pytest.approx(llm.counted_parameters * 2 / 2)
+    uneven = capacity.memory(case("Qwen/Qwen3-8B", pipeline_parallel=8))  # 36 layers: 5 at most
+    even = capacity.memory(case("Qwen/Qwen3-8B", pipeline_parallel=4))  # 9
+    assert uneven.kv_cache_bytes / even.kv_cache_bytes == pytest.approx(5 / 9)
+
+
+def test_expert_parallelism_spreads_experts_and_data_parallelism_copies_the_rest() -> None:
+    llm = catalog.llm("Qwen/Qwen3-235B-A22B")
+    found = capacity.memory(
+        case(llm.id, expert_parallel=8, data_parallel=8, batch_size=8)
+    ).weights_bytes
+    rest = llm.counted_parameters - llm.expert_parameters
+    assert found == pytest.approx(2 * (llm.expert_parameters / 8 + rest))
+
+
+def test_expert_parallelism_inside_tensor_parallelism_leaves_the_split_of_experts_the_same() -> (
+    None
+):
+    plain = capacity.memory(case("mistralai/Mixtral-8x7B-v0.1", tensor_parallel=4))
+    mixed = capacity.memory(
+        case("mistralai/Mixtral-8x7B-v0.1", tensor_parallel=4, expert_parallel=2)
+    )
+    assert mixed.weights_bytes == plain.weights_bytes
+
+
+def test_the_vision_tower_takes_memory() -> None:
+    text = capacity.memory(case("Qwen/Qwen3-8B")).weights_bytes
+    vision = capacity.memory(case("Qwen/Qwen3-VL-8B-Instruct")).weights_bytes
+    tower = catalog.llm("Qwen/Qwen3-VL-8B-Instruct").vision
+    assert tower is not None
+    assert vision - text == pytest.approx(2 * tower.parameters)
+
+
+def test_the_vision_tower_lies_on_the_first_pipeline_stage() -> None:
+    text = capacity.memory(case("Qwen/Qwen3-8B", pipeline_parallel=2)).weights_bytes
+    vision = capacity.memory(case("Qwen/Qwen3-VL-8B-Instruct", pipeline_parallel=2)).weights_bytes
+    tower = catalog.llm("Qwen/Qwen3-VL-8B-Instruct").vision
+    assert tower is not None
+    assert vision - text == pytest.approx(2 * tower.parameters)
+
+
+def test_each_data_parallel_replica_holds_its_share_of_the_batch() -> None:
+    one = capacity.memory(case("Qwen/Qwen3-8B", batch_size=8))
+    four = capacity.memory(case("Qwen/Qwen3-8B", data_parallel=4, batch_size=8))
+    assert four.kv_cache_bytes == one.kv_cache_bytes / 4
+    assert four.largest_batch == pytest.approx(4 * one.largest_batch)
+
+
+# ------------------------------------------------------------------------ what follows
+
+
+def test_a_case_that_fits_gives_no_reason() -> None:
+    found = capacity.memory(case("Qwen/Qwen3-8B", batch_size=8))
+    assert found.fits
+    assert found.runs
+    assert found.reason == ""
+    assert found.total_bytes <= found.available_bytes
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (case("meta-llama/Llama-3.1-70B"), "weights take 141.1 GB"),
+        (
+            case("meta-llama/Llama-3.1-8B", input_tokens=600_000),
+            "one sequence of 601000 tokens needs 78.8 GB",
+        ),
+        (case("meta-llama/Llama-3.1-8B", batch_size=4096), "not 4096; the rest would wait"),
+        (
+            case("Qwen/Qwen3-8B", tensor_parallel=3),
+            "tensor parallel 3 does not divide the 32 attention heads of Qwen/Qwen3-8B",
+        ),
+        (
+            case("microsoft/Phi-3-medium-4k-instruct", tensor_parallel=4),
+            "tensor parallel 4 neither divides nor repeats the 10 KV heads",
+        ),
+        (
+            case("Qwen/Qwen3-8B", pipeline_parallel=64),
+            "pipeline parallel 64 exceeds the 36 layers",
+        ),
+        (
+            case("Qwen/Qwen3-8B", tensor_parallel=2, expert_parallel=2),
+            "expert parallel 2 needs experts",
+        ),
+        (
+            case("ibm-granite/granite-4.0-h-small", tensor_parallel=16, expert_parallel=16),
+            "expert parallel 16 does not divide the 72 experts",
+        ),
+        (
+            case("Qwen/Qwen3-30B-A3B", tensor_parallel=2, expert_parallel=4),
+            "expert parallel 4 does not divide the 2 x 1 GPUs",
+        ),
+        (
+            case("nvidia/NVIDIA-Nemotron-Nano-9B-v2", tensor_parallel=16),
+            "tensor parallel 16 does not divide the 40 attention heads",
+        ),
+    ],
+)
+def test_a_case_that_does_not_fit_says_why(asked: Case, says: str) -> None:
+    found = capacity.memory(asked)
+    assert not found.fits
+    assert says in found.reason
+
+
+def test_a_batch_beyond_the_cache_runs_but_does_not_fit() -> None:
+    found = capacity.memory(case("meta-llama/Llama-3.1-8B", batch_size=4096))
+    assert found.runs
+    assert not found.fits
+    assert found.total_bytes > found.available_bytes
+
+
+def test_an_impossible_layout_does_not_run() -> None:
+    found = capacity.memory(case("Qwen/Qwen3-8B", tensor_parallel=3))
+    assert found.largest_batch == 0
+    assert not found.runs
+
+
+def test_more_memory_for_the_engine_makes_room_for_more() -> None:
+    asked = case("Qwen/Qwen3-14B")
+    less = capacity.memory(asked, utilisation_ratio=0.8).largest_batch
+    assert less < capacity.memory(asked, utilisation_ratio=0.95).largest_batch
+
+
+@pytest.mark.parametrize(
+    "ratios", [{"utilisation_ratio": 0.0}, {"utilisation_ratio": 1.1}, {"held_output_ratio": 0.0}]
+)
+def test_a_ratio_out_of_range_is_refused(ratios: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(ratios))} must be"):
+        capacity.memory(case("Qwen/Qwen3-8B"), **ratios)
+
+
+layouts = st.fixed_dictionaries(
+    {
+        "tensor_parallel": st.sampled_from([1, 2, 3, 4, 8, 16]),
+        "pipeline_parallel": st.sampled_from([1, 2, 3, 100]),
+        "expert_parallel": st.sampled_from([1, 2, 4, 6, 8]),
+        "data_parallel": st.sampled_from([1, 2, 4]),
+    }
+)
+LLMS = (
+    "Qwen/Qwen3-8B",
+    "Qwen/Qwen3-30B-A3B",
+    "deepseek-ai/DeepSeek-V2-Lite",
+    "nvidia/NVIDIA-Nemotron-Nano-9B-v2",
+    "tiiuae/falcon-mamba-7b",
+    "google/gemma-3-12b-it",
+    "openai/gpt-oss-120b",
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    llm=st.sampled_from(LLMS),
+    rows=st.lists(st.tuples(layouts, st.floats(1, 1e6), st.floats(1, 1e5)), min_size=1, max_size=8),
+)
+def test_many_layouts_at_once_equal_one_by_one(
+    llm: str, rows: list[tuple[dict[str, int], float, float]]
+) -> None:
+    row, gpu, precision = catalog.llm(llm), catalog.gpu("H200"), catalog.precision("fp8")
+    columns = {name: np.array([layout[name] for layout, _, _ in rows]) for name in rows[0][0]}
+    many = capacity.largest_batch(
+        row,
+        gpu,
+        precision,
+        input_tokens=np.array([prompt for _, prompt, _ in rows]),
+        output_tokens=np.array([output for _, _, output in rows]),
+        **columns,
+    )
+    singly = [
+        capacity.memory(
+            case(llm, "H200", "fp8", input_tokens=prompt, output_tokens=output, **layout)
+        ).largest_batch
+        for layout, prompt, output in rows
+    ]
+    np.testing.assert_allclose(many, singly, rtol=1e-12)
+    possible = capacity.layout_possible(row, **columns)
+    words = [capacity.layout_problem(row, **layout) for layout, _, _ in rows]
+    assert [word is None for word in words] == possible.tolist()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    llm=st.sampled_from(LLMS),
+    prompt=st.floats(1, 1e5),
+    output=st.floats(1, 1e5),
+    more=st.floats(1, 10),
+)
+def test_longer_requests_never_make_room_for_more(
+    llm: str, prompt: float, output: float, more: float
+) -> None:
+    found = capacity.largest_batch(
+        catalog.llm(llm),
+        catalog.gpu("B200"),
+        catalog.precision("bf16"),
+        input_tokens=[prompt, prompt * more, prompt],
+        output_tokens=[output, output, output * more],
+    )
+    assert found[1] <= found[0]
+    assert found[2] <= found[0]
+
+
+@settings(max_examples=60, deadline=None)
+@given(llm=st.sampled_from(LLMS), share=st.floats(0.05, 1.9))
+def test_a_batch_fits_exactly_up_to_the_largest(llm: str, share: float) -> None:
+    largest = capacity.memory(case(llm, "B300", tensor_parallel=2)).largest_batch
+    asked = max(share * largest, 1.0)
+    found = capacity.memory(case(llm, "B300", tensor_parallel=2, batch_size=asked))
+    assert found.fits == (asked <= largest)
+    assert found.fits == (found.total_bytes <= found.available_bytes * (1 + 1e-12))
+
+
+def test_layouts_and_lengths_broadcast() -> None:
+    found = capacity.largest_batch(
+        catalog.llm("Qwen/Qwen3-8B"),
+        catalog.gpu("H100"),
+        catalog.precision("bf16"),
+        tensor_parallel=np.array([[1], [2], [3]]),
+        input_tokens=np.array([100.0, 1000.0]),
+        output_tokens=500.0,
+    )
+    assert found.shape == (3, 2)
+    assert (found[2] == 0).all()
+    assert (found[1] > 2 * found[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"tensor_parallel": [1, 0]}, "tensor_parallel must be a whole number"),
+        ({"data_parallel": [1.5, 1]}, "data_parallel must be a whole number"),
+        ({"pipeline_parallel": [float("nan"), 1]}, "pipeline_parallel must be a whole number"),
+        ({"input_tokens": [float("nan"), 1]}, "must be numbers above 0"),
+    ],
+)
+def test_columns_that_cannot_be_are_refused(columns: dict[str, list[float]], says: str) -> None:
+    arguments = {"input_tokens": [1.0, 1.0], "output_tokens": 1.0} | columns
+    with pytest.raises(InputError, match=says):
+        capacity.largest_batch(
+            catalog.llm("Qwen/Qwen3-8B"),
+            catalog.gpu("H100"),
+            catalog.precision("bf16"),
+            **arguments,  # type: ignore[arg-type]
+        )
+
+
+# ----------------------------------------------------------------------- against engines
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public result files are not here")
+def test_runs_that_filled_their_cache_held_about_the_largest_batch() -> None:
+    """Reasoning runs of ML.ENERGY v3 with far fewer requests running than the limit allowed."""
+    checked = 0
+    for name in ("Qwen__Qwen3-8B__gpqa.json", "Qwen__Qwen3-14B__gpqa.json"):
+        document = json.loads((DATA / "mlenergy-v3" / "models" / name).read_text())
+        lengths = document["output_length_distribution"]
+        bins, counts = np.array(lengths["bins"]), np.array(lengths["counts"])
+        middle = (bins[1:] + bins[:-1]) / 2
+        mean = np.average(middle, weights=counts)
+        held = np.average(middle**2, weights=counts) / mean**2 / 2
+        for entry in document["configurations"]:
+            if entry["avg_batch_size"] < 0.93 * entry["max_num_seqs"]:
+                asked = case(
+                    document["model_id"],
+                    tensor_parallel=entry["num_gpus"],
+                    input_tokens=250,  # questions of GPQA are short beside their answers
+                    output_tokens=entry["avg_output_len"],
+                )
+                found = capacity.memory(asked, held_output_ratio=held).largest_batch
+                assert found == pytest.approx(entry["avg_batch_size"], rel=0.15)
+                checked += 1
+    assert checked == 2
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the public result files are not here")
+def test_every_configuration_that_was_measured_is_one_that_runs() -> None:
+    for path in sorted((DATA / "mlenergy-v2").glob("*/*/*/*/*/*.json")):
+        entry = json.loads(path.read_text())
+        asked = case(
+            entry["Model"],
+            entry["GPU"],
+            tensor_parallel=entry["TP"],
+            pipeline_parallel=entry["PP"],
+            input_tokens=150,
+            output_tokens=entry["Avg Output Tokens"],
+        )
+        assert capacity.memory(asked).runs, f"{path}: {capacity.memory(asked).reason}"
+    for path in sorted((DATA / "mlenergy-v3" / "models").glob("*.json")):
+        document = json.loads(path.read_text())
+        llm, stated = catalog.split_precision(document["model_id"])
+        for entry in document["configurations"]:
+            layout = entry["parallelization"]
+            asked = case(
+                llm,
+                precision=stated or catalog.llm(llm).native_precision,
+                tensor_parallel=entry["num_gpus"] // layout["data_parallel"],
+                expert_parallel=layout["expert_parallel"],
+                data_parallel=layout["data_parallel"],
+                input_tokens=1000,
+                output_tokens=entry["avg_output_len"],
+            )
+            assert capacity.memory(asked).runs, f"{path}: {capacity.memory(asked).reason}"
