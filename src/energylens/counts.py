@@ -207,11 +207,13 @@ def _count(cases: Cases, tables: _Tables) -> Counts:
     running, replicas, gpus = cases.running, cases.data_parallel, cases.occupied_gpus
     steps = output / running
 
-    # Expert parallelism holds one copy of the experts, spread over the GPUs; without it every
-    # data-parallel replica reads its own copy for its own share of the batch.
+    # A pipeline is kept busy by as many microbatches as it has stages, and each of them reads all
+    # weights. Expert parallelism holds one copy of the experts, spread over the GPUs; without it
+    # every data-parallel replica reads its own copy for its own share of the batch.
+    stages = cases.pipeline_parallel
     copies = np.where(cases.expert_parallel > 1, 1.0, replicas)
-    covered = coverage(llm["log_missed"], running / copies)
-    step_weight_bytes = steps * (replicas * always_bytes + copies * expert_bytes * covered)
+    covered = coverage(llm["log_missed"], running / (copies * stages))
+    step_weight_bytes = steps * stages * (replicas * always_bytes + copies * expert_bytes * covered)
     # Requests of a busy server arrive one by one, so each has its own prefill pass.
     passes = np.maximum(prompt / TOKENS_PER_PASS, 1.0)
     covered = coverage(llm["log_missed"], np.minimum(prompt, TOKENS_PER_PASS))
@@ -248,7 +250,7 @@ def _count(cases: Cases, tables: _Tables) -> Counts:
         cache_bytes=cache_bytes,
         prefill_link_bytes=link * prompt,
         decode_link_bytes=link * output,
-        stage_hops=cases.pipeline_parallel - 1.0,
+        stage_hops=stages - 1.0,
         prefill_roofline_s=(prefill_flop + vision_flop) / (peak * gpus),
         decode_roofline_s=((step_weight_bytes + cache_bytes) / bandwidth + decode_flop / peak)
         / gpus,

@@ -23,7 +23,6 @@ _PACKAGES = {
     "vllm": ("engine vllm", "pip install vllm, in an environment of its own"),
     "torch": ("engine transformers", "pip install 'energylens[transformers]'"),
     "transformers": ("engine transformers", "pip install 'energylens[transformers]'"),
-    "httpx": ("engine openai", "pip install 'energylens[openai]'"),
     "ray": ("executor ray", "pip install 'energylens[ray]'"),
     "submitit": ("executor slurm", "pip install 'energylens[slurm]'"),
 }

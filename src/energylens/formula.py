@@ -40,7 +40,7 @@ LINK_RATIO = 0.5
 PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
 LAUNCH_S = 10e-6  # from one small kernel to the next
 SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
-HOP_S = 1e-3  # from one pipeline stage to the next
+HOP_S = 10e-3  # from one pipeline stage to the next, bubbles included
 
 
 def _per_byte(gpu: Gpu) -> float:
@@ -191,7 +191,7 @@ TERMS: tuple[Term, ...] = (
         datasheet=_waiting(HOP_S),
         prefill=lambda n: n.gpus * n.stage_hops * n.passes,
         decode=lambda n: n.gpus * n.stage_hops * n.steps,
-        spread=10.0,
+        spread=3.0,
         needs="rows with pipeline_parallel above 1",
     ),
     Term(

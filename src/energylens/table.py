@@ -33,6 +33,10 @@ from energylens.records import (
 PARTS_TOLERANCE_RATIO = 0.05
 BATCH_TOLERANCE_RATIO = 0.01
 
+#: Unknown names that are answered with the nearest known ones, which takes time; a column put in
+#: the wrong place has one in every row.
+MOST_UNKNOWN = 20
+
 #: Columns that begin so are the user's own: carried by the file, read by nobody here.
 OWN_PREFIX = "x_"
 
@@ -471,17 +475,19 @@ class _Check:
         names, formats = self.text["llm"], self.text["precision"]
         width = len(formats.values)
         pairs, codes = _in_order(names.codes * width + formats.codes)
-        found = [
-            _llm_and_precision(names.values[pair // width], formats.values[pair % width])
-            for pair in pairs
-        ]
         rows: list[tuple[Llm, Precision]] = []
-        for place, what in enumerate(found):
+        faults = 0
+        for place, pair in enumerate(pairs):
+            what = _llm_and_precision(names.values[pair // width], formats.values[pair % width])
             if isinstance(what, tuple):
                 rows.append(what)
-            elif names.values[pairs[place] // width]:  # an empty name is noted already
+            elif names.values[pair // width]:  # an empty name is noted already
                 self.flag(what.column, codes == place, what.reason)
-        if len(rows) < len(found):
+                faults += 1
+            if faults == MOST_UNKNOWN:
+                self.flag("llm", codes > place, "was not looked up, as so many before are unknown")
+                break
+        if len(rows) < len(pairs):
             return None
         llms, llm_places = factorize([row[0] for row in rows], _id)
         precisions, precision_places = factorize([row[1] for row in rows], _id)
@@ -490,12 +496,18 @@ class _Check:
     def _gpus(self) -> tuple[tuple[Gpu, ...], IntArray] | None:
         rows: list[Gpu] = []
         names = self.text["gpu"]
+        faults = 0
         for place, name in enumerate(names.values):
             try:
                 rows.append(catalog.gpu(name))
             except InputError as error:
                 if name:
                     self.flag("gpu", names.codes == place, f"names an {error}")
+                    faults += 1
+            if faults == MOST_UNKNOWN:
+                late = names.codes > place
+                self.flag("gpu", late, "was not looked up, as so many before are unknown")
+                break
         if len(rows) < len(names.values):
             return None
         gpus, places = factorize(rows, _id)
@@ -508,7 +520,7 @@ class _Check:
         """
         counts = ("vision_tokens", "images", "frames")
         for name in counts:
-            self.number[name] = np.nan_to_num(self.number[name], nan=0.0)
+            self.number[name] = np.where(np.isnan(self.number[name]), 0.0, self.number[name])
         vision, images, frames = (self.number[name] for name in counts)
         told = self.text["modality"]
         codes = [MODALITIES.index(Modality(v)) if v in _KINDS else -1 for v in told.values]

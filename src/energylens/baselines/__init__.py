@@ -90,9 +90,9 @@ def _ensemble(name: str, build: ensembles.Build, enhanced: bool, seed: int) -> E
 def _tuned(kind: str, seed: int) -> Estimator:
     # Forests judge as well with a few trees; boosting needs its rounds at a slow rate.
     choices, trial, draws = {
-        "random-forest": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 8),
-        "extra-trees": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 8),
-        "xgboost": (ensembles.XGBOOST_CHOICES, {}, 8),
+        "random-forest": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 5),
+        "extra-trees": (ensembles.FOREST_CHOICES, {"n_estimators": 20}, 5),
+        "xgboost": (ensembles.XGBOOST_CHOICES, {}, 5),
         "lightgbm": (ensembles.LIGHTGBM_CHOICES, {}, 4),
     }[kind]
     return ensembles.TunedEnsemble(

@@ -250,7 +250,7 @@ class TunedEnsemble:
     seed : int
         Chance of the search, the folds and the ensemble.
     draws : int
-        Combinations tried.
+        Combinations tried beside the fixed settings of :class:`Ensemble`.
     """
 
     name: str
@@ -271,6 +271,7 @@ class TunedEnsemble:
             for values in itertools.product(*self.choices.values())
         ]
         drawn = chance.choice(len(grid), size=min(self.draws, len(grid)), replace=False)
+        candidates: list[Settings] = [{}, *(grid[place] for place in drawn)]
         folds = [
             (rows.take(fold != held_out), rows.take(fold == held_out)) for held_out in range(FOLDS)
         ]
@@ -283,7 +284,7 @@ class TunedEnsemble:
                 squares += float(((regressor.predict(test.columns) - test.target) ** 2).sum())
             return squares
 
-        settings = min((grid[place] for place in drawn), key=error)
+        settings = min(candidates, key=error)
         return _fit(rows, False, self.build(settings, len(rows.target), self.seed))
 
 
@@ -293,14 +294,14 @@ FOREST_CHOICES: Mapping[str, tuple[Any, ...]] = {
     "max_depth": (None, 4, 8),
 }
 XGBOOST_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "learning_rate": (0.02, 0.03, 0.05, 0.1),
+    "learning_rate": (0.02, 0.03, 0.05),
     "max_depth": (2, 3, 4, 6),
     "subsample": (0.4, 0.5, 0.7),
     "colsample_bylevel": (0.1, 0.2, 0.4),
     "reg_lambda": (0.03, 0.1, 1.0),
 }
 LIGHTGBM_CHOICES: Mapping[str, tuple[Any, ...]] = {
-    "learning_rate": (0.02, 0.03, 0.05, 0.1),
+    "learning_rate": (0.02, 0.03, 0.05),
     "num_leaves": (4, 8, 15, 31),
     "min_data_in_leaf": (1, 2, 4),
     "bagging_fraction": (0.5, 0.6, 0.8),

@@ -20,7 +20,6 @@ from energylens.cli.console import (
     read_tables,
 )
 
-
 LISTED = 4  # infeasible layouts shown
 
 
@@ -282,7 +281,7 @@ def _explain(arguments: argparse.Namespace) -> None:
 def _select(arguments: argparse.Namespace) -> None:
     from energylens import catalog, modelfile
     from energylens.explanation import explain, joules, scope_notes
-    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.selection import BATCH_SIZES, Candidates, Infeasible, Scenario, select
 
     model = modelfile.load(arguments.model)
     case = case_of(arguments)
@@ -355,8 +354,8 @@ def _select(arguments: argparse.Namespace) -> None:
         )
     if winner.probability_best_ratio is not None and len(ranking) > 1:
         sentence += (
-            f". It is the best with probability {winner.probability_best_ratio:.0%}; choosing it is "
-            f"expected to cost {percent(ranking.expected_regret_ratio)} over the true best"
+            f". It is the best with probability {winner.probability_best_ratio:.0%}; choosing "
+            f"it is expected to cost {percent(ranking.expected_regret_ratio)} over the true best"
         )
     print_paragraph(sentence + ".")
     for line in explain(model, best).sentences[1:]:
@@ -364,7 +363,7 @@ def _select(arguments: argparse.Namespace) -> None:
     for note in scope_notes(model, best):
         print_paragraph(f"Note: {note}")
     # One line for each layout: the batch sizes of one layout fail for the same reason.
-    ruled_out = {}
+    ruled_out: dict[tuple[str, str, str], Infeasible] = {}
     for item in ranking.infeasible():
         layout = item.configuration.describe().rsplit(" ", 1)[0]
         ruled_out.setdefault((layout, item.gpu, item.precision), item)

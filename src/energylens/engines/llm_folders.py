@@ -780,6 +780,25 @@ def with_layers(config: Mapping[str, Any], layers: int) -> Config:
     return changed
 
 
+def layout_llm(layout: Layout) -> Llm:
+    """Return the LLM that an engine loads for a layout: whole, cut down, or one GPU's part.
+
+    Raises
+    ------
+    EngineError
+        UNSUPPORTED, if it cannot be cut so.
+    """
+    try:
+        llm = layout.llm
+        if layout.shard is not None:
+            llm = rank_shard(llm, *layout.shard)
+        if layout.scaled_layers is not None and llm.layers > layout.scaled_layers:
+            llm = scaled_down(llm, layout.scaled_layers)
+    except InputError as error:
+        raise EngineError(str(error), reason=Reason.UNSUPPORTED) from None
+    return llm
+
+
 def layout_config(layout: Layout) -> tuple[Config, tuple[str, ...]]:
     """Return the Hugging Face configuration that a layout describes, and what it cannot carry.
 
@@ -789,18 +808,13 @@ def layout_config(layout: Layout) -> tuple[Config, tuple[str, ...]]:
         UNSUPPORTED, if there is none for this LLM, or none that can be cut so.
     """
     try:
-        llm = layout.llm
-        if layout.shard is not None:
-            if layout.model_path is not None:
-                raise InputError(
-                    "a shard is built from the LLM's record: give the LLM by its catalog name"
-                )
-            llm = rank_shard(llm, *layout.shard)
         if layout.model_path is None:
-            if layout.scaled_layers is not None and llm.layers > layout.scaled_layers:
-                llm = scaled_down(llm, layout.scaled_layers)
-            made = config_for(llm)
+            made = config_for(layout_llm(layout))
             return made.config, made.differences
+        if layout.shard is not None:
+            raise UsageError(
+                "a shard is built from the LLM's record: give the LLM by its catalog name"
+            )
         config = read_config(Path(layout.model_path))
         if layout.scaled_layers is not None:
             config = with_layers(config, layout.scaled_layers)

@@ -13,6 +13,7 @@ from energylens.instrument import EngineError, Reason
 from energylens.records import Llm, Precision
 
 GROUP = 128
+_WIDE_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 UNQUANTIZED = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 # Never quantized: the output matrix, and vision towers (which checkpoints keep in 16 bits).
 _WIDE = ["lm_head", "re:.*visual.*", "re:.*vision.*"]
@@ -125,15 +126,22 @@ def loaded_provenance(reports: Sequence[Mapping[str, Any]]) -> dict[str, str]:
     }
 
 
-def check_loaded(precision: Precision, llm: Llm, loaded: Mapping[str, str]) -> None:
-    """Refuse weights that are not in the format asked for.
+def check_loaded(
+    precision: Precision, llm: Llm, loaded: Mapping[str, str], replicas: int = 1
+) -> None:
+    """Refuse weights that are held wider than the format asked for.
+
+    Some kernels pack narrow weights out of sight, so what counts is that they are not still
+    there in 16 bits.
 
     Parameters
     ----------
     precision, llm
-        What was asked for.
+        What was asked for; the LLM as it was cut or divided.
     loaded : mapping of str to str
         What :func:`loaded_provenance` gave.
+    replicas : int
+        How often all of it was loaded.
 
     Raises
     ------
@@ -142,19 +150,17 @@ def check_loaded(precision: Precision, llm: Llm, loaded: Mapping[str, str]) -> N
     """
     if precision.id in UNQUANTIZED:
         return
-    counts = {
-        name.removeprefix("weight_bytes_"): int(count)
-        for name, count in loaded.items()
-        if name.startswith("weight_bytes_")
-    }
-    wide = sum(counts.get(dtype, 0) for dtype in UNQUANTIZED.values())
-    narrow = sum(counts.values()) - wide
-    # In bytes of 16-bit weights, so that packing and padding do not matter much.
-    converted = narrow * 16 / precision.weight_bits
-    if converted < wide / 4 and converted < llm.backbone_parameters:
+    wide = sum(
+        int(loaded.get(f"weight_bytes_{dtype}", "0")) / size for dtype, size in _WIDE_BYTES.items()
+    )
+    narrow = llm.expert_parameters
+    if precision.scope == "linear":
+        narrow += llm.backbone_parameters
+    allowed = llm.counted_parameters - narrow
+    if wide > replicas * (allowed + narrow / 2):
         raise EngineError(
-            f"{precision.id} was asked for, but of {narrow + wide} bytes loaded only {narrow} are "
-            "narrower than 16 bits: this engine has no such kernel for this LLM here, so choose "
-            "another precision",
+            f"{precision.id} was asked for, but the engine holds {wide:.3g} weights in 16 bits or "
+            f"more, where {replicas * allowed:.3g} were expected: it has no such kernel for this "
+            "LLM here, so choose another precision",
             reason=Reason.UNSUPPORTED,
         )

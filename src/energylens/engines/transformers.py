@@ -35,6 +35,7 @@ from energylens.engines.llm_folders import (
     Config,
     has_vision,
     layout_config,
+    layout_llm,
     text_config,
 )
 from energylens.engines.options import Options
@@ -164,7 +165,7 @@ class TransformersEngine:
             if options.flag("compile", False):
                 self._model.forward = torch.compile(self._model.forward, dynamic=False)
         loaded = loaded_provenance([_weights(self._model)])
-        check_loaded(layout.precision, layout.llm, loaded)
+        check_loaded(layout.precision, layout_llm(layout), loaded)
         vision = has_vision(self._config)
         self._phases = frozenset(Phase) if vision else frozenset(Phase) - {Phase.ENCODE}
         self._modalities = frozenset(Modality) if vision else frozenset({Modality.TEXT})
@@ -251,8 +252,15 @@ class TransformersEngine:
         import torchao
         from torchao import quantization
 
-        config = getattr(quantization, kinds[precision.id])()
-        quantization.quantize_(self._model, config, filter_fn=_in_blocks)
+        try:
+            config = getattr(quantization, kinds[precision.id])()
+            quantization.quantize_(self._model, config, filter_fn=_in_blocks)
+        except (ImportError, AssertionError, NotImplementedError, RuntimeError) as error:
+            raise EngineError(
+                f"torchao {torchao.__version__} cannot have {precision.id} on this device "
+                f"({error}): choose another precision",
+                reason=Reason.UNSUPPORTED,
+            ) from None
         return {"quantization": f"torchao {torchao.__version__} {kinds[precision.id]}"}
 
     def close(self) -> None:

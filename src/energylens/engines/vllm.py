@@ -25,9 +25,11 @@ from typing import Any
 import numpy as np
 
 from energylens.engines.llm_folders import (
+    FIRST_PROMPT_TOKEN,
     Config,
     has_vision,
     layout_config,
+    layout_llm,
     read_config,
     text_config,
     write_folder,
@@ -200,7 +202,9 @@ class VllmEngine:
                 loaded = self._serve(layout, options, arguments)
             else:
                 loaded = self._load(layout, options, arguments)
-            check_loaded(layout.precision, layout.llm, loaded)
+            check_loaded(
+                layout.precision, layout_llm(layout), loaded, replicas=layout.data_parallel
+            )
         except BaseException:
             self.close()
             raise
@@ -319,6 +323,9 @@ class VllmEngine:
             if layout.pipeline_parallel > 1:
                 self._llm.collective_rpc("energylens_prepare_pipeline")
             reports = self._llm.collective_rpc("energylens_weights")
+            # A kernel that this machine lacks shows when it first runs: here, not in a window.
+            self._add({"prompt_token_ids": [FIRST_PROMPT_TOKEN] * 4}, 2)
+            self._drain()
         except EngineError:
             raise
         except Exception as error:

@@ -19,6 +19,8 @@ from typing import Any
 
 from energylens.instrument import EngineError, Reason
 
+# Errors by which vLLM says that it cannot, a kernel missing from its build among them.
+_UNSUPPORTED = ("ValueError", "NotImplementedError", "ValidationError", "AttributeError")
 STOP_S = 20.0  # after which a server that was asked to stop is killed
 
 
@@ -162,7 +164,7 @@ def start_failure(log: str, what: str) -> EngineError:
     elif "kv cache" in lower and ("no available memory" in lower or "larger than" in lower):
         reason = Reason.DOES_NOT_FIT
         advice = "there is no room for the cache: lower max_sequence_tokens or take more GPUs"
-    elif any(word in told for word in ("ValueError", "NotImplementedError", "ValidationError")):
+    elif any(word in told for word in _UNSUPPORTED):
         reason, advice = Reason.UNSUPPORTED, "this vLLM cannot serve this LLM so"
     else:
         reason, advice = Reason.CRASHED, "set VLLM_LOGGING_LEVEL=INFO to see more"

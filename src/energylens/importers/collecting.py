@@ -14,7 +14,7 @@ from typing import Self
 
 from energylens import table
 from energylens.dataset import Dataset
-from energylens.errors import InputError, UsageError
+from energylens.errors import InputError, TableError, UsageError
 from energylens.files import RawTable
 
 #: Between these, whatever importers multiply and divide stays finite.
@@ -123,13 +123,12 @@ class Collector:
         InputError
             If none does.
         """
-        faults: dict[int, table.Problem] = {}
-        for problem in table.problems(self._raw(self._rows)) if self._rows else []:
-            faults.setdefault(problem.line, problem)
-        for place, problem in faults.items():
-            where = self._rows[place - 1][0]
-            self.skip(_reason(problem), f"{where}: {problem.column} {problem.reason}")
-        kept = [row for place, row in enumerate(self._rows, 1) if place not in faults]
+        kept, dataset = self._rows, None
+        if kept:
+            try:
+                dataset = table.dataset_from_table(self._raw(kept))
+            except TableError:
+                kept = self._sound_rows()
         skipped = tuple(
             Skipped(reason=reason, rows=len(places), example=places[0])
             for reason, places in sorted(self._skipped.items(), key=lambda item: -len(item[1]))
@@ -137,8 +136,19 @@ class Collector:
         if not kept:
             why = "; ".join(f"{s.rows} rows: {s.reason} (as {s.example})" for s in skipped[:4])
             raise InputError(f"{self.name} gave no row that can be used. {why or 'It has none'}.")
-        dataset = table.dataset_from_table(self._raw(kept))
+        if dataset is None:
+            dataset = table.dataset_from_table(self._raw(kept))
         return Imported(dataset=dataset, skipped=skipped, notes=tuple(notes))
+
+    def _sound_rows(self) -> list[tuple[str, Mapping[str, object]]]:
+        """Leave out every row that is no row of the tidy table."""
+        faults: dict[int, table.Problem] = {}
+        for problem in table.problems(self._raw(self._rows)):
+            faults.setdefault(problem.line, problem)
+        for place, problem in faults.items():
+            where = self._rows[place - 1][0]
+            self.skip(_reason(problem), f"{where}: {problem.column} {problem.reason}")
+        return [row for place, row in enumerate(self._rows, 1) if place not in faults]
 
     def _raw(self, rows: Sequence[tuple[str, Mapping[str, object]]]) -> RawTable:
         return RawTable(
