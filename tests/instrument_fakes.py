@@ -1,3 +1,4 @@
+# ruff: noqa: ARG002, N802
 """An engine, a meter and an NVML library whose truth is known, for tests of the instrument."""
 
 from __future__ import annotations
@@ -290,46 +291,79 @@ class FakeNvml:
         steps = elapsed_s // self.period_s if self.period_s else elapsed_s
         return 5e6 + 1e3 * self.power_w * steps * (self.period_s or 1.0)
 
-    def nvmlInit(self) -> None:  # noqa: N802
+    def nvmlInit(self) -> None:
         if self.init_error is not None:
             raise NVMLError(self.init_error)
 
-    def nvmlShutdown(self) -> None:  # noqa: N802
+    def nvmlShutdown(self) -> None:
         return None
 
-    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
+    def nvmlDeviceGetCount(self) -> int:
         return self.gpus
 
-    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:  # noqa: N802
+    def nvmlDeviceGetHandleByIndex(self, index: int) -> int:
         return index
 
-    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:  # noqa: N802
+    def nvmlDeviceGetMigMode(self, handle: int) -> list[int]:
         return [int(self.mig), int(self.mig)]
 
-    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:  # noqa: N802
+    def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
         return 700_000
 
-    def nvmlDeviceGetUUID(self, handle: int) -> str:  # noqa: N802
+    def nvmlDeviceGetUUID(self, handle: int) -> str:
         return f"GPU-{handle}{handle}{handle}{handle}-secret"
 
-    def nvmlDeviceGetName(self, handle: int) -> str:  # noqa: N802
+    def nvmlDeviceGetName(self, handle: int) -> str:
         return "NVIDIA H100 80GB HBM3"
 
-    def nvmlSystemGetDriverVersion(self) -> str:  # noqa: N802
+    def nvmlSystemGetDriverVersion(self) -> str:
         return "570.1"
 
-    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:  # noqa: N802
+    def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
         return 55
 
-    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:  # noqa: N802
+    def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:
         return 1980
 
-    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:  # noqa: N802
+    def nvmlDeviceGetPowerUsage(self, handle: int) -> int:
         return int(self.power_w * 1e3)
 
-    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:  # noqa: N802
+    def nvmlDeviceGetCurrentClocksEventReasons(self, handle: int) -> int:
         return 0x04 | 0x40
 
-    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> float:  # noqa: N802
+    def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> float:
         self.calls += 1
         return self.energy(time.monotonic() - self.begin_s)
+
+
+class RealTimeMeter(VirtualMeter):
+    """Two GPUs at 200 W on this machine's clock."""
+
+    real_time = True
+
+    def __init__(self) -> None:
+        super().__init__(gpus=2)
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def read(self) -> Reading:
+        now = time.monotonic()
+        return Reading(time_s=now, energy_j=(200.0 * now, 200.0 * now))
+
+
+def open_fake_meter() -> Meter:
+    return RealTimeMeter()
+
+
+class RealTimeEngine(FakeEngine):
+    """An engine whose joules are read by a meter."""
+
+    def own_meter(self) -> Meter | None:
+        return None
+
+    def _work(self, power_w: float, seconds: float) -> None:
+        time.sleep(seconds / 4)

@@ -251,6 +251,8 @@ def test_regret_is_summed_up_over_scenarios() -> None:
     assert m.regret_p95_ratio == pytest.approx(np.percentile([0.5, 0.1, 0], 95))
     assert m.regret_worst_ratio == pytest.approx(0.5)
     assert m.top1_ratio == pytest.approx(1 / 3)
+    misses = judge(table(rows), by_batch({1: 2, 2: 1})).estimators["it"].misses
+    assert [miss.regret_mean_ratio for miss in misses] == pytest.approx([0.5, 0.1])
 
 
 def test_energy_errors_are_relative_and_r2_is_in_joules() -> None:
@@ -942,6 +944,26 @@ def test_bands_hold_percentiles_over_repeats() -> None:
     assert score.bands["interval_coverage_ratio"] is None
 
 
+def test_the_worst_regret_is_the_worst_of_all_repeats_and_the_others_are_means() -> None:
+    def ranks(seed: int) -> Says:
+        order = [1, 2] if seed % 2 else [2, 1]
+        return by_batch({1: order[0], 2: order[1]})
+
+    rows = [Row(batch=1, energy_j=2), Row(batch=2, energy_j=3)]
+    score = evaluate(
+        table(rows), {"it": ranks}, protocol="all", choose=["batch_size"], repeats=20
+    ).estimators["it"]
+    assert score.metrics.regret_worst_ratio == 0.5
+    assert 0.05 < (score.metrics.regret_mean_ratio or 0) < 0.45
+    assert score.metrics.regret_p95_ratio == score.metrics.regret_mean_ratio
+
+
+def test_too_many_training_rows_for_one_group_are_refused_with_its_name() -> None:
+    rows = [*grid(batches=[1, 2, 4]), *grid(llms=[llm("tiny", 1)], batches=[1])]
+    with pytest.raises(UsageError, match=r"fewer than the rows \(2 of tiny\).*given 3"):
+        judge(table(rows), by_batch({}), protocol="few-shot", train=3, per=["llm"])
+
+
 def test_progress_counts_up_to_all_fits() -> None:
     calls: list[tuple[int, int]] = []
     evaluate(
@@ -979,8 +1001,9 @@ class FewTerms:
     @staticmethod
     def terms(cases: Cases) -> FloatArray:
         active = cases.of_llm(lambda m: m.active_parameters)
-        read = np.minimum(cases.of_llm(lambda m: m.total_parameters), active * cases.running)
-        steps = cases.output_tokens / cases.running
+        running = cases.mean_batch_size
+        read = np.minimum(cases.of_llm(lambda m: m.total_parameters), active * running)
+        steps = cases.output_tokens / running
         context = cases.input_tokens + cases.output_tokens / 2
         columns = [
             cases.occupied_gpus * steps,

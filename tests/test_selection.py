@@ -100,10 +100,13 @@ class SaysAbout(Says):
         )
 
 
+def running(cases: Cases) -> FloatArray:
+    return np.where(np.isnan(cases.mean_batch_size), cases.batch_size, cases.mean_batch_size)
+
+
 def joules(cases: Cases) -> FloatArray:
     """More GPUs cost more, larger batches less: one optimum in every direction."""
-    running = cases.running
-    return 100.0 * cases.occupied_gpus / running + running / 10.0 + cases.gpu_index
+    return 100.0 * cases.occupied_gpus / running(cases) + running(cases) / 10.0 + cases.gpu_index
 
 
 def names(ranking: Ranking) -> list[str]:
@@ -281,7 +284,7 @@ def test_a_prediction_of_the_wrong_shape_is_refused() -> None:
 
 def batches(queueing: bool, gpu: Gpu = SMALL) -> Ranking:
     return select(
-        Says(lambda c: 1000.0 / c.running),
+        Says(lambda c: 1000.0 / running(c)),
         replace(SCENARIO, gpu=gpu),
         choose=["batch_size"],
         queueing=queueing,
@@ -320,7 +323,7 @@ def test_without_a_queue_every_batch_beyond_memory_is_ruled_out() -> None:
 def test_what_waits_in_the_reference_is_not_counted_as_running() -> None:
     big = Configuration(batch_size=512)
     ranking = select(
-        Says(lambda c: 1000.0 / c.running),
+        Says(lambda c: 1000.0 / running(c)),
         replace(SCENARIO, gpu=SMALL),
         choose=["batch_size"],
         reference=big,

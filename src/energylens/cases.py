@@ -214,11 +214,6 @@ class Cases:
         """GPUs of the deployment: TP x PP x DP (experts share them)."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
-    @cached_property
-    def running(self) -> FloatArray:
-        """Sequences in flight over all replicas: observed where known, else the limit set."""
-        return np.where(np.isnan(self.mean_batch_size), self.batch_size, self.mean_batch_size)
-
 
 def factorize(items: Sequence[T], key: Callable[[T], str]) -> tuple[tuple[T, ...], IntArray]:
     """Distinct items in order of first appearance, and the place of each item among them."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
+from energylens import capacity
 from energylens.cases import Cases, FloatArray
 from energylens.records import Gpu, Llm, Precision
 
@@ -172,6 +173,38 @@ class _Tables:
         )
 
 
+def in_flight(cases: Cases) -> FloatArray:
+    """Sequences that run at once over all replicas, shape (n,).
+
+    The observed mean where it is known; else the limit set, or what the memory holds if that is
+    less, because the rest waits in the queue.
+    """
+    running = cases.mean_batch_size
+    unknown = np.isnan(running)
+    if not unknown.any():
+        return running
+    running = np.where(unknown, cases.batch_size, running)
+    shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
+    key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
+    for place in np.unique(key[unknown]):
+        rows = np.flatnonzero(unknown & (key == place))
+        llm, gpu, precision = np.unravel_index(place, shape)
+        room = capacity.largest_batch(
+            cases.llms[llm],
+            cases.gpus[gpu],
+            cases.precisions[precision],
+            tensor_parallel=cases.tensor_parallel[rows],
+            pipeline_parallel=cases.pipeline_parallel[rows],
+            expert_parallel=cases.expert_parallel[rows],
+            data_parallel=cases.data_parallel[rows],
+            input_tokens=cases.input_tokens[rows],
+            output_tokens=cases.output_tokens[rows],
+        )
+        # A layout without room at all ran all the same if it was measured: believe the limit.
+        running[rows] = np.where(room > 0, np.minimum(running[rows], room), running[rows])
+    return running
+
+
 def count(cases: Cases) -> Counts:
     """Count for each case.
 
@@ -185,18 +218,19 @@ def count(cases: Cases) -> Counts:
     Counts
         Columns of shape (n,).
     """
-    return _count(cases, _Tables.of(cases))
+    return _count(cases, in_flight(cases), _Tables.of(cases))
 
 
 def count_in_chunks(cases: Cases) -> Iterator[tuple[slice, Counts]]:
     """Count a few thousand cases at a time: less memory, and faster, for millions."""
-    tables = _Tables.of(cases)
+    tables, running = _Tables.of(cases), in_flight(cases)
     for start in range(0, len(cases), CHUNK):
         rows = slice(start, start + CHUNK)
-        yield rows, _count(cases.take(rows) if len(cases) > CHUNK else cases, tables)
+        part = cases.take(rows) if len(cases) > CHUNK else cases
+        yield rows, _count(part, running[rows], tables)
 
 
-def _count(cases: Cases, tables: _Tables) -> Counts:
+def _count(cases: Cases, running: FloatArray, tables: _Tables) -> Counts:
     llm = {name: column[cases.llm_index] for name, column in zip(_LLM, tables.llm, strict=True)}
     width = len(cases.precisions)
     always_bytes, expert_bytes = tables.weights[:, cases.llm_index * width + cases.precision_index]
@@ -204,7 +238,7 @@ def _count(cases: Cases, tables: _Tables) -> Counts:
     kv_bytes_per_element = tables.kv_bytes_per_element[cases.precision_index]
 
     prompt, output = cases.input_tokens, cases.output_tokens
-    running, replicas, gpus = cases.running, cases.data_parallel, cases.occupied_gpus
+    replicas, gpus = cases.data_parallel, cases.occupied_gpus
     steps = output / running
 
     # A pipeline is kept busy by as many microbatches as it has stages, and each of them reads all

@@ -33,6 +33,7 @@ from energylens.errors import (
 MAX_TABLE_BYTES = 2 << 30
 MAX_JSON_BYTES = 256 << 20
 MAX_JSON_DEPTH = 64
+MAX_NAME_CHARACTERS = 200
 
 _FORMATS = {
     ".csv": "csv",
@@ -204,9 +205,14 @@ def _check_header(header: Sequence[str], where: str) -> None:
     for number, column in enumerate(header, 1):
         if not column:
             raise TableError(f"{where}: column {number} of the header has no name.")
+        if not column.isprintable() or len(column) > MAX_NAME_CHARACTERS:
+            raise TableError(
+                f"{where}: the name of column {number} must be printable text of at most "
+                f"{MAX_NAME_CHARACTERS} characters, not {column[:40]!r}."
+            )
         if column in header[: number - 1]:
             raise TableError(f"{where}: the column {column!r} is in the header twice.")
-    if len(header) == 1 and any(mark in header[0] for mark in ";\t|"):
+    if len(header) == 1 and any(mark in header[0] for mark in ";|"):
         raise TableError(f"{where}: the columns must be separated by commas.")
 
 
@@ -229,6 +235,7 @@ def _parse_json_lines(text: str, name: str) -> RawTable:
         columns.update(dict.fromkeys(row))
         rows.append(row)
         lines.append(number)
+    _check_header(list(columns), name)
     return RawTable(
         name=name,
         columns={column: [row.get(column) for row in rows] for column in columns},

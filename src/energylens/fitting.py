@@ -1,13 +1,14 @@
 r"""Measurements in, energy model out.
 
-The loss is the relative error: with rows :math:`a_i = x_i / y_i` (the law's terms over the
-measured joules), the twelve ratios solve
+The loss is the relative error. The twelve ratios solve
 
-.. math:: \min_{\theta \ge 0} \sum_i w_i (a_i \theta - 1)^2
+.. math:: \min_{\theta \ge 0} \sum_i w_i \left( \frac{E_i(\theta)}{y_i} - 1 \right)^2
           + s^2 \sum_k \left( \frac{\theta_k - \mu_k}{\rho_k} \right)^2
 
-a non-negative least-squares problem: convex, exact, no starting point, well under a
-millisecond. The second sum is the datasheet speaking where rows do not: ``mu`` is 1, ``rho``
+The law is homogeneous in theta, so linearising it at any point gives :math:`a_i \theta` with
+:math:`a_i = \partial E_i / \partial \theta / y_i` and no constant: each Gauss-Newton step is one
+non-negative least-squares problem, and a handful of them converge from the datasheet. The
+second sum is the datasheet speaking where rows do not: ``mu`` is 1, ``rho``
 the spread of each term, ``s`` the spread of the residuals themselves, so that its weight is
 that of a fraction of one row. ``prior="none"`` leaves it out.
 """
@@ -32,8 +33,10 @@ from energylens.formula import (
     Scope,
     datasheet,
     design,
+    energy,
     knob_place,
     power_ratio,
+    slopes,
 )
 
 LOSSES = ("relative", "log", "huber", "absolute")
@@ -41,8 +44,10 @@ PRIORS = ("datasheet", "none")
 GROUPINGS = ("gpu", "llm", "precision")
 
 HUBER_RATIO = 0.15  # relative residual beyond which the huber loss grows linearly
-REWEIGHTINGS = 4  # passes of the losses that are not quadratic in the relative error
-SPREAD_PASSES = 3  # of estimating the residual spread that weighs the prior
+STEPS = 12  # Gauss-Newton steps at most; a handful do
+SPREAD_STEPS = 4  # of them also estimate the residual spread that weighs the prior
+CONVERGED_RATIO = 1e-4  # a step that lowers the loss by less is the last
+FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
@@ -171,7 +176,6 @@ class _Problem:
         y = dataset.energy_per_request_j
         cases = dataset.cases
         self.relative = x / y[:, None]
-        self.target = np.ones(len(y))
         self.weights = weights * (y / y.mean()) ** 2 if options.loss == "absolute" else weights
         self.loss = options.loss
         self.llm_index = cases.llm_index
@@ -179,49 +183,58 @@ class _Problem:
             [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
         )
         self.place = knob_place(cases)
-        self.free = np.ones(len(TERMS), dtype=np.bool_)
-        self.fixed = np.zeros(len(TERMS))
+        self.fixed: dict[int, float] = {}
         if options.idle_power_w is not None:
             k = NAMES.index("idle_gpus")
-            expected = datasheet(cases.gpus)[cases.gpu_index, k]
-            self.free[k] = False
-            self.fixed[k] = options.idle_power_w / float(expected.mean())
-            self.target = self.target - self.relative[:, k] * self.fixed[k]
+            expected = float(datasheet(cases.gpus)[cases.gpu_index, k].mean())
+            self.fixed[k] = options.idle_power_w / expected
 
     def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
         """Fit some rows, with theta expected at ``mean`` within ``spread``."""
-        free = self.free
-        a, target, weights = self.relative[rows][:, free], self.target[rows], self.weights[rows]
-        mean_free, spread_free = mean[free], spread[free]
+        relative, weights = self.relative[rows], self.weights[rows]
+        mean, spread = mean.copy(), spread.copy()
+        for k, value in self.fixed.items():
+            mean[k], spread[k] = value, FIXED_SPREAD
         n = len(rows)
         row_weights = weights
         variance = PRIOR_ROW_RATIO**2
-        passes = max(SPREAD_PASSES, REWEIGHTINGS if self.loss in ("log", "huber") else 0)
-        for _ in range(passes):
-            pull = variance / spread_free**2
-            theta = _nonnegative(a, target, row_weights, mean_free, pull)
-            residual = a @ theta - target
-            if self.loss == "huber":
-                row_weights = weights * np.minimum(
-                    1.0, HUBER_RATIO / np.maximum(np.abs(residual), 1e-9)
-                )
-            elif self.loss == "log":
-                row_weights = weights / np.clip(1.0 + residual, 0.3, 3.0) ** 2
-            active = theta > 0
-            normal = (a[:, active] * row_weights[:, None]).T @ a[:, active]
-            used = np.trace(np.linalg.solve(normal + np.diag(pull[active]), normal))
-            squares = float(row_weights @ residual**2) + PRIOR_ROW_RATIO**2
-            variance = max(squares / (max(n - used, 0.0) + 1.0), 1e-8)
-        pull = variance / spread_free**2
+        theta, residual = mean, energy(relative, mean) - 1.0
+        loss = np.inf
+        for step in range(STEPS):
+            pull = variance / spread**2
+            a = slopes(relative, theta)
+            full = _nonnegative(a, row_weights, mean, pull)
+            before = loss if step >= SPREAD_STEPS else np.inf
+            for length in (1.0, 0.5, 0.25, 0.125):
+                tried = theta + length * (full - theta)
+                residual = energy(relative, tried) - 1.0
+                loss = float(row_weights @ residual**2 + pull @ (tried - mean) ** 2)
+                if loss < before:
+                    break
+            theta = tried
+            if before - loss < CONVERGED_RATIO * loss:
+                break
+            if step < SPREAD_STEPS:
+                if self.loss == "huber":
+                    excess = np.abs(residual) / HUBER_RATIO
+                    row_weights = weights / np.maximum(excess, 1.0)
+                elif self.loss == "log":
+                    row_weights = weights / np.clip(1.0 + residual, 0.3, 3.0) ** 2
+                active = theta > 0
+                a = slopes(relative, theta)[:, active]
+                normal = (a * row_weights[:, None]).T @ a
+                used = np.trace(np.linalg.solve(normal + np.diag(pull[active]), normal))
+                squares = float(row_weights @ residual**2) + PRIOR_ROW_RATIO**2
+                variance = max(squares / (max(n - used, 0.0) + 1.0), 1e-8)
+        pull = variance / spread**2
+        active = theta > 0
+        a = slopes(relative, theta)
         curvature = (a * row_weights[:, None]).T @ a + np.diag(pull)
-        theta_all = self.fixed.copy()
-        theta_all[free] = theta
-        covariance = np.zeros((len(TERMS), len(TERMS)))
-        covariance[np.ix_(free, free)] = variance * np.linalg.inv(curvature)
+        covariance: FloatArray = variance * np.linalg.inv(curvature).astype(np.float64)
         seen, unseen = self._left_out(a, row_weights, residual, pull, active, self.llm_index[rows])
         within, between, reach = _spreads(seen, self.scenario[rows], self.place[rows])
         return Coefficients(
-            theta=theta_all,
+            theta=theta,
             covariance=covariance,
             residuals_seen=np.sort(seen),
             residuals_unseen=np.sort(unseen),
@@ -269,8 +282,9 @@ class _Problem:
 
 
 def _nonnegative(
-    a: FloatArray, target: FloatArray, weights: FloatArray, mean: FloatArray, pull: FloatArray
+    a: FloatArray, weights: FloatArray, mean: FloatArray, pull: FloatArray
 ) -> FloatArray:
+    """Least squares of ``a theta - 1`` and of the pull toward the mean, theta not below 0."""
     from scipy.optimize import nnls
 
     root, tug = np.sqrt(weights), np.sqrt(pull)
@@ -280,7 +294,7 @@ def _nonnegative(
     size[size == 0] = 1.0
     try:
         solution, _ = nnls(
-            stacked / size, np.concatenate([target * root, mean * tug]), maxiter=100 * len(size)
+            stacked / size, np.concatenate([root, mean * tug]), maxiter=100 * len(size)
         )
     except RuntimeError as error:
         raise FitError(
@@ -405,10 +419,11 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
         x = x * power_ratio(dataset.cases)[:, None]
     y = dataset.energy_per_request_j
     predicted = model.predict_energy_j(dataset.cases)
-    a = x / y[:, None]
     theta = model.pooled.theta
-    present = (a > 0).any(axis=0)
+    a = slopes(x / y[:, None], theta)
+    present = (x > 0).any(axis=0)
     size = np.sqrt((a[:, present] ** 2).sum(axis=0))
+    size[size == 0] = 1.0
     spread = np.sqrt(np.diag(model.pooled.covariance))
     told = np.where(SPREADS > 0, spread / SPREADS, 1.0)
     rests_on_prior = ~present | (told > 0.9)

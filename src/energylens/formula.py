@@ -1,7 +1,8 @@
 r"""THE law: twelve coefficients that turn physical counts into joules per request.
 
-.. math:: E = \sum_{k=1}^{12} \theta_k \, D_k(\mathrm{gpu}) \, \left( N_k^{\mathrm{prefill}}
-              + N_k^{\mathrm{decode}} \right), \qquad \theta_k \ge 0
+.. math:: E = \sum_k e_k + \sqrt{e_{\beta_p}^2 + e_{\phi_p}^2}
+              + \sqrt{e_{\beta_d}^2 + e_{\phi_d}^2},
+          \qquad e_k = \theta_k \, D_k(\mathrm{gpu}) \, N_k, \quad \theta_k \ge 0
 
 ``N`` are counts that the LLM, the configuration and the workload determine (``counts.py``):
 bytes read, operations done, kernels launched, bytes sent. ``D`` is what the datasheet alone
@@ -9,6 +10,12 @@ would lead one to expect one such count to cost, in joules: a GPU at work draws 
 while it moves 0.8 of its bandwidth or does half of its FLOP/s, and 0.4 of its TDP while it
 waits. ``theta`` is what measurements say of that guess: 1 where it is right. The physical
 coefficient, in J/byte or J/FLOP, is ``theta D``.
+
+Eight terms simply add. Reading the weights and multiplying with them happen at the same time,
+in one kernel, so of these two the larger counts and the smaller hardly shows: a roofline, with
+its corner rounded by the root of squares, once for prefill (:math:`\beta_p, \phi_p`) and once
+for decode. E is homogeneous of degree one in theta, so it still splits into exact shares:
+:math:`E = \sum_k \theta_k \, \partial E / \partial \theta_k`.
 
 Writing the coefficients this way costs nothing and gives two things: the same twelve numbers
 can be read on any GPU type, and there is an answer before the first measurement.
@@ -18,14 +25,14 @@ To add, drop or exchange a term, edit :data:`TERMS`: one row is one term and its
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from energylens.cases import Cases, FloatArray
-from energylens.counts import Counts, count, count_in_chunks
+from energylens.counts import Counts, count, count_in_chunks, in_flight
 from energylens.errors import InputError
 from energylens.records import Gpu
 
@@ -207,6 +214,11 @@ TERMS: tuple[Term, ...] = (
 )
 NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
 SPREADS: FloatArray = np.array([term.spread for term in TERMS])
+#: Terms that share their time: of each pair the root of squares counts.
+OVERLAPS: tuple[tuple[int, int], ...] = tuple(
+    (NAMES.index(f"{phase}_weights"), NAMES.index(f"{phase}_compute"))
+    for phase in ("prefill", "decode")
+)
 
 
 def datasheet(gpus: tuple[Gpu, ...]) -> FloatArray:
@@ -245,6 +257,42 @@ def design(cases: Cases) -> FloatArray:
     """Joules per request and term at theta = 1, shape (n, 12)."""
     prefill, decode = design_by_phase(cases)
     return prefill + decode
+
+
+def energy(x: FloatArray, theta: FloatArray) -> FloatArray:
+    """Joules of terms ``x`` (n, 12) under coefficients (12,) or (n, 12); shape (n,)."""
+    e = x * theta
+    total: FloatArray = e.sum(axis=-1)
+    for a, b in OVERLAPS:
+        first, second = e[..., a], e[..., b]
+        total += np.sqrt(first * first + second * second) - first - second
+    return total
+
+
+def slopes(x: FloatArray, theta: FloatArray) -> FloatArray:
+    """Derivatives of the energy by each coefficient, shape (n, 12); they times theta add to it."""
+    slope = x.copy()
+    for a, b in OVERLAPS:
+        first, second = x[..., a] * theta[..., a], x[..., b] * theta[..., b]
+        root = np.sqrt(first * first + second * second)
+        root = np.where(root > 0, root, 1.0)  # where neither term counts, neither has a slope
+        slope[..., a] *= first / root
+        slope[..., b] *= second / root
+    return slope
+
+
+_Reader = tuple[int, Callable[[Counts], FloatArray]]
+
+
+def _readers(indices: Sequence[int]) -> list[_Reader]:
+    terms = ((k, TERMS[k]) for k in indices)
+    return [(k, read) for k, term in terms for read in (term.prefill, term.decode) if read]
+
+
+_OVERLAPPING: list[list[_Reader]] = [_readers(pair) for pair in OVERLAPS]
+_ADDING: list[_Reader] = _readers(
+    [k for k in range(len(TERMS)) if not any(k in pair for pair in OVERLAPS)]
+)
 
 
 def power_ratio(cases: Cases) -> FloatArray:
@@ -359,26 +407,35 @@ class EnergyModel:
         sets, set_index = self._sets(cases)
         # theta x D for each (coefficient set, GPU type): one number per term and case below.
         scale = np.array([s.theta for s in sets])[:, None, :] * datasheet(cases.gpus)[None]
-        energy = np.empty(len(cases))
+        joules = np.empty(len(cases))
         single = scale.shape[:2] == (1, 1)
         for rows, counts in count_in_chunks(cases):
-            total = np.zeros(len(counts.gpus))
             here = scale[0, 0] if single else scale[set_index[rows], cases.gpu_index[rows]].T
-            for k, term in enumerate(TERMS):
-                for read in (term.prefill, term.decode):
-                    if read is not None and (not single or here[k]):
-                        total += here[k] * read(counts)
-            energy[rows] = total
-        return energy * power_ratio(cases) if self.measured_power else energy
+            total = np.zeros(len(counts.gpus))
+            for k, read in _ADDING:
+                if not single or here[k]:
+                    total += here[k] * read(counts)
+            for members in _OVERLAPPING:
+                squares = np.zeros(len(total))
+                for k, read in members:
+                    squares += (here[k] * read(counts)) ** 2
+                total += np.sqrt(squares)
+            joules[rows] = total
+        return joules * power_ratio(cases) if self.measured_power else joules
 
     def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
-        """Joules per request, term by term, of prefill and of decode; each of shape (n, 12)."""
+        """Joules per request, term by term, of prefill and of decode; each of shape (n, 12).
+
+        Overlapping terms get their share of the root of squares, so that all parts add up to
+        the prediction.
+        """
         sets, set_index = self._sets(cases)
         theta = np.array([s.theta for s in sets])[set_index]
-        if self.measured_power:
-            theta = theta * power_ratio(cases)[:, None]
         prefill, decode = design_by_phase(cases)
-        return prefill * theta, decode * theta
+        if self.measured_power:
+            ratio = power_ratio(cases)[:, None]
+            prefill, decode = prefill * ratio, decode * ratio
+        return slopes(prefill, theta) * theta, slopes(decode, theta) * theta
 
     def interval_energy_j(
         self, cases: Cases, coverage_ratio: float = 0.8
@@ -388,7 +445,7 @@ class EnergyModel:
         Conformal: the quantiles are those of rows that a fit without them (or, for an LLM the
         fit has not seen, without any row of their LLM) mispredicted.
         """
-        energy = self.predict_energy_j(cases)
+        joules = self.predict_energy_j(cases)
         sets, set_index = self._sets(cases)
         known = np.array([m.id in self.scope.llms for m in cases.llms])[cases.llm_index]
         tails = np.array(
@@ -400,7 +457,7 @@ class EnergyModel:
                 for s in sets
             ]
         )[set_index, known.astype(np.intp)]
-        return energy * np.exp(tails[:, 0]), energy * np.exp(tails[:, 1])
+        return joules * np.exp(tails[:, 0]), joules * np.exp(tails[:, 1])
 
     def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
         """Draw joint predictions, shape (samples, n).
@@ -414,19 +471,19 @@ class EnergyModel:
         x = design(cases)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
-        energy = np.empty((samples, len(cases)))
+        joules = np.empty((samples, len(cases)))
         for s, coefficients in enumerate(sets):
             mine = set_index == s
             theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
-            energy[:, mine] = theta @ x[mine].T
+            joules[:, mine] = energy(x[mine][None], theta[:, None])
         first = sets[0]
         place = knob_place(cases)
         distance = np.abs(place[:, None] - place[None]).sum(axis=2)
         correlation = np.exp(-distance / first.reach_doublings)
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
-        own = first.within_ratio * rng.standard_normal(energy.shape) @ root.T
+        own = first.within_ratio * rng.standard_normal(joules.shape) @ root.T
         common = rng.normal(0.0, first.between_ratio, (samples, 1))
-        drawn: FloatArray = energy * np.exp(common + own)
+        drawn: FloatArray = joules * np.exp(common + own)
         return drawn
 
 
@@ -435,7 +492,7 @@ def knob_place(cases: Cases) -> FloatArray:
 
     Another GPU type, precision or LLM is as far away as two doublings.
     """
-    knobs = (cases.running, cases.tensor_parallel, cases.pipeline_parallel, cases.data_parallel)
+    knobs = (in_flight(cases), cases.tensor_parallel, cases.pipeline_parallel, cases.data_parallel)
     labels = (cases.gpu_index, cases.precision_index, cases.llm_index)
     columns = [np.log2(knob) for knob in knobs] + [2.0 * label for label in labels]
     return np.column_stack(columns)

@@ -144,6 +144,8 @@ class Layout:
     @property
     def gpus(self) -> int:
         """GPUs that the engine occupies: the first so many that its process can see."""
+        if self.shard is not None:
+            return 1
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
 

@@ -471,9 +471,8 @@ def _check_gpu(planned: PlannedCase, meter: Meter, active: Sequence[int]) -> Non
     for channel in (meter.channels[i] for i in active):
         if channel.kind is not ChannelKind.GPU or not channel.name:
             continue
-        name = channel.name.removeprefix("NVIDIA ").removeprefix("AMD ")
         try:
-            found = catalog.gpu(name).id
+            found = catalog.gpu(channel.name).id
         except InputError:
             continue  # a name that no catalog knows contradicts nothing; it is in the record
         if found != planned.case.gpu.id:

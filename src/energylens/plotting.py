@@ -11,22 +11,23 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation
-from energylens.formula import TERMS, EnergyModel
+from energylens.formula import TERMS, EnergyModel, Term
 from energylens.protocols import IntervalPredictor, Predictor
 from energylens.selection import Ranking
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 #: Colours by role, for light and for dark paper. Categories are those of Okabe and Ito, made
@@ -61,6 +62,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
 }
 MARKERS = "os^Dvp"
 
+COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
 POINTS = 1500  # most rows that a scatter draws
 BARS = 12  # most configurations or scenarios that a figure lists
 CURVES = 6  # most estimators that a learning curve names
@@ -72,6 +74,7 @@ _CURVE_METRICS = (
     ("regret_mean_ratio", "mean regret (%)"),
     ("mape_ratio", "mean absolute error (%)"),
 )
+_REGRET_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
 _PREFIXES = ("f", "p", "n", "µ", "m", "", "k", "M", "G", "T")
 
 
@@ -165,7 +168,7 @@ def _drawn(draw: Callable[[Figure], None], size_in: tuple[float, float]) -> str:
     except ImportError as error:
         raise MissingExtraError("matplotlib", "report", "Drawing figures") from error
     ink, muted, line = (PALETTE[role][0] for role in ("ink", "muted", "line"))
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": "energylens",
         "text.parse_math": False,  # an LLM's name may hold a dollar sign
@@ -235,15 +238,38 @@ def _colour(role: str) -> str:
 
 def _log_joules(axes: Axes, which: str, low: float, high: float) -> None:
     """Label a logarithmic axis in joules; a narrow one at more than the powers of ten."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+    from matplotlib.ticker import FuncFormatter
 
     axis = axes.xaxis if which == "x" else axes.yaxis
     decades = math.log10(high / low)
     steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
-    axis.set_major_locator(LogLocator(base=10.0, subs=steps))
+    _log_ticks(axis, steps)
     axis.set_major_formatter(FuncFormatter(lambda value, _: si(value, "J")))
-    axis.set_minor_formatter(NullFormatter())
-    axes.tick_params(which="minor", length=0)
+
+
+def _times(axis: Axis) -> None:
+    """Label a logarithmic axis of ratios."""
+    from matplotlib.ticker import FuncFormatter
+
+    low, high = axis.get_view_interval()
+    decades = math.log10(high / low)
+    wide = decades > 1.3
+    _log_ticks(
+        axis,
+        (1.0, 3.0)
+        if wide
+        else (1.0, 2.0, 5.0)
+        if decades > 0.7
+        else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
+    )
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
+
+
+def _log_ticks(axis: Axis, steps: tuple[float, ...]) -> None:
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(base=10.0, subs=steps))
+    axis.set_minor_locator(NullLocator())
 
 
 def _rows_upside_down(axes: Axes, labels: Sequence[str]) -> None:
@@ -300,10 +326,8 @@ def predicted_against_measured(
     inside = ""
     if lower is not None and upper is not None:
         share = float(np.mean((lower <= measured) & (measured <= upper)))
-        caption += f" Thin lines are {coverage_ratio:.0%} intervals for a new measurement."
-        inside = (
-            f" The {coverage_ratio:.0%} intervals contain {percent(share)} of the measurements."
-        )
+        caption += f" Thin lines are {percent(coverage_ratio, 0)} intervals for a new measurement."
+        inside = f" {percent(share)} of the measurements lie in their interval."
     if len(shown) < n:
         caption += f" {len(shown):,} of {n:,} rows are drawn, evenly spread over the table."
 
@@ -311,7 +335,7 @@ def predicted_against_measured(
         axes = figure.subplots()
         ends = np.concatenate([measured[shown], predicted[shown]])
         low, high = float(ends.min()) / 1.3, float(ends.max()) * 1.3
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high), aspect="equal")
+        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
         axes.plot([low, high], [low, high], color=_colour("muted"), linewidth=1)
         if lower is not None and upper is not None:
             axes.vlines(
@@ -332,15 +356,13 @@ def predicted_against_measured(
                 color=_colour(f"category-{k + 1}"),
                 edgecolor=_colour("paper"),
                 linewidth=0.5,
-                label=f"{name}: {rows[k][1]} rows,\nerror {rows[k][2]}",
+                label=f"{name}: {rows[k][1]} rows, mean error {rows[k][2]}",
                 zorder=3,
             )
         for which in "xy":
             _log_joules(axes, which, low, high)
         axes.set(xlabel="measured (J per request)", ylabel="predicted (J per request)")
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside right upper", labelspacing=0.9
-        )
+        axes.legend(loc="upper left")
 
     return Picture(
         name="predicted-measured",
@@ -399,19 +421,22 @@ def energy_breakdown(
     labels = configuration_labels(cases)
     visible = (parts / total[:, None]).max(axis=0) >= 0.01
     segments = [
-        (term.name.replace("_", " "), role, parts[:, k])
+        (term_title(term), role, parts[:, k])
         for k, (term, role) in enumerate(zip(TERMS, _term_roles(), strict=True))
         if visible[k]
     ]
     if (parts[:, ~visible] > 0).any():
-        segments.append(("others, below 1 % each", "line", parts[:, ~visible].sum(axis=1)))
+        segments.append(("Others, below 1 % each", "line", parts[:, ~visible].sum(axis=1)))
 
-    phases = np.array(["prefill" if t.decode is None else t.prefill is None for t in TERMS])
-    own = {t.name: parts[:, k] for k, t in enumerate(TERMS) if t.prefill and t.decode}
+    phases = np.array([_phase(term) for term in TERMS])
     columns = [
-        ("Prefill", parts[:, phases == "prefill"].sum(axis=1)),
-        ("Decode", parts[:, phases == "True"].sum(axis=1)),
-        *((name.replace("_", " ").capitalize(), joules) for name, joules in own.items()),
+        (phase.capitalize(), parts[:, phases == phase].sum(axis=1))
+        for phase in ("prefill", "decode")
+    ]
+    columns += [
+        (term_title(term), parts[:, k])
+        for k, term in enumerate(TERMS)
+        if phases[k] == "layout" and parts[:, k].any()
     ]
     rows = tuple(
         (
@@ -423,21 +448,25 @@ def energy_breakdown(
         for i, label in enumerate(labels)
     )
 
+    # Where one bar dwarfs another, a second panel shows what each consists of.
+    panels = 2 if float(total.max() / total.min()) > COMPARABLE_RATIO else 1
+
     def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        start = np.zeros(len(total))
-        for name, role, joules in segments:
-            axes.barh(
-                range(len(total)),
-                joules,
-                left=start,
-                height=0.66,
-                color=_colour(role),
-                edgecolor=_colour("paper"),
-                linewidth=0.6,
-                label=name,
-            )
-            start += joules
+        axes, *more = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
+        for panel, size in zip((axes, *more), (np.ones(len(total)), total / 100), strict=False):
+            start = np.zeros(len(total))
+            for name, role, joules in segments:
+                panel.barh(
+                    range(len(total)),
+                    joules / size,
+                    left=start,
+                    height=0.66,
+                    color=_colour(role),
+                    edgecolor=_colour("paper"),
+                    linewidth=0.6,
+                    label=name,
+                )
+                start += joules / size
         if measured is not None:
             axes.plot(
                 measured,
@@ -446,12 +475,16 @@ def energy_breakdown(
                 color=_colour("ink"),
                 markeredgecolor=_colour("paper"),
                 markersize=6,
-                label="measured",
+                label="Measured",
             )
+        for panel in more:
+            panel.set(xlabel="share of the prediction (%)", xlim=(0, 100))
+            panel.tick_params(axis="y", length=0)
+            panel.grid(visible=False, axis="y")
         _rows_upside_down(axes, labels)
         axes.set_xlabel("energy (J per request)")
         figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside upper left", ncols=3, fontsize=8.5
+            *axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8.5
         )
 
     first, last = (_shares(dict(columns), total, i) for i in (0, -1))
@@ -462,9 +495,9 @@ def energy_breakdown(
         caption=(
             f"{short_name(case.llm.id)}, {case.workload.input_tokens:.0f} tokens in, "
             f"{case.workload.output_tokens:.0f} out. Blue is prefill, orange decode, the rest what "
-            "the layout adds. Waiting GPUs are in the launch and sequence terms."
+            "the layout adds. GPUs that wait are in the launch and sequence terms."
             + (" Diamonds are measured." if measured is not None else "")
-            + (" Evenly spaced in the ranking from best to worst." if thinned else "")
+            + (" Evenly spaced from the fewest joules to the most." if thinned else "")
         ),
         alternative=(
             f"Stacked bars of {len(total)} configurations. {labels[0]}: {rows[0][1]}, {first}."
@@ -482,13 +515,23 @@ def energy_breakdown(
     )
 
 
+def term_title(term: Term) -> str:
+    """Write the name of a term as words."""
+    words = term.name.replace("_", " ").replace("gpus", "GPUs")
+    return words[0].upper() + words[1:]
+
+
+def _phase(term: Term) -> str:
+    return "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
+
+
 def _term_roles() -> tuple[str, ...]:
     """Colour role of each term: shades of a hue for each phase, a hue each for the layout."""
     shades = {"prefill": 4, "decode": 5, "layout": 3}
     used = dict.fromkeys(shades, 0)
     roles = []
     for term in TERMS:
-        phase = "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
+        phase = _phase(term)
         roles.append(f"{phase}-{used[phase] % shades[phase] + 1}")
         used[phase] += 1
     return tuple(roles)
@@ -496,7 +539,9 @@ def _term_roles() -> tuple[str, ...]:
 
 def _shares(columns: Mapping[str, FloatArray], total: FloatArray, row: int) -> str:
     shares = {name.lower(): float(joules[row] / total[row]) for name, joules in columns.items()}
-    return ", ".join(f"{name} {share:.0%}" for name, share in shares.items() if share >= 0.005)
+    return ", ".join(
+        f"{name} {percent(share, 0)}" for name, share in shares.items() if share >= 0.005
+    )
 
 
 def configuration_labels(cases: Cases) -> tuple[str, ...]:
@@ -532,7 +577,8 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
     count = min(len(ranking), BARS)
     entries = ranking.entries(count)
     labels = configuration_labels(ranking.cases.take(slice(0, count)))
-    sure = all(e.lower_j is not None and e.upper_j is not None for e in entries)
+    lower, upper = ranking.lower_j[:count], ranking.upper_j[:count]
+    sure = len(lower) == count and bool(np.isfinite([lower, upper]).all())
     probable = all(e.probability_best_ratio is not None for e in entries)
     reference = ranking.reference_energy_per_request_j
 
@@ -545,16 +591,17 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
         for i, entry in enumerate(entries):
             colour = _colour("accent" if i == 0 else "muted")
             if sure:
-                left.hlines(i, entry.lower_j, entry.upper_j, color=colour, linewidth=2, alpha=0.55)
+                left.hlines(i, lower[i], upper[i], color=colour, linewidth=2, alpha=0.55)
             left.plot(entry.energy_per_request_j, i, "o", color=colour, markersize=7)
         if reference is not None:
             left.axvline(reference, color=_colour("ink"), linewidth=1, linestyle=(0, (4, 3)))
             left.annotate(
-                "now",
+                "compared with",
                 (reference, 1.0),
                 xycoords=("data", "axes fraction"),
-                xytext=(3, -2),
+                xytext=(-3, -2),
                 textcoords="offset points",
+                ha="right",
                 va="top",
                 color=_colour("muted"),
             )
@@ -566,7 +613,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
             right.barh(range(count), chances, height=0.55, color=_colour("category-1"))
             for i, chance in enumerate(chances):
                 right.text(chance + 3, i, f"{chance:.0f} %", va="center", fontsize=8.5)
-            right.set(xlim=(0, 130), xticks=(0, 50, 100), xlabel="probability of being best (%)")
+            right.set(xlim=(0, 130), xticks=(0, 50, 100), xlabel="best in (% of draws)")
             right.tick_params(axis="y", length=0)
             right.grid(visible=False, axis="y")
 
@@ -591,7 +638,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
         caption=(
             f"The first {count} of {len(ranking):,} feasible configurations."
             + (
-                f" Lines are {ranking.coverage_ratio:.0%} intervals for a measurement;"
+                f" Lines are {percent(ranking.coverage_ratio, 0)} intervals for a measurement;"
                 if sure
                 else ""
             )
@@ -624,7 +671,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
             "GPUs",
             "Energy per request",
             "Energy per output token",
-            f"{ranking.coverage_ratio:.0%} interval",
+            f"{percent(ranking.coverage_ratio, 0)} interval",
             "Probability of being best",
         ),
         rows=rows,
@@ -681,7 +728,7 @@ def learning_curves(evaluation: Evaluation) -> Picture:
         for axes, (metric, label) in zip(panels, metrics, strict=False):
             for name in others:
                 axes.plot(sizes, curve(name, metric)[0], color=_colour("line"), linewidth=1)
-            highest = 0.0
+            lowest, highest = 100.0, 0.0
             for k, name in reversed(list(enumerate(named))):
                 means, bands = curve(name, metric)
                 colour = _colour(f"category-{k + 1}")
@@ -699,13 +746,20 @@ def learning_curves(evaluation: Evaluation) -> Picture:
                     label=name,
                 )
                 highest = max(highest, float(np.nanmax(means, initial=0.0)))
+                lowest = min(lowest, float(np.nanmin(means, initial=100.0)))
             axes.set_xscale("log")
             axes.set_xticks(sizes, [f"{size}" for size in sizes])
             axes.xaxis.set_minor_locator(NullLocator())
             axes.set_title(label)
             axes.set_xlabel("training rows")
             if metric == "top1_within_noise_ratio":
-                axes.set_ylim(top=101)
+                axes.set_ylim(lowest - 5, 101)
+            elif metric == "regret_mean_ratio":
+                # A few percent matter here, and tens of percent happen.
+                axes.set_yscale("symlog", linthresh=1)
+                axes.set_yticks(_REGRET_TICKS, [f"{tick:g}" for tick in _REGRET_TICKS])
+                axes.yaxis.set_minor_locator(NullLocator())
+                axes.set_ylim(0, 1.2 * max(highest, 1.0))
             else:
                 axes.set_ylim(0, 1.1 * highest)
         handles, labels = panels[0].get_legend_handles_labels()
@@ -802,14 +856,14 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
     )
     trades = []
     for scenario in dataset.scenarios(choose):
-        rows = scenario[np.isfinite(latency[scenario])]
-        if len(rows) < 2:
+        known = scenario[np.isfinite(latency[scenario])]
+        if len(known) < 2:
             continue
-        fastest = int(rows[np.lexsort((energy[rows], latency[rows]))[0]])
-        frugal = int(rows[np.lexsort((latency[rows], energy[rows]))[0]])
+        fastest = int(known[np.lexsort((energy[known], latency[known]))[0]])
+        frugal = int(known[np.lexsort((latency[known], energy[known]))[0]])
         trades.append(
             _Tradeoff(
-                rows=rows,
+                rows=known,
                 fastest=fastest,
                 frugal=frugal,
                 extra_energy_ratio=float(energy[fastest] / energy[frugal] - 1.0),
@@ -870,8 +924,8 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
             _log_joules(left, "y", float(energy[shown.rows].min()), float(energy[shown.rows].max()))
         if right is not None:
             right.scatter(
-                [100 * t.extra_latency_ratio for t in trades],
-                [100 * t.extra_energy_ratio for t in trades],
+                [1 + t.extra_latency_ratio for t in trades],
+                [1 + t.extra_energy_ratio for t in trades],
                 s=22,
                 color=_colour("category-1"),
                 edgecolor=_colour("paper"),
@@ -879,10 +933,13 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
             )
             right.set_title(f"all {len(trades)} scenarios")
             right.set(
-                xlabel=f"extra latency of the\nmost frugal (%)",
-                ylabel="extra energy of the fastest (%)",
+                xscale="log",
+                yscale="log",
+                xlabel="latency, most frugal / fastest (ratio)",
+                ylabel="energy, fastest / most frugal (ratio)",
             )
-            right.set_xlim(left=min(0, right.get_xlim()[0]))
+            for axis in (right.xaxis, right.yaxis):
+                _times(axis)
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
     rows = tuple(
@@ -902,7 +959,7 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
     )
     return Picture(
         name="latency-energy",
-        title="The fastest is not always the most frugal",
+        title="Latency against energy",
         caption=(
             f"Measured {what}. In {len(apart)} of {len(trades)} scenarios the fastest "
             "configuration is not the one with the fewest joules"
@@ -925,12 +982,12 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
         ),
         columns=(
             "Scenario",
-            "Fewest joules",
-            "its energy",
-            "its latency",
+            "Most frugal",
+            "Its energy",
+            "Its latency",
             "Fastest",
-            "energy of it",
-            "latency of it",
+            "Energy of the fastest",
+            "Its latency",
         ),
         rows=rows,
         size_in=(WIDTH_IN, 3.7),
@@ -968,36 +1025,31 @@ def residuals_by_scenario(
         [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
     )
     groups = [judged[index[judged] == i] for i in np.unique(index[judged])]
-    groups.sort(key=lambda rows: -float(np.abs(np.log(ratio[rows])).mean()))
+    groups.sort(key=lambda group: -float(np.abs(np.log(ratio[group])).mean()))
     worst = groups[:BARS]
 
     def draw(figure: Figure) -> None:
-        from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
         axes = figure.subplots()
         axes.set_xscale("log")
         axes.axvline(1.0, color=_colour("muted"), linewidth=1)
-        for i, rows in enumerate(worst):
-            middle = float(np.exp(np.log(ratio[rows]).mean()))
+        for i, group in enumerate(worst):
+            middle = float(np.exp(np.log(ratio[group]).mean()))
             role = "category-2" if middle > 1 else "category-1"
             axes.scatter(
-                ratio[rows],
-                np.full(len(rows), i),
+                ratio[group],
+                np.full(len(group), i),
                 s=24,
                 color=_colour(role),
                 alpha=0.5,
                 linewidth=0,
             )
             axes.plot(middle, i, "|", color=_colour(role), markersize=15, markeredgewidth=2.2)
-        everything = np.concatenate([ratio[rows] for rows in worst])
+        everything = np.concatenate([ratio[group] for group in worst])
         axes.set_xlim(
             min(float(everything.min()) / 1.1, 0.7), max(float(everything.max()) * 1.1, 1.4)
         )
-        _rows_upside_down(axes, [_scenario_name(dataset, rows, "\n") for rows in worst])
-        axes.xaxis.set_major_locator(LogLocator(base=10.0, subs=(1.0, 2.0, 3.0, 5.0, 7.0)))
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.tick_params(which="minor", length=0)
+        _rows_upside_down(axes, [_scenario_name(dataset, group, "\n") for group in worst])
+        _times(axes.xaxis)
         axes.set_xlabel("predicted / measured energy (ratio): left too low, right too high")
 
     rows = tuple(

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from energylens.baselines.features import knobs
+from energylens.baselines.least_squares import Ridge, fit_nonnegative, fit_ridge
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError
@@ -143,6 +143,8 @@ class _LengthPredictor:
     floor_j: float
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
+        if len(cases) == 0:
+            return np.empty(0)
         keys, places = pool_keys(cases)
         finest = np.array(
             [
@@ -153,7 +155,7 @@ class _LengthPredictor:
                 )
                 for key in keys
             ]
-        ).reshape(len(keys), -1)
+        )
         terms = self.terms(cases.input_tokens, cases.output_tokens)
         predicted: FloatArray = (terms * finest[places]).sum(axis=1)
         return np.maximum(predicted, self.floor_j)
@@ -208,12 +210,10 @@ class LengthLaw:
         )
 
     def _solve(self, design: FloatArray, target: FloatArray) -> FloatArray:
-        # Columns to unit length first: lengths squared and constants differ by many decades.
-        size = np.linalg.norm(design, axis=0)
         if self.relative:
-            scaled, _ = nnls(design / size, target)
-        else:
-            scaled = np.linalg.lstsq(design / size, target, rcond=1.0 / LARGEST_CONDITION)[0]
+            return fit_nonnegative(design, target)
+        size = np.linalg.norm(design, axis=0)
+        scaled = np.linalg.lstsq(design / size, target, rcond=1.0 / LARGEST_CONDITION)[0]
         return np.asarray(scaled / size, dtype=np.float64)
 
 
@@ -243,49 +243,6 @@ def sequence_length() -> LengthLaw:
 # ------------------------------------------------------------------------------- a power law
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Ridge:
-    mean: FloatArray
-    spread: FloatArray  # 0 where a column does not move, which then counts for nothing
-    slopes: FloatArray
-    intercept: float
-
-    def predict(self, columns: FloatArray) -> FloatArray:
-        moving = np.where(self.spread > 0, self.spread, 1.0)
-        predicted: FloatArray = self.intercept + (columns - self.mean) / moving @ self.slopes
-        return predicted
-
-
-def fit_ridge(columns: FloatArray, target: FloatArray) -> _Ridge:
-    """Ridge regression on standardised columns; the penalty is chosen by leave-one-out.
-
-    The leave-one-out errors are the exact closed form through the hat matrix (Hastie,
-    Tibshirani and Friedman, The Elements of Statistical Learning, eq. 7.64).
-    """
-    mean, spread = columns.mean(axis=0), columns.std(axis=0)
-    spread = np.where(spread > 1e-9 * np.maximum(np.abs(mean), 1.0), spread, 0.0)
-    standard = np.where(spread > 0, (columns - mean) / np.where(spread > 0, spread, 1.0), 0.0)
-    intercept = float(target.mean())
-    left, singular, right = np.linalg.svd(standard, full_matrices=False)
-    along = left.T @ (target - intercept)
-    best_error, best_slopes = np.inf, np.zeros(columns.shape[1])
-    for penalty in 10.0 ** np.arange(3.0, -4.25, -0.5):
-        shrunk = singular**2 / (singular**2 + penalty)
-        leverage = (left**2) @ shrunk + 1.0 / len(target)
-        residual = target - intercept - left @ (shrunk * along)
-        error = float(np.mean((residual / np.maximum(1.0 - leverage, 1e-3)) ** 2))
-        if error < best_error:
-            best_error = error
-            best_slopes = right.T @ (singular / (singular**2 + penalty) * along)
-    # A column that never moved in training has no slope, wherever it moves later.
-    return _Ridge(
-        mean=mean,
-        spread=spread,
-        slopes=np.where(spread > 0, best_slopes, 0.0),
-        intercept=intercept,
-    )
-
-
 def log_knobs(cases: Cases) -> FloatArray:
     """Logarithms of all knobs, shape (n, k)."""
     return np.log(np.column_stack(list(knobs(cases).values())))
@@ -295,7 +252,7 @@ def log_knobs(cases: Cases) -> FloatArray:
 class PowerLaw:
     """A fitted power law in the knobs."""
 
-    ridge: _Ridge
+    ridge: Ridge
     log_range_j: tuple[float, float]
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
@@ -423,7 +380,7 @@ class _Group:
 class _LogisticPredictor:
     groups: Mapping[Key, list[_Group]]
     pooled: Logistic
-    scales: _Ridge
+    scales: Ridge
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         x = np.log2(cases.running)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import nnls
 
 from energylens.baselines.features import PCIE_BYTES_PER_S
+from energylens.baselines.least_squares import fit_nonnegative
 from energylens.cases import Cases, FloatArray
 from energylens.counts import count
 from energylens.dataset import Dataset
@@ -65,8 +65,7 @@ class LatencyModel:
                 f"none of the {len(dataset)} rows has: leave this baseline out"
             )
         relative = latency_terms(dataset.cases.take(rows)) / latency[rows, None]
-        coefficients, _ = nnls(relative, np.ones(len(rows)))
-        return cls(coefficients=np.asarray(coefficients, dtype=np.float64))
+        return cls(coefficients=fit_nonnegative(relative, np.ones(len(rows))))
 
     def predict_latency_s(self, cases: Cases) -> FloatArray:
         """Predict seconds per request, shape (n,)."""

@@ -138,47 +138,48 @@ def rank_shard(llm: Llm, tensor_parallel: int, pipeline_parallel: int) -> Llm:
 
 
 def _with_share_of_layers(llm: Llm, share: float, llm_id: str) -> Llm:
-    def some(layers: int) -> int:
-        return max(1, round(layers * share))
-
-    attention, state_space = llm.attention, llm.state_space
-    if attention:
-        windowed = attention.window_layers
-        count = some(attention.layers)
-        attention = replace(
-            attention,
-            layers=count,
-            window_layers=min(count, round(windowed * count / attention.layers)),
-        )
-    if state_space:
-        state_space = replace(state_space, layers=some(state_space.layers))
-    feed_forward = llm.feed_forward and replace(
-        llm.feed_forward, layers=some(llm.feed_forward.layers)
-    )
-    experts = llm.experts and replace(llm.experts, layers=some(llm.experts.layers))
-    kinds = (attention, state_space, feed_forward, experts)
-    counts = [kind.layers for kind in kinds if kind is not None]
-    layers = sum(counts) if _one_kind_per_layer(llm) else max(some(llm.layers), *counts)
-    if not _one_kind_per_layer(llm) and attention and state_space:
-        parallel = llm.attention and llm.attention.layers == llm.layers
-        layers = max(layers, attention.layers + (0 if parallel else state_space.layers))
+    parts = {
+        "attention": llm.attention,
+        "state_space": llm.state_space,
+        "feed_forward": llm.feed_forward,
+        "experts": llm.experts,
+    }
+    before = {name: part.layers for name, part in parts.items() if part is not None}
+    counts = {name: max(1, round(count * share)) for name, count in before.items()}
+    if _one_kind_per_layer(llm):
+        layers = sum(counts.values())
+    else:
+        layers = max(1, round(llm.layers * share))
+        for one, other in (("attention", "state_space"), ("feed_forward", "experts")):
+            if one in before and other in before and before[one] + before[other] == llm.layers:
+                # each layer has one of the two: both kinds stay
+                layers = max(layers, 2)
+                counts[one] = min(counts[one], layers - 1)
+                counts[other] = layers - counts[one]
+        for name, count in before.items():  # what was in every layer still is
+            counts[name] = layers if count == llm.layers else min(counts[name], layers)
+    attention = llm.attention
+    if attention is not None:
+        count = counts["attention"]
+        windowed = round(attention.window_layers * count / attention.layers)
+        attention = replace(attention, layers=count, window_layers=min(count, windowed))
+    state_space, feed_forward, experts = llm.state_space, llm.feed_forward, llm.experts
     small = replace(
         llm,
         id=llm_id,
         layers=layers,
         attention=attention,
-        state_space=state_space,
-        feed_forward=feed_forward,
-        experts=experts,
+        state_space=state_space and replace(state_space, layers=counts["state_space"]),
+        feed_forward=feed_forward and replace(feed_forward, layers=counts["feed_forward"]),
+        experts=experts and replace(experts, layers=counts["experts"]),
         aliases=(),
         count_exempt="a scaled or divided LLM has no published count",
         total_parameters=1,
         active_parameters=1,
     )
-    vision = small.vision.parameters if small.vision else 0
-    total = round(small.counted_parameters)
+    total = max(1, round(small.counted_parameters))
     idle = round(small.expert_parameters * (1 - small.expert_share))
-    return replace(small, total_parameters=total, active_parameters=max(total - idle, vision, 1))
+    return replace(small, total_parameters=total, active_parameters=max(total - idle, 1))
 
 
 def _one_kind_per_layer(llm: Llm) -> bool:
@@ -237,6 +238,8 @@ def _attention_keys(llm: Llm, differences: list[str]) -> Config:
     attention = llm.attention
     if attention is None:
         raise UsageError(f"{llm.id} has no attention layers: give its own config.json instead")
+    if llm.state_space is None and attention.layers != llm.layers:
+        differences.append(f"attention in each of {llm.layers} layers, not {attention.layers}")
     kv_heads = max(1, round(attention.kv_heads))
     while attention.heads % kv_heads:  # engines need whole groups of queries
         kv_heads += 1
@@ -402,7 +405,7 @@ def _state_space(llm: Llm, ssm: StateSpace, common: Config, differences: list[st
     if llm.attention is not None:
         return _hybrid(llm, ssm, common, differences)
     if ssm.inner_size % llm.hidden_size:
-        raise _no_multiple(llm, ssm)
+        return common | _one_mixer_layers(llm, ssm, differences)
     if ssm.heads:
         return config | {
             "architectures": ["Mamba2ForCausalLM"],
@@ -436,9 +439,10 @@ def _hybrid(llm: Llm, ssm: StateSpace, common: Config, differences: list[str]) -
         raise UsageError(f"{llm.id} is no hybrid")
     config = common | _attention_keys(llm, differences)
     heads = ssm.heads or max(1, ssm.inner_size // 64)
-    if _one_kind_per_layer(llm):
-        return config | _one_mixer_layers(llm, ssm, attention, heads, differences)
-    if attention.layers == llm.layers and ssm.layers == llm.layers:
+    parallel = attention.layers == llm.layers and ssm.layers == llm.layers
+    if _one_kind_per_layer(llm) or (ssm.inner_size % llm.hidden_size and not parallel):
+        return config | _one_mixer_layers(llm, ssm, differences)
+    if parallel:
         feed_forward = llm.feed_forward
         if feed_forward is None:
             raise UsageError(f"{llm.id}: no architecture matches; give its own config.json")
@@ -455,8 +459,6 @@ def _hybrid(llm: Llm, ssm: StateSpace, common: Config, differences: list[str]) -
             "mamba_chunk_size": 256,
             "mamba_rms_norm": True,
         }
-    if ssm.inner_size % llm.hidden_size:
-        raise _no_multiple(llm, ssm)
     experts, feed_forward = llm.experts, llm.feed_forward
     if experts and feed_forward:
         return config | _jamba(llm, ssm, attention, experts, feed_forward, differences)
@@ -494,13 +496,6 @@ def _hybrid(llm: Llm, ssm: StateSpace, common: Config, differences: list[str]) -
         "attention_multiplier": attention.head_size**-0.5,
         "attention_bias": False,
     }
-
-
-def _no_multiple(llm: Llm, ssm: StateSpace) -> UsageError:
-    return UsageError(
-        f"{llm.id}: its state-space layers are {ssm.inner_size} wide, which is no multiple of "
-        f"{llm.hidden_size}, and no known architecture has that: give its own config.json"
-    )
 
 
 def _jamba(
@@ -541,32 +536,39 @@ def _spread(some: int, places: int) -> list[int]:
     return [math.floor((i + 0.5) * places / some) for i in range(some)]
 
 
-def _one_mixer_layers(
-    llm: Llm, ssm: StateSpace, attention: Attention, heads: int, differences: list[str]
-) -> Config:
-    feed_forward, experts = llm.feed_forward, llm.experts
+def _one_mixer_layers(llm: Llm, ssm: StateSpace, differences: list[str]) -> Config:
+    """Layers that hold one thing each, of any width (Nemotron-H, arXiv 2504.03624)."""
+    attention, feed_forward, experts = llm.attention, llm.feed_forward, llm.experts
+    heads = ssm.heads or max(1, ssm.inner_size // 64)
+    if not ssm.heads:
+        differences.append("Mamba-2 layers of 64-element heads in place of Mamba-1 layers")
+    # Its feed-forward layers have two matrices: gated ones become half as large again.
     size = feed_forward.size if feed_forward else 0
     if feed_forward and feed_forward.matrices == 3:
         size = round(size * 1.5)
-        differences.append(f"plain feed-forward layers of {size} elements, same weights")
+        differences.append(f"plain feed-forward layers of {size} elements, as many weights")
+    expert_size, shared_size = (experts.size, experts.shared_size) if experts else (0, 0)
     if experts and experts.matrices == 3:
-        differences.append("plain experts (2 matrices)")
+        expert_size, shared_size = round(expert_size * 1.5), round(shared_size * 1.5)
+        differences.append(f"plain experts of {expert_size} elements, as many weights")
     # Kinds are interleaved by their share: the one furthest behind its share comes next.
     wanted = {
         "M": ssm.layers,
-        "*": attention.layers,
+        "*": attention.layers if attention else 0,
         "-": feed_forward.layers if feed_forward else 0,
         "E": experts.layers if experts else 0,
     }
     placed = dict.fromkeys(wanted, 0)
     pattern = ""
-    for place in range(1, llm.layers + 1):
-        kind = max(wanted, key=lambda k: wanted[k] * place / llm.layers - placed[k])
+    layers = sum(wanted.values())
+    for place in range(1, layers + 1):
+        kind = max(wanted, key=lambda k: wanted[k] * place / layers - placed[k])
         placed[kind] += 1
         pattern += kind
     return {
         "architectures": ["NemotronHForCausalLM"],
         "model_type": "nemotron_h",
+        "num_hidden_layers": layers,
         "hybrid_override_pattern": pattern,
         "intermediate_size": size or llm.hidden_size,
         "mlp_hidden_act": "relu2",
@@ -587,8 +589,8 @@ def _one_mixer_layers(
         "residual_in_fp32": False,
         "n_routed_experts": experts.experts if experts else 8,
         "num_experts_per_tok": experts.active_experts if experts else 2,
-        "moe_intermediate_size": experts.size if experts else llm.hidden_size,
-        "moe_shared_expert_intermediate_size": experts.shared_size if experts else 0,
+        "moe_intermediate_size": expert_size or llm.hidden_size,
+        "moe_shared_expert_intermediate_size": shared_size,
         "n_shared_experts": 1,
         "n_group": 1,
         "topk_group": 1,
@@ -600,10 +602,11 @@ def _one_mixer_layers(
 
 def _vision_language(llm: Llm, vision: Vision, common: Config, differences: list[str]) -> Config:
     if llm.state_space is not None or (llm.attention and llm.attention.kv_rank is not None):
-        raise UsageError(
-            f"{llm.id}: no vision-language architecture has a {llm.family} LLM in it that both "
-            "engines know: give its own folder or config.json instead of its name"
-        )
+        # No vision-language architecture that the engines know has such an LLM in it.
+        differences.append("no vision tower: text only")
+        if llm.state_space is not None:
+            return _state_space(llm, llm.state_space, common, differences)
+        return _text(llm, common, differences)
     if llm.experts and llm.experts.shared_size:
         # Qwen3-VL has no shared experts: they become routed ones, as often used and as large.
         extra = _shared(llm.experts)

@@ -40,7 +40,7 @@ from energylens.engines.synthetic import (
     video,
     video_url,
 )
-from energylens.errors import EnergyLensError
+from energylens.errors import EnergyLensError, InputError
 from energylens.instrument import (
     Batch,
     Capabilities,
@@ -194,7 +194,10 @@ class OpenAiEngine:
         key = os.environ.get(options.text("api_key_env", "OPENAI_API_KEY"), "")
         base = url.rstrip("/").removesuffix("/v1")
         self.close()
-        self._client = HttpClient(base, {"Authorization": f"Bearer {key}"} if key else {})
+        try:
+            self._client = HttpClient(base, {"Authorization": f"Bearer {key}"} if key else {})
+        except InputError as error:
+            raise EngineError(str(error), reason=Reason.UNSUPPORTED) from None
         self._loop = _LoopThread()
         self._timeout_s = options.number("timeout_s", 600.0)
         self._streaming = options.flag("streaming", True)
@@ -513,14 +516,14 @@ class OpenAiEngine:
         async def one() -> None:
             tokens = next(lengths, load.output_tokens)
             path, body = self._request(random, load, tokens, how)
-            first = True
+            seen = 0
 
             def on_tokens(count: int) -> None:
-                nonlocal first
+                nonlocal seen
                 totals.output_tokens += count
-                if first:
+                if not seen:
                     totals.input_tokens += load.input_tokens
-                    first = False
+                seen += count
 
             totals.in_flight += 1
             try:
@@ -531,8 +534,7 @@ class OpenAiEngine:
                 raise
             finally:
                 totals.in_flight -= 1
-            if not self._streaming:
-                on_tokens(tokens)
+            on_tokens(tokens - seen)  # those that came several in one event, or unstreamed
             totals.completed += 1
             totals.finished.append(answer.timing(tokens))
 
@@ -565,6 +567,7 @@ class OpenAiEngine:
                     input_tokens=totals.input_tokens,
                     output_tokens=totals.output_tokens,
                     running_requests=totals.in_flight,
+                    vision_tokens_per_request=how.media_tokens,
                     finished=tuple(finished),
                 )
         finally:

@@ -154,7 +154,8 @@ class VllmEngine:
         self._config: Config = {}
         self._layout: Layout | None = None
         self._exact_steps = True
-        self._media_tokens: dict[Media, int] = {}
+        self._media_tokens: dict[Media, int] = {}  # with their markers
+        self._vision_tokens: dict[Media, int] = {}
         self._requests = 0
 
     @property
@@ -387,6 +388,7 @@ class VllmEngine:
             self._folders.cleanup()
         self._client = self._server = self._folders = None
         self._media_tokens.clear()
+        self._vision_tokens.clear()
 
     def own_meter(self) -> Meter | None:
         """None: joules come from a hardware meter."""
@@ -454,7 +456,9 @@ class VllmEngine:
             with _translated(self):
                 self._add(prompt, 1)
                 finished = [out for out in self._drain() if out.finished]
-            self._media_tokens[work.media] = len(finished[0].prompt_token_ids) - text_tokens
+            ids = finished[0].prompt_token_ids
+            self._media_tokens[work.media] = len(ids) - text_tokens
+            self._vision_tokens[work.media] = _count(ids, _vision_ids(self._config))
         return text_tokens_beside(work, self._media_tokens[work.media])
 
     def _drain(self) -> list[Any]:
@@ -577,19 +581,14 @@ class VllmEngine:
                     waiting -= 1
                 flight.token_times_s += [now] * fresh
                 if output.finished:
-                    ids = output.prompt_token_ids
-                    flight.prompt_tokens = len(ids)
-                    if vision_ids:
-                        flight.vision_tokens = sum(ids.count(i) for i in vision_ids)
-            if waiting == 0 and boundary is None:
-                # Exact only if nobody has decoded yet.
-                if all(len(f.token_times_s) == 1 for f in flights.values()):
-                    if at_decode is not None:
-                        at_decode()
-                        boundary = (now, clock())
-                else:
-                    boundary = None
-                waiting = -1
+                    flight.prompt_tokens = len(output.prompt_token_ids)
+                    flight.vision_tokens = _count(output.prompt_token_ids, vision_ids)
+            if waiting == 0:
+                waiting = -1  # once only
+                undecoded = all(len(f.token_times_s) == 1 for f in flights.values())
+                if undecoded and at_decode is not None:
+                    at_decode()
+                    boundary = (now, clock())
         ended = clock()
         self._check(flights, batch, output_tokens)
         return Repetition(
@@ -632,6 +631,7 @@ class VllmEngine:
     def _steady_steps(self, load: Load) -> Iterator[Progress]:
         engine, clock = self._engine(), time.perf_counter
         text_tokens = self._text_tokens(load)
+        vision_tokens = self._vision_tokens.get(load.media, 0)
         random = random_stream(load.seed, 0)
         lengths = iter(staggered_lengths(load.output_tokens, load.concurrency or 0))
         flights: dict[str, _Flight] = {}
@@ -676,6 +676,7 @@ class VllmEngine:
                     input_tokens=prefilled,
                     output_tokens=generated,
                     running_requests=self._running(len(flights)),
+                    vision_tokens_per_request=vision_tokens,
                     steps=steps,
                     finished=tuple(finished),
                 )
@@ -793,6 +794,10 @@ def _placeholder(config: Mapping[str, Any], kind: str) -> list[int]:
 
 def _vision_ids(config: Mapping[str, Any]) -> list[int]:
     return [i for i in (_token_id(config, "image"), _token_id(config, "video")) if i is not None]
+
+
+def _count(ids: Sequence[int], wanted: Sequence[int]) -> int:
+    return sum(ids.count(token) for token in wanted)
 
 
 def _pillow_image(pixels: Any) -> Any:

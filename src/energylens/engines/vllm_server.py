@@ -157,7 +157,8 @@ def start_failure(log: str, what: str) -> EngineError:
     lines = [line.strip() for line in log.splitlines() if "Error" in line]
     # The first error is the cause; what follows are the processes that noticed.
     told = next((line for line in lines if "core initialization" not in line), "")
-    cause = told[-300:] or log.strip()[-300:] or what
+    last = log.strip().splitlines()[-1:]
+    cause = (told or "".join(last) or what)[-300:]
     lower = log.lower()
     if "out of memory" in lower:
         reason, advice = Reason.OUT_OF_MEMORY, "lower the batch size or take more GPUs"

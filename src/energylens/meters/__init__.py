@@ -21,7 +21,7 @@ from energylens.errors import MissingExtraError, UnknownNameError, UsageError
 from energylens.instrument import Meter, MeterError
 from energylens.meters.combined import CombinedMeter
 from energylens.meters.estimated import EstimatedMeter
-from energylens.meters.nvml import NvmlMeter, NvmlPowerMeter, gpu_indices, lacks_counter
+from energylens.meters.nvml import NoCounterError, NvmlMeter, NvmlPowerMeter, gpu_indices
 from energylens.meters.remote import HttpMeter, MeterServer, serve
 from energylens.meters.replay import ReplayMeter, load, record
 from energylens.meters.zeus import ZeusMeter
@@ -100,9 +100,9 @@ def _open_first() -> Meter:
     for maker in (NvmlMeter, ZeusMeter):
         try:
             return maker()
+        except NoCounterError:
+            return NvmlPowerMeter()
         except (MeterError, MissingExtraError) as error:
-            if maker is NvmlMeter and lacks_counter(NvmlMeter):
-                return NvmlPowerMeter()
             reasons.append(str(error))
     raise MeterError(
         f"no energy counter was found: {' '.join(reasons)} For a guess from CPU time, marked as "

@@ -13,7 +13,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energylens.errors import MissingExtraError
@@ -50,12 +50,16 @@ THROTTLE_REASONS = {
 }
 
 
+class NoCounterError(MeterError):
+    """The device works, and has no such counter."""
+
+
 def translate(error: Exception, what: str) -> MeterError:
     """Say in words what an NVML error means."""
-    fault, advice = _FAULTS.get(
-        int(getattr(error, "value", -1)), (f"NVML says {str(error) or type(error).__name__}", "")
-    )
-    return MeterError(f"{what} cannot be read: {fault}. {advice}".rstrip())
+    code = int(getattr(error, "value", -1))
+    fault, advice = _FAULTS.get(code, (f"NVML says {str(error) or type(error).__name__}", ""))
+    kind = NoCounterError if code == NOT_SUPPORTED else MeterError
+    return kind(f"{what} cannot be read: {fault}. {advice}".rstrip())
 
 
 class _Nvml(WallClockMeter):
@@ -305,15 +309,6 @@ class NvmlPowerMeter(_Nvml):
         self._stop.set()
         self._thread.join(timeout=2.0)
         super().close()
-
-
-def lacks_counter(meter: Callable[[], object]) -> bool:
-    """Whether opening this meter fails because, and only because, a device has no counter."""
-    try:
-        meter()
-    except MeterError as error:
-        return _FAULTS[NOT_SUPPORTED][0] in str(error)
-    return False
 
 
 def visible_gpus(count: int, uuids: Sequence[str] = ()) -> tuple[int, ...]:

@@ -36,7 +36,7 @@ class MeterServer:
         self._meter = meter
         self._server = server
         self.token = token
-        self._thread = threading.Thread(target=server.serve_forever, daemon=True)
+        self._thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
         self._thread.start()
 
     @property
@@ -166,6 +166,7 @@ class HttpMeter(WallClockMeter):
         self._token = token
         self._lock = threading.Lock()
         self._connection = http.client.HTTPConnection(host, port, timeout=timeout_s)
+        self.clock_offset_s = self.clock_uncertainty_s = self._offset_made_s = 0.0
         try:
             about = self._get("/v1/meter")
             self.name = str(about["name"])
@@ -176,14 +177,15 @@ class HttpMeter(WallClockMeter):
                 Channel(**{**channel, "kind": ChannelKind(channel["kind"])})
                 for channel in about["channels"]
             )
+            self._compare_clocks()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
+            self.close()
             raise MeterError(
                 f"{url} is no meter of this version of energylens: {error!r}"
             ) from None
-        self.clock_offset_s = 0.0
-        self.clock_uncertainty_s = 0.0
-        self._offset_made_s = 0.0
-        self._compare_clocks()
+        except MeterError:
+            self.close()
+            raise
 
     def _get(self, path: str) -> Any:
         headers = {"Authorization": f"Bearer {self._token}"}

@@ -1,0 +1,1161 @@
+"""One report, two forms: a self-contained HTML page, and the same facts as text.
+
+What is said is gathered once, as sections of plain blocks; the two renderers only set it. Every
+number comes from a record that was handed in.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+import textwrap
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from energylens import __version__, plotting
+from energylens.cases import Cases, FloatArray
+from energylens.dataset import Dataset
+from energylens.errors import MissingExtraError, UsageError
+from energylens.evaluation import Evaluation, Score
+from energylens.explanation import NORMAL_80, SUBJECTS, explain, scope_notes
+from energylens.formula import NAMES, OVERLAPS, TERMS, Coefficients, EnergyModel, datasheet
+from energylens.plotting import BARS, OURS, Picture, percent, short_name, si
+from energylens.records import Boundary, Case, Source
+from energylens.selection import Infeasible, Ranking
+
+if TYPE_CHECKING:
+    from energylens.fitting import Diagnostics
+
+COLUMNS = 80  # of the text
+LISTED = 40  # most lines of a table that grows with the data
+JOULES_PER_KWH = 3.6e6
+
+_SOURCES = {
+    Source.MEASURED: "read from an energy counter by energylens",
+    Source.PUBLISHED: "measured by others and published",
+    Source.SIMULATED: "computed by a simulator, not measured",
+    Source.ESTIMATED: "guessed from time or rated power, not measured",
+    Source.DERIVED: "partly measured, partly modelled",
+}
+_BOUNDARIES = {
+    Boundary.ACTIVE_GPUS: "the GPUs of the deployment, their idle floor included, the host not",
+    Boundary.NODE: "every GPU of the node, idle ones too, the host not",
+}
+_PROTOCOLS = {
+    "few-shot": "fitted to rows drawn at random, judged on the others",
+    "learning-curve": "fitted to more and more rows drawn at random, judged on the others",
+    "unseen-batch": "fitted to some batch sizes, judged on the others",
+    "unseen-llm": "every LLM left out in turn, and judged by a fit to the others",
+    "unseen-hardware": "every GPU type left out in turn, and judged by a fit to the others",
+    "unseen-modality": "every modality left out in turn, and judged by a fit to the others",
+    "no-power": "without measured power, and with it",
+    "split": "fitted to most rows, judged on the rest",
+    "all": "judged on the very rows that it was fitted to: no test of anything but the form",
+}
+_GREEK = {
+    "lambda": "λ", "beta": "β", "phi": "φ", "sigma": "σ", "kappa": "κ", "tau": "τ", "pi": "π",
+    "iota": "ι", "alpha": "α", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "mu": "μ",
+    "nu": "ν", "rho": "ρ", "chi": "χ", "psi": "ψ", "omega": "ω", "theta": "θ", "zeta": "ζ",
+}  # fmt: skip
+
+_SCRIPT = """(() => {
+  const root = document.documentElement, button = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
+  const label = () => { button.textContent = dark() ? "Light page" : "Dark page"; };
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    label();
+  });
+  system.addEventListener("change", label);
+  label();
+  button.hidden = false;
+})();"""
+
+
+class Explained(Protocol):
+    """Whatever says in sentences why a case costs what it costs."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Each a full sentence."""
+        ...
+
+
+# ------------------------------------------------------------------------------------- the blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose:
+    """A paragraph; ``lead`` sets it large."""
+
+    text: str
+    lead: bool = False
+    kind: str = "prose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """A list of sentences, under a title if it has one."""
+
+    items: tuple[str, ...]
+    title: str = ""
+    kind: str = "items"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Few numbers that matter most: label, value, note."""
+
+    facts: tuple[tuple[str, str, str], ...]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells by row; the row whose first cell is ``highlight`` stands out."""
+
+    title: str = ""
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    highlight: str = ""
+    kind: str = "table"
+
+    @property
+    def short(self) -> bool:
+        """Whether the first column need not be broken."""
+        return max((len(row[0]) for row in self.rows), default=0) <= 40
+
+    def numeric(self, column: int) -> bool:
+        """Whether every cell of a column begins as a number does, or says there is none."""
+        return all(re.match(r"[-+−]?[\d–]", row[column]) for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equation:
+    """The law, line by line, for a page and for text."""
+
+    mathml: tuple[str, ...]
+    lines: tuple[str, ...]
+    kind: str = "equation"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture with its numbers beneath."""
+
+    picture: Picture
+    table: Table | None
+    kind: str = "figure"
+
+
+Block = Prose | Items | Facts | Table | Equation | Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A headed part of the report."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Banner:
+    """Where the joules come from; loud if some of them were not measured."""
+
+    loud: bool
+    headline: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that is said."""
+
+    title: str
+    subtitle: str
+    banner: Banner
+    sections: tuple[Section, ...]
+
+
+# ------------------------------------------------------------------------------- the two renderers
+
+
+def report_html(
+    model: EnergyModel,
+    dataset: Dataset,
+    *,
+    diagnostics: Diagnostics | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    ranking: Ranking | None = None,
+    explanation: Explained | None = None,
+    choose: Sequence[str] | None = None,
+) -> str:
+    """Set the report as one HTML page that needs nothing else.
+
+    Parameters
+    ----------
+    model : EnergyModel
+        The fitted law.
+    dataset : Dataset
+        Rows to show it against, as a rule those that it was fitted to.
+    diagnostics : Diagnostics, optional
+        What the fit says of its own weakness.
+    evaluations : sequence of Evaluation
+        How well the law and others choose and predict.
+    ranking : Ranking, optional
+        The configurations of a scenario, ranked by this model.
+    explanation : Explained, optional
+        Why the chosen configuration costs what it does; made from the model if not given.
+    choose : sequence of str, optional
+        Free knobs of the measured scenarios shown. Default: those of the ranking, else of the
+        first evaluation, else parallelism and batch size.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib or jinja2 is not installed.
+    UsageError
+        If the ranking is not one by this model, or the dataset has no row.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "report", "An HTML report") from error
+    report = gather(
+        model,
+        dataset,
+        diagnostics=diagnostics,
+        evaluations=evaluations,
+        ranking=ranking,
+        explanation=explanation,
+        choose=choose,
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("energylens", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["marked"] = _marked_up
+    script_hash = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        report=report,
+        light=plotting.palette_css(0),
+        dark=plotting.palette_css(1),
+        script=_SCRIPT,
+        script_hash=script_hash,
+        version=__version__,
+    )
+
+
+def report_text(
+    model: EnergyModel,
+    dataset: Dataset,
+    *,
+    diagnostics: Diagnostics | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    ranking: Ranking | None = None,
+    explanation: Explained | None = None,
+    choose: Sequence[str] | None = None,
+    brief: bool = False,
+) -> str:
+    """Set the same report as text of 80 columns; parameters as in :func:`report_html`.
+
+    Figures become their text alternative and their numbers; ``brief`` leaves out all but what
+    comes first. Needs no optional package.
+    """
+    report = gather(
+        model,
+        dataset,
+        diagnostics=diagnostics,
+        evaluations=evaluations,
+        ranking=ranking,
+        explanation=explanation,
+        choose=choose,
+    )
+    edge = "!" if report.banner.loud else "|"
+    lines = [*_wrapped(report.title), *_wrapped(report.subtitle), ""]
+    for line in (report.banner.headline, *report.banner.lines):
+        lines += [f"{edge} {part}" for part in _wrapped(line, COLUMNS - 2)]
+    for section in report.sections[: 1 if brief else None]:
+        lines += ["", "", section.title.upper(), "=" * len(section.title)]
+        for block in section.blocks:
+            lines += ["", *_block_text(block)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def _marked_up(cell: str) -> str:
+    """Set a symbol such as λ_p with its index lowered; other cells as they are."""
+    import markupsafe
+
+    match = re.fullmatch(r"([α-ω])_(\w+)", cell)
+    if match is None:
+        return cell
+    return markupsafe.Markup("<var>{}</var><sub>{}</sub>").format(*match.groups())
+
+
+def _wrapped(text: str, width: int = COLUMNS, indent: str = "", first: str = "") -> list[str]:
+    clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return textwrap.wrap(
+        clean, width, initial_indent=first or indent, subsequent_indent=indent
+    ) or [""]
+
+
+def _block_text(block: Block) -> list[str]:
+    match block:
+        case Prose():
+            return _wrapped(block.text)
+        case Items():
+            lines = [line for i in block.items for line in _wrapped(i, indent="  ", first="- ")]
+            return [f"{block.title}:", *lines] if block.title else lines
+        case Facts():
+            width = max(len(label) for label, _, _ in block.facts)
+            return [
+                line
+                for label, value, note in block.facts
+                for line in _wrapped(
+                    f"{value}, {note}" if note else value,
+                    indent=" " * (width + 2),
+                    first=f"{label:<{width}}  ",
+                )
+            ]
+        case Equation():
+            return [f"    {line}" for line in block.lines]
+        case Table():
+            return _table_text(block)
+        case Figure():
+            picture = block.picture
+            return [
+                *_wrapped(f"{picture.title}: {picture.alternative} {picture.caption}"),
+                *(["", *_table_text(block.table)] if block.table else []),
+            ]
+
+
+def _table_text(table: Table) -> list[str]:
+    """Set a table in 80 columns; where its words do not fit even wrapped, row under row."""
+    grid = [table.columns, *table.rows]
+    count = len(table.columns)
+    room = COLUMNS - 2 * (count - 1)
+    widths = [max(len(row[j]) for row in grid) for j in range(count)]
+    least = [
+        max((len(word) for row in grid for word in row[j].split()), default=1) for j in range(count)
+    ]
+    title = [f"{table.title}: "] if table.title else []
+    lines = [*_wrapped("".join([*title, table.caption])), ""]
+    floor = [least[j] if table.numeric(j) else min(16, least[j]) for j in range(count)]
+    if sum(floor) > room and all(table.numeric(j) for j in range(1, count)):
+        # Numbers of one kind of thing: as many as fit, then the others beneath.
+        fitting, used = 1, widths[0]
+        while used + 2 + floor[fitting] <= COLUMNS:
+            used += 2 + floor[fitting]
+            fitting += 1
+        upper, lower = (
+            replace(
+                table,
+                title=title,
+                caption=caption,
+                columns=tuple(table.columns[j] for j in kept),
+                rows=tuple(tuple(row[j] for j in kept) for row in table.rows),
+            )
+            for title, caption, kept in (
+                (table.title, table.caption, range(fitting)),
+                ("", "Continued:", (0, *range(fitting, count))),
+            )
+        )
+        return [*_table_text(upper), "", *_table_text(lower)]
+    if sum(floor) > room:
+        label = max(len(name) for name in table.columns[1:])
+        for row in table.rows:
+            lines += _wrapped(row[0])
+            for name, cell in zip(table.columns[1:], row[1:], strict=True):
+                lines += _wrapped(cell, indent=" " * (label + 4), first=f"  {name:<{label}}  ")
+        return lines
+    while sum(widths) > room:
+        # Narrow the widest column that can still be narrowed, words before numbers.
+        able = [j for j in range(count) if widths[j] > floor[j]]
+        widths[max(able, key=lambda j: widths[j])] -= 1
+
+    def set_row(row: tuple[str, ...]) -> list[str]:
+        cells = [_wrapped(cell, widths[j]) for j, cell in enumerate(row)]
+        height = max(map(len, cells))
+        filled = [cell + [""] * (height - len(cell)) for cell in cells]
+        return [
+            "  ".join(
+                part.rjust(widths[j]) if table.numeric(j) else part.ljust(widths[j])
+                for j, part in enumerate(parts)
+            )
+            for parts in zip(*filled, strict=True)
+        ]
+
+    lines += [*set_row(table.columns), "  ".join("-" * width for width in widths)]
+    for row in table.rows:
+        lines += set_row(row)
+    return lines
+
+
+# ------------------------------------------------------------------------------------ what is said
+
+
+def gather(
+    model: EnergyModel,
+    dataset: Dataset,
+    *,
+    diagnostics: Diagnostics | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    ranking: Ranking | None = None,
+    explanation: Explained | None = None,
+    choose: Sequence[str] | None = None,
+) -> Report:
+    """Gather what a report says; parameters as in :func:`report_html`."""
+    if len(dataset) == 0:
+        raise UsageError("a report needs one row or more to show; the dataset has none")
+    if ranking is not None:
+        _require_own(model, ranking)
+    if explanation is None and ranking is not None and not model.measured_power:
+        explanation = explain(model, ranking.cases.case(0))
+    if choose is None:
+        choose = (
+            ranking.choose
+            if ranking is not None
+            else evaluations[0].choose
+            if evaluations
+            else ("parallelism", "batch_size")
+        )
+    sections = [
+        _summary(model, dataset, evaluations, ranking, explanation),
+        _choice(model, dataset, ranking, choose),
+        _judgement(model, dataset, evaluations),
+        _law(model, dataset, diagnostics),
+        *([_fit(model, dataset, diagnostics)] if diagnostics else []),
+        _rows(model, dataset),
+    ]
+    gpus = ", ".join(sorted(set(dataset.gpu_ids)))
+    llms = len(set(dataset.llm_ids))
+    return Report(
+        title=(
+            f"What to run for {short_name(ranking.scenario.llm.id)}"
+            if ranking is not None
+            else f"What a request costs: {_count(llms, 'LLM')} on {gpus}"
+        ),
+        subtitle=(
+            ranking.scenario.describe()
+            if ranking is not None
+            else f"A law of {len(TERMS)} coefficients, fitted to {_count(model.pooled.rows, 'row')}"
+        ),
+        banner=_banner(model, dataset, evaluations),
+        sections=tuple(sections),
+    )
+
+
+def _require_own(model: EnergyModel, ranking: Ranking) -> None:
+    energy = model.predict_energy_j(ranking.cases.take(slice(0, 1)))
+    if not np.allclose(energy, ranking.energy_per_request_j[:1], rtol=1e-6):
+        raise UsageError(
+            "a report needs a ranking by the model it shows; this ranking has "
+            f"{ranking.energy_per_request_j[0]:.4g} J where the model says {energy[0]:.4g} J: "
+            "select again with this model"
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def _listed(parts: Iterable[str]) -> str:
+    *head, last = parts
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def _claims(source: str) -> bool:
+    return source in tuple(Source) and Source(source).carries_accuracy_claim
+
+
+def _banner(model: EnergyModel, dataset: Dataset, evaluations: Sequence[Evaluation]) -> Banner:
+    sources = dataset.source_counts()
+    unfit = {
+        "shown": {name: n for name, n in sources.items() if not _claims(name)},
+        "fitted": {name: n for name, n in model.sources.items() if not _claims(name)},
+    }
+    judged = [e for e in evaluations if any(not _claims(name) for name in e.source_counts)]
+    loud = bool(unfit["shown"] or unfit["fitted"] or judged)
+    if loud:
+        kinds = sorted(
+            {
+                *unfit["shown"],
+                *unfit["fitted"],
+                *(n for e in judged for n in e.source_counts if not _claims(n)),
+            }
+        )
+        headline = f"This rests on {_listed(kinds)} rows: no accuracy claim rests on these."
+    else:
+        headline = "Every row behind this report is measured or published."
+    mix = _listed(
+        f"{n:,} {name} ({_SOURCES.get(Source(name), '')})"
+        if name in tuple(Source)
+        else f"{n:,} {name}"
+        for name, n in sources.items()
+    )
+    lines = [f"Rows shown: {mix}."]
+    if model.dataset_digest != dataset.digest:
+        fitted = _listed(f"{n:,} {name}" for name, n in model.sources.items()) or "unknown"
+        lines.append(f"The model was fitted to other rows than those shown: {fitted}.")
+    boundaries = [
+        f"{kind.value}: {words}"
+        for kind, words in _BOUNDARIES.items()
+        if (dataset.cases.node_boundary == (kind is Boundary.NODE)).any()
+    ]
+    lines.append(f"Boundary, {'; '.join(boundaries)}.")
+    assumed = int(np.sum(dataset.assumed.astype(str) != ""))
+    if assumed:
+        what = _listed(sorted({w for cell in set(map(str, dataset.assumed)) for w in cell.split()}))
+        lines.append(
+            f"In {'all' if assumed == len(dataset) else f'{assumed:,} of'} "
+            f"{_count(len(dataset), 'row')} the {what.replace('_', ' ')} are assumed, because the "
+            "source does not publish them."
+        )
+    lines.append(f"Dataset {dataset.digest[:16]} (SHA-256), energylens {__version__}.")
+    return Banner(loud=loud, headline=headline, lines=tuple(lines))
+
+
+def _summary(
+    model: EnergyModel,
+    dataset: Dataset,
+    evaluations: Sequence[Evaluation],
+    ranking: Ranking | None,
+    explanation: Explained | None,
+) -> Section:
+    blocks: list[Block] = []
+    reasons: list[str] = []
+    if ranking is not None:
+        blocks += _answer(ranking)
+        reasons += _saving_words(model, ranking)
+    else:
+        error = np.abs(model.predict_energy_j(dataset.cases) / dataset.energy_per_request_j - 1.0)
+        seen = model.dataset_digest == dataset.digest
+        blocks.append(
+            Prose(
+                lead=True,
+                text=(
+                    f"One law of {len(TERMS)} coefficients describes {_count(len(dataset), 'row')} "
+                    f"of {_count(len(set(dataset.llm_ids)), 'LLM')} on "
+                    f"{_listed(sorted(set(dataset.gpu_ids)))} to within "
+                    f"{percent(float(error.mean()))} on average"
+                    + (
+                        ", measured on the rows it was fitted to."
+                        if seen
+                        else ", on rows it has not seen."
+                    )
+                ),
+            )
+        )
+    if explanation is not None:
+        reasons += explanation.sentences
+    if reasons:
+        blocks.append(Items(title="Why", items=tuple(reasons)))
+    trust = [_evaluation_words(evaluation) for evaluation in evaluations]
+    if ranking is not None:
+        trust += scope_notes(model, ranking.cases.case(0))
+    if trust:
+        blocks.append(Items(title="How sure", items=tuple(trust)))
+    return Section(name="summary", title="In brief", blocks=tuple(blocks))
+
+
+def _answer(ranking: Ranking) -> list[Block]:
+    best = ranking.best
+    name = best.configuration.describe()
+    energy = best.energy_per_request_j
+    saving, reference = ranking.saving_against_reference_ratio, ranking.reference
+    against_j = ranking.reference_energy_per_request_j
+    lead = (
+        f"Run {name} on {_count(best.configuration.gpus, 'GPU')} ({best.gpu}, {best.precision}): "
+        f"{si(energy, 'J')} per request"
+    )
+    facts = [
+        (
+            "Energy per request",
+            si(energy, "J"),
+            f"{energy * 1e6 / JOULES_PER_KWH:,.1f} kWh per million requests",
+        )
+    ]
+    if saving is not None and reference is not None and against_j is not None:
+        difference = against_j - energy
+        word = "less" if difference >= 0 else "more"
+        much = f"{si(abs(difference), 'J')} or {percent(abs(saving), 0)}"
+        lead += f", {much} {word} than {reference.describe()}."
+        facts.append(
+            (
+                f"Against {reference.describe()}",
+                f"{percent(saving, 0)} saved" if difference >= 0 else f"{percent(-saving, 0)} more",
+                f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}",
+            )
+        )
+    else:
+        lead += "."
+        facts.append(
+            (
+                "Against the worst feasible",
+                f"{percent(ranking.saving_against_worst_ratio, 0)} less",
+                f"of {_count(len(ranking), 'feasible configuration')}",
+            )
+        )
+    if best.lower_j is not None and best.upper_j is not None:
+        facts.append(
+            (
+                f"{percent(ranking.coverage_ratio, 0)} interval",
+                f"{si(best.lower_j, 'J')} to {si(best.upper_j, 'J')}",
+                "where a measurement should lie",
+            )
+        )
+    if best.probability_best_ratio is not None:
+        facts.append(
+            (
+                "Probability of being best",
+                percent(best.probability_best_ratio, 0),
+                ""
+                if ranking.expected_regret_ratio is None
+                else "expected to cost "
+                f"{percent(ranking.expected_regret_ratio)} over the true best",
+            )
+        )
+    return [Prose(text=lead, lead=True), Facts(facts=tuple(facts))]
+
+
+def _saving_words(model: EnergyModel, ranking: Ranking) -> list[str]:
+    """Say which terms of the law make the difference to the configuration compared with."""
+    if ranking.reference is None or model.measured_power:
+        return []
+    cases = Cases.of([ranking.cases.case(0), _reference_case(ranking)])
+    prefill, decode = model.predict_parts_j(cases)
+    total = prefill + decode
+    saved = total[1] - total[0]
+    most = [k for k in np.argsort(-saved)[:2] if saved[k] > 0]
+    if not most or saved.sum() <= 0:
+        return []
+    words = _listed(
+        f"{SUBJECTS.get(NAMES[k], NAMES[k])} ({si(float(saved[k]), 'J')})" for k in most
+    )
+    return [f"What it saves over {ranking.reference.describe()} is mostly {words}."]
+
+
+def _reference_case(ranking: Ranking) -> Case:
+    s = ranking.scenario
+    return Case(
+        llm=s.llm,
+        gpu=s.gpu,
+        precision=s.precision,
+        workload=s.workload,
+        configuration=replace(ranking.reference or s.configuration, mean_batch_size=None),
+        boundary=s.boundary,
+        node_gpus=s.node_gpus,
+    )
+
+
+def _evaluation_words(evaluation: Evaluation) -> str:
+    scores = evaluation.estimators
+    said = f"{_protocol_title(evaluation)}: "
+    if OURS in scores:
+        ours = scores[OURS].metrics
+        parts = []
+        if ours.top1_within_noise_ratio is not None:
+            parts.append(
+                f"the choice is within {percent(evaluation.noise_ratio, 0)} of the best in "
+                f"{percent(ours.top1_within_noise_ratio)} of "
+                f"{_count(evaluation.scenarios, 'scenario')}"
+            )
+        if ours.regret_mean_ratio is not None:
+            parts.append(f"it costs {percent(ours.regret_mean_ratio, 2)} too much on average")
+        if ours.mape_ratio is not None:
+            parts.append(f"joules are off by {percent(ours.mape_ratio)}")
+        said += _listed(parts) if parts else "nothing could be judged"
+        others = [name for name in _by_regret(evaluation) if name != OURS]
+        if others:
+            best = scores[others[0]].metrics
+            said += (
+                f". Next best is {others[0]} with {percent(best.top1_within_noise_ratio)}, "
+                f"{percent(best.regret_mean_ratio, 2)} and {percent(best.mape_ratio)}"
+            )
+    else:
+        said += f"judged {_listed(scores)}"
+    return f"{said}." + ("" if evaluation.accuracy_claim else " No accuracy claim rests on this.")
+
+
+def _by_regret(evaluation: Evaluation) -> list[str]:
+    """Estimators from the lowest mean regret up, those without one last."""
+
+    def regret(name: str) -> float:
+        value = evaluation.estimators[name].metrics.regret_mean_ratio
+        return float("inf") if value is None else value
+
+    return sorted(evaluation.estimators, key=regret)
+
+
+def _protocol_title(evaluation: Evaluation) -> str:
+    title = evaluation.protocol.replace("-", " ").replace("llm", "LLM")
+    point = evaluation.points[evaluation.headline]
+    rows = f", {point.train} training rows" if point.train else ""
+    return f"{title[0].upper()}{title[1:]}{rows}"
+
+
+def _choice(
+    model: EnergyModel, dataset: Dataset, ranking: Ranking | None, choose: Sequence[str]
+) -> Section:
+    blocks: list[Block] = []
+    if ranking is not None:
+        blocks.append(_figure(plotting.ranking_with_intervals(ranking)))
+        if not model.measured_power:
+            compared = ranking.cases.take(slice(0, BARS - 1))
+            if ranking.reference is not None:
+                compared = Cases.concatenate([compared, Cases.of([_reference_case(ranking)])])
+            blocks.append(_figure(plotting.energy_breakdown(model, compared)))
+        if len(ranking.ruled_out):
+            blocks.append(_ruled_out(ranking))
+    else:
+        rows = max(dataset.scenarios(choose), key=len, default=np.arange(min(len(dataset), 12)))
+        rows = rows[np.argsort(dataset.energy_per_request_j[rows], kind="stable")]
+        blocks.append(
+            _figure(
+                plotting.energy_breakdown(
+                    model,
+                    dataset.cases.take(rows),
+                    measured_j=dataset.energy_per_request_j[rows],
+                )
+            )
+        )
+    trade = plotting.latency_against_energy(dataset, choose)
+    if trade is not None:
+        blocks.append(_figure(trade))
+    return Section(name="choice", title="The choice", blocks=tuple(blocks))
+
+
+def _ruled_out(ranking: Ranking) -> Table:
+    """Group by layout: the smallest batch that is ruled out tells why."""
+    layouts: dict[str, list[Infeasible]] = {}
+    listed = sorted(ranking.infeasible(200), key=lambda entry: entry.configuration.batch_size)
+    for entry in listed:
+        degrees = entry.configuration.describe().rsplit(" ", 1)[0]
+        layouts.setdefault(f"{degrees}, {entry.gpu} {entry.precision}", []).append(entry)
+    counts = _listed(f"{n:,} by {cause}" for cause, n in ranking.infeasible_counts().items())
+    return Table(
+        title="What was ruled out",
+        caption=f"{_count(len(ranking.ruled_out), 'configuration')}: {counts}. The reason is that "
+        "of the smallest batch."
+        + (f" From the first {len(listed)}." if len(listed) < len(ranking.ruled_out) else ""),
+        columns=("Layout", "Batch sizes", "Why not"),
+        rows=tuple(
+            (
+                name,
+                f"{entries[0].configuration.batch_size:g}"
+                + (f" to {entries[-1].configuration.batch_size:g}" if len(entries) > 1 else ""),
+                entries[0].reason,
+            )
+            for name, entries in list(layouts.items())[:BARS]
+        ),
+    )
+
+
+def _figure(picture: Picture) -> Figure:
+    table = None
+    if picture.rows:
+        table = Table(
+            caption=f"The numbers: {picture.title[0].lower()}{picture.title[1:]}",
+            columns=picture.columns,
+            rows=picture.rows,
+            highlight=OURS,
+        )
+    return Figure(picture=picture, table=table)
+
+
+def _judgement(model: EnergyModel, dataset: Dataset, evaluations: Sequence[Evaluation]) -> Section:
+    seen = model.dataset_digest == dataset.digest
+    blocks: list[Block] = []
+    if not evaluations:
+        blocks.append(
+            Prose(
+                text="No evaluation was handed in, so nothing here says how well the model "
+                "foretells rows that it has not seen."
+            )
+        )
+    blocks.append(_figure(plotting.predicted_against_measured(model, dataset, in_sample=seen)))
+    for evaluation in evaluations:
+        blocks += _evaluation_blocks(evaluation, dataset)
+    errors, held_out = _errors(model, dataset, evaluations)
+    worst = plotting.residuals_by_scenario(dataset, errors, held_out=held_out)
+    if worst is not None:
+        blocks.append(_figure(worst))
+    return Section(name="judgement", title="How far to trust it", blocks=tuple(blocks))
+
+
+def _errors(
+    model: EnergyModel, dataset: Dataset, evaluations: Sequence[Evaluation]
+) -> tuple[FloatArray, bool]:
+    """Relative error of each row, by fits without it where an evaluation of these rows has any."""
+    for evaluation in evaluations:
+        ours = evaluation.estimators.get(OURS)
+        if (
+            ours is not None
+            and not evaluation.in_sample
+            and evaluation.dataset_digest == dataset.digest
+            and np.isfinite(ours.row_error_ratio).any()
+        ):
+            return ours.row_error_ratio, True
+    predicted = model.predict_energy_j(dataset.cases)
+    return predicted / dataset.energy_per_request_j - 1.0, model.dataset_digest != dataset.digest
+
+
+def _evaluation_blocks(evaluation: Evaluation, dataset: Dataset) -> list[Block]:
+    scores = evaluation.estimators
+    how = _PROTOCOLS.get(evaluation.protocol, evaluation.protocol)
+    caption = (
+        f"{how[0].upper()}{how[1:]}. "
+        f"{_count(evaluation.rows, 'row')}, {_count(evaluation.scenarios, 'scenario')}, free "
+        f"{_listed(name.replace('_', ' ') for name in evaluation.choose)}, "
+        f"{_count(evaluation.repeats, 'draw')}, seed {evaluation.seed}; within noise means within "
+        f"{percent(evaluation.noise_ratio, 0)} of the best."
+    )
+    if not evaluation.accuracy_claim:
+        caption += " No accuracy claim rests on these figures."
+    if evaluation.dataset_digest != dataset.digest:
+        caption += f" Judged on other rows than those shown ({evaluation.dataset_digest[:16]})."
+    blocks: list[Block] = [
+        Table(
+            title=_protocol_title(evaluation),
+            caption=caption,
+            columns=(
+                "Estimator",
+                "Rows fitted",
+                "Top-1",
+                "Within noise",
+                "Pairs in order",
+                "Mean regret",
+                "95 % regret",
+                "Mean error",
+                "Median error",
+                f"{percent(evaluation.interval_ratio, 0)} interval covers",
+                "Fit",
+            ),
+            rows=tuple(_score_row(name, scores[name]) for name in _by_regret(evaluation)),
+            highlight=OURS,
+        )
+    ]
+    failures = tuple(
+        f"{name}: {score.failed_fits} of {_count(score.fits, 'fit')} failed ({score.failure})."
+        for name, score in scores.items()
+        if score.failed_fits
+    )
+    if failures or evaluation.notes:
+        blocks.append(Items(items=(*failures, *evaluation.notes)))
+    if evaluation.protocol == "learning-curve":
+        blocks.append(_figure(plotting.learning_curves(evaluation)))
+    ours = scores.get(OURS)
+    if ours is not None and ours.misses:
+        missed = ours.misses
+        blocks.append(
+            Table(
+                title="Where it chose wrong",
+                caption=f"{_protocol_title(evaluation)}: scenarios in which {OURS} did not always "
+                f"choose within noise, costliest first ({min(8, len(missed))} of {len(missed)}).",
+                columns=("Scenario", "Best", "Chosen", "Within noise", "Mean regret"),
+                rows=tuple(
+                    (
+                        s.scenario,
+                        s.best,
+                        s.chosen or "–",
+                        percent(s.top1_within_noise_ratio, 0),
+                        percent(s.regret_mean_ratio),
+                    )
+                    for s in missed[:8]
+                ),
+            )
+        )
+    return blocks
+
+
+def _score_row(name: str, score: Score) -> tuple[str, ...]:
+    m = score.metrics
+    return (
+        name,
+        f"{score.train_rows}",
+        percent(m.top1_ratio),
+        percent(m.top1_within_noise_ratio),
+        percent(m.pairwise_ratio),
+        percent(m.regret_mean_ratio, 2),
+        percent(m.regret_p95_ratio),
+        percent(m.mape_ratio),
+        percent(m.median_ape_ratio),
+        percent(m.interval_coverage_ratio),
+        "–" if score.fit_s is None else si(score.fit_s, "s"),
+    )
+
+
+def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) -> Section:
+    gpus = dataset.cases.gpus
+    used = sorted(set(dataset.cases.gpu_index.tolist()), key=lambda g: gpus[g].id)
+    expected = datasheet(gpus)
+    pooled = model.pooled
+    low, high = _theta_interval(pooled)
+    undetermined = diagnostics.undetermined if diagnostics else {}
+    per_gpu = [
+        (model.groups.get(gpus[g].id, pooled) if model.per == ("gpu",) else pooled, g) for g in used
+    ]
+    rows = []
+    for k, term in enumerate(TERMS):
+        rows.append(
+            (
+                _symbol(term.symbol),
+                plotting.term_title(term),
+                *(si(float(fitted.theta[k] * expected[g, k]), term.unit) for fitted, g in per_gpu),
+                f"{pooled.theta[k]:.2f}",
+                f"{low[k]:.2f} to {high[k]:.2f}",
+                term.meaning,
+                _verdict(k, model, undetermined),
+            )
+        )
+    blocks: list[Block] = [
+        _equation(),
+        Prose(
+            text="E is the energy of a request in joules. N counts what the LLM, the layout, "
+            "the batch and the lengths make the GPUs do in prefill and in decode: bytes read, "
+            "operations done, kernels launched, bytes sent. "
+            + (
+                "What stands under one root happens at the same time: the larger counts, and the "
+                "smaller hardly shows. "
+                if OVERLAPS
+                else ""
+            )
+            + "D is what one such count should cost "
+            "by the GPU's datasheet alone, and θ what the rows say of that: 1 where the datasheet "
+            "is right. What one count does cost, in joules, is θ times D."
+            + (
+                " Each term is scaled by the measured power of its row."
+                if model.measured_power
+                else ""
+            )
+        ),
+        Table(
+            title=f"The {len(TERMS)} coefficients",
+            caption=f"Fitted to {_count(pooled.rows, 'row')}. The interval holds θ with 80 % "
+            "probability.",
+            columns=(
+                "Symbol",
+                "Term",
+                *(f"θD on {gpus[g].id}" for _, g in per_gpu),
+                "θ",
+                "80 % interval of θ",
+                "What it costs to do",
+                "What the rows say",
+            ),
+            rows=tuple(rows),
+        ),
+    ]
+    if model.groups:
+        keys = sorted(model.groups)
+        blocks.append(
+            Table(
+                title=f"θ for each {' and '.join(model.per)}",
+                caption="Drawn toward the pooled values above where rows are few."
+                + (f" {LISTED} of {len(keys)} are listed." if len(keys) > LISTED else ""),
+                columns=("Group", "Rows", *(_symbol(term.symbol) for term in TERMS)),
+                rows=tuple(
+                    (
+                        key,
+                        f"{model.groups[key].rows}",
+                        *(f"{value:.2f}" for value in model.groups[key].theta),
+                    )
+                    for key in keys[:LISTED]
+                ),
+            )
+        )
+    return Section(name="law", title="The law", blocks=tuple(blocks))
+
+
+def _equation() -> Equation:
+    """Write the law down as `formula.py` has it: sums, and roots over what overlaps."""
+
+    def name(k: int) -> str:
+        return _symbol(TERMS[k].symbol)
+
+    def mathml(k: int) -> str:
+        letter, _, index = name(k).partition("_")
+        inner = f"<msub><mi>{letter}</mi><mi>{index}</mi></msub>" if index else f"<mi>{letter}</mi>"
+        return f"<msup><msub><mi>e</mi>{inner}</msub><mn>2</mn></msup>"
+
+    def of_k(letter: str) -> str:
+        return f"<msub><mi>{letter}</mi><mi>k</mi></msub>"
+
+    plus = "<mo>+</mo>"
+    roots = [f"<msqrt>{plus.join(map(mathml, pair))}</msqrt>" for pair in OVERLAPS]
+    total = plus.join([f"<munder><mo>∑</mo><mi>k</mi></munder>{of_k('e')}", *roots])
+    each = f"{of_k('θ')}{of_k('D')}{of_k('N')}"
+    return Equation(
+        mathml=(
+            f"<mi>E</mi><mo>=</mo>{total}",
+            f"{of_k('e')}<mo>=</mo>{each}<mo>,</mo>{of_k('θ')}<mo>≥</mo><mn>0</mn>",
+        ),
+        lines=(
+            "E = sum of e_k over all other k",
+            *(f"    + sqrt({' + '.join(f'e_{name(k)}^2' for k in pair)})" for pair in OVERLAPS),
+            "e_k = θ_k D_k N_k,  θ_k >= 0",
+        )
+        if OVERLAPS
+        else ("E = sum of e_k", "e_k = θ_k D_k N_k,  θ_k >= 0"),
+    )
+
+
+def _theta_interval(fitted: Coefficients) -> tuple[FloatArray, FloatArray]:
+    half = NORMAL_80 * np.sqrt(np.diag(fitted.covariance))
+    return np.maximum(fitted.theta - half, 0.0), fitted.theta + half
+
+
+def _symbol(tex: str) -> str:
+    return re.sub(r"\\([a-z]+)", lambda match: _GREEK.get(match.group(1), match.group(1)), tex)
+
+
+def _verdict(k: int, model: EnergyModel, undetermined: dict[str, str]) -> str:
+    term, fitted = TERMS[k], model.pooled
+    if term.name in undetermined:
+        guess = model.options.get("prior", "datasheet") == "datasheet"
+        return (
+            f"not determined{', the datasheet stands in' if guess else ''}; "
+            f"it would take {term.needs}"
+        )
+    if fitted.theta[k] <= term.lower_bound:
+        return f"at its bound of {term.lower_bound:g}: other terms explain its share"
+    if _theta_interval(fitted)[0][k] <= 0.5 * fitted.theta[k]:
+        return f"determined loosely; it would help to have {term.needs}"
+    return "determined"
+
+
+def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Section:
+    d, pooled = diagnostics, model.pooled
+    options = ", ".join(f"{name} {value}" for name, value in model.options.items() if value)
+    condition = (
+        "some terms cannot be told apart by these rows"
+        if d.condition_number > 1000
+        else "low enough to tell the terms apart"
+    )
+    facts = (
+        (
+            "Rows",
+            f"{d.rows:,}",
+            f"determine {d.effective_parameters:.1f} of {len(TERMS)} coefficients",
+        ),
+        (
+            "Mean error on these rows",
+            percent(d.mape_ratio),
+            f"median {percent(d.median_ape_ratio)}, bias {percent(d.bias_ratio)}",
+        ),
+        ("Condition number", f"{d.condition_number:.3g}", condition),
+        (
+            "Spread left within a scenario",
+            percent(pooled.within_ratio),
+            f"{percent(pooled.between_ratio)} between scenarios",
+        ),
+    )
+    blocks: list[Block] = [Facts(facts=facts)]
+    titles = {term.name: plotting.term_title(term) for term in TERMS}
+    weak = [f"{titles[name]} is at its bound of 0." for name in d.at_bound]
+    weak += [
+        f"{titles[name]} is not determined by these rows; it would take {needs}."
+        for name, needs in d.undetermined.items()
+    ]
+    weak.append(
+        f"Row {d.leverage_row} ({_row_words(dataset, d.leverage_row)}) pulls hardest on its own "
+        f"prediction: it decides {percent(d.leverage_max_ratio, 0)} of it."
+    )
+    blocks.append(Items(title="What these rows leave open", items=tuple(weak)))
+    predicted = model.predict_energy_j(dataset.cases)
+    blocks.append(
+        Table(
+            title="The rows it describes worst",
+            caption="Numbers count rows from 0, in the order of the table.",
+            columns=("Row", "What", "Measured", "Predicted", "Predicted / measured"),
+            rows=tuple(
+                (
+                    f"{row}",
+                    _row_words(dataset, row),
+                    si(float(dataset.energy_per_request_j[row]), "J"),
+                    si(float(predicted[row]), "J"),
+                    f"{ratio:.2f}",
+                )
+                for row, ratio in d.worst
+            ),
+        )
+    )
+    blocks.append(
+        Prose(
+            text=f"Structure {model.structure}; {options or 'default options'}; coefficients "
+            f"{'pooled' if not model.per else 'for each ' + ' and '.join(model.per)}; fitted by "
+            f"energylens {model.energylens_version or 'of unknown version'}."
+        )
+    )
+    return Section(name="fit", title="The fit, and its weak points", blocks=tuple(blocks))
+
+
+def _row_words(dataset: Dataset, row: int) -> str:
+    case = dataset.cases.case(row)
+    task = str(dataset.task[row])
+    return f"{short_name(case.llm.id)} {case.precision.id}, {case.configuration.describe()}" + (
+        f", {task}" if task else ""
+    )
+
+
+def _rows(model: EnergyModel, dataset: Dataset) -> Section:
+    energy = dataset.energy_per_request_j
+    groups = Counter(
+        zip(dataset.llm_ids, dataset.gpu_ids, dataset.precision_ids, dataset.source, strict=True)
+    )
+    names = sorted(groups, key=lambda key: tuple(map(str, key)))
+    keys = [dataset.llm_ids, dataset.gpu_ids, dataset.precision_ids, dataset.source]
+
+    def span(key: tuple[object, ...]) -> str:
+        mine = energy[np.logical_and.reduce([c == k for c, k in zip(keys, key, strict=True)])]
+        low, high = si(float(mine.min()), "J"), si(float(mine.max()), "J")
+        return low if low == high else f"{low} to {high}"
+
+    engines = Counter(
+        f"{name} {version}".strip()
+        for name, version in zip(dataset.engine, dataset.engine_version, strict=True)
+    )
+    origins = Counter(map(str, dataset.origin))
+    lines = [
+        f"Digest of the rows shown: {dataset.digest}.",
+        f"Digest of the rows fitted: {model.dataset_digest or 'unknown'}.",
+    ]
+    for what, counts in (("Engines", engines), ("Origins", origins)):
+        known = [f"{name} ({_count(n, 'row')})" for name, n in counts.most_common(3) if name]
+        more = f", and {len(counts) - 3} more" if len(counts) > 3 else ""
+        if known:
+            lines.append(f"{what}: {', '.join(known)}{more}.")
+    ranges = [
+        f"{name.replace('_', ' ')} {low:,.0f}" + (f" to {high:,.0f}" if high != low else "")
+        for name, (low, high) in model.scope.ranges.items()
+    ]
+    lines.append(f"The fit has seen {'; '.join(ranges)}.")
+    blocks: list[Block] = [
+        Table(
+            title="What there is",
+            caption="Rows by LLM, GPU, precision and source"
+            + (f"; {LISTED} of {len(names)} kinds are listed." if len(names) > LISTED else "."),
+            columns=("LLM", "GPU", "Precision", "Source", "Rows", "Energy per request"),
+            rows=tuple(
+                (str(key[0]), str(key[1]), str(key[2]), str(key[3]), f"{groups[key]}", span(key))
+                for key in names[:LISTED]
+            ),
+        ),
+        Items(items=tuple(lines)),
+    ]
+    return Section(name="rows", title="The rows behind it", blocks=tuple(blocks))

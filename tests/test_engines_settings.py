@@ -1,0 +1,196 @@
+"""Engines by name, their options, and the number formats they are told of."""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+from energylens import catalog
+from energylens.engines import ENGINES, open_engine
+from energylens.engines.options import Options
+from energylens.engines.quantization import (
+    check_loaded,
+    dtype_of,
+    loaded_provenance,
+    vllm_quantization,
+)
+from energylens.engines.vllm_server import command_line, start_failure
+from energylens.errors import MissingExtraError, UnknownNameError
+from energylens.instrument import EngineError, Layout, Phase, Reason
+from energylens.records import Source
+
+
+def layout(**options: str) -> Layout:
+    return Layout(
+        llm=catalog.llm("Qwen/Qwen3-0.6B"),
+        precision=catalog.precision("bf16"),
+        max_sequences=1,
+        max_sequence_tokens=8,
+        options=options,
+    )
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_engine_by_name_says_what_it_can_do_before_it_starts(name: str) -> None:
+    engine = open_engine(name)
+    assert engine.name == name
+    assert {Phase.PREFILL, Phase.REQUEST} <= engine.capabilities.phases
+    simulated = engine.capabilities.source is Source.SIMULATED
+    assert simulated == (name == "simulated") == (engine.own_meter() is not None)
+    engine.close()
+    engine.close()  # twice is harmless
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="transformers"):
+        open_engine("transformer")
+
+
+def test_engines_can_be_made_in_another_process() -> None:
+    assert pickle.loads(pickle.dumps(open_engine)) is open_engine
+
+
+def test_nothing_heavy_is_imported_with_the_engines() -> None:
+    code = (
+        "import sys, energylens.engines as e; [e.open_engine(n).capabilities for n in e.ENGINES]; "
+        "print(sorted({'torch', 'vllm', 'transformers', 'httpx', 'PIL'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", ["vllm", "transformers"])
+def test_an_engine_that_is_not_installed_names_the_extra(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    with pytest.raises(MissingExtraError, match=rf"energylens\[{name}\]"):
+        open_engine(name).start(layout())
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_an_option_that_an_engine_does_not_know_is_refused(name: str) -> None:
+    with pytest.raises(EngineError, match="no option 'speed'") as refused:
+        open_engine(name).start(layout(speed="11"))
+    assert refused.value.reason is Reason.UNSUPPORTED
+
+
+def test_options_are_read_by_kind() -> None:
+    given = {"mode": "server", "eager": "True", "limit": "2.5"}
+    options = Options("x", given, ("mode", "eager", "limit", "other"))
+    assert options.choice("mode", ("offline", "server")) == "server"
+    assert options.flag("eager", False)
+    assert not options.flag("other", False)
+    assert options.number("limit", 1.0) == 2.5
+    assert options.number("other", 1.0) == 1.0
+    for call in (
+        lambda: options.choice("mode", ("a", "b")),
+        lambda: options.flag("mode", True),
+        lambda: options.number("mode", 1.0),
+    ):
+        with pytest.raises(EngineError, match="the x engine takes"):
+            call()
+    with pytest.raises(EngineError, match="did you mean eager"):
+        Options("x", {"eagre": "1"}, ("eager",))
+
+
+@pytest.mark.parametrize("value", ["-1", "0", "nan", "inf"])
+def test_a_number_that_is_not_above_zero_is_refused(value: str) -> None:
+    with pytest.raises(EngineError, match="above 0"):
+        Options("x", {"limit": value}, ("limit",)).number("limit", 1.0)
+
+
+# ------------------------------------------------------------------------------------ formats
+
+
+def test_sixteen_bit_formats_quantize_nothing() -> None:
+    for name in ("bf16", "fp16"):
+        assert vllm_quantization(catalog.precision(name)) is None
+    assert dtype_of(catalog.precision("fp16")) == "float16"
+    assert dtype_of(catalog.precision("fp8")) == "bfloat16"
+
+
+@pytest.mark.parametrize("name", ["fp8", "int8", "w8a16", "int4", "awq-int4", "gptq-int4", "nvfp4"])
+def test_a_narrow_format_names_its_method_and_leaves_the_output_matrix_alone(name: str) -> None:
+    config = vllm_quantization(catalog.precision(name))
+    assert config is not None
+    text = str(config)
+    assert config["quant_method"] in ("fp8", "compressed-tensors", "awq", "gptq")
+    assert "lm_head" in text or name == "gptq-int4"  # gptq leaves it by itself
+
+
+def test_a_format_that_needs_a_checkpoint_is_refused_by_name() -> None:
+    with pytest.raises(EngineError, match="nf4") as refused:
+        vllm_quantization(catalog.precision("nf4"))
+    assert refused.value.reason is Reason.UNSUPPORTED
+
+
+def test_a_format_that_was_quietly_not_applied_is_refused() -> None:
+    llm, int8 = catalog.llm("Qwen/Qwen3-8B"), catalog.precision("int8")
+    wide = {"weight_bytes_bfloat16": str(round(2 * llm.counted_parameters))}
+    with pytest.raises(EngineError, match="int8 was asked for"):
+        check_loaded(int8, llm, wide)
+    rest = llm.counted_parameters - llm.backbone_parameters
+    narrow = {
+        "weight_bytes_bfloat16": str(round(2 * rest)),
+        "weight_bytes_int8": str(round(llm.backbone_parameters)),
+    }
+    check_loaded(int8, llm, narrow)
+    # some kernels pack weights where no tensor shows them
+    check_loaded(int8, llm, {"weight_bytes_bfloat16": str(round(2 * rest))})
+    check_loaded(catalog.precision("bf16"), llm, wide)
+
+
+def test_experts_left_wide_are_seen_in_a_format_for_experts_alone() -> None:
+    llm, mxfp4 = catalog.llm("openai/gpt-oss-20b"), catalog.precision("mxfp4")
+    rest = llm.counted_parameters - llm.expert_parameters
+    check_loaded(mxfp4, llm, {"weight_bytes_bfloat16": str(round(2 * rest))})
+    with pytest.raises(EngineError, match="mxfp4"):
+        check_loaded(mxfp4, llm, {"weight_bytes_bfloat16": str(round(2 * llm.counted_parameters))})
+
+
+def test_what_ranks_loaded_is_summed() -> None:
+    ranks = [
+        {"bytes": {"bfloat16": 10, "int8": 5}, "quantization_methods": ["A"]},
+        {"bytes": {"bfloat16": 7}, "quantization_methods": ["B", "A"]},
+    ]
+    assert loaded_provenance(ranks) == {
+        "weight_bytes_bfloat16": "17",
+        "weight_bytes_int8": "5",
+        "quantization_methods": "A,B",
+    }
+
+
+# ------------------------------------------------------------------------------- vLLM's server
+
+
+def test_engine_arguments_become_flags() -> None:
+    words = command_line({"dtype": "bfloat16", "a_b": 3, "yes": True, "no_x": False, "none": None})
+    assert words == ["--dtype", "bfloat16", "--a-b", "3", "--yes", "--no-no-x"]
+    assert command_line({"compilation_config": {"mode": 0}}) == [
+        "--compilation-config",
+        '{"mode": 0}',
+    ]
+
+
+@pytest.mark.parametrize(
+    ("log", "reason"),
+    [
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", Reason.OUT_OF_MEMORY),
+        ("ValueError: No available memory for the KV cache blocks", Reason.DOES_NOT_FIT),
+        (
+            "RuntimeError: Engine core initialization failed\nValueError: head size 12",
+            Reason.UNSUPPORTED,
+        ),
+        ("Segmentation fault", Reason.CRASHED),
+        ("", Reason.CRASHED),
+    ],
+)
+def test_why_vllm_did_not_start_is_told_with_its_kind(log: str, reason: Reason) -> None:
+    error = start_failure(log, "exit status 1")
+    assert error.reason is reason
+    assert "vLLM did not start" in str(error)
+    assert "\n" not in str(error)
