@@ -177,7 +177,7 @@ class Dataset:
         return index
 
     def scenarios(self, choose: Sequence[str]) -> list[IntArray]:
-        """Groups of two or more rows that differ only in the free knobs.
+        """Groups of rows with two or more configurations, that differ only in the free knobs.
 
         A scenario is one LLM, GPU type, precision, workload, boundary and engine version, less
         what ``choose`` frees; its candidates are the measured configurations in it.
@@ -215,9 +215,13 @@ class Dataset:
             if column not in freed:
                 keys.append(getattr(c, column))
         index = group_rows(keys)
+        # Repeats of one configuration leave nothing to choose from.
+        configuration = group_rows([getattr(c, column) for column in sorted(freed)])
         order = np.argsort(index, kind="stable")
         groups = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
-        return sorted((g for g in groups if len(g) >= 2), key=lambda g: int(g[0]))
+        return sorted(
+            (g for g in groups if len(np.unique(configuration[g])) >= 2), key=lambda g: int(g[0])
+        )
 
 
 def _names(names: Sequence[str], index: IntArray) -> StrArray:

@@ -127,10 +127,10 @@ class Table:
     highlight: str = ""
     kind: str = "table"
 
-    @property
-    def short(self) -> bool:
-        """Whether the first column need not be broken."""
-        return max((len(row[0]) for row in self.rows), default=0) <= 40
+    def short(self, column: int) -> bool:
+        """Whether the cells of a column are too short to be broken."""
+        longest = max((len(row[column]) for row in self.rows), default=0)
+        return longest <= (18 if column else 40)
 
     def numeric(self, column: int) -> bool:
         """Whether every cell of a column begins as a number does, or says there is none."""
@@ -141,9 +141,16 @@ class Table:
 class Equation:
     """The law, line by line, for a page and for text."""
 
-    mathml: tuple[str, ...]
+    tex: tuple[str, ...]
     lines: tuple[str, ...]
     kind: str = "equation"
+
+    def svg(self) -> list[str]:
+        """Typeset each line."""
+        return [
+            plotting.typeset(tex, " ".join(line.split()), f"equation-{i}")
+            for i, (tex, line) in enumerate(zip(self.tex, self.lines, strict=True))
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -334,7 +341,7 @@ def _block_text(block: Block) -> list[str]:
                 )
             ]
         case Equation():
-            return [f"    {line}" for line in block.lines]
+            return [f"    {part}" for line in block.lines for part in line.split("\n")]
         case Table():
             return _table_text(block)
         case Figure():
@@ -932,7 +939,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
             "operations done, kernels launched, bytes sent. "
             + (
                 "What stands under one root happens at the same time: the larger counts, and the "
-                "smaller hardly shows. "
+                "smaller hardly shows. The sum goes over what stands under none. "
                 if OVERLAPS
                 else ""
             )
@@ -984,34 +991,14 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
 
 def _equation() -> Equation:
     """Write the law down as `formula.py` has it: sums, and roots over what overlaps."""
-
-    def name(k: int) -> str:
-        return _symbol(TERMS[k].symbol)
-
-    def mathml(k: int) -> str:
-        letter, _, index = name(k).partition("_")
-        inner = f"<msub><mi>{letter}</mi><mi>{index}</mi></msub>" if index else f"<mi>{letter}</mi>"
-        return f"<msup><msub><mi>e</mi>{inner}</msub><mn>2</mn></msup>"
-
-    def of_k(letter: str) -> str:
-        return f"<msub><mi>{letter}</mi><mi>k</mi></msub>"
-
-    plus = "<mo>+</mo>"
-    roots = [f"<msqrt>{plus.join(map(mathml, pair))}</msqrt>" for pair in OVERLAPS]
-    total = plus.join([f"<munder><mo>∑</mo><mi>k</mi></munder>{of_k('e')}", *roots])
-    each = f"{of_k('θ')}{of_k('D')}{of_k('N')}"
+    roots = [[TERMS[k].symbol for k in pair] for pair in OVERLAPS]
+    tex = [r"E = \sum_k \, e_k"]
+    tex += [rf"\sqrt{{{' + '.join(f'e_{{{symbol}}}^2' for symbol in pair)}}}" for pair in roots]
+    words = ["E = sum of e_k"]
+    words += [f"sqrt({' + '.join(f'e_{_symbol(symbol)}^2' for symbol in pair)})" for pair in roots]
     return Equation(
-        mathml=(
-            f"<mi>E</mi><mo>=</mo>{total}",
-            f"{of_k('e')}<mo>=</mo>{each}<mo>,</mo>{of_k('θ')}<mo>≥</mo><mn>0</mn>",
-        ),
-        lines=(
-            "E = sum of e_k over all other k",
-            *(f"    + sqrt({' + '.join(f'e_{name(k)}^2' for k in pair)})" for pair in OVERLAPS),
-            "e_k = θ_k D_k N_k,  θ_k >= 0",
-        )
-        if OVERLAPS
-        else ("E = sum of e_k", "e_k = θ_k D_k N_k,  θ_k >= 0"),
+        tex=(" + ".join(tex), r"e_k = \theta_k \, D_k \, N_k, \quad \theta_k \geq 0"),
+        lines=("\n    + ".join(words), "e_k = θ_k D_k N_k, θ_k >= 0"),
     )
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from energylens.baselines.features import knobs
 from energylens.baselines.least_squares import Ridge, fit_nonnegative, fit_ridge
 from energylens.cases import Cases, FloatArray, IntArray
+from energylens.counts import in_flight
 from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError
 
@@ -383,7 +384,7 @@ class _LogisticPredictor:
     scales: Ridge
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
-        x = np.log2(cases.running)
+        x = np.log2(in_flight(cases))
         lengths = np.log(np.column_stack([cases.input_tokens, cases.output_tokens]))
         per_token = np.exp(self.scales.predict(_without_batch(cases))) * self.pooled(x)
         keys, places = _layout_keys(cases)
@@ -425,7 +426,7 @@ class LogisticBatch:
         if len(dataset) < 2:
             raise FitError(f"a curve in the batch needs two rows or more; given {len(dataset)}")
         cases = dataset.cases
-        x = np.log2(cases.running)
+        x = np.log2(in_flight(cases))
         y = dataset.energy_per_request_j / cases.output_tokens
         other = _without_batch(cases)
         keys, places = _layout_keys(cases)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
-from energylens.counts import count
+from energylens.counts import count, in_flight
 
 #: Bandwidth between GPUs where the datasheet names no link: PCIe 5.0 x16, one direction.
 PCIE_BYTES_PER_S = 64e9
@@ -27,7 +27,7 @@ def knobs(cases: Cases) -> dict[str, FloatArray]:
         "pipeline_parallel": cases.pipeline_parallel,
         "expert_parallel": cases.expert_parallel,
         "data_parallel": cases.data_parallel,
-        "running": cases.running,
+        "running": in_flight(cases),
         "input_tokens": cases.input_tokens,
         "output_tokens": cases.output_tokens,
         "vision_tokens_plus_1": 1.0 + cases.vision_tokens,

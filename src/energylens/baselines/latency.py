@@ -75,11 +75,11 @@ class LatencyModel:
 def latency_terms(cases: Cases) -> FloatArray:
     """Terms of :class:`LatencyModel`, shape (n, 10), those with a datasheet speed in seconds."""
     counts = count(cases)
-    # Stages take turns on a token, so only tensor and data parallelism shorten its path.
-    abreast = cases.tensor_parallel * cases.data_parallel
-    bandwidth = abreast * cases.of_gpu(lambda g: g.memory_bandwidth_bytes_per_s)
-    peak = abreast * cases.of_gpu(lambda g: g.bf16_flop_per_s)
-    link = abreast * cases.of_gpu(lambda g: g.link_bandwidth_bytes_per_s or PCIE_BYTES_PER_S)
+    # Stages take turns on a token, but each holds only its share of the layers and works on its
+    # share of the batch, so all GPUs shorten the path of a token alike.
+    bandwidth = counts.gpus * cases.of_gpu(lambda g: g.memory_bandwidth_bytes_per_s)
+    peak = counts.gpus * cases.of_gpu(lambda g: g.bf16_flop_per_s)
+    link = counts.gpus * cases.of_gpu(lambda g: g.link_bandwidth_bytes_per_s or PCIE_BYTES_PER_S)
     steps, running = cases.output_tokens, counts.running
     # Counts are per request; all that is in flight waits for all of it.
     return np.column_stack(
@@ -92,7 +92,7 @@ def latency_terms(cases: Cases) -> FloatArray:
             running * counts.decode_flop / peak,
             running * (counts.prefill_flop + counts.vision_flop) / peak,
             running * (counts.prefill_link_bytes + counts.decode_link_bytes) / link,
-            steps * counts.kernels * (abreast > 1),
+            steps * counts.kernels * (cases.tensor_parallel * cases.data_parallel > 1),
             steps * counts.stage_hops,
         ]
     )

@@ -179,8 +179,6 @@ def quantities() -> Mapping[str, Quantity]:
         ("pass_weight_bytes", "W_p", "byte/request", "weights read by the prefill passes",
          lambda c, n: n.pass_weight_bytes),
         ("prefill_flop", "F_p", "FLOP/request", "operations of prefill", lambda c, n: n.prefill_flop),
-        ("prefill_linear_flop", r"F_{lin}", "FLOP/request", "prompt times weights",
-         _prefill_linear_flop),
         ("prefill_attention_flop", r"F_{att}", "FLOP/request", "prompt times itself",
          lambda c, n: n.prefill_flop - _prefill_linear_flop(c, n)),
         ("vision_flop", "F_v", "FLOP/request", "operations of the vision tower",
@@ -324,7 +322,7 @@ _BATCH_FORMS = (
     ("{} / (running + 64)", "shared by the batch beyond 64"),
 )
 _SINGLE = (
-    ("prefill_linear_flop", "J/FLOP", "prompt times weights"),
+    ("prefill_flop - prefill_attention_flop", "J/FLOP", "prompt times weights"),
     ("prefill_attention_flop", "J/FLOP", "prompt times itself"),
     ("prefill_link_bytes", "J/byte", "sending activations in prefill"),
     ("decode_link_bytes", "J/byte", "sending activations in decode"),

@@ -1,0 +1,353 @@
+"""What discovery returns: one Pareto front of expressions, whichever engine found them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from energylens.cases import Cases, FloatArray
+from energylens.discovery.expression import Expression, import_sympy, latex_number
+from energylens.discovery.library import quantities, quantity_columns
+from energylens.errors import ArtefactError, EnergyLensError
+
+if TYPE_CHECKING:
+    import sympy
+
+FORMAT = "energylens-front"
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontTerm:
+    """One addend of an expression.
+
+    Attributes
+    ----------
+    expression : Expression
+        What the coefficient multiplies.
+    coefficient : float
+    unit : str
+        Of the coefficient; ``"fitted"`` where numbers inside the expression were fitted too.
+    meaning : str
+    share_ratio : float
+        Of the predicted energy, mean over the rows.
+    stability_ratio : float or None
+        Share of the searches over resampled rows (and other seeds) that have the term in their
+        expression of this size; None where none were run.
+    """
+
+    expression: Expression
+    coefficient: float
+    unit: str
+    meaning: str = ""
+    share_ratio: float = 0.0
+    stability_ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrontPoint:
+    """One expression of the front: a Predictor.
+
+    Attributes
+    ----------
+    terms : tuple of FrontTerm
+        Their sum is the energy per request in joules; largest share first.
+    size : int
+        What the engine counts: terms (own), nodes of the tree (operon, pysr).
+    complexity : int
+        Names, numbers, operators and functions, counted alike for every engine.
+    criterion : float or None
+        Extended Bayesian information criterion; lower is better. None where the engine's
+        search space has no count of rivals to charge for.
+    in_sample_mape_ratio : float
+    held_out_mape_ratio, held_out_error_ratio : float
+        Of rows whose group was left out of search and fit alike, and its standard error over
+        groups. Groups are searched anew without each fold, so this judges the size, found and
+        fitted honestly, rather than this one expression.
+    top1_ratio, regret_mean_ratio : float or None
+        Of choosing by those held-out predictions; None without a scenario.
+    knee : bool
+        Whether this is the expression to take: see ``Front``.
+    """
+
+    terms: tuple[FrontTerm, ...]
+    size: int
+    complexity: int
+    criterion: float | None
+    in_sample_mape_ratio: float
+    held_out_mape_ratio: float
+    held_out_error_ratio: float
+    top1_ratio: float | None
+    regret_mean_ratio: float | None
+    knee: bool = False
+
+    @cached_property
+    def expression(self) -> Expression:
+        """All of it as one expression in joules per request."""
+        return Expression(
+            " + ".join(_product(term.coefficient, term.expression) for term in self.terms)
+        )
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        """Predict joules per request, shape (n,)."""
+        columns = quantity_columns(cases, self.expression.names)
+        total = np.zeros(len(cases))
+        for term in self.terms:
+            total += term.coefficient * term.expression.evaluate(columns)
+        return total
+
+    def to_latex(self, digits: int = 3) -> str:
+        r"""Typeset as ``E = ...`` in joules per request, without any dollar signs."""
+        symbols = {name: quantity.symbol for name, quantity in quantities().items()}
+        parts = []
+        for term in self.terms:
+            number = latex_number(abs(term.coefficient), digits)
+            body = term.expression.to_latex(symbols)
+            if _is_sum(term.expression):
+                body = rf"\left({body}\right)"
+            sign = "-" if term.coefficient < 0 else "+"
+            parts.append(rf"{sign} {number} \, {body}")
+        return ("E = " + " ".join(parts)).replace("E = + ", "E = ")
+
+    def to_sympy(self) -> sympy.Expr:
+        """Give it as a sympy expression over positive symbols named as the quantities.
+
+        Raises
+        ------
+        MissingExtraError
+            If sympy is not installed.
+        """
+        sympy = import_sympy()
+        return sympy.Add(
+            *(sympy.Float(t.coefficient) * t.expression.to_sympy() for t in self.terms)
+        )
+
+    def to_python(self) -> str:
+        """Source of a function that computes it with numpy alone."""
+        names = self.expression.names
+        known = quantities()
+        lines = ["import numpy as np", "", ""]
+        lines.append(f"def energy_per_request_j(*, {', '.join(names)}):" if names else
+                     "def energy_per_request_j():")  # fmt: skip
+        lines.append('    """Joules per request; numbers or numpy arrays.')
+        lines.append("")
+        for name in names:
+            lines.append(f"    {name}: {known[name].meaning}, in {known[name].unit}")
+        lines += ['    """', "    return ("]
+        for place, term in enumerate(self.terms):
+            sign = "+ " if place else ""
+            unit = "" if term.unit == "1" else f"  # {term.unit}"
+            lines.append(
+                f"        {sign}{term.coefficient!r} * ({term.expression.to_numpy()}){unit}"
+            )
+        return "\n".join([*lines, "    )", ""])
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values, the expression also as text and LaTeX."""
+        return {
+            "size": self.size,
+            "complexity": self.complexity,
+            "criterion": self.criterion,
+            "in_sample_mape_ratio": self.in_sample_mape_ratio,
+            "held_out_mape_ratio": self.held_out_mape_ratio,
+            "held_out_error_ratio": self.held_out_error_ratio,
+            "top1_ratio": self.top1_ratio,
+            "regret_mean_ratio": self.regret_mean_ratio,
+            "knee": self.knee,
+            "expression": self.expression.text,
+            "latex": self.to_latex(),
+            "terms": [
+                {
+                    "expression": term.expression.text,
+                    "coefficient": term.coefficient,
+                    "unit": term.unit,
+                    "meaning": term.meaning,
+                    "share_ratio": term.share_ratio,
+                    "stability_ratio": term.stability_ratio,
+                }
+                for term in self.terms
+            ],
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A form that was not searched for, judged on the same folds for comparison."""
+
+    name: str
+    terms: int
+    in_sample_mape_ratio: float
+    held_out_mape_ratio: float
+    top1_ratio: float | None
+    regret_mean_ratio: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        return dict(vars(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Front:
+    """Expressions, none of which is both simpler and better on held-out rows than another.
+
+    The *knee* is the simplest expression that is no worse than the best by more than one
+    standard error of the difference, over groups, and that the information criterion (own
+    engine) does not find too large.
+
+    Attributes
+    ----------
+    engine : str
+    points : tuple of FrontPoint
+        From simple to complex; one of them is the knee.
+    reference : Reference or None
+        The frozen law on the same folds.
+    rows, candidates : int
+        Rows seen, and terms or quantities that the search could choose from.
+    groups : str
+        What was left out together: ``llm``, ``workload`` or ``row``.
+    folds, samples, seed : int
+    choose : tuple of str
+        The free knobs that Top-1 and regret are about.
+    dataset_digest : str
+    sources : mapping of str to int
+    notes : tuple of str
+        What a reader should know before believing it.
+    """
+
+    engine: str
+    points: tuple[FrontPoint, ...]
+    reference: Reference | None
+    rows: int
+    candidates: int
+    groups: str
+    folds: int
+    samples: int
+    seed: int
+    choose: tuple[str, ...]
+    dataset_digest: str
+    sources: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def knee(self) -> FrontPoint:
+        """The expression to take."""
+        return next(point for point in self.points if point.knee)
+
+    def legend(self) -> dict[str, tuple[str, str, str]]:
+        """Symbol, unit and meaning of every quantity on the front, by name."""
+        names = sorted({name for point in self.points for name in point.expression.names})
+        known = quantities()
+        return {n: (known[n].symbol, str(known[n].unit), known[n].meaning) for n in names}
+
+    def to_json(self) -> dict[str, Any]:
+        """One document, equal byte for byte for equal input, seed and engine."""
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "engine": self.engine,
+            "rows": self.rows,
+            "candidates": self.candidates,
+            "groups": self.groups,
+            "folds": self.folds,
+            "samples": self.samples,
+            "seed": self.seed,
+            "choose": list(self.choose),
+            "dataset_digest": self.dataset_digest,
+            "sources": dict(self.sources),
+            "notes": list(self.notes),
+            "reference": None if self.reference is None else self.reference.to_json(),
+            "points": [point.to_json() for point in self.points],
+            "legend": {
+                name: {"symbol": symbol, "unit": unit, "meaning": meaning}
+                for name, (symbol, unit, meaning) in self.legend().items()
+            },
+        }
+
+    @classmethod
+    def from_json(cls, document: Any, name: str) -> Front:
+        """Make a front of what :meth:`to_json` gave.
+
+        Parameters
+        ----------
+        document : JSON value
+        name : str
+            What to call it in errors.
+
+        Raises
+        ------
+        ArtefactError
+            If it is no front, or from a newer energylens.
+        """
+        if not isinstance(document, dict) or document.get("format") != FORMAT:
+            raise ArtefactError(f"{name} must be a front written by energylens discover")
+        if document.get("version") != VERSION:
+            raise ArtefactError(
+                f"{name} has version {document.get('version')!r} of the format and this "
+                f"energylens reads {VERSION}: upgrade energylens, or discover again"
+            )
+        try:
+            reference = document["reference"]
+            points = tuple(_point(given) for given in document["points"])
+            if sum(point.knee for point in points) != 1:
+                raise ValueError("one point must be the knee")
+            return cls(
+                points=points,
+                reference=None if reference is None else Reference(**reference),
+                choose=tuple(document["choose"]),
+                notes=tuple(document["notes"]),
+                sources=dict(document["sources"]),
+                **{
+                    key: document[key]
+                    for key in (
+                        "engine",
+                        "rows",
+                        "candidates",
+                        "groups",
+                        "folds",
+                        "samples",
+                        "seed",
+                        "dataset_digest",
+                    )
+                },
+            )
+        except (KeyError, TypeError, ValueError, EnergyLensError) as error:
+            raise ArtefactError(
+                f"{name} is not a whole front ({type(error).__name__}: {error}); "
+                "discover again"
+            ) from None
+
+
+def _point(given: Mapping[str, Any]) -> FrontPoint:
+    terms = tuple(
+        FrontTerm(expression=Expression(term["expression"]), **_without(term, "expression"))
+        for term in given["terms"]
+    )
+    known = set(quantities())
+    for term in terms:
+        if set(term.expression.names) - known:
+            raise ValueError(f"unknown quantities in {term.expression.text!r}")
+    return FrontPoint(terms=terms, **_without(given, "terms", "expression", "latex"))
+
+
+def _without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if name not in names}
+
+
+def _is_sum(expression: Expression) -> bool:
+    return expression.to_numpy() != "" and _top_level_sum(expression)
+
+
+def _top_level_sum(expression: Expression) -> bool:
+    import ast
+
+    tree = expression.tree
+    return isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub)
+
+
+def _product(coefficient: float, expression: Expression) -> str:
+    text = f"({expression.text})" if _top_level_sum(expression) else expression.text
+    return f"{coefficient!r} * {text}"
