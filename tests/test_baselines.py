@@ -86,13 +86,18 @@ def case(
     batch: float = 8.0,
     running: float | None = None,
     node_gpus: int | None = None,
+    batch_observed: bool = True,
 ) -> Case:
     return Case(
         llm=llm,
         gpu=gpu,
         precision=precision,
         workload=Workload(input_tokens=lengths[0], output_tokens=lengths[1]),
-        configuration=Configuration(tensor_parallel=tp, batch_size=batch, mean_batch_size=running),
+        configuration=Configuration(
+            tensor_parallel=tp,
+            batch_size=batch,
+            mean_batch_size=(running or batch) if batch_observed else None,
+        ),
         boundary=Boundary.ACTIVE_GPUS if node_gpus is None else Boundary.NODE,
         node_gpus=node_gpus,
     )
@@ -157,6 +162,7 @@ def strangers() -> Cases:
             case(batch=4096.0, running=3000.0),
             case(lengths=(60_000.0, 4.0), tp=16),
             case(node_gpus=8),
+            case(batch=100_000.0, batch_observed=False),
         ]
     )
 

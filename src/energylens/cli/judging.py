@@ -23,7 +23,9 @@ from energylens.cli.console import (
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.evaluation import Evaluation
+    from energylens.formula import EnergyModel
     from energylens.protocols import Estimator
+    from energylens.selection import Ranking
 
 PROTOCOLS = (
     "few-shot",
@@ -347,17 +349,30 @@ def print_evaluation(evaluation: Evaluation) -> None:
 
 # -------------------------------------------------------------------------------- report, demo
 
+#: Whom the report's learning curves show: the law, the ensembles, and rules of thumb.
+REPORTED = (
+    "energylens",
+    "random-forest",
+    "extra-trees",
+    "xgboost",
+    "log-linear",
+    "workload",
+    "latency-measured",
+    "largest-batch",
+)
+REPORT_CURVE = (10, 25, 50, 100, 200)
+
 
 def _report(arguments: argparse.Namespace) -> None:
-    dataset = read_tables(arguments)
-    text, document = _write_report(
-        dataset, arguments.output, arguments.choose, arguments.repeats, arguments.seed
+    _tell(
+        read_tables(arguments),
+        arguments.output,
+        choose=arguments.choose,
+        repeats=arguments.repeats,
+        seed=arguments.seed,
+        as_json=arguments.json,
+        brief=False,
     )
-    if arguments.json:
-        print_json(document)
-        return
-    print(text)
-    print(f"\nReport written to {arguments.output}")
 
 
 def _demo(arguments: argparse.Namespace) -> None:
@@ -367,17 +382,116 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     with as_file(files("energylens") / "data" / "simulated-demo.csv") as path:
         dataset = table.read(path)
-    text, document = _write_report(
-        dataset, arguments.output, ("parallelism", "batch_size"), 5, seed=0
+    _tell(
+        dataset,
+        arguments.output,
+        choose=("parallelism", "batch_size"),
+        repeats=2,
+        seed=0,
+        as_json=arguments.json,
+        brief=True,
     )
-    if arguments.json:
-        print_json(document)
+
+
+def _tell(
+    dataset: Dataset,
+    output: str,
+    *,
+    choose: tuple[str, ...],
+    repeats: int,
+    seed: int,
+    as_json: bool,
+    brief: bool,
+) -> None:
+    """Fit, choose and judge on a dataset; write the page and print it as text."""
+    from energylens import files, fitting
+    from energylens.evaluation import evaluate
+    from energylens.reporting import report_html, report_text
+
+    model = fitting.fit(dataset)
+    ranking = _largest_scenario(model, dataset, choose, seed)
+    estimators, _ = contestants(None)
+    progress = Progress("judging")
+    try:
+        evaluation = evaluate(
+            dataset,
+            {name: make for name, make in estimators.items() if name in REPORTED},
+            protocol="learning-curve",
+            choose=choose,
+            train=50,
+            curve=REPORT_CURVE,
+            repeats=repeats,
+            seed=seed,
+            allow_simulated=True,
+            progress=progress,
+        )
+    finally:
+        progress.close()
+    diagnostics = fitting.diagnose(model, dataset)
+    page = report_html(
+        model,
+        dataset,
+        diagnostics=diagnostics,
+        evaluations=(evaluation,),
+        ranking=ranking,
+        choose=choose,
+    )
+    files.write_text(output, page)
+    if as_json:
+        print_json(
+            {
+                "report": output,
+                "rows": len(dataset),
+                "source_counts": dataset.source_counts(),
+                "ranking": None if ranking is None else ranking.to_json(),
+                "evaluation": evaluation.to_json(),
+            }
+        )
         return
-    print(text)
-    print(f"\nReport written to {arguments.output}")
+    text = report_text(
+        model,
+        dataset,
+        diagnostics=diagnostics,
+        evaluations=(evaluation,),
+        ranking=ranking,
+        choose=choose,
+        brief=brief,
+    )
+    print(text, end="")
+    print(f"\nThe whole report, with its figures: {output}")
 
 
-def _write_report(
-    dataset: Dataset, output: str, choose: tuple[str, ...], repeats: int, seed: int
-) -> tuple[str, dict[str, Any]]:
-    raise NotImplementedError
+def _largest_scenario(
+    model: EnergyModel, dataset: Dataset, choose: tuple[str, ...], seed: int
+) -> Ranking | None:
+    """Rank the configurations of the scenario with the most measured candidates."""
+    import numpy as np
+
+    from energylens.errors import EnergyLensError
+    from energylens.selection import Scenario, select
+
+    scenarios = dataset.scenarios(choose)
+    if not scenarios:
+        return None
+    rows = max(scenarios, key=len)
+    case = dataset.cases.case(int(rows[0]))
+    node_gpus = case.node_gpus
+    try:
+        return select(
+            model,
+            Scenario(
+                llm=case.llm,
+                gpu=case.gpu,
+                precision=case.precision,
+                workload=case.workload,
+                configuration=case.configuration,
+                boundary=case.boundary,
+                node_gpus=node_gpus,
+                max_gpus=node_gpus or int(np.max(dataset.cases.occupied_gpus[rows])),
+            ),
+            choose=choose,
+            seed=seed,
+        )
+    except EnergyLensError:
+        # The table stands without a choice, as where a free knob has nothing to choose from.
+        return None

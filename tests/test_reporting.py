@@ -1,0 +1,564 @@
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import replace
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from report_sample import A100, DENSE, FIGURES, H100, HOSTILE, Sample, ranking, rows, sample
+
+from energylens import plotting
+from energylens.errors import MissingExtraError, UsageError
+from energylens.fitting import FitOptions, diagnose, fit
+from energylens.formula import NAMES, TERMS, datasheet
+from energylens.plotting import PALETTE, Picture, percent, si
+from energylens.records import Boundary, Source
+from energylens.reporting import (
+    Facts,
+    Figure,
+    Report,
+    Table,
+    gather,
+    report_html,
+    report_text,
+)
+
+VOID = {"meta", "link", "br", "img", "hr", "input", "rect", "path", "use"}
+
+
+class Page(HTMLParser):
+    """Elements in order, with the text inside each tag that matters."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str]]] = []
+        self.texts: list[tuple[str, str]] = []
+        self._open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+        if tag not in VOID:
+            self._open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, {name: value or "" for name, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self._open[-1] if self._open else "", data))
+
+    def all(self, tag: str) -> list[dict[str, str]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+    @property
+    def text(self) -> str:
+        shown = (data for tag, data in self.texts if tag not in ("script", "style"))
+        return " ".join(" ".join(shown).split())
+
+
+def written(s: Sample, **changes: object) -> str:
+    return report_html(**_arguments(s, changes))  # type: ignore[arg-type]
+
+
+def in_words(s: Sample, **changes: object) -> str:
+    return report_text(**_arguments(s, changes))  # type: ignore[arg-type]
+
+
+def gathered(s: Sample, **changes: object) -> Report:
+    return gather(**_arguments(s, changes))  # type: ignore[arg-type]
+
+
+def _arguments(s: Sample, changes: dict[str, object]) -> dict[str, object]:
+    return {
+        "model": s.model,
+        "dataset": s.dataset,
+        "diagnostics": s.diagnostics,
+        "evaluations": s.evaluations,
+        "ranking": s.ranking,
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def full() -> Sample:
+    pytest.importorskip("sklearn", reason="the baselines need the extra ensembles")
+    return sample()
+
+
+@pytest.fixture(scope="module")
+def html(full: Sample) -> str:
+    return written(full)
+
+
+@pytest.fixture(scope="module")
+def text(full: Sample) -> str:
+    return in_words(full)
+
+
+def tables(report: Report) -> list[Table]:
+    blocks = [block for section in report.sections for block in section.blocks]
+    return [b for b in blocks if isinstance(b, Table)] + [
+        b.table for b in blocks if isinstance(b, Figure) and b.table
+    ]
+
+
+def squeezed(text: str) -> str:
+    return re.sub(r"\s+", "", text)
+
+
+# ----------------------------------------------------------------------------- what must be there
+
+
+def test_every_figure_is_there_once_with_a_title_and_a_text_alternative(html: str) -> None:
+    page = Page(html)
+    figures = page.all("figure")
+    assert [f["id"] for f in figures] == list(FIGURES)
+    drawings = [a for a in page.all("svg") if not a.get("aria-label", "").startswith(("E =", "e_"))]
+    assert len(drawings) == len(FIGURES)
+    for figure in figures:
+        assert f'<h3 id="{figure["id"]}-title">' in html
+    for drawing in drawings:
+        assert drawing["role"] == "img"
+        assert len(drawing["aria-label"]) > 60
+
+
+def test_axes_are_labelled_with_units(html: str) -> None:
+    words = [data.strip() for tag, data in Page(html).texts if tag == "text"]
+    for label in (
+        "measured (J per request)",
+        "predicted (J per request)",
+        "energy (J per request)",
+        "predicted energy (J per request)",
+        "best in (% of draws)",
+        "training rows",
+        "mean regret (%)",
+        "request latency (s)",
+    ):
+        assert label in words
+
+
+def test_the_text_holds_every_fact_and_every_cell_of_the_page(full: Sample, text: str) -> None:
+    report, letters = gathered(full), squeezed(text)
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Facts):
+                for label, value, note in block.facts:
+                    assert squeezed(value) in letters, label
+                    assert squeezed(note) in letters, label
+    words = set(text.split())
+    for table in tables(report):
+        for row in table.rows:
+            for cell in row[1:]:
+                assert all(word in words or len(word) > 12 for word in cell.split()), cell
+
+
+def test_the_page_holds_every_fact_and_every_cell(full: Sample, html: str) -> None:
+    shown = squeezed(Page(html).text)
+    for table in tables(gathered(full)):
+        for row in table.rows:
+            for cell in row:
+                assert squeezed(re.sub(r"^([α-ω])_(\w)$", r"\1\2", cell)) in shown
+
+
+def test_text_keeps_to_eighty_columns(text: str) -> None:
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_the_brief_text_is_the_beginning_of_the_full_one(full: Sample, text: str) -> None:
+    brief = in_words(full, brief=True).rstrip()
+    assert text.startswith(brief)
+    assert "IN BRIEF" in brief
+    assert "THE LAW" not in brief
+
+
+def test_the_summary_gives_the_numbers_of_the_ranking(full: Sample, text: str) -> None:
+    best = full.ranking.best
+    head = squeezed(text[: text.index("THE CHOICE")])
+    assert squeezed(f"Run {best.configuration.describe()}") in head
+    assert squeezed(si(best.energy_per_request_j, "J")) in head
+    assert full.ranking.saving_against_reference_ratio is not None
+    assert squeezed(f"{percent(full.ranking.saving_against_reference_ratio, 0)} less") in head
+    assert squeezed(percent(best.probability_best_ratio, 0)) in head
+    assert f"{best.energy_per_request_j / 3.6:,.1f} kWh" in text
+    ours = full.evaluations[1].estimators["energylens"].metrics
+    assert squeezed(percent(ours.top1_within_noise_ratio)) in head
+    assert squeezed(percent(ours.mape_ratio)) in head
+
+
+def test_the_law_shows_theta_and_its_product_with_the_datasheet(full: Sample) -> None:
+    (law,) = (t for t in tables(gathered(full)) if t.title == "The 12 coefficients")
+    assert [row[1] for row in law.rows] == [plotting.term_title(term) for term in TERMS]
+    theta = full.model.pooled.theta
+    assert law.columns[2:4] == ("θD on A100", "θD on H100")
+    for j, gpu in ((2, A100), (3, H100)):
+        expected = theta * datasheet((gpu,))[0]
+        for k, row in enumerate(law.rows):
+            assert row[j] == si(float(expected[k]), TERMS[k].unit)
+            assert row[4] == f"{theta[k]:.2f}"
+
+
+def test_groups_have_coefficients_of_their_own(full: Sample) -> None:
+    model = fit(full.dataset, FitOptions(per=("gpu",)))
+    report = gathered(full, model=model, ranking=None)
+    law, groups = (t for t in tables(report) if t.title.startswith(("The 12", "θ for each")))
+    assert [row[0] for row in groups.rows] == ["A100", "H100"]
+    own = model.groups["A100"].theta * datasheet((A100,))[0]
+    assert [row[2] for row in law.rows] == [
+        si(float(v), t.unit) for v, t in zip(own, TERMS, strict=True)
+    ]
+
+
+def test_what_rows_leave_open_is_said_of_each_coefficient(full: Sample) -> None:
+    k = NAMES.index("decode_weights")
+    theta = full.model.pooled.theta.copy()
+    theta[k] = 0.0
+    model = replace(full.model, pooled=replace(full.model.pooled, theta=theta))
+    report = gathered(full, model=model, ranking=None)
+    (law,) = (t for t in tables(report) if t.title == "The 12 coefficients")
+    assert law.rows[k][-1].startswith("at its bound of 0")
+    assert law.rows[NAMES.index("vision")][-1].startswith("not determined")
+    assert "images or video" in law.rows[NAMES.index("vision")][-1]
+
+
+def test_the_equation_is_typeset_and_spoken(html: str) -> None:
+    spoken = [a["aria-label"] for a in Page(html).all("svg")]
+    assert any(label.startswith("E = sum of e_k") for label in spoken)
+
+
+def test_an_explanation_that_is_given_is_said(full: Sample) -> None:
+    class Told:
+        sentences = ("It is so because of <reasons>.",)
+
+    assert "It is so because of <reasons>." in in_words(full, explanation=Told())
+    assert "because of &lt;reasons&gt;." in written(full, explanation=Told())
+
+
+def test_estimators_stand_in_order_of_regret_and_ours_where_it_falls(full: Sample) -> None:
+    for table in tables(gathered(full)):
+        if table.columns[0] == "Estimator" and "Mean regret" in table.columns:
+            regrets = [float(row[5].removesuffix(" %")) for row in table.rows]
+            assert regrets == sorted(regrets)
+            assert table.highlight == "energylens"
+
+
+def test_configurations_ruled_out_come_with_a_reason(full: Sample) -> None:
+    scenario = replace(full.ranking.scenario, gpu=replace(H100, memory_bytes=24e9))
+    from energylens.selection import select
+
+    tight = select(full.model, scenario, choose=("tensor_parallel", "batch_size"))
+    (table,) = (
+        t for t in tables(gathered(full, ranking=tight)) if t.title == "What was ruled out"
+    )
+    assert f"{len(tight.ruled_out)} configurations" in table.caption
+    assert all("GB" in row[-1] for row in table.rows)
+
+
+# ------------------------------------------------------------------------------ only what is known
+
+
+def test_a_model_and_one_row_make_a_report(full: Sample) -> None:
+    one = full.dataset.take(slice(0, 1))
+    one = replace(one, cases=one.cases.replace(request_latency_s=np.nan))
+    page = report_html(full.model, one)
+    assert [f["id"] for f in Page(page).all("figure")] == [
+        "breakdown",
+        "predicted-measured",
+        "residuals",
+    ]
+    assert "No evaluation was handed in" in page
+
+
+def test_no_latency_figure_without_latencies(full: Sample) -> None:
+    silent = replace(full.dataset, cases=full.dataset.cases.replace(request_latency_s=np.nan))
+    assert "latency-energy" not in written(full, dataset=silent)
+
+
+def test_rows_are_thinned_out_and_that_is_said(full: Sample) -> None:
+    many = full.dataset.take(np.arange(plotting.POINTS + 60) % len(full.dataset))
+    picture = plotting.predicted_against_measured(full.model, many, in_sample=False)
+    assert f"{plotting.POINTS:,} of {len(many):,} rows are drawn" in picture.caption
+
+
+def test_errors_are_those_of_fits_without_the_row_where_there_are_any(full: Sample) -> None:
+    judged = full.evaluations[1]
+    worst = _picture(gathered(full, evaluations=(judged,)), "residuals")
+    assert "predicted by fits that had not seen it" in worst.caption
+    errors = judged.estimators["energylens"].row_error_ratio
+    expected = plotting.residuals_by_scenario(full.dataset, errors, held_out=True)
+    assert expected is not None
+    assert worst.rows == expected.rows
+    alone = _picture(gathered(full, evaluations=()), "residuals")
+    assert "The model has seen these rows" in alone.caption
+
+
+def _picture(report: Report, name: str) -> Picture:
+    blocks = (block for section in report.sections for block in section.blocks)
+    return next(b.picture for b in blocks if isinstance(b, Figure) and b.picture.name == name)
+
+
+def test_bars_of_very_different_length_get_a_second_panel(full: Sample) -> None:
+    model, cases = full.model, full.dataset.cases.take(slice(0, 3))  # batch 1, 8 and 64
+    assert "share of the prediction (%)" in plotting.energy_breakdown(model, cases).svg()
+    alike = plotting.energy_breakdown(model, cases.take(slice(0, 1)))
+    assert "share of the prediction (%)" not in alike.svg()
+
+
+def test_parts_of_the_breakdown_add_up_to_the_prediction(full: Sample) -> None:
+    picture = plotting.energy_breakdown(full.model, full.dataset.cases.take(slice(0, 12)))
+
+    def joules(cell: str) -> float:
+        value, unit = cell.split()
+        return float(value) * {"mJ": 1e-3, "J": 1.0, "kJ": 1e3}[unit]
+
+    for row in picture.rows:
+        assert sum(map(joules, row[2:])) == pytest.approx(joules(row[1]), rel=0.02)
+
+
+def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:
+    picture = plotting.latency_against_energy(full.dataset, ("batch_size",))
+    assert picture is not None
+    energy, latency = full.dataset.energy_per_request_j, full.dataset.cases.request_latency_s
+    scenarios = full.dataset.scenarios(("batch_size",))
+    apart = sum(r[energy[r].argmin()] != r[latency[r].argmin()] for r in scenarios)
+    assert f"In {apart} of {len(scenarios)} scenarios" in picture.caption
+    drawn = Page(picture.svg()).texts
+    assert any("fewest joules: B64" in data for _, data in drawn)
+    assert any("fastest: B1" in data for _, data in drawn)
+
+
+def test_learning_curves_of_another_protocol_are_refused(full: Sample) -> None:
+    with pytest.raises(UsageError, match="learning-curve"):
+        plotting.learning_curves(full.evaluations[1])
+
+
+def test_a_ranking_by_another_model_is_refused(full: Sample) -> None:
+    other = replace(
+        full.model, pooled=replace(full.model.pooled, theta=2 * full.model.pooled.theta)
+    )
+    with pytest.raises(UsageError, match="ranking by the model it shows"):
+        written(full, ranking=ranking(other))
+
+
+def test_no_row_makes_no_report(full: Sample) -> None:
+    with pytest.raises(UsageError, match="one row or more"):
+        report_text(full.model, full.dataset.take(slice(0, 0)))
+
+
+# --------------------------------------------------------------------------------------- the banner
+
+
+@pytest.mark.parametrize("source", list(Source))
+def test_the_banner_is_loud_unless_every_row_was_measured_or_published(source: Source) -> None:
+    dataset = rows(source)
+    banner = gather(fit(dataset), dataset).banner
+    assert banner.loud == (source not in (Source.MEASURED, Source.PUBLISHED))
+    assert f"{len(dataset)} {source.value}" in " ".join(banner.lines)
+    if banner.loud:
+        assert banner.headline == (
+            f"This rests on {source.value} rows: no accuracy claim rests on these."
+        )
+
+
+def test_one_simulated_row_is_enough() -> None:
+    source = rows().source.copy()
+    source[3] = "simulated"
+    dataset = replace(rows(), source=source)
+    model = fit(rows())
+    assert gather(model, dataset).banner.loud
+    assert report_text(model, dataset).count("! ") >= 2
+    assert 'class="banner loud"' in report_html(model, dataset)
+    assert 'class="banner loud"' not in report_html(model, rows())
+
+
+def test_a_model_of_simulated_rows_is_not_quiet_about_measured_ones() -> None:
+    banner = gather(fit(rows(Source.SIMULATED)), rows()).banner
+    assert banner.loud
+    assert "fitted to other rows than those shown: 60 simulated" in " ".join(banner.lines)
+
+
+def test_an_evaluation_of_simulated_rows_makes_no_claim(full: Sample) -> None:
+    simulated = sample(Source.SIMULATED)
+    report = gathered(full, evaluations=simulated.evaluations[1:])
+    assert report.banner.loud
+    (table,) = (t for t in tables(report) if t.title.startswith("Unseen hardware"))
+    assert "No accuracy claim rests on these figures." in table.caption
+    assert "other rows than those shown" in table.caption
+
+
+def test_the_banner_names_assumptions_boundaries_and_the_digest() -> None:
+    assumed = rows().assumed.copy()
+    assumed[:7] = "input_tokens"
+    node = np.zeros(len(assumed), dtype=np.bool_)
+    node[::2] = True
+    cases = rows().cases.replace(node_boundary=node, node_gpus=8.0)
+    dataset = replace(rows(), assumed=assumed, cases=cases)
+    said = " ".join(gather(fit(dataset), dataset).banner.lines)
+    assert "In 7 of 60 rows the input tokens are assumed" in said
+    assert all(boundary.value in said for boundary in Boundary)
+    assert dataset.digest[:16] in said
+
+
+# ----------------------------------------------------------------------------- a page worth trusting
+
+
+def test_rubbish_in_names_stays_text(html: str, text: str) -> None:
+    assert "<script>alert" not in html
+    assert "<b>a table" not in html
+    assert html.count("<script") == 1
+    assert HOSTILE in Page(html).text
+    assert squeezed(HOSTILE) in squeezed(text)
+
+
+def test_nothing_is_loaded_from_anywhere(html: str) -> None:
+    without_namespaces = re.sub(r'xmlns(:xlink)?="http://www\.w3\.org/[^"]*"', "", html)
+    assert not re.search(r"https?://|@import|<link|<img|<iframe", without_namespaces)
+    assert all(target.startswith("#") for target in re.findall(r"url\(([^)]*)\)", html))
+    assert "default-src 'none'" in html
+
+
+def test_ids_are_unique_and_every_reference_leads_somewhere(html: str) -> None:
+    page = Page(html)
+    ids = [a["id"] for _, a in page.elements if "id" in a]
+    assert len(ids) == len(set(ids))
+    targets = set(re.findall(r"url\(#([^)]*)\)", html))
+    for _, attributes in page.elements:
+        for name in ("href", "xlink:href"):
+            if attributes.get(name, "").startswith("#"):
+                targets.add(attributes[name][1:])
+        targets.update(attributes.get("aria-labelledby", "").split())
+    assert targets <= set(ids)
+
+
+def test_headings_descend_without_a_gap(html: str) -> None:
+    levels = [int(tag[1]) for tag, _ in Page(html).elements if re.fullmatch("h[1-6]", tag)]
+    assert levels[0] == 1
+    assert levels.count(1) == 1
+    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+
+
+def test_tables_have_captions_and_scoped_headers(html: str) -> None:
+    page = Page(html)
+    assert len(page.all("table")) == len(page.all("caption")) > 6
+    assert all(a.get("scope") in ("col", "row") for a in page.all("th"))
+    for a in page.all("div"):
+        if a.get("class", "").startswith("scroll"):
+            assert a["tabindex"] == "0"
+            assert a["role"] == "region"
+            assert a["aria-label"]
+
+
+def test_the_same_report_is_the_same_to_the_byte(full: Sample, html: str) -> None:
+    assert written(full) == html
+
+
+def test_figures_have_no_colour_but_the_palettes(html: str) -> None:
+    drawings = html[html.index("<main") :]
+    assert not re.search(r"#[0-9a-f]{6}\b", drawings)
+    assert {r for r in re.findall(r"var\(--([\w-]+)\)", drawings)} <= set(PALETTE)
+
+
+def test_a_figure_stands_alone_in_light_and_dark(full: Sample) -> None:
+    svg = plotting.ranking_with_intervals(full.ranking).standalone_svg()
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "prefers-color-scheme: dark" in svg
+    assert PALETTE["ink"][1] in svg
+
+
+def _contrast(a: str, b: str) -> float:
+    """Contrast as WCAG 2.2 defines it."""
+
+    def luminance(colour: str) -> float:
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    light, dark = sorted((luminance(a), luminance(b)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("theme", [0, 1])
+def test_colours_stand_out_from_the_paper(theme: int) -> None:
+    for role in ("ink", "muted", "accent"):
+        for ground in ("paper", "panel"):
+            assert _contrast(PALETTE[role][theme], PALETTE[ground][theme]) >= 4.5
+    assert _contrast(PALETTE["warning"][theme], PALETTE["warning-panel"][theme]) >= 4.5
+    assert _contrast(PALETTE["ink"][theme], PALETTE["warning-panel"][theme]) >= 4.5
+    for k in range(1, 7):
+        assert _contrast(PALETTE[f"category-{k}"][theme], PALETTE["paper"][theme]) >= 3.0
+
+
+def test_every_colour_has_a_role_of_its_own() -> None:
+    lights = [light for light, _ in PALETTE.values()]
+    assert len(set(lights)) == len(lights)
+
+
+# --------------------------------------------------------------------------------- what it is made of
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_a_page_without_its_packages_names_the_extra(
+    full: Sample, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtraError, match=re.escape("energylens[report]")):
+        written(full)
+    assert "IN BRIEF" in in_words(full)
+
+
+def test_diagnostics_are_shown_as_they_are(full: Sample, text: str) -> None:
+    d = diagnose(full.model, full.dataset)
+    assert f"{d.condition_number:.3g}" in text
+    assert f"Row {d.leverage_row} " in " ".join(text.split())
+    (table,) = (t for t in tables(gathered(full)) if t.title == "The rows it describes worst")
+    assert [(int(row[0]), row[-1]) for row in table.rows] == [
+        (i, f"{ratio:.2f}") for i, ratio in d.worst
+    ]
+
+
+@given(st.floats(1e-14, 1e14))
+def test_a_quantity_reads_back_within_its_three_digits(value: float) -> None:
+    number, unit = si(value, "J").split()
+    scale = {"f": 1e-15, "p": 1e-12, "n": 1e-9, "µ": 1e-6, "m": 1e-3, "": 1.0}
+    scale |= {"k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+    assert float(number) * scale[unit.removesuffix("J")] == pytest.approx(value, rel=5.1e-3)
+    assert 0.999 <= float(number) < 1000 or value < 1e-13
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.0, "0 J"),
+        (999.4, "999 J"),
+        (999.6, "1 kJ"),
+        (9870, "9.87 kJ"),
+        (0.0123, "12.3 mJ"),
+        (-42, "-42 J"),
+    ],
+)
+def test_quantities_are_short(value: float, said: str) -> None:
+    assert si(value, "J") == said
+
+
+def test_what_is_not_known_is_a_dash() -> None:
+    assert percent(None) == percent(float("nan")) == "–"
+    assert percent(0.1234) == "12.3 %"
+
+
+def test_configurations_are_named_by_what_differs(full: Sample) -> None:
+    cases = full.dataset.cases.take(slice(0, 3))
+    assert plotting.configuration_labels(cases) == ("B1", "B8", "B64")
+    assert plotting.configuration_labels(cases.take(slice(0, 1))) == ("TP1 PP1 B1",)
+    both = plotting.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
+    assert both == ("H100", "A100")
+    assert DENSE.id.endswith(plotting.short_name(DENSE.id))
