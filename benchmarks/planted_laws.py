@@ -266,15 +266,20 @@ def term_values(terms: Sequence[str], cases: Cases) -> FloatArray:
     return np.column_stack([Expression(text).evaluate(columns) for text in terms])
 
 
-def plant(values: FloatArray, rng: np.random.Generator) -> FloatArray:
-    """Coefficients that give every term a mean share of the energy within a factor of 3."""
+def plant(values: FloatArray, scale_j: FloatArray, rng: np.random.Generator) -> FloatArray:
+    """Coefficients that give each term its share of the energy on the rows that have it.
+
+    Shares are drawn within a factor of 3 of each other; ``scale_j`` sets the joules.
+    """
     shares = rng.uniform(0.5, 1.5, values.shape[1])
     shares /= shares.sum()
-    coefficients = shares / values.mean(axis=0)
-    for _ in range(200):
+    present = values > 0
+    coefficients = shares / (values / scale_j[:, None]).mean(axis=0)
+    for _ in range(50):
         parts = values * coefficients
-        coefficients *= shares / (parts / parts.sum(axis=1, keepdims=True)).mean(axis=0)
-    return coefficients
+        reached = (parts / parts.sum(axis=1, keepdims=True)).sum(axis=0) / present.sum(axis=0)
+        coefficients *= np.sqrt(shares / reached)
+    return coefficients / np.median(values @ coefficients / scale_j)
 
 
 def dataset_of(cases: Cases, energy_j: FloatArray) -> Dataset:

@@ -194,9 +194,11 @@ def test_the_summary_gives_the_numbers_of_the_ranking(full: Sample, text: str) -
 
 
 def test_the_law_shows_theta_and_its_product_with_the_datasheet(full: Sample) -> None:
-    (law,) = (t for t in tables(gathered(full)) if t.title == "The 12 coefficients")
+    model = fit(full.dataset, FitOptions(per=()))
+    report = gathered(full, model=model, ranking=None)
+    (law,) = (t for t in tables(report) if t.title == "The 12 coefficients")
     assert [row[1] for row in law.rows] == [plotting.term_title(term) for term in TERMS]
-    theta = full.model.pooled.theta
+    theta = model.pooled.theta
     assert law.columns[2:4] == ("θD on A100", "θD on H100")
     for j, gpu in ((2, A100), (3, H100)):
         expected = theta * datasheet((gpu,))[0]

@@ -275,7 +275,7 @@ def _change(what: str, case: Case, energy: float, before: float) -> Change:
 def joules(value: float) -> str:
     """Write joules with three digits and a fitting unit."""
     size = abs(value)
-    for limit, scale, unit in ((1.0, 1e3, "mJ"), (1e4, 1.0, "J"), (float("inf"), 1e-3, "kJ")):
+    for limit, scale, unit in ((0.9995, 1e3, "mJ"), (999.5, 1.0, "J"), (float("inf"), 1e-3, "kJ")):
         if size < limit:
             return f"{value * scale:.3g} {unit}"
     raise AssertionError

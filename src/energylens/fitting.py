@@ -167,6 +167,28 @@ def fit(
     )
 
 
+def from_datasheet() -> EnergyModel:
+    """Make the model that stands before the first measurement: every theta is 1.
+
+    Its intervals are a factor of two either way, which is an opinion and not a measurement.
+    """
+    residuals = np.linspace(-np.log(2.0), np.log(2.0), 41)
+    return EnergyModel(
+        pooled=Coefficients(
+            theta=np.ones(len(TERMS)),
+            covariance=np.diag(SPREADS**2),
+            residuals_seen=residuals,
+            residuals_unseen=residuals,
+            within_ratio=PRIOR_ROW_RATIO,
+            between_ratio=float(residuals.std()),
+            reach_doublings=REACH_DOUBLINGS,
+            rows=0,
+        ),
+        scope=Scope(llms=(), gpus=(), precisions=()),
+        energylens_version=__version__,
+    )
+
+
 class _Problem:
     """The least-squares problem of one dataset; solved for all rows or some."""
 
@@ -463,3 +485,15 @@ class EnergyLens:
     def fit(self, dataset: Dataset) -> EnergyModel:
         """Fit the law to measured rows."""
         return fit(dataset, self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Datasheet:
+    """The law without a single measurement, as a contestant."""
+
+    name: str = "energylens-datasheet"
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> EnergyModel:  # noqa: ARG002
+        """Ignore the rows."""
+        return from_datasheet()

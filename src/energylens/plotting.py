@@ -173,7 +173,11 @@ def typeset(tex: str, spoken: str, name: str) -> str:
     def draw(figure: Figure) -> None:
         figure.text(0.0, 0.0, f"${tex}$", fontsize=13, parse_math=True)
 
-    settings: dict[str, Any] = {"svg.fonttype": "path", "mathtext.fontset": "stix", "savefig.bbox": "tight"}
+    settings: dict[str, Any] = {
+        "svg.fonttype": "path",
+        "mathtext.fontset": "stix",
+        "savefig.bbox": "tight",
+    }
     settings |= {"savefig.pad_inches": 0.02}
     svg = _inline(_drawn(draw, (1.0, 1.0), settings), name, spoken)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)

@@ -955,7 +955,12 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
         Table(
             title=f"The {len(TERMS)} coefficients",
             caption=f"Fitted to {_count(pooled.rows, 'row')}. The interval holds θ with 80 % "
-            "probability.",
+            "probability."
+            + (
+                " θ is that of all GPU types together; θD is with each type's own, listed below."
+                if model.per == ("gpu",)
+                else ""
+            ),
             columns=(
                 "Symbol",
                 "Term",

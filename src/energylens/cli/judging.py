@@ -94,8 +94,8 @@ def add_verbs(verbs: Any) -> None:
         "--estimators",
         type=comma_list,
         metavar="NAMES",
-        help="whom to judge: energylens, energylens-no-prior, energylens-measured-power and the "
-        "names of docs/baselines.md",
+        help="whom to judge: energylens, energylens-no-prior, -pooled, -datasheet, "
+        "-measured-power and the names of docs/baselines.md",
     )
     parser.add_argument(
         "--strict",
@@ -210,7 +210,7 @@ def contestants(
 
     from energylens import baselines
     from energylens.errors import UnknownNameError
-    from energylens.fitting import EnergyLens, FitOptions
+    from energylens.fitting import Datasheet, EnergyLens, FitOptions
 
     ours = {
         "energylens": FitOptions(),
@@ -227,10 +227,14 @@ def contestants(
     known = baselines.ESTIMATORS
 
     def maker(name: str) -> Callable[[int], Estimator]:
+        if name == "energylens-datasheet":
+            return lambda _seed: Datasheet()
         if name in ours:
             return lambda _seed: EnergyLens(name=name, options=ours[name])
         if name not in known:
-            raise UnknownNameError("estimator", name, [*ours, *known], "See docs/baselines.md.")
+            raise UnknownNameError(
+                "estimator", name, ["energylens-datasheet", *ours, *known], "See docs/baselines.md."
+            )
         return known[name]
 
     return {name: maker(name) for name in names}, left_out

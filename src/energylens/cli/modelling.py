@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
     Subparsers,
@@ -19,6 +19,9 @@ from energylens.cli.console import (
     print_table,
     read_tables,
 )
+
+if TYPE_CHECKING:
+    from energylens.formula import EnergyModel
 
 LISTED = 4  # infeasible layouts shown
 
@@ -54,7 +57,7 @@ def add_verbs(verbs: Any) -> None:
             "--tensor-parallel 2 --batch-size 64 --input-tokens 500 --output-tokens 300",
         ),
     )
-    parser.add_argument("model", metavar="MODEL", help="a model.json")
+    parser.add_argument("model", metavar="MODEL", help="a model.json, or the word datasheet")
     add_case(parser)
     add_json(parser)
 
@@ -65,11 +68,13 @@ def add_verbs(verbs: Any) -> None:
         (
             "energylens select model.json --llm Qwen/Qwen3-32B --gpu H100 "
             "--input-tokens 500 --output-tokens 300",
+            "energylens select datasheet --llm Qwen/Qwen3-32B --gpu H200 "
+            "--input-tokens 500 --output-tokens 300",
             "energylens select model.json --llm Qwen/Qwen3-235B-A22B --gpu H100 --precision fp8 "
             "--choose parallelism,batch_size --input-tokens 500 --output-tokens 300",
         ),
     )
-    parser.add_argument("model", metavar="MODEL", help="a model.json")
+    parser.add_argument("model", metavar="MODEL", help="a model.json, or the word datasheet")
     add_case(parser)
     parser.add_argument(
         "--choose",
@@ -245,11 +250,17 @@ def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
     )
 
 
+def _model(path: str) -> EnergyModel:
+    """Read a model, or make the one that stands before the first measurement."""
+    from energylens import fitting, modelfile
+
+    return fitting.from_datasheet() if path == "datasheet" else modelfile.load(path)
+
+
 def _explain(arguments: argparse.Namespace) -> None:
-    from energylens import modelfile
     from energylens.explanation import SUBJECTS, explain, joules
 
-    model = modelfile.load(arguments.model)
+    model = _model(arguments.model)
     explanation = explain(model, case_of(arguments))
     if arguments.json:
         print_json(explanation.to_json())
@@ -279,11 +290,11 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 
 def _select(arguments: argparse.Namespace) -> None:
-    from energylens import catalog, modelfile
+    from energylens import catalog
     from energylens.explanation import explain, joules, scope_notes
     from energylens.selection import BATCH_SIZES, Candidates, Infeasible, Scenario, select
 
-    model = modelfile.load(arguments.model)
+    model = _model(arguments.model)
     case = case_of(arguments)
     candidates = Candidates(
         gpus=tuple(catalog.gpu(name) for name in arguments.gpus),

@@ -158,6 +158,7 @@ def discover(
     left, group = _groups(dataset, leave)
     fold = _deal(group, folds, seed)
     if scorer is None:
+
         def scorer(data: Dataset, predicted: FloatArray) -> tuple[float | None, float | None]:
             return choice_scores(data, predicted, choose)
 
@@ -321,9 +322,7 @@ def _standard_error(values: FloatArray, weights: FloatArray, group: IntArray) ->
     return float(np.sqrt((sums**2).sum() * g / max(g - 1, 1)) / weights.sum())
 
 
-def _knee(
-    path: list[Found], errors: FloatArray, weights: FloatArray, group: IntArray
-) -> int:
+def _knee(path: list[Found], errors: FloatArray, weights: FloatArray, group: IntArray) -> int:
     means = errors @ weights / weights.sum()
     best = int(np.argmin(means))
     knee = next(
@@ -352,7 +351,9 @@ def _terms(
 ) -> tuple[FrontTerm, ...]:
     units = quantity_units()
     parts = np.array([c * e.evaluate(problem.columns) for c, e in found.terms])
-    parts = np.broadcast_to(parts.reshape(len(found.terms), -1), (len(parts), len(problem.energy_j)))
+    parts = np.broadcast_to(
+        parts.reshape(len(found.terms), -1), (len(parts), len(problem.energy_j))
+    )
     shares = (parts / parts.sum(axis=0)).mean(axis=1)
     terms = []
     for i, (coefficient, expression) in enumerate(found.terms):
@@ -370,9 +371,7 @@ def _terms(
     return tuple(sorted(terms, key=lambda term: -term.share_ratio))
 
 
-def _reference(
-    dataset: Dataset, problem: Problem, fold: IntArray, scorer: Scorer
-) -> Reference:
+def _reference(dataset: Dataset, problem: Problem, fold: IntArray, scorer: Scorer) -> Reference:
     """The frozen law under the same relative loss, without its prior."""
     from scipy.optimize import nnls
 

@@ -288,9 +288,7 @@ class Expression:
             If sympy is not installed.
         """
         sympy = import_sympy()
-        scope: dict[str, Any] = {
-            name: sympy.Symbol(name, positive=True) for name in self.names
-        } | {
+        scope: dict[str, Any] = {name: sympy.Symbol(name, positive=True) for name in self.names} | {
             "max": sympy.Max,
             "min": sympy.Min,
             "log2": lambda x: sympy.log(x) / sympy.log(2),
@@ -303,8 +301,10 @@ class Expression:
         def build(node: ast.expr) -> Any:
             match node:
                 case ast.Constant():
-                    return sympy.Integer(node.value) if node.value == int(node.value) else (
-                        sympy.Float(node.value)
+                    return (
+                        sympy.Integer(node.value)
+                        if node.value == int(node.value)
+                        else (sympy.Float(node.value))
                     )
                 case ast.Name():
                     return scope[node.id]

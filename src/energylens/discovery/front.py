@@ -316,8 +316,7 @@ class Front:
             )
         except (KeyError, TypeError, ValueError, EnergyLensError) as error:
             raise ArtefactError(
-                f"{name} is not a whole front ({type(error).__name__}: {error}); "
-                "discover again"
+                f"{name} is not a whole front ({type(error).__name__}: {error}); discover again"
             ) from None
 
 

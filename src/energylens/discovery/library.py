@@ -230,9 +230,7 @@ def quantities() -> Mapping[str, Quantity]:
          * (n.prefill_roofline_s + n.decode_roofline_s)),
     )  # fmt: skip
     return {
-        name: Quantity(
-            name=name, symbol=symbol, unit=Unit.parse(unit), meaning=meaning, read=read
-        )
+        name: Quantity(name=name, symbol=symbol, unit=Unit.parse(unit), meaning=meaning, read=read)
         for name, symbol, unit, meaning, read in table
     }
 
@@ -265,9 +263,7 @@ def quantity_columns(cases: Cases, names: Sequence[str] | None = None) -> dict[s
     known = quantities()
     unknown = [name for name in names or () if name not in known]
     if unknown:
-        raise InputError(
-            f"no quantity is called {unknown[0]!r}; there are {', '.join(known)}"
-        )
+        raise InputError(f"no quantity is called {unknown[0]!r}; there are {', '.join(known)}")
     counts = count(cases)
     return {name: known[name].read(cases, counts) for name in (known if names is None else names)}
 
@@ -391,7 +387,9 @@ def _terms() -> Iterator[Term]:
     for forms, works in ((_WAITING_LAYOUTS, _WAITING), (_WORKING_LAYOUTS, _WORKING)):
         for form, how in forms:
             for work, unit, meaning in works:
-                yield Term.of(form.format(work), f"J/{unit}", ", ".join(filter(None, (meaning, how))))
+                yield Term.of(
+                    form.format(work), f"J/{unit}", ", ".join(filter(None, (meaning, how)))
+                )
     for text, unit, meaning in _SINGLE:
         yield Term.of(text, unit, meaning)
     for form, how in _BATCH_FORMS:

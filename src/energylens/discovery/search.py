@@ -193,9 +193,7 @@ def _best(
     return members[first], losses[order][first]
 
 
-def _grown(
-    gram: Gram, beam: NDArray[np.intp], width: int
-) -> tuple[NDArray[np.intp], FloatArray]:
+def _grown(gram: Gram, beam: NDArray[np.intp], width: int) -> tuple[NDArray[np.intp], FloatArray]:
     losses = gram.additions(beam)
     return _flattened(beam, losses, width)
 

@@ -1,0 +1,1 @@
+"""Studies on public measurements; each is rerun by one command."""

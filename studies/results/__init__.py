@@ -1,0 +1,1 @@
+"""The tables of docs/results.md and README.md, from public measurements."""

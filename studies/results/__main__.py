@@ -1,0 +1,50 @@
+"""Rerun every accuracy figure that README.md and docs/results.md state.
+
+::
+
+    python -m studies.results                 # everything; about an hour on two cores
+    python -m studies.results --only argonne,unseen-llm
+    python -m studies.results --write-only    # set the tables from docs/results.json again
+
+The public measurements are read from ``$ENERGYLENS_DATA`` (default ``../shared/data``; their
+sources are in docs/data-format.md); none of them is kept in this repository. Results go to
+``docs/results.json`` study by study, so that a run that is stopped can be resumed, and from
+there into the tables between the markers of both documents.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from energylens import files
+from studies.results import tables
+from studies.results.runs import STUDIES, Data
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def main() -> None:
+    """Run the studies asked for and write what they gave."""
+    parser = argparse.ArgumentParser(prog="python -m studies.results")
+    parser.add_argument("--only", default=",".join(STUDIES), help="a comma list of studies")
+    parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
+    parser.add_argument("--estimators", help="a comma list, in place of each study's own")
+    arguments = parser.parse_args()
+    path = ROOT / "docs" / "results.json"
+    results = files.read_json(path) if path.exists() else {}
+    if not arguments.write_only:
+        data = Data(Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")))
+        estimators = tuple(arguments.estimators.split(",")) if arguments.estimators else None
+        for name in arguments.only.split(","):
+            print(f"{name} ...", flush=True)
+            results[name] = STUDIES[name](data, estimators)
+            files.write_json(path, results)
+    for document in (ROOT / "docs" / "results.md", ROOT / "README.md"):
+        text = document.read_text()
+        document.write_text(tables.fill(text, results))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,310 @@
+"""The studies: which rows, which protocol, whom to judge. Each returns plain JSON values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from energylens import fitting, importers
+from energylens.baselines import fit_workload_coefficients
+from energylens.cli.judging import contestants
+from energylens.dataset import Dataset
+from energylens.evaluation import evaluate
+from energylens.formula import EnergyModel
+
+SEED = 0
+REPEATS = 50
+FREE = ("parallelism", "batch_size")
+ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
+TUNED = ("random-forest-tuned", "xgboost-tuned")
+ANALYTICAL = (
+    "log-linear",
+    "logistic-batch",
+    "workload",
+    "sequence-length",
+    "tdp-time",
+    "utilisation-power",
+    "latency-measured",
+    "latency-predicted",
+)
+TRIVIAL = ("largest-batch", "fewest-gpus", "random")
+OURS = ("energylens", "energylens-no-prior", "energylens-datasheet")
+EVERYONE = (*OURS, *ENSEMBLES, *ANALYTICAL, *TRIVIAL)
+METRICS = (
+    "train_rows",
+    "top1_ratio",
+    "top1_within_noise_ratio",
+    "pairwise_ratio",
+    "regret_mean_ratio",
+    "regret_p95_ratio",
+    "mape_ratio",
+    "median_ape_ratio",
+    "mape_group_median_ratio",
+    "interval_coverage_ratio",
+    "fit_s",
+)
+
+Names = Sequence[str] | None
+Result = dict[str, Any]
+
+
+class Data:
+    """The public measurements, imported when first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def read(self, source: str, path: str, **assumed: Mapping[str, float]) -> Dataset:
+        """Import one source."""
+        lengths = {"assume_input_tokens": {}, "assume_vision_tokens": {}, **assumed}
+        return importers.reader(source)(self.folder / path, **lengths).dataset
+
+    @cached_property
+    def v3(self) -> Dataset:
+        """ML.ENERGY leaderboard v3."""
+        return self.read("mlenergy-v3", "mlenergy-v3")
+
+    @cached_property
+    def v2(self) -> Dataset:
+        """ML.ENERGY leaderboard v2."""
+        return self.read("mlenergy-v2", "mlenergy-v2")
+
+    @cached_property
+    def argonne(self) -> Dataset:
+        """DeciLM-7B on a node of four H100 of Argonne's LLM-Inference-Bench."""
+        every = self.read("argonne", "argonne/power.csv")
+        return every.take((every.llm_ids == "Deci/DeciLM-7B") & (every.gpu_ids == "H100-SXM-80GB"))
+
+    @cached_property
+    def code(self) -> Dataset:
+        """energy-code-eval on one A100."""
+        return self.read("energy-code-eval", "energy-code-eval/batching_a100.csv")
+
+
+def judge(dataset: Dataset, names: Names, default: Sequence[str], **options: Any) -> Result:
+    """Evaluate, and keep the headline of each estimator."""
+    estimators, _ = contestants(tuple(names or default))
+    evaluation = evaluate(dataset, estimators, seed=SEED, **options)
+    points = [
+        {
+            name: {
+                metric: value
+                for metric in METRICS
+                if (value := score.to_json().get(metric)) is not None
+            }
+            for name, score in point.scores.items()
+        }
+        for point in evaluation.points
+    ]
+    document = evaluation.to_json()
+    kept = {
+        key: document[key]
+        for key in ("protocol", "choose", "seed", "repeats", "rows", "scenarios", "dataset_digest")
+    }
+    kept["estimators"] = points[evaluation.headline]
+    if len(points) > 1:
+        kept["curve"] = points
+    kept["modalities"] = {
+        name: {
+            modality: {key: value for key, value in m.to_json().items() if key in METRICS and value}
+            for modality, m in score.modalities.items()
+        }
+        for name, score in evaluation.estimators.items()
+        if name in OURS
+    }
+    return kept
+
+
+def curve(data: Data, names: Names) -> Result:
+    """Learn from 10 to 200 rows drawn at random; all measured rows are candidates."""
+    return judge(
+        data.v3,
+        names,
+        (*EVERYONE, *TUNED),
+        protocol="learning-curve",
+        choose=FREE,
+        train=50,
+        repeats=REPEATS,
+    )
+
+
+def strict(data: Data, names: Names) -> Result:
+    """Score only scenarios none of whose rows were trained on."""
+    return judge(
+        data.v3, names, EVERYONE, protocol="few-shot", choose=FREE, train=50,
+        repeats=REPEATS, strict=True,
+    )  # fmt: skip
+
+
+def limit(data: Data, names: Names) -> Result:
+    """Know only the batch limit, in training and judgement: what one knows beforehand."""
+    return judge(
+        data.v3, names, (*OURS, "random-forest", "xgboost"), protocol="few-shot", choose=FREE,
+        train=50, repeats=REPEATS, batch="limit",
+    )  # fmt: skip
+
+
+def power(data: Data, names: Names) -> Result:
+    """Know each configuration's measured power, or not."""
+    return judge(
+        data.v3, names, (*OURS, "energylens-measured-power"), protocol="few-shot", choose=FREE,
+        train=50, repeats=REPEATS,
+    )  # fmt: skip
+
+
+def unseen_llm(data: Data, names: Names) -> Result:
+    """Leave out each LLM architecture, whatever the names of its variants."""
+    return judge(data.v3, names, EVERYONE, protocol="unseen-llm", choose=FREE)
+
+
+def unseen_modality(data: Data, names: Names) -> Result:
+    """Leave out text, images or video."""
+    return judge(
+        data.v3, names, (*OURS, *ENSEMBLES, "log-linear"), protocol="unseen-modality", choose=FREE
+    )
+
+
+def unseen_gpu(data: Data, names: Names) -> Result:
+    """Leave out A100 or H100; then give back a few of its rows."""
+    return judge(
+        data.v2, names, (*OURS, *ENSEMBLES, "log-linear"), protocol="unseen-hardware",
+        choose=FREE, calibration=(0, 3, 5, 10), repeats=20,
+    )  # fmt: skip
+
+
+def argonne(data: Data, names: Names) -> Result:
+    """Choose tensor parallelism on a node whose idle GPUs count; learn from 40 rows."""
+    return judge(
+        data.argonne, names, EVERYONE, protocol="few-shot", choose=("tensor_parallel",),
+        train=40, repeats=REPEATS,
+    )  # fmt: skip
+
+
+def batch(data: Data, names: Names) -> Result:
+    """Fit each LLM and format of energy-code-eval on one side of batch 32, judge the other."""
+    sides = {
+        side: judge(
+            data.code, names, (*OURS, *ENSEMBLES, *ANALYTICAL), protocol="unseen-batch",
+            choose=("batch_size",), per=("llm", "precision"), batch_cut=32, direction=side,
+        )
+        for side in ("larger", "smaller")
+    }  # fmt: skip
+    return {**sides, "phases": _phases(data.code)}
+
+
+def _phases(dataset: Dataset) -> Result:
+    """Errors of the law's prefill and decode parts where those were measured apart.
+
+    Fitted per LLM and format on batches up to 32, to totals alone: no phase is ever shown.
+    """
+    measured = ~np.isnan(dataset.prefill_energy_per_request_j)
+    keys = np.array(
+        [f"{a} {b}" for a, b in zip(dataset.llm_ids, dataset.precision_ids, strict=True)]
+    )
+    errors: dict[str, list[float]] = {"prefill": [], "decode": []}
+    for key in np.unique(keys):
+        small = (keys == key) & (dataset.cases.batch_size <= 32)
+        large = (keys == key) & (dataset.cases.batch_size > 32) & measured
+        if small.sum() < 3 or not large.any():
+            continue
+        model = fitting.fit(dataset.take(small))
+        judged = dataset.take(large)
+        for phase, part in zip(errors, model.predict_parts_j(judged.cases), strict=True):
+            truth = getattr(judged, f"{phase}_energy_per_request_j")
+            errors[phase].append(float(np.abs(part.sum(axis=1) / truth - 1).mean()))
+    return {
+        phase: {"groups": len(values), "mape_group_median_ratio": float(np.median(values))}
+        for phase, values in errors.items()
+    }
+
+
+def workload(data: Data, _names: Names) -> Result:
+    """Give the published three-term law its own data and either loss, in sample."""
+    single = data.argonne.cases.tensor_parallel == 1
+    sets = {
+        "argonne DeciLM-7B H100, one GPU, batch 1": data.argonne.take(
+            single & (data.argonne.cases.batch_size == 1)
+        ),
+        "argonne DeciLM-7B H100, all rows": data.argonne,
+        "energy-code-eval CodeLlama-7b bf16": data.code.take(
+            (data.code.llm_ids == "codellama/CodeLlama-7b-Instruct-hf")
+            & (data.code.precision_ids == "bf16")
+        ),
+    }
+    result = {}
+    for name, rows in sets.items():
+        lin, lout = rows.cases.input_tokens, rows.cases.output_tokens
+        y = rows.energy_per_request_j
+        terms = np.column_stack([lin, lout, lin * lout])
+        result[name] = {"rows": len(rows)}
+        for loss, relative in (("ordinary", False), ("relative", True)):
+            coefficients = fit_workload_coefficients(lin, lout, y, relative=relative)
+            error = np.abs(terms @ np.asarray(coefficients) / y - 1)
+            result[name][f"{loss}_mape_ratio"] = float(error.mean())
+    return result
+
+
+def assumptions(data: Data, _names: Names) -> Result:
+    """Halve and double every assumed prompt length."""
+    tasks = sorted(set(data.v3.task))
+    middle = {task: data.v3.take(data.v3.task == task) for task in tasks}
+    text = {
+        task: float(np.median(d.cases.input_tokens - d.cases.vision_tokens))
+        for task, d in middle.items()
+    }
+    vision = {
+        task: float(np.median(d.cases.vision_tokens))
+        for task, d in middle.items()
+        if d.cases.vision_tokens.any()
+    }
+    result = {}
+    for label, factor in (("as documented", None), ("halved", 0.5), ("doubled", 2.0)):
+        dataset = data.v3
+        if factor is not None:
+            dataset = data.read(
+                "mlenergy-v3",
+                "mlenergy-v3",
+                assume_input_tokens={task: factor * n for task, n in text.items()},
+                assume_vision_tokens={task: factor * n for task, n in vision.items()},
+            )
+        result[label] = judge(
+            dataset, None, ("energylens",), protocol="few-shot", choose=FREE, train=50,
+            repeats=REPEATS,
+        )["estimators"]["energylens"]  # fmt: skip
+    return result
+
+
+def coefficients(data: Data, _names: Names) -> Result:
+    """The twelve on each source."""
+
+    def theta(model: EnergyModel) -> list[float]:
+        return [round(float(v), 4) for v in model.pooled.theta]
+
+    v2 = data.v2
+    return {
+        "ML.ENERGY v3, H100": theta(fitting.fit(data.v3)),
+        "ML.ENERGY v2, H100": theta(fitting.fit(v2.take(v2.gpu_ids == "H100-SXM-80GB"))),
+        "ML.ENERGY v2, A100": theta(fitting.fit(v2.take(v2.gpu_ids == "A100-SXM-40GB"))),
+        "Argonne, H100 node": theta(fitting.fit(data.argonne)),
+        "energy-code-eval, A100": theta(fitting.fit(data.code)),
+    }
+
+
+STUDIES: dict[str, Callable[[Data, Names], Result]] = {
+    "coefficients": coefficients,
+    "workload": workload,
+    "argonne": argonne,
+    "unseen-llm": unseen_llm,
+    "power": power,
+    "limit": limit,
+    "assumptions": assumptions,
+    "batch": batch,
+    "unseen-modality": unseen_modality,
+    "unseen-gpu": unseen_gpu,
+    "strict": strict,
+    "curve": curve,
+}

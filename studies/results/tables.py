@@ -1,0 +1,216 @@
+"""From results to the tables between the markers of a document."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from energylens.formula import NAMES
+
+Results = Mapping[str, Any]
+MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+COLUMNS = (
+    ("Top-1", "top1_ratio", 1),
+    ("in noise", "top1_within_noise_ratio", 1),
+    ("pairwise", "pairwise_ratio", 1),
+    ("regret", "regret_mean_ratio", 2),
+    ("MAPE", "mape_ratio", 1),
+    ("80 % covers", "interval_coverage_ratio", 0),
+)
+
+
+def fill(text: str, results: Results) -> str:
+    """Replace what stands between the markers by tables of the results there are."""
+
+    def table(match: re.Match[str]) -> str:
+        start, name, end = match.groups()
+        try:
+            return f"{start}{TABLES[name](results)}\n{end}"
+        except KeyError:
+            return match.group(0)  # not run yet: leave what stands there
+
+    return MARK.sub(table, text)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Set a table, the first column flush left."""
+    lines = ["| " + " | ".join(header) + " |"]
+    lines.append("|---" + "|---:" * (len(header) - 1) + "|")
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a ratio as a percentage."""
+    if value is None:
+        return "-"
+    return "> 1000 %" if value > 10 else f"{100 * value:.{digits}f} %"
+
+
+def _regret(item: tuple[str, Mapping[str, float]]) -> tuple[bool, float]:
+    value = item[1].get("regret_mean_ratio")
+    return value is None, value or 0.0
+
+
+def scores(estimators: Mapping[str, Mapping[str, float]], columns: Any = COLUMNS) -> str:
+    """One line for each estimator, least regret first."""
+    rows = [
+        (
+            f"**{name}**" if name == "energylens" else name,
+            *(percent(score.get(metric), digits) for _, metric, digits in columns),
+        )
+        for name, score in sorted(estimators.items(), key=_regret)
+    ]
+    return markdown(("estimator", *(title for title, _, _ in columns)), rows)
+
+
+def _curve(results: Results, metric: str, digits: int) -> str:
+    points = results["curve"]["curve"]
+    sizes = [str(max(s["train_rows"] for s in point.values())) for point in points]
+    names = sorted(points[2].items(), key=_regret)
+    rows = [
+        (
+            f"**{name}**" if name == "energylens" else name,
+            *(percent(point[name].get(metric), digits) for point in points),
+        )
+        for name, _ in names
+    ]
+    return markdown(("estimator", *(f"n = {size}" for size in sizes)), rows)
+
+
+def _headline(results: Results) -> str:
+    few, unseen = results["curve"]["estimators"], results["unseen-llm"]["estimators"]
+    kept = ("energylens", "random-forest", "extra-trees", "gradient-boosting", "xgboost",
+            "lightgbm", "log-linear", "workload", "latency-measured", "largest-batch")  # fmt: skip
+    rows = []
+    for name, score in sorted(few.items(), key=_regret):
+        if name in kept:
+            other = unseen[name]
+            rows.append(
+                (
+                    f"**{name}**" if name == "energylens" else name,
+                    percent(score["top1_ratio"]),
+                    percent(score["pairwise_ratio"]),
+                    percent(score["regret_mean_ratio"], 2),
+                    percent(score.get("mape_ratio")),
+                    percent(other["top1_ratio"]),
+                    percent(other["regret_mean_ratio"], 2),
+                )
+            )
+    header = ("estimator", "Top-1", "pairwise", "regret", "MAPE", "Top-1, unseen LLM",
+              "regret, unseen LLM")  # fmt: skip
+    return markdown(header, rows)
+
+
+def _modalities(results: Results) -> str:
+    by_name = results["curve"]["modalities"]["energylens"]
+    return markdown(
+        ("modality", *(title for title, _, _ in COLUMNS[:5])),
+        [
+            (name, *(percent(m.get(metric, 0.0), digits) for _, metric, digits in COLUMNS[:5]))
+            for name, m in by_name.items()
+        ],
+    )
+
+
+def _batch(results: Results) -> str:
+    larger, smaller = (results["batch"][side]["estimators"] for side in ("larger", "smaller"))
+    metric = "mape_group_median_ratio"
+    names = sorted(larger, key=lambda name: larger[name].get(metric, 99))
+    return markdown(
+        ("estimator", "fitted on batch <= 32, judged above", "fitted above 32, judged below"),
+        [
+            (
+                f"**{name}**" if name == "energylens" else name,
+                percent(larger[name].get(metric)),
+                percent(smaller[name].get(metric)),
+            )
+            for name in names
+            if larger[name].get(metric) is not None
+        ],
+    )
+
+
+def _phases(results: Results) -> str:
+    return markdown(
+        ("part", "groups", "MAPE, median over groups"),
+        [
+            (phase, str(value["groups"]), percent(value["mape_group_median_ratio"]))
+            for phase, value in results["batch"]["phases"].items()
+        ],
+    )
+
+
+def _gpu(results: Results) -> str:
+    points = results["unseen-gpu"]["curve"]
+    rows = []
+    for name in points[0]:
+        cells = []
+        for point in points:
+            score = point[name]
+            cells.append(f"{percent(score['pairwise_ratio'])} / {percent(score['mape_ratio'])}")
+        rows.append((f"**{name}**" if name == "energylens" else name, *cells))
+    return markdown(("pairwise / MAPE", "0 rows", "3 rows", "5 rows", "10 rows"), rows)
+
+
+def _workload(results: Results) -> str:
+    return markdown(
+        ("rows", "number", "ordinary loss: MAPE", "relative loss: MAPE"),
+        [
+            (
+                name,
+                str(value["rows"]),
+                percent(value["ordinary_mape_ratio"]),
+                percent(value["relative_mape_ratio"]),
+            )
+            for name, value in results["workload"].items()
+        ],
+    )
+
+
+def _assumptions(results: Results) -> str:
+    return markdown(
+        ("assumed lengths", *(title for title, _, _ in COLUMNS[:5])),
+        [
+            (name, *(percent(score.get(metric), digits) for _, metric, digits in COLUMNS[:5]))
+            for name, score in results["assumptions"].items()
+        ],
+    )
+
+
+def _coefficients(results: Results) -> str:
+    sources = results["coefficients"]
+    return markdown(
+        ("coefficient", *sources),
+        [
+            (name, *(f"{theta[k]:.2f}" for theta in sources.values()))
+            for k, name in enumerate(NAMES)
+        ],
+    )
+
+
+def _simple(study: str) -> Callable[[Results], str]:
+    return lambda results: scores(results[study]["estimators"])
+
+
+TABLES: dict[str, Callable[[Results], str]] = {
+    "headline": _headline,
+    "few-shot": _simple("curve"),
+    "curve-top1": lambda results: _curve(results, "top1_ratio", 1),
+    "curve-regret": lambda results: _curve(results, "regret_mean_ratio", 2),
+    "curve-mape": lambda results: _curve(results, "mape_ratio", 1),
+    "modalities": _modalities,
+    "strict": _simple("strict"),
+    "limit": _simple("limit"),
+    "power": _simple("power"),
+    "unseen-llm": _simple("unseen-llm"),
+    "unseen-modality": _simple("unseen-modality"),
+    "unseen-gpu": _gpu,
+    "argonne": _simple("argonne"),
+    "batch": _batch,
+    "phases": _phases,
+    "workload": _workload,
+    "assumptions": _assumptions,
+    "coefficients": _coefficients,
+}
