@@ -142,10 +142,10 @@ def run(engine: Any, batch: Batch, vision_tokens: int = 0) -> Repetition:
         and (phase is not Phase.ENCODE or batch.media.modality is not Modality.TEXT)
     ]
     engine.prepare(batch, phases)
-    boundaries: list[Phase] = []
+    boundaries: list[bool] = []
     for repetition, phase in enumerate(phases):
         if phase is Phase.REQUEST:
-            whole = engine.run_phase(phase, batch, repetition, lambda: boundaries.append(phase))
+            whole = engine.run_phase(phase, batch, repetition, lambda: boundaries.append(True))
             check_counts(whole, phase, batch, vision_tokens)
         else:
             check_counts(engine.run_phase(phase, batch, repetition), phase, batch, vision_tokens)

@@ -82,17 +82,17 @@ class Dataset:
                     f"every column of a dataset must have one value for each of its {n} cases; "
                     f"{name} has shape {column.shape}"
                 )
-        energy = self.energy_per_request_j
-        bad = ~(np.isfinite(energy) & (energy > 0))
-        for name in ("prefill_energy_per_request_j", "decode_energy_per_request_j"):
-            part = getattr(self, name)
-            bad |= ~(np.isnan(part) | (np.isfinite(part) & (part > 0)))
-        if bad.any():
-            row = int(np.flatnonzero(bad)[0])
-            raise InputError(
-                "energy must be finite and above 0 J in every row; "
-                f"row {row} (from 0) has {energy[row]!r} J"
-            )
+        for name in self.column_names()[:3]:
+            joules = getattr(self, name)
+            good = np.isfinite(joules) & (joules > 0)
+            if name != "energy_per_request_j":
+                good |= np.isnan(joules)
+            if not good.all():
+                row = int(np.argmin(good))
+                raise InputError(
+                    f"{name} must be finite and above 0 J in every row; "
+                    f"row {row} (from 0) has {float(joules[row])!r} J"
+                )
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -147,18 +147,21 @@ class Dataset:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the content of all rows, in order: names which data a model saw."""
+        columns: list[NDArray[Any]] = [self.llm_ids, self.gpu_ids, self.precision_ids]
+        columns += [
+            getattr(self.cases, name)
+            for name in Cases.column_names()
+            if not name.endswith("_index")
+        ]
+        columns += [getattr(self, name) for name in self.column_names()]
         state = hashlib.sha256()
-        for ids in (self.llm_ids, self.gpu_ids, self.precision_ids):
-            state.update("\x1f".join(ids).encode())
-        for name in Cases.column_names():
-            if not name.endswith("_index"):
-                state.update(np.ascontiguousarray(getattr(self.cases, name)).tobytes())
-        for name in self.column_names():
-            column = getattr(self, name)
+        for column in columns:
             if column.dtype == object:
-                state.update("\x1f".join(map(str, column)).encode())
+                content = "\x1f".join(map(str, column)).encode()
             else:
-                state.update(np.ascontiguousarray(column).tobytes())
+                content = np.ascontiguousarray(column).tobytes()
+            state.update(len(content).to_bytes(8, "little"))  # text cannot change its column
+            state.update(content)
         return state.hexdigest()
 
     @cached_property

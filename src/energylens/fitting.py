@@ -44,15 +44,18 @@ PRIORS = ("datasheet", "none")
 GROUPINGS = ("gpu", "llm", "precision")
 
 HUBER_RATIO = 0.15  # relative residual beyond which the huber loss grows linearly
-STEPS = 12  # Gauss-Newton steps at most; a handful do
+STEP_LENGTHS = (1.0, 0.6, 0.3, 0.1, 0.03)  # tried until one lowers the loss
+STEPS = 16  # Gauss-Newton steps at most; a handful do
 SPREAD_STEPS = 4  # of them also estimate the residual spread that weighs the prior
-CONVERGED_RATIO = 1e-4  # a step that lowers the loss by less is the last
+CONVERGED_RATIO = 1e-5  # a step that lowers the loss by less is the last
 FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
 REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
 NEAR_DOUBLINGS = 1.5  # neighbours: configurations at most this far apart
+VARIANCE_FLOOR = 1e-8  # of relative residuals, where rows repeat each other exactly
+FACTOR_OFF = 1e6  # from what the datasheet suggests: no measurement, but a wrong unit
 SCOPE_COLUMNS = (
     "tensor_parallel",
     "pipeline_parallel",
@@ -112,8 +115,8 @@ def fit(
     Parameters
     ----------
     dataset : Dataset
-        n rows; one is enough, because the datasheet fills in. With ``prior="none"`` every
-        coefficient that no row speaks of is 0.
+        n rows; one is enough, because the datasheet fills in: a coefficient that no row speaks
+        of stays as it suggests, with ``prior="none"`` too.
     options : FitOptions, optional
     weights : ndarray, shape (n,), optional
         How much each row counts; 1 by default.
@@ -125,7 +128,9 @@ def fit(
     Raises
     ------
     FitError
-        If there is no row, or power is asked for and missing.
+        If there is no row, or the energy of one cannot be in joules per request.
+    InputError
+        If power is asked for and a row has none.
     """
     options = options or FitOptions()
     if len(dataset) == 0:
@@ -137,6 +142,7 @@ def fit(
     x = design(dataset.cases)
     if options.measured_power:
         x = x * power_ratio(dataset.cases)[:, None]
+    _check_size(x.sum(axis=1), dataset)
     problem = _Problem(dataset, x, weights, options)
     spread = SPREADS if options.prior == "datasheet" else np.full(len(TERMS), NO_PRIOR_SPREAD)
     pooled = problem.solve(np.arange(len(dataset)), np.ones(len(TERMS)), spread)
@@ -189,6 +195,18 @@ def from_datasheet() -> EnergyModel:
     )
 
 
+def _check_size(expected: FloatArray, dataset: Dataset) -> None:
+    y = dataset.energy_per_request_j
+    bad = np.flatnonzero((y < expected / FACTOR_OFF) | (y > expected * FACTOR_OFF))
+    if len(bad):
+        row = int(bad[0])
+        raise FitError(
+            "energy_per_request_j must be joules per request; row "
+            f"{row} (from 0) has {y[row]:.3g} where the datasheet of its GPUs leads one to expect "
+            f"about {expected[row]:.3g}. Look at its unit and its token counts."
+        )
+
+
 class _Problem:
     """The least-squares problem of one dataset; solved for all rows or some."""
 
@@ -227,7 +245,7 @@ class _Problem:
             a = slopes(relative, theta)
             full = _nonnegative(a, row_weights, mean, pull)
             before = loss if step >= SPREAD_STEPS else np.inf
-            for length in (1.0, 0.5, 0.25, 0.125):
+            for length in STEP_LENGTHS:
                 tried = theta + length * (full - theta)
                 residual = energy(relative, tried) - 1.0
                 loss = float(row_weights @ residual**2 + pull @ (tried - mean) ** 2)
@@ -247,7 +265,7 @@ class _Problem:
                 normal = (a * row_weights[:, None]).T @ a
                 used = np.trace(np.linalg.solve(normal + np.diag(pull[active]), normal))
                 squares = float(row_weights @ residual**2) + PRIOR_ROW_RATIO**2
-                variance = max(squares / (max(n - used, 0.0) + 1.0), 1e-8)
+                variance = max(squares / (max(n - used, 0.0) + 1.0), VARIANCE_FLOOR)
         pull = variance / spread**2
         active = theta > 0
         a = slopes(relative, theta)
@@ -379,7 +397,16 @@ def bootstrap(
     -------
     ndarray, shape (samples, 12)
         The pooled ``theta`` of each draw.
+
+    Raises
+    ------
+    FitError
+        As :func:`fit`.
+    UsageError
+        If samples is below 1.
     """
+    if samples < 1:
+        raise UsageError(f"a bootstrap needs 1 sample or more, not {samples}")
     rng = np.random.default_rng(seed)
     n = len(dataset)
     draws = (dataset.take(rng.integers(0, n, n)) for _ in range(samples))
@@ -454,7 +481,7 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     }
     active = (theta > 0) & present
     b = a[:, active]
-    variance = model.pooled.within_ratio**2 + model.pooled.between_ratio**2
+    variance = max(model.pooled.within_ratio**2 + model.pooled.between_ratio**2, VARIANCE_FLOOR)
     hat = b @ np.linalg.solve(b.T @ b + np.diag(variance / SPREADS[active] ** 2), b.T)
     leverage = np.diag(hat)
     ratio = predicted / y

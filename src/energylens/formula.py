@@ -49,6 +49,8 @@ LAUNCH_S = 10e-6  # from one small kernel to the next
 SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
 HOP_S = 10e-3  # from one pipeline stage to the next, bubbles included
 
+LABEL_DOUBLINGS = 2.0  # how far apart another GPU type, precision or LLM is, as `knob_place` counts
+
 
 def _per_byte(gpu: Gpu) -> float:
     return WORKING_POWER_RATIO * gpu.tdp_w / (BANDWIDTH_RATIO * gpu.memory_bandwidth_bytes_per_s)
@@ -388,7 +390,7 @@ class EnergyModel:
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
         sizes = (len(cases.llms), len(cases.gpus), len(cases.precisions))
-        if not self.groups:
+        if not self.groups or not len(cases):
             return [self.pooled], np.zeros(len(cases), dtype=np.intp)
         combined = np.ravel_multi_index(
             (cases.llm_index, cases.gpu_index, cases.precision_index), sizes
@@ -479,6 +481,8 @@ class EnergyModel:
         first = sets[0]
         place = knob_place(cases)
         distance = np.abs(place[:, None] - place[None]).sum(axis=2)
+        for label in (cases.gpu_index, cases.precision_index, cases.llm_index):
+            distance += LABEL_DOUBLINGS * (label[:, None] != label[None])
         correlation = np.exp(-distance / first.reach_doublings)
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
         own = first.within_ratio * rng.standard_normal(joules.shape) @ root.T
@@ -488,14 +492,9 @@ class EnergyModel:
 
 
 def knob_place(cases: Cases) -> FloatArray:
-    """Where each configuration stands among others, in doublings of its knobs; shape (n, 7).
-
-    Another GPU type, precision or LLM is as far away as two doublings.
-    """
+    """Where each configuration stands among others, in doublings of its knobs; shape (n, 4)."""
     knobs = (in_flight(cases), cases.tensor_parallel, cases.pipeline_parallel, cases.data_parallel)
-    labels = (cases.gpu_index, cases.precision_index, cases.llm_index)
-    columns = [np.log2(knob) for knob in knobs] + [2.0 * label for label in labels]
-    return np.column_stack(columns)
+    return np.log2(np.column_stack(knobs))
 
 
 def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generator) -> FloatArray:

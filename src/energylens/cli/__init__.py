@@ -62,6 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         # Whoever read us has enough; keep Python from complaining at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _close_stdout()
         return 0
+    except OSError as error:  # files have errors of their own: this is standard output
+        print(f"energylens {parsed.verb}: cannot write: {error.strerror}", file=sys.stderr)
+        _close_stdout()
+        return 1
     return 0
+
+
+def _close_stdout() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -50,6 +50,13 @@ def add_json(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON document instead")
 
 
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add ``--seed``."""
+    parser.add_argument(
+        "--seed", type=not_negative_int, default=0, metavar="N", help="of all chance (default: 0)"
+    )
+
+
 def print_json(document: Any) -> None:
     """Print one JSON document; NaN in it is a bug."""
     print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
@@ -205,10 +212,10 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", help="a number format; the LLM's own by default")
     for degree in ("tensor", "pipeline", "expert", "data"):
         group.add_argument(
-            f"--{degree}-parallel", type=_positive_int, default=1, metavar="N", help="default: 1"
+            f"--{degree}-parallel", type=positive_int, default=1, metavar="N", help="default: 1"
         )
     group.add_argument(
-        "--batch-size", type=_positive_int, default=32, metavar="N", help="default: 32"
+        "--batch-size", type=positive_int, default=32, metavar="N", help="default: 32"
     )
     group.add_argument("--input-tokens", type=_positive, required=True, metavar="N")
     group.add_argument("--output-tokens", type=_positive, required=True, metavar="N")
@@ -218,11 +225,11 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of the input, those of images or frames; by default what the catalog says",
     )
-    group.add_argument("--images", type=_positive_int, default=0, metavar="N")
-    group.add_argument("--frames", type=_positive_int, default=0, metavar="N")
+    group.add_argument("--images", type=positive_int, default=0, metavar="N")
+    group.add_argument("--frames", type=positive_int, default=0, metavar="N")
     group.add_argument(
         "--node-gpus",
-        type=_positive_int,
+        type=positive_int,
         metavar="N",
         help="count every GPU of a node of this size, idle ones too",
     )
@@ -278,13 +285,23 @@ def case_of(arguments: argparse.Namespace) -> Case:
     )
 
 
-def _positive_int(text: str) -> int:
+def positive_int(text: str) -> int:
+    """Read a whole number of 1 or more (an argparse type)."""
+    return _whole(text, 1)
+
+
+def not_negative_int(text: str) -> int:
+    """Read a whole number of 0 or more (an argparse type)."""
+    return _whole(text, 0)
+
+
+def _whole(text: str, low: int) -> int:
     try:
         value = int(text)
     except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of 1 or more, not {text!r}")
+        value = low - 1
+    if value < low:
+        raise argparse.ArgumentTypeError(f"must be a whole number of {low} or more, not {text!r}")
     return value
 
 

@@ -75,6 +75,8 @@ def _import(arguments: argparse.Namespace) -> None:
         raise UsageError(
             "--mapping goes with import table: it says which column is which (docs/data-format.md)"
         )
+    if arguments.json and arguments.output == "-":
+        raise UsageError("the table and --json cannot both go to stdout: give -o a file")
     if arguments.source == "table":
         from energylens.importers import table as foreign
 
@@ -84,8 +86,6 @@ def _import(arguments: argparse.Namespace) -> None:
     table.write(imported.dataset, arguments.output)
     skipped = sum(s.rows for s in imported.skipped)
     if arguments.json:
-        if arguments.output == "-":
-            raise UsageError("the table and --json cannot both go to stdout: give -o a file")
         print_json(
             {
                 "rows": len(imported.dataset),

@@ -10,6 +10,7 @@ from energylens.cli.console import (
     Progress,
     Subparsers,
     add_json,
+    add_seed,
     add_tables,
     comma_list,
     numbers,
@@ -89,7 +90,7 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument("--train", type=int, metavar="N", help="training rows (default: 50)")
     parser.add_argument("--repeats", type=int, metavar="N", help="draws (default: 50)")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     parser.add_argument(
         "--estimators",
         type=comma_list,
@@ -175,7 +176,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--repeats", type=int, default=10, metavar="N", help="draws of the learning curve"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     add_json(parser)
 
     parser = subparsers.add(

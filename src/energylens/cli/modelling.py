@@ -9,11 +9,14 @@ from energylens.cli.console import (
     Subparsers,
     add_case,
     add_json,
+    add_seed,
     add_tables,
     case_of,
     comma_list,
+    not_negative_int,
     numbers,
     percent,
+    positive_int,
     print_json,
     print_paragraph,
     print_table,
@@ -43,9 +46,13 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write the model")
     add_fit_options(parser)
     parser.add_argument(
-        "--bootstrap", type=int, default=0, metavar="N", help="add intervals from N resamples"
+        "--bootstrap",
+        type=not_negative_int,
+        default=0,
+        metavar="N",
+        help="take the intervals from N resamples",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     add_json(parser)
 
     parser = subparsers.add(
@@ -96,9 +103,13 @@ def add_verbs(verbs: Any) -> None:
         "--precisions", type=comma_list, default=(), help="values of a free precision"
     )
     parser.add_argument(
-        "--top", type=int, default=8, metavar="N", help="configurations to list (default: 8)"
+        "--top",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="configurations to list (default: 8)",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     add_json(parser)
 
 

@@ -1,0 +1,281 @@
+"""The report in a real browser: headless Chromium, spoken to over a pipe."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from energylens.plotting import PALETTE
+from energylens.records import Source
+from energylens.reporting import report_html
+from report_sample import FIGURES, sample
+
+CHROMIUM = next(
+    (
+        path
+        for name in ("chromium", "chromium-browser", "google-chrome")
+        if (path := shutil.which(name))
+    ),
+    None,
+)
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the report in"),
+]
+TIMEOUT_S = 60.0
+
+# Chromium reads commands from descriptor 3 and answers on 4.
+WIRE = (
+    "import os, sys; os.dup2(int(sys.argv[1]), 3); os.dup2(int(sys.argv[2]), 4); "
+    "os.execv(sys.argv[3], sys.argv[3:])"
+)
+
+
+class Browser:
+    """A tab, by the DevTools protocol."""
+
+    def __init__(self, profile: Path) -> None:
+        assert CHROMIUM is not None
+        commands, self._out = _pipe()
+        self._in, answers = _pipe()
+        self.process = subprocess.Popen(
+            [
+                *(sys.executable, "-c", WIRE, str(commands), str(answers), CHROMIUM),
+                *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"),
+                *("--disable-background-networking", "--disable-component-update"),
+                *("--disable-sync", "--no-first-run", "--remote-debugging-pipe"),
+                *(f"--user-data-dir={profile}", "about:blank"),
+            ],
+            pass_fds=(commands, answers),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        os.close(commands)
+        os.close(answers)
+        self._buffer, self._number, self._session = b"", 0, ""
+        self.events: list[dict[str, Any]] = []
+        target = self.call("Target.createTarget", url="about:blank")["targetId"]
+        attached = self.call("Target.attachToTarget", targetId=target, flatten=True)
+        self._session = attached["sessionId"]
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            self.call(f"{domain}.enable")
+
+    def call(self, method: str, **parameters: Any) -> dict[str, Any]:
+        self._number += 1
+        message = {"id": self._number, "method": method, "params": parameters}
+        if self._session:
+            message["sessionId"] = self._session
+        os.write(self._out, json.dumps(message).encode() + b"\0")
+        while (answer := self._read()).get("id") != self._number:
+            self.events.append(answer)
+        assert "error" not in answer, answer
+        return dict(answer["result"])
+
+    def _read(self) -> dict[str, Any]:
+        until = time.monotonic() + TIMEOUT_S
+        while b"\0" not in self._buffer:
+            ready, _, _ = select.select([self._in], [], [], max(until - time.monotonic(), 0))
+            part = os.read(self._in, 1 << 20) if ready else b""
+            if not part:
+                raise TimeoutError("the browser does not answer")
+            self._buffer += part
+        message, _, self._buffer = self._buffer.partition(b"\0")
+        return dict(json.loads(message))
+
+    def open(
+        self, page: Path, *, width: int = 1280, scheme: str = "light", js: bool = True
+    ) -> None:
+        self.call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=900,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+        self.call("Emulation.setScriptExecutionDisabled", value=not js)
+        self.call(
+            "Emulation.setEmulatedMedia",
+            features=[{"name": "prefers-color-scheme", "value": scheme}],
+        )
+        self.events.clear()
+        self.call("Page.navigate", url=page.as_uri())
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+            self.events.append(self._read())
+
+    def ask(self, expression: str) -> Any:
+        answer = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+        assert "exceptionDetails" not in answer, answer
+        return answer["result"].get("value")
+
+    def press(self, key: str, text: str = "") -> None:
+        for kind in ("keyDown", "keyUp"):
+            self.call(
+                "Input.dispatchKeyEvent",
+                type=kind,
+                key=key,
+                code=key,
+                windowsVirtualKeyCode={"Tab": 9, "Enter": 13}[key],
+                **({"text": text} if text and kind == "keyDown" else {}),
+            )
+
+    def close(self) -> None:
+        self.process.terminate()
+        try:
+            self.process.wait(10)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        os.close(self._in)
+        os.close(self._out)
+
+
+def _pipe() -> tuple[int, int]:
+    """Open a pipe whose descriptors are not among those that Chromium wants."""
+    ends = os.pipe()
+    high = tuple(fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in ends)
+    for end in ends:
+        os.close(end)
+    return high[0], high[1]
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    browser = Browser(tmp_path_factory.mktemp("profile"))
+    yield browser
+    browser.close()
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("sklearn", reason="the baselines need the extra ensembles")
+    s = sample(Source.SIMULATED)
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    path.write_text(
+        report_html(
+            s.model,
+            s.dataset,
+            diagnostics=s.diagnostics,
+            evaluations=s.evaluations,
+            ranking=s.ranking,
+        ),
+        encoding="utf-8",
+    )
+    return path
+
+
+def complaints(browser: Browser) -> list[dict[str, Any]]:
+    """Whatever the console shows, and dialogs that a script in a name would open."""
+    return [
+        event
+        for event in browser.events
+        if event.get("method")
+        in (
+            "Log.entryAdded",
+            "Runtime.exceptionThrown",
+            "Runtime.consoleAPICalled",
+            "Page.javascriptDialogOpening",
+        )
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_figure_is_seen_and_the_console_is_silent(
+    browser: Browser, page: Path, scheme: str
+) -> None:
+    browser.open(page, scheme=scheme)
+    seen = browser.ask(
+        "[...document.querySelectorAll('figure')].map(f => {"
+        "  const box = f.querySelector('svg').getBoundingClientRect();"
+        "  return [f.id, box.width > 400 && box.height > 100,"
+        "          f.querySelectorAll('svg path, svg use').length > 5] })"
+    )
+    assert seen == [[name, True, True] for name in FIGURES]
+    assert complaints(browser) == []
+
+
+def test_nothing_is_asked_of_any_network(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    asked = [
+        event["params"]["request"]["url"]
+        for event in browser.events
+        if event.get("method") == "Network.requestWillBeSent"
+    ]
+    assert asked == [page.as_uri()]
+
+
+@pytest.mark.parametrize("width", [320, 400])
+def test_a_narrow_page_does_not_scroll_sideways(browser: Browser, page: Path, width: int) -> None:
+    browser.open(page, width=width)
+    browser.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+
+
+def test_figures_follow_the_theme_and_the_button_turns_it(browser: Browser, page: Path) -> None:
+    colours = (
+        "[getComputedStyle(document.body).backgroundColor,"
+        " getComputedStyle(document.querySelector('#ranking svg text')).fill]"
+    )
+
+    def expected(theme: int) -> list[str]:
+        hexes = (PALETTE["paper"][theme], PALETTE["muted"][theme])
+        return [f"rgb({', '.join(str(int(h[i : i + 2], 16)) for i in (1, 3, 5))})" for h in hexes]
+
+    browser.open(page, scheme="dark")
+    assert browser.ask(colours) == expected(1)
+    browser.ask("document.getElementById('theme').click()")
+    assert browser.ask(colours) == expected(0)
+    assert browser.ask("document.getElementById('theme').textContent") == "Dark page"
+    browser.open(page, scheme="light")
+    assert browser.ask(colours) == expected(0)
+
+
+def test_without_scripts_only_the_button_is_missing(browser: Browser, page: Path) -> None:
+    browser.open(page, js=False)
+    assert browser.ask("document.getElementById('theme').hidden") is True
+    assert browser.ask("document.querySelectorAll('figure svg').length") == len(FIGURES)
+    assert complaints(browser) == []
+
+
+def test_the_keyboard_reaches_what_there_is_to_reach(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    browser.press("Tab")
+    assert browser.ask("document.activeElement.textContent") == "Skip to the report"
+    assert browser.ask("document.activeElement.getBoundingClientRect().top") >= 0
+    browser.press("Enter", text="\r")
+    assert browser.ask("document.activeElement.id") == "main"
+    browser.ask("document.querySelector('summary').focus()")
+    browser.press("Enter", text="\r")
+    assert browser.ask("document.querySelector('details').open") is True
+    style = "getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.ask(style) not in ("none", "")
+
+
+def test_a_screen_reader_hears_the_figures_and_the_banner(browser: Browser, page: Path) -> None:
+    browser.open(page)
+    nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
+    heard: dict[str, list[str]] = {}
+    for node in nodes:
+        if not node.get("ignored"):
+            role = str(node["role"]["value"])
+            heard.setdefault(role, []).append(str(node.get("name", {}).get("value", "")))
+    assert len(heard["figure"]) == len(FIGURES)
+    assert all(heard["figure"])
+    images = heard.get("image", []) + heard.get("img", [])
+    assert len(images) == len(FIGURES) + 2  # and the two lines of the law
+    assert all(images)
+    assert "Where the numbers come from" in heard["complementary"]
+    assert {"main", "banner", "contentinfo", "navigation"} <= set(heard)
+    assert browser.ask("document.querySelector('.banner.loud strong').textContent") == (
+        "This rests on simulated rows: no accuracy claim rests on these."
+    )
