@@ -412,7 +412,7 @@ def test_the_banner_names_assumptions_boundaries_and_the_digest() -> None:
     assert dataset.digest[:16] in said
 
 
-# ------------------------------------------------------------------------- a page worth trusting
+# ----------------------------------------------------------------------- a page worth trusting
 
 
 def test_rubbish_in_names_stays_text(html: str, text: str) -> None:
@@ -510,7 +510,7 @@ def test_every_colour_has_a_role_of_its_own() -> None:
     assert len(set(lights)) == len(lights)
 
 
-# ----------------------------------------------------------------------------- what it is made of
+# --------------------------------------------------------------------------- what it is made of
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

@@ -240,9 +240,9 @@ class _Problem:
         variance = PRIOR_ROW_RATIO**2
         theta, residual = mean, energy(relative, mean) - 1.0
         loss = np.inf
+        a = slopes(relative, theta)
         for step in range(STEPS):
             pull = variance / spread**2
-            a = slopes(relative, theta)
             full = _nonnegative(a, row_weights, mean, pull)
             before = loss if step >= SPREAD_STEPS else np.inf
             for length in STEP_LENGTHS:
@@ -252,6 +252,7 @@ class _Problem:
                 if loss < before:
                     break
             theta = tried
+            a = slopes(relative, theta)
             if before - loss < CONVERGED_RATIO * loss:
                 break
             if step < SPREAD_STEPS:
@@ -261,14 +262,12 @@ class _Problem:
                 elif self.loss == "log":
                     row_weights = weights / np.clip(1.0 + residual, 0.3, 3.0) ** 2
                 active = theta > 0
-                a = slopes(relative, theta)[:, active]
-                normal = (a * row_weights[:, None]).T @ a
+                normal = ((a * row_weights[:, None]).T @ a)[np.ix_(active, active)]
                 used = np.trace(np.linalg.solve(normal + np.diag(pull[active]), normal))
                 squares = float(row_weights @ residual**2) + PRIOR_ROW_RATIO**2
                 variance = max(squares / (max(n - used, 0.0) + 1.0), VARIANCE_FLOOR)
         pull = variance / spread**2
         active = theta > 0
-        a = slopes(relative, theta)
         curvature = (a * row_weights[:, None]).T @ a + np.diag(pull)
         covariance: FloatArray = variance * np.linalg.inv(curvature).astype(np.float64)
         seen, unseen = self._left_out(a, row_weights, residual, pull, active, self.llm_index[rows])

@@ -33,7 +33,7 @@ class _Coefficients(_Strict):
     within_ratio: NotNegative
     between_ratio: NotNegative
     reach_doublings: Annotated[FiniteFloat, Field(gt=0)]
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=0)]
 
 
 class _Scope(_Strict):

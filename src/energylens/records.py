@@ -66,6 +66,12 @@ def _require_not_negative(owner: str, **values: float | None) -> None:
             raise InputError(f"{owner}: {name} must be a finite number, 0 or more, not {value!r}")
 
 
+def _require_whole(owner: str, **values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (math.isfinite(value) and value >= 1 and value % 1 == 0):
+            raise InputError(f"{owner}: {name} must be a whole number, 1 or more, not {value!r}")
+
+
 # ------------------------------------------------------------------------- LLM architecture
 
 
@@ -493,14 +499,15 @@ class Configuration:
     mean_batch_size: float | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(
+        _require_whole(
             "configuration",
             tensor_parallel=self.tensor_parallel,
             pipeline_parallel=self.pipeline_parallel,
             expert_parallel=self.expert_parallel,
             data_parallel=self.data_parallel,
-            batch_size=self.batch_size,
-            mean_batch_size=self.mean_batch_size,
+        )
+        _require_positive(
+            "configuration", batch_size=self.batch_size, mean_batch_size=self.mean_batch_size
         )
 
     @property
@@ -531,7 +538,4 @@ class Case:
     node_gpus: int | None = None
 
     def __post_init__(self) -> None:
-        if self.node_gpus is not None:
-            _require(
-                self.node_gpus >= 1, "case", f"node_gpus must be 1 or more, not {self.node_gpus}"
-            )
+        _require_whole("case", node_gpus=self.node_gpus)

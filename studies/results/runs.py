@@ -222,7 +222,7 @@ def _phases(dataset: Dataset) -> Result:
 
 
 def workload(data: Data, _names: Names) -> Result:
-    """Give the published three-term law (arXiv 2407.04014) single groups and either loss, in sample.
+    """Fit the published three-term law (arXiv 2407.04014) under either loss, in sample.
 
     Its authors fit each LLM on each system; here each group also has one layout and one batch
     or all of them. In both sources input lengths are fixed or equal the output, so only two of

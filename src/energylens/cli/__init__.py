@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     parser = argparse.ArgumentParser(
         prog="energylens",
-        description="Closed-form energy models for LLM inference serving: from measurements to "
+        description="Closed-form energy models for LLM inference serving:\nfrom measurements to "
         "the configuration with the fewest joules, and why.",
         epilog="A first look: energylens demo",
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,11 @@ class Subparsers:
         examples: Sequence[str] = (),
     ) -> argparse.ArgumentParser:
         """Add a verb; ``run`` gets its parsed arguments."""
-        epilog = "examples:\n" + "\n".join(f"  {line}" for line in examples) if examples else None
+        lines = [
+            " \\\n      ".join(textwrap.wrap(line, WIDTH - 8, break_on_hyphens=False))
+            for line in examples
+        ]
+        epilog = "examples:\n" + "\n".join(f"  {line}" for line in lines) if lines else None
         parser: argparse.ArgumentParser = self.verbs.add_parser(
             name,
             help=summary,
@@ -84,11 +89,17 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
         print(line(row))
 
 
-def print_paragraph(text: str, indent: str = "") -> None:
-    """Print wrapped text."""
-    import textwrap
-
-    print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent))
+def print_paragraph(text: str, indent: str = "", hanging: str = "") -> None:
+    """Print wrapped text, lines after the first indented by ``hanging`` too."""
+    print(
+        textwrap.fill(
+            text,
+            WIDTH,
+            initial_indent=indent,
+            subsequent_indent=indent + hanging,
+            break_on_hyphens=False,
+        )
+    )
 
 
 class Progress:

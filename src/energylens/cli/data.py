@@ -11,7 +11,6 @@ from energylens.cli.console import (
     assignments,
     print_json,
     print_paragraph,
-    print_table,
 )
 from energylens.errors import TableError
 
@@ -136,11 +135,8 @@ def _check(arguments: argparse.Namespace) -> None:
             raise TableError(f"{len(problems)} problems, listed above")
         return
     if problems:
-        print_table(
-            ("line", "column", "what is wrong"),
-            [(str(p.line), p.column or "-", p.reason) for p in problems[:LISTED]],
-            left=3,
-        )
+        for p in problems[:LISTED]:
+            print_paragraph(f"line {p.line}, {p.column or 'the row'}: {p.reason}", hanging="  ")
         more = len(problems) - LISTED
         raise TableError(
             f"{arguments.table} has {len(problems)} problem{'s' * (len(problems) > 1)}"

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict
 from typing import Any
 
-from energylens.cli.console import Subparsers, add_json, print_json, print_table
+from energylens.cli.console import Subparsers, add_json, print_json, print_paragraph, print_table
 
 
 def add_verbs(verbs: Any) -> None:
@@ -140,5 +140,9 @@ def _print_record(record: dict[str, Any], indent: str = "") -> None:
             _print_record(value, indent + "  ")
         elif value not in (None, "", ()):
             shown = ", ".join(value) if isinstance(value, tuple) else value
-            shown = f"{shown:,}" if isinstance(shown, int | float) else shown
-            print(f"{indent}{key.replace('_', ' '):{28 - len(indent)}} {shown}")
+            if isinstance(shown, bool):
+                shown = "yes" if shown else "no"
+            elif isinstance(shown, int | float):
+                shown = f"{shown:,.15g}"
+            name = f"{key.replace('_', ' '):{28 - len(indent)}}"
+            print_paragraph(f"{name} {shown}", indent, " " * (29 - len(indent)))
