@@ -26,6 +26,7 @@ from energylens.dataset import Dataset, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.formula import (
     NAMES,
+    OVERLAPS,
     SPREADS,
     TERMS,
     Coefficients,
@@ -48,6 +49,7 @@ STEP_LENGTHS = (1.0, 0.6, 0.3, 0.1, 0.03)  # tried until one lowers the loss
 STEPS = 16  # Gauss-Newton steps at most; a handful do
 SPREAD_STEPS = 4  # of them also estimate the residual spread that weighs the prior
 CONVERGED_RATIO = 1e-5  # a step that lowers the loss by less is the last
+OVERLAP_FLOOR = 0.5  # least theta at which an overlapped term's spread is taken
 FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
@@ -268,7 +270,13 @@ class _Problem:
                 variance = max(squares / (max(n - used, 0.0) + 1.0), VARIANCE_FLOOR)
         pull = variance / spread**2
         active = theta > 0
-        curvature = (a * row_weights[:, None]).T @ a + np.diag(pull)
+        # An overlapped term has no slope at 0, yet rows forbid it to be large: the spread is that
+        # of a slope some way off.
+        apart = theta.copy()
+        overlapped = np.array(OVERLAPS).reshape(-1)
+        apart[overlapped] = np.maximum(apart[overlapped], OVERLAP_FLOOR)
+        steep = slopes(relative, apart)
+        curvature = (steep * row_weights[:, None]).T @ steep + np.diag(pull)
         covariance: FloatArray = variance * np.linalg.inv(curvature).astype(np.float64)
         seen, unseen = self._left_out(a, row_weights, residual, pull, active, self.llm_index[rows])
         within, between, reach = _spreads(seen, self.scenario[rows], self.place[rows])
