@@ -437,13 +437,13 @@ def test_a_hundred_thousand_configurations_are_ranked_in_a_fraction_of_a_second(
     scenario, listed, choose = many()
     elapsed = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         ranking = select(SaysAbout(joules), scenario, choose=choose, candidates=listed)
-        elapsed.append(time.perf_counter() - start)
+        elapsed.append(time.process_time() - start)
     assert len(ranking) + len(ranking.ruled_out) > 100_000
     assert len(ranking.probability_best_ratio) == SAMPLED
     assert ranking.entries(SAMPLED + 1)[-1].probability_best_ratio is None
-    assert min(elapsed) < 1.0  # 0.3 s is measured by the benchmark, on a quiet machine
+    assert min(elapsed) < 1.0  # processor time; 0.3 s by the clock is for the benchmark
 
 
 def test_the_document_lists_both_kinds_and_holds_no_nan() -> None:

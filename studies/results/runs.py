@@ -19,20 +19,24 @@ SEED = 0
 REPEATS = 50
 FREE = ("parallelism", "batch_size")
 ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
+ENHANCED = tuple(f"{name}-enhanced" for name in ENSEMBLES)
 TUNED = ("random-forest-tuned", "xgboost-tuned")
 ANALYTICAL = (
     "log-linear",
     "logistic-batch",
     "workload",
+    "workload-ols",
     "sequence-length",
     "tdp-time",
+    "tdp-time-predicted",
     "utilisation-power",
+    "utilisation-power-predicted",
     "latency-measured",
     "latency-predicted",
 )
-TRIVIAL = ("largest-batch", "fewest-gpus", "random")
+TRIVIAL = ("largest-batch", "largest-batch-per-gpu", "fewest-gpus", "random")
 OURS = ("energylens", "energylens-no-prior", "energylens-datasheet")
-EVERYONE = (*OURS, *ENSEMBLES, *ANALYTICAL, *TRIVIAL)
+EVERYONE = (*OURS, *ENSEMBLES, *ENHANCED, *ANALYTICAL, *TRIVIAL)
 METRICS = (
     "train_rows",
     "top1_ratio",
@@ -123,12 +127,20 @@ def curve(data: Data, names: Names) -> Result:
     return judge(
         data.v3,
         names,
-        (*EVERYONE, *TUNED),
+        EVERYONE,
         protocol="learning-curve",
         choose=FREE,
         train=50,
         repeats=REPEATS,
     )
+
+
+def tuned(data: Data, names: Names) -> Result:
+    """Let ensembles tune themselves on the 50 training rows."""
+    return judge(
+        data.v3, names, ("energylens", *TUNED), protocol="few-shot", choose=FREE, train=50,
+        repeats=REPEATS,
+    )  # fmt: skip
 
 
 def strict(data: Data, names: Names) -> Result:
@@ -313,5 +325,6 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "unseen-modality": unseen_modality,
     "unseen-gpu": unseen_gpu,
     "strict": strict,
+    "tuned": tuned,
     "curve": curve,
 }
