@@ -158,7 +158,7 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("sklearn", reason="the baselines need the extra ensembles")
+    pytest.importorskip("matplotlib", reason="figures need the extra report")
     s = sample(Source.SIMULATED)
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(

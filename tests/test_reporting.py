@@ -90,7 +90,7 @@ def _arguments(s: Sample, changes: dict[str, object]) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def full() -> Sample:
-    pytest.importorskip("sklearn", reason="the baselines need the extra ensembles")
+    pytest.importorskip("matplotlib", reason="figures need the extra report")
     return sample()
 
 
@@ -328,6 +328,24 @@ def test_parts_of_the_breakdown_add_up_to_the_prediction(full: Sample) -> None:
 
     for row in picture.rows:
         assert sum(map(joules, row[2:])) == pytest.approx(joules(row[1]), rel=0.02)
+
+
+def test_a_reference_far_off_is_told_instead_of_drawn(full: Sample) -> None:
+    far = plotting.ranking_with_intervals(full.ranking)
+    assert "TP4 PP1 B8, compared with, lies beyond the frame" in far.caption
+    assert "compared with<" not in far.svg()
+    near_j = 1.1 * float(full.ranking.energy_per_request_j[0])
+    near = plotting.ranking_with_intervals(
+        replace(full.ranking, reference_energy_per_request_j=near_j)
+    )
+    assert "The dashed line is TP4 PP1 B8" in near.caption
+    assert "compared with<" in near.svg()
+
+
+def test_a_long_name_leaves_room_for_the_figure(full: Sample) -> None:
+    drawn = _picture(gathered(full), "residuals").svg()
+    assert "y…" in drawn
+    assert "y" * plotting.LABEL not in Page(drawn).text
 
 
 def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:

@@ -42,6 +42,8 @@ SOURCE = TESTS.parent / "src"
 @pytest.fixture(autouse=True)
 def fake_engine_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_ENGINE_FOLDER", str(tmp_path))
+    # Jobs and actors import these fakes and the package by name.
+    monkeypatch.setenv("PYTHONPATH", f"{SOURCE}{os.pathsep}{TESTS}")
 
 
 def sweep(tmp_path: Path, plan: Plan, executor: Executor, **options: Any) -> SweepResult:
@@ -246,7 +248,7 @@ def test_a_case_whose_worker_was_killed_once_is_measured_after_all(tmp_path: Pat
 def test_a_hang_past_its_limit_is_killed_and_recorded(tmp_path: Path) -> None:
     cases = [planned(1), planned(2, input_tokens=HANGS), planned(3)]
     # The limit must outlast the start of a process on a busy machine.
-    result = sweep(tmp_path, plan_of(*cases, case_limit_s=8.0), LocalExecutor())
+    result = sweep(tmp_path, plan_of(*cases, case_limit_s=12.0), LocalExecutor())
     assert result.measured == 2
     failed = [r for r in records_of(tmp_path) if r.get("status") == "failed"]
     assert [r["reason"] for r in failed] == ["timed_out"]
@@ -405,8 +407,9 @@ def ray_cluster(tmp_path: Path) -> Iterator[Any]:
     ray = pytest.importorskip("ray", reason="needs the extra ray")
     from ray.cluster_utils import Cluster
 
-    environment = {"PYTHONPATH": f"{SOURCE}{os.pathsep}{TESTS}", "FAKE_ENGINE_PAUSE_S": "0.002"}
-    os.environ.update(environment)
+    environment = {name: os.environ[name] for name in ("PYTHONPATH", "FAKE_ENGINE_FOLDER")} | {
+        "FAKE_ENGINE_PAUSE_S": "0.002"
+    }
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 1, "num_gpus": 0, "include_dashboard": False},
@@ -416,16 +419,12 @@ def ray_cluster(tmp_path: Path) -> Iterator[Any]:
     ray.init(
         address=cluster.address,
         log_to_driver=False,
-        runtime_env={
-            "env_vars": environment | {"FAKE_ENGINE_FOLDER": os.environ["FAKE_ENGINE_FOLDER"]}
-        },
+        runtime_env={"env_vars": environment},
     )
     cluster.gpu_nodes = nodes
     yield cluster
     ray.shutdown()
     cluster.shutdown()
-    for name in environment:
-        os.environ.pop(name, None)
 
 
 @pytest.mark.slow

@@ -109,6 +109,14 @@ class _Process:
     gpus: tuple[int, ...]
     heard_s: float = field(default_factory=time.monotonic)
     done: bool = False
+    hung_up: bool = False
+
+    @property
+    def gone(self) -> bool:
+        """Whether it has ended, and all that it said was heard."""
+        if self.process.is_alive():
+            return False
+        return self.hung_up or not self.connection.poll()
 
 
 class LocalExecutor:
@@ -214,7 +222,7 @@ class LocalExecutor:
             if process.done:
                 self._end(process)
                 found.append(Report(task_id=process.task.id, kind=ReportKind.DONE))
-            elif not process.process.is_alive() and not process.connection.poll():
+            elif process.gone:
                 code = process.process.exitcode
                 self._end(process)
                 found.append(
@@ -251,7 +259,7 @@ class LocalExecutor:
                     break
                 found.append(Report(task_id=process.task.id, kind=ReportKind.PIECE, piece=piece))
         except (EOFError, OSError):
-            # Its end is closed; is_alive tells soon.
+            process.hung_up = True
             process.process.join(timeout=1.0)
         return found
 
@@ -490,11 +498,11 @@ class RayExecutor:
             entry.meters.append(server)
             url, token = self._ray.get(server.address.remote())
             elsewhere.append((url, token, ()))
-        worker = self._ray.remote(_RayWorker).options(
+        groups = {"work": 1, "control": 1}
+        worker = self._ray.remote(concurrency_groups=groups)(_RayWorker).options(
             num_cpus=self._cpus,
             num_gpus=entry.task.gpus if len(nodes) == 1 else 1,
             max_restarts=0,
-            concurrency_groups={"work": 1, "control": 1},
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 entry.group,
                 placement_group_bundle_index=0,
@@ -695,7 +703,7 @@ class SlurmExecutor:
             found.append(Report(task_id=job.task.id, kind=ReportKind.PIECE, piece=piece))
         if over:
             self._end(job)
-            message = f"the job ended as {job.job.state}"
+            message = f"the job ended as {job.job.state}{self._last_words(job)}"
             found.append(Report(task_id=job.task.id, kind=ReportKind.LOST, message=message))
         elif job.pieces.exists() and job.silence_s > job.task.limit_s:
             self._end(job)
@@ -708,6 +716,14 @@ class SlurmExecutor:
         if not job.job.done():
             job.job.cancel()
         job.note.unlink(missing_ok=True)
+
+    def _last_words(self, job: _SlurmJob) -> str:
+        try:
+            error = job.job.exception()
+        except Exception:  # a job that was killed has nothing to say
+            return ""
+        lines = [line for line in str(error or "").splitlines() if line.strip()]
+        return f": {lines[-1].strip()[:300]}" if lines else ""
 
     def finish_soon(self) -> None:
         """Ask every job to finish its window."""

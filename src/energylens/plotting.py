@@ -65,6 +65,7 @@ MARKERS = "os^Dvp"
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
 POINTS = 1500  # most rows that a scatter draws
 BARS = 12  # most configurations or scenarios that a figure lists
+LABEL = 40  # most letters of a name beside an axis
 CURVES = 6  # most estimators that a learning curve names
 WIDTH_IN = 7.2
 OURS = "energylens"
@@ -74,7 +75,7 @@ _CURVE_METRICS = (
     ("regret_mean_ratio", "mean regret (%)"),
     ("mape_ratio", "mean absolute error (%)"),
 )
-_REGRET_TICKS = (0, 0.5, 1, 2, 5, 10, 20, 50, 100)
+_REGRET_TICKS = (0, 0.5, 1, 2, 5, 10, 30, 100, 300, 1000)
 _PREFIXES = ("f", "p", "n", "µ", "m", "", "k", "M", "G", "T")
 
 
@@ -609,6 +610,16 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
     sure = len(lower) == count and bool(np.isfinite([lower, upper]).all())
     probable = all(e.probability_best_ratio is not None for e in entries)
     reference = ranking.reference_energy_per_request_j
+    widest = float(upper.max()) if sure else entries[-1].energy_per_request_j
+    in_frame = reference is not None and reference < 1.5 * widest
+    against = ""
+    if reference is not None and ranking.reference is not None:
+        name = ranking.reference.describe()
+        against = (
+            f" The dashed line is {name}, compared with."
+            if in_frame
+            else f" {name}, compared with, lies beyond the frame at {si(reference, 'J')}."
+        )
 
     def draw(figure: Figure) -> None:
         left, right = (
@@ -621,7 +632,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
             if sure:
                 left.hlines(i, lower[i], upper[i], color=colour, linewidth=2, alpha=0.55)
             left.plot(entry.energy_per_request_j, i, "o", color=colour, markersize=7)
-        if reference is not None:
+        if reference is not None and in_frame:
             left.axvline(reference, color=_colour("ink"), linewidth=1, linestyle=(0, (4, 3)))
             left.annotate(
                 "compared with",
@@ -676,7 +687,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
                 if sure and probable
                 else ""
             )
-            + (" The dashed line is the configuration compared with." if reference else "")
+            + against
         ),
         alternative=(
             f"{count} configurations by predicted joules per request. First {labels[0]} with "
@@ -966,7 +977,11 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
                 xlabel="latency, most frugal / fastest (ratio)",
                 ylabel="energy, fastest / most frugal (ratio)",
             )
-            right.set(xlim=(0.93, None), ylim=(0.93, None))
+            for limit, extra_ratios in (
+                (right.set_xlim, [t.extra_latency_ratio for t in trades]),
+                (right.set_ylim, [t.extra_energy_ratio for t in trades]),
+            ):
+                limit(0.93, 1.2 * (1 + max(extra_ratios)))
             for axis in (right.xaxis, right.yaxis):
                 _times(axis)
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
@@ -992,11 +1007,7 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
         caption=(
             f"Measured {what}. In {len(apart)} of {len(trades)} scenarios the fastest "
             "configuration is not the one with the fewest joules"
-            + (
-                f"; there it takes {percent(extra, 0)} more of them in the median."
-                if apart
-                else "."
-            )
+            + (f"; there it takes {1 + extra:.2f} times as many in the median." if apart else ".")
             + (
                 " Left one scenario, right what either choice costs in all of them."
                 if len(trades) > 1
@@ -1121,4 +1132,7 @@ def _scenario_name(dataset: Dataset, rows: IntArray, separator: str = ", ") -> s
         str(dataset.precision_ids[row]),
         str(dataset.task[row]) or lengths,
     )
-    return f"{short_name(str(dataset.llm_ids[row]))}{separator}{', '.join(details)}"
+    name = short_name(str(dataset.llm_ids[row]))
+    if separator == "\n":  # in the margin of a figure
+        name = name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
+    return f"{name}{separator}{', '.join(details)}"

@@ -745,7 +745,8 @@ def _choice(
     trade = plotting.latency_against_energy(dataset, choose)
     if trade is not None:
         blocks.append(_figure(trade))
-    return Section(name="choice", title="The choice", blocks=tuple(blocks))
+    title = "Where the joules go" if ranking is None else "The choice"
+    return Section(name="choice", title=title, blocks=tuple(blocks))
 
 
 def _ruled_out(ranking: Ranking) -> Table:
@@ -977,7 +978,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
         keys = sorted(model.groups)
         blocks.append(
             Table(
-                title=f"θ for each {' and '.join(model.per)}",
+                title=f"θ for each {_grouping(model)}",
                 caption="Drawn toward the pooled values above where rows are few."
                 + (f" {LISTED} of {len(keys)} are listed." if len(keys) > LISTED else ""),
                 columns=("Group", "Rows", *(_symbol(term.symbol) for term in TERMS)),
@@ -992,6 +993,10 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
             )
         )
     return Section(name="law", title="The law", blocks=tuple(blocks))
+
+
+def _grouping(model: EnergyModel) -> str:
+    return " and ".join({"gpu": "GPU type", "llm": "LLM"}.get(name, name) for name in model.per)
 
 
 def _equation() -> Equation:
@@ -1090,7 +1095,7 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
     blocks.append(
         Prose(
             text=f"Structure {model.structure}; {options or 'default options'}; coefficients "
-            f"{'pooled' if not model.per else 'for each ' + ' and '.join(model.per)}; fitted by "
+            f"{'for each ' + _grouping(model) if model.per else 'pooled'}; fitted by "
             f"energylens {model.energylens_version or 'of unknown version'}."
         )
     )

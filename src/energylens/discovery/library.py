@@ -224,10 +224,11 @@ def quantities() -> Mapping[str, Quantity]:
          lambda c, n: n.prefill_roofline_s),
         ("decode_roofline_s", "t_d", "s/request", "shortest decode by the datasheet",
          lambda c, n: n.decode_roofline_s),
-        ("roofline_j", "E_0", "J/request", "that time at TDP on every GPU",
+        ("scale_j", "E_0", "J/request",
+         "TDP of every GPU over the shortest prefill and decode, in quadrature",
          lambda c, n: n.gpus
          * c.of_gpu(lambda g: g.tdp_w)
-         * (n.prefill_roofline_s + n.decode_roofline_s)),
+         * np.hypot(n.prefill_roofline_s, n.decode_roofline_s)),
     )  # fmt: skip
     return {
         name: Quantity(name=name, symbol=symbol, unit=Unit.parse(unit), meaning=meaning, read=read)

@@ -1,0 +1,223 @@
+"""What genetic engines share: scaled inputs, and turning their formulas into sums of terms.
+
+Energy spans four orders of magnitude and such engines minimise squared errors, so both sides are
+divided by :data:`SCALE`, a datasheet energy of each case: the target is then a number near 1, the
+inputs are pure numbers, and squared error is nearly relative error. The scale adds prefill and
+decode in quadrature: were it their plain sum, it would be a sum of the inputs, and a constant
+could stand for any one of them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from energylens.cases import FloatArray
+from energylens.discovery.driver import Found, Problem
+from energylens.discovery.expression import Expression, import_sympy
+from energylens.discovery.library import quantity_units
+from energylens.discovery.units import PURE
+from energylens.errors import InputError
+
+SCALE = "scale_j"
+WORKS = (
+    "passes * gpus",
+    "kernels * passes * gpus",
+    "pass_weight_bytes",
+    "prefill_flop",
+    "vision_flop",
+    "prefill_link_bytes",
+    "steps * gpus",
+    "kernels * steps * gpus",
+    "step_weight_bytes",
+    "decode_flop",
+    "cache_bytes",
+    "decode_link_bytes",
+    "output_tokens * gpus",
+    "output_tokens * routing",
+    "idle_gpus * (prefill_roofline_s + decode_roofline_s)",
+)
+DEGREES = ("tensor_parallel", "pipeline_parallel", "running")
+SMALLEST_SHARE = 1e-4  # of the energy of any row, below which an addend is rounding
+MOST_TERMS = 60  # addends beyond which an expanded formula is not worth reading
+SAME_INPUT = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Inputs:
+    """Scaled inputs x1, x2, ..., what each is, and the scaled target.
+
+    Attributes
+    ----------
+    matrix : ndarray, shape (n, k)
+    texts : tuple of str
+        Each input as an expression over quantities.
+    sizes : tuple of float
+        Mean that each was divided by.
+    target : ndarray, shape (n,)
+    """
+
+    matrix: FloatArray
+    texts: tuple[str, ...]
+    sizes: tuple[float, ...]
+    target: FloatArray
+
+    @classmethod
+    def of(cls, problem: Problem) -> Inputs:
+        """Take what varies over the rows of a problem, each thing once."""
+        columns, texts, sizes = [], [], []
+        scale = problem.columns[SCALE]
+        for text in (*WORKS, *DEGREES):
+            column = Expression(text).evaluate(problem.columns)
+            if text not in DEGREES:
+                column, text = column / scale, f"({text}) / {SCALE}"
+            size = float(np.abs(column).mean())
+            if size == 0 or not np.isfinite(size):
+                continue
+            column = column / size
+            if column.std() < SAME_INPUT or any(np.allclose(column, c) for c in columns):
+                continue
+            columns.append(column)
+            texts.append(text)
+            sizes.append(size)
+        return cls(
+            matrix=np.column_stack(columns),
+            texts=tuple(texts),
+            sizes=tuple(sizes),
+            target=problem.energy_j / scale,
+        )
+
+
+def found(formula: str, size: int, inputs: Inputs, problem: Problem) -> Found | None:
+    """Expand a formula over x1, x2, ... into addends in joules, and fit their factors again.
+
+    Parameters
+    ----------
+    formula : str
+        As :class:`Expression` has it, over the names of the inputs.
+    size : int
+        What the engine counts.
+    inputs : Inputs
+    problem : Problem
+
+    Returns
+    -------
+    Found or None
+        None where the formula has no finite value on the rows, or too many addends.
+    """
+    sympy = import_sympy()
+    tree = Expression(formula).to_sympy()
+    values = {
+        sympy.Symbol(f"x{i + 1}", positive=True): Expression(text).to_sympy() / size_of
+        for i, (text, size_of) in enumerate(zip(inputs.texts, inputs.sizes, strict=True))
+    }
+    scale = sympy.Symbol(SCALE, positive=True)
+    whole = sympy.expand(scale * sympy.expand(tree).xreplace(values))
+    addends = sympy.Add.make_args(whole)
+    if len(addends) > MOST_TERMS:
+        return None
+    bodies: dict[str, float] = {}
+    for addend in addends:
+        factor, body = addend.as_coeff_Mul()
+        text = _text(body)
+        bodies[text] = bodies.get(text, 0.0) + float(factor)
+    expressions = [Expression(text) for text in bodies]
+    n = len(problem.energy_j)
+    x = np.column_stack(
+        [np.broadcast_to(e.evaluate(problem.columns), (n,)) for e in expressions]
+    )
+    root = np.sqrt(problem.weights)
+    a = x / problem.energy_j[:, None] * root[:, None]
+    if not np.isfinite(a).all():
+        return None
+    own = np.array(list(bodies.values()))
+    keep = (np.abs(a * own).max(axis=0) > SMALLEST_SHARE) & (np.abs(a).max(axis=0) > 0)
+    if not keep.any():
+        return None
+    a = a[:, keep]
+    length = np.sqrt((a**2).sum(axis=0))
+    solution, *_ = np.linalg.lstsq(a / length, root, rcond=1e-10)
+    loss = float(((a / length) @ solution - root) @ ((a / length) @ solution - root))
+    kept = [e for e, k in zip(expressions, keep, strict=True) if k]
+    operators = 8
+    code = size * np.log(len(inputs.texts) + operators)
+    constants = len(re.findall(r"\d\.\d", formula))
+    fit = n * np.log(max(loss / n, 1e-14))
+    return Found(
+        terms=tuple(
+            (float(c), e) for c, e in zip(solution / length, kept, strict=True) if c != 0
+        ),
+        size=size,
+        loss=loss,
+        criterion=float(fit + min(constants, len(kept) + size // 2) * np.log(n) + code),
+        skeletons=tuple(skeleton(e) for c, e in zip(solution, kept, strict=True) if c != 0),
+    )
+
+
+def skeleton(expression: Expression) -> str:
+    """The expression with every fitted number replaced by ``c``."""
+    return re.sub(r"\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+", "c", expression.text)
+
+
+def pruned(path: Sequence[Found]) -> list[Found]:
+    """Smallest first, and each better than all smaller ones."""
+    kept: list[Found] = []
+    for item in sorted(path, key=lambda f: (f.size, f.loss)):
+        if not kept or (item.loss < kept[-1].loss and item.size > kept[-1].size):
+            kept.append(item)
+    return kept
+
+
+def _text(node: Any) -> str:
+    """Write a sympy expression the way :class:`Expression` reads it."""
+    sympy = import_sympy()
+    if isinstance(node, sympy.Max | sympy.Min):
+        word = "max" if isinstance(node, sympy.Max) else "min"
+        first, *rest = sorted(node.args, key=sympy.default_sort_key)
+        text = _text(first)
+        for other in rest:
+            text = f"{word}({text}, {_text(other)})"
+        return text
+    if node.is_Add:
+        return " + ".join(f"({_text(part)})" for part in node.as_ordered_terms())
+    if node.is_Mul:
+        above, below = [], []
+        for part in node.as_ordered_factors():
+            if part.is_Pow and part.exp.is_number and part.exp.is_negative:
+                below.append(_factor(1 / part))
+            else:
+                above.append(_factor(part))
+        text = " * ".join(above) or "1"
+        return text + "".join(f" / {part}" for part in below)
+    if node.is_Pow:
+        if node.exp == -1:
+            return f"1 / {_factor(node.base)}"
+        return f"{_factor(node.base)} ** {_factor(node.exp)}"
+    if node.is_Function:
+        word = {"Abs": "abs"}.get(type(node).__name__, type(node).__name__)
+        return f"{word}({_text(node.args[0])})"
+    if node.is_Symbol:
+        return str(node)
+    if node.is_Integer:
+        return str(int(node))
+    return repr(float(node))
+
+
+def _factor(node: Any) -> str:
+    text = _text(node)
+    return text if node.is_Symbol or node.is_Function or node.is_Integer else f"({text})"
+
+
+def check_inputs() -> None:
+    """Refuse inputs that are not pure numbers."""
+    units = quantity_units()
+    for text in WORKS:
+        if Expression(f"({text}) / {SCALE}").unit(units) is None:
+            raise InputError(text)
+    for text in DEGREES:
+        if Expression(text).unit(units) != PURE:
+            raise InputError(text)

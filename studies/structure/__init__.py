@@ -1,0 +1,1 @@
+"""Which terms the law needs, and what every other form would cost."""

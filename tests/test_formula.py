@@ -1,0 +1,422 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from energylens import catalog, formula
+from energylens import counts as counts_module
+from energylens.cases import Cases
+from energylens.counts import Counts, count
+from energylens.errors import InputError
+from energylens.formula import (
+    NAMES,
+    OVERLAPS,
+    SPREADS,
+    TERMS,
+    Coefficients,
+    EnergyModel,
+    Scope,
+    conformal_quantiles,
+    datasheet,
+    design,
+    design_by_phase,
+    draw_theta,
+    energy,
+    slopes,
+)
+
+GPUS = ("H100", "A100-SXM-80GB", "L4")
+FAST = settings(max_examples=40, deadline=None)
+THETAS = st.lists(st.floats(0, 10), min_size=12, max_size=12).map(np.array)
+POSITIVE_THETAS = st.lists(st.floats(0.01, 10), min_size=12, max_size=12).map(np.array)
+# At n residuals from -1 to 1 the conformal quantiles are easy to say.
+RESIDUALS = np.linspace(-1.0, 1.0, 99)
+
+
+def coefficients(theta, **changes):
+    return Coefficients(
+        **{
+            "theta": np.asarray(theta, dtype=float),
+            "covariance": np.diag(np.full(12, 0.01)),
+            "residuals_seen": RESIDUALS * 0.1,
+            "residuals_unseen": RESIDUALS * 0.5,
+            "within_ratio": 0.05,
+            "between_ratio": 0.1,
+            "reach_doublings": 3.0,
+            "rows": 99,
+        }
+        | changes
+    )
+
+
+def model_of(theta, **changes):
+    scope = Scope(llms=("Qwen/Qwen3-32B",), gpus=("H100-SXM-80GB",), precisions=("bf16",))
+    return EnergyModel(pooled=coefficients(theta), scope=scope, **changes)
+
+
+@pytest.fixture(scope="module")
+def cases(draw_cases):
+    return Cases.of(draw_cases(80, seed=4, gpus=GPUS, precisions=("bf16", "fp8")))
+
+
+@pytest.fixture(scope="module")
+def x(cases):
+    return design(cases)
+
+
+# ---------------------------------------------------------------------------- the twelve
+
+
+def test_there_are_twelve_terms_each_with_its_own_name_and_symbol():
+    assert len(TERMS) == 12
+    assert len(set(NAMES)) == len({term.symbol for term in TERMS}) == 12
+    assert tuple(term.name for term in TERMS) == NAMES
+
+
+@pytest.mark.parametrize("term", TERMS, ids=NAMES)
+def test_every_term_says_what_it_means_and_what_would_determine_it(term):
+    assert term.unit in {"J/kernel", "J/byte", "J/FLOP", "J/token", "J/hop", "W"}
+    assert term.meaning
+    assert term.needs
+    assert term.lower_bound == 0
+    assert term.spread > 0
+    assert term.prefill or term.decode
+    for gpu in GPUS:
+        assert term.datasheet(catalog.gpu(gpu)) > 0
+
+
+def test_reading_and_multiplying_overlap_in_each_phase():
+    assert [(NAMES[a], NAMES[b]) for a, b in OVERLAPS] == [
+        ("prefill_weights", "prefill_compute"),
+        ("decode_weights", "decode_compute"),
+    ]
+
+
+def test_every_term_counts_for_some_case(x):
+    assert (x.max(axis=0) > 0).all()
+    assert (x >= 0).all()
+
+
+# -------------------------------------------------------- the equation, written out once more
+
+
+def naive_energy_j(case, theta):
+    """The law as docs/formula.md has it, for one case, in plain arithmetic."""
+    columns = count(Cases.of([case]))
+    n = {name: float(getattr(columns, name)[0]) for name in Counts.__dataclass_fields__}
+    gpu = case.gpu
+    at_work, waiting = 0.7 * gpu.tdp_w, 0.4 * gpu.tdp_w
+    per_byte = at_work / (0.8 * gpu.memory_bandwidth_bytes_per_s)
+    per_flop = at_work / (0.5 * gpu.bf16_flop_per_s)
+    per_link_byte = at_work / (0.5 * (gpu.link_bandwidth_bytes_per_s or 64e9))
+    t = dict(zip(NAMES, theta, strict=True))
+    prefill = (
+        t["prefill_launch"] * waiting * 10e-6 * n["gpus"] * n["kernels"] * n["passes"]
+        + np.hypot(
+            t["prefill_weights"] * per_byte * n["pass_weight_bytes"],
+            t["prefill_compute"] * per_flop * n["prefill_flop"],
+        )
+        + t["vision"] * per_flop * n["vision_flop"]
+    )
+    decode = (
+        t["decode_launch"] * waiting * 10e-6 * n["gpus"] * n["kernels"] * n["steps"]
+        + np.hypot(
+            t["decode_weights"] * per_byte * n["step_weight_bytes"],
+            t["decode_compute"] * per_flop * n["decode_flop"],
+        )
+        + t["decode_sequence"] * waiting * 100e-6 * n["gpus"] * n["output_tokens"]
+        + t["decode_cache"] * per_byte * n["cache_bytes"]
+    )
+    layout = (
+        t["tensor_parallel"] * per_link_byte * (n["prefill_link_bytes"] + n["decode_link_bytes"])
+        + t["pipeline_parallel"]
+        * waiting
+        * 10e-3
+        * n["gpus"]
+        * n["stage_hops"]
+        * (n["passes"] + n["steps"])
+        + t["idle_gpus"]
+        * (gpu.idle_power_w or 0.1 * gpu.tdp_w)
+        * n["idle_gpus"]
+        * (n["prefill_roofline_s"] + n["decode_roofline_s"])
+    )
+    return prefill + decode + layout
+
+
+@FAST
+@given(st.integers(0, 79), THETAS)
+def test_the_prediction_is_the_equation(cases, row, theta):
+    case = cases.case(row)
+    predicted = model_of(theta).predict_energy_j(cases.take(np.array([row])))[0]
+    assert predicted == pytest.approx(naive_energy_j(case, theta), rel=1e-12, abs=1e-300)
+
+
+def test_the_datasheet_speaks_for_each_gpu(cases):
+    expected = datasheet(cases.gpus)
+    assert expected.shape == (3, 12)
+    launch = NAMES.index("decode_launch")
+    for gpu, row in zip(cases.gpus, expected, strict=True):
+        assert row[launch] == pytest.approx(0.4 * gpu.tdp_w * 10e-6)
+    assert datasheet(()).shape == (0, 12)
+
+
+# -------------------------------------------------------------------------- its properties
+
+
+@FAST
+@given(POSITIVE_THETAS)
+def test_the_parts_add_up_to_the_prediction(cases, theta):
+    model = model_of(theta)
+    prefill, decode = model.predict_parts_j(cases)
+    total = (prefill + decode).sum(axis=1)
+    assert np.allclose(total, model.predict_energy_j(cases), rtol=1e-12)
+    assert (prefill >= 0).all()
+    assert (decode >= 0).all()
+
+
+def test_parts_add_up_where_coefficients_are_zero_too(cases):
+    for zero in range(12):
+        theta = np.ones(12)
+        theta[zero] = 0.0
+        model = model_of(theta)
+        prefill, decode = model.predict_parts_j(cases)
+        assert (prefill[:, zero] == 0).all()
+        assert (decode[:, zero] == 0).all()
+        assert np.allclose((prefill + decode).sum(axis=1), model.predict_energy_j(cases))
+    model = model_of(np.zeros(12))
+    assert (model.predict_energy_j(cases) == 0).all()
+    assert (np.array(model.predict_parts_j(cases)) == 0).all()
+
+
+def test_each_part_is_in_its_phase(cases):
+    prefill, decode = design_by_phase(cases)
+    for k, name in enumerate(NAMES):
+        if name.startswith("prefill") or name == "vision":
+            assert (decode[:, k] == 0).all(), name
+        if name.startswith("decode"):
+            assert (prefill[:, k] == 0).all(), name
+    assert np.array_equal(design(cases), prefill + decode)
+
+
+@FAST
+@given(POSITIVE_THETAS)
+def test_energy_is_above_zero_wherever_coefficients_are(cases, theta):
+    assert (model_of(theta).predict_energy_j(cases) > 0).all()
+
+
+@FAST
+@given(THETAS, st.floats(0, 100))
+def test_energy_is_homogeneous_of_degree_one(x, theta, factor):
+    assert np.allclose(energy(x, factor * theta), factor * energy(x, theta), rtol=1e-9, atol=1e-12)
+
+
+@FAST
+@given(THETAS, st.integers(0, 11), st.floats(0, 10))
+def test_no_coefficient_lowers_the_energy_by_growing(x, theta, k, more):
+    grown = theta.copy()
+    grown[k] += more
+    assert (energy(x, grown) >= energy(x, theta) * (1 - 1e-12)).all()
+
+
+@FAST
+@given(THETAS)
+def test_the_slopes_times_the_coefficients_are_the_energy(x, theta):
+    slope = slopes(x, theta)
+    assert (slope >= 0).all()
+    assert np.allclose(slope @ theta, energy(x, theta), rtol=1e-9, atol=1e-12)
+
+
+@FAST
+@given(POSITIVE_THETAS, st.integers(0, 11))
+def test_the_slopes_are_the_derivatives(x, theta, k):
+    step = np.zeros(12)
+    step[k] = 1e-6 * theta[k]
+    numeric = (energy(x, theta + step) - energy(x, theta - step)) / (2 * step[k])
+    assert np.allclose(slopes(x, theta)[:, k], numeric, rtol=1e-4, atol=1e-7 * x.max())
+
+
+def test_the_larger_of_two_overlapping_terms_counts_and_the_smaller_hardly_shows():
+    for a, b in OVERLAPS:
+        row = np.zeros((1, 12))
+        row[0, a], row[0, b] = 3.0, 4.0
+        assert energy(row, np.ones(12))[0] == 5.0
+        row[0, a] = 0.04
+        assert 4.0 < energy(row, np.ones(12))[0] < 4.001
+
+
+def test_many_cases_at_once_are_each_case_alone(cases, monkeypatch):
+    model = model_of(np.linspace(0.1, 2, 12))
+    together = model.predict_energy_j(cases)
+    alone = [model.predict_energy_j(Cases.of([cases.case(i)]))[0] for i in range(20)]
+    assert np.allclose(together[:20], alone, rtol=1e-13)
+    monkeypatch.setattr(counts_module, "CHUNK", 7)
+    assert np.allclose(model.predict_energy_j(cases), together, rtol=1e-13)
+    assert np.allclose(energy(design(cases), model.pooled.theta), together, rtol=1e-13)
+
+
+def test_the_order_of_cases_does_not_matter(cases):
+    model = model_of(np.linspace(0.1, 2, 12))
+    order = np.random.default_rng(1).permutation(len(cases))
+    assert np.array_equal(
+        model.predict_energy_j(cases.take(order)), model.predict_energy_j(cases)[order]
+    )
+
+
+def test_another_name_for_a_gpu_or_llm_does_not_change_its_energy(cases):
+    model = model_of(np.ones(12))
+    renamed = replace(cases, gpus=tuple(replace(g, id=f"my {g.id}") for g in cases.gpus))
+    assert np.array_equal(model.predict_energy_j(renamed), model.predict_energy_j(cases))
+
+
+# ----------------------------------------------------------------------------------- groups
+
+
+def test_a_group_answers_for_its_cases_and_the_pooled_set_for_all_others(cases):
+    own = np.full(12, 3.0)
+    model = model_of(np.ones(12), per=("gpu",), groups={"A100-SXM-80GB": coefficients(own)})
+    on_a100 = np.array([cases.gpus[i].id == "A100-SXM-80GB" for i in cases.gpu_index])
+    ones = model_of(np.ones(12)).predict_energy_j(cases)
+    predicted = model.predict_energy_j(cases)
+    assert np.allclose(predicted[on_a100], 3 * ones[on_a100])
+    assert np.allclose(predicted[~on_a100], ones[~on_a100])
+    prefill, decode = model.predict_parts_j(cases)
+    assert np.allclose((prefill + decode).sum(axis=1), predicted)
+
+
+def test_several_columns_name_a_group_together():
+    theta = np.full(12, 2.0)
+    model = model_of(
+        np.ones(12),
+        per=("llm", "precision"),
+        groups={"Qwen/Qwen3-32B fp8": coefficients(theta)},
+    )
+    assert model.coefficients("Qwen/Qwen3-32B", "any", "fp8").theta[0] == 2
+    assert model.coefficients("Qwen/Qwen3-32B", "any", "bf16").theta[0] == 1
+
+
+@pytest.mark.parametrize("per", [(), ("gpu",)])
+def test_no_cases_get_no_predictions(cases, per):
+    groups = {"A100-SXM-80GB": coefficients(np.ones(12))} if per else {}
+    model = model_of(np.ones(12), per=per, groups=groups)
+    none = cases.take(slice(0, 0))
+    assert model.predict_energy_j(none).shape == (0,)
+    assert model.predict_parts_j(none)[0].shape == (0, 12)
+    assert model.interval_energy_j(none)[0].shape == (0,)
+    assert model.sample_energy_j(none, 3, seed=0).shape == (3, 0)
+
+
+# --------------------------------------------------------------------------- measured power
+
+
+def test_measured_power_scales_the_law_by_what_each_gpu_drew(cases):
+    theta = np.linspace(0.5, 1.5, 12)
+    watts = np.linspace(100, 3000, len(cases))
+    with_power = model_of(theta, measured_power=True)
+    known = cases.replace(average_power_w=watts)
+    gpus = np.where(cases.node_boundary, cases.node_gpus, cases.occupied_gpus)
+    ratio = watts / gpus / (0.7 * cases.of_gpu(lambda g: g.tdp_w))
+    plain = model_of(theta).predict_energy_j(cases)
+    assert np.allclose(with_power.predict_energy_j(known), ratio * plain)
+    prefill, decode = with_power.predict_parts_j(known)
+    assert np.allclose((prefill + decode).sum(axis=1), ratio * plain)
+    draws = with_power.sample_energy_j(known, 200, seed=0)
+    assert np.allclose(np.median(draws, axis=0) / (ratio * plain), 1, atol=0.15)
+
+
+def test_measured_power_that_is_missing_is_an_error(cases):
+    model = model_of(np.ones(12), measured_power=True)
+    watts = np.full(len(cases), 400.0)
+    watts[3:5] = np.nan
+    with pytest.raises(InputError, match="average_power_w; 2 of 80 have none"):
+        model.predict_energy_j(cases.replace(average_power_w=watts))
+
+
+# -------------------------------------------------------------------- intervals and samples
+
+
+def test_intervals_are_wider_for_an_llm_that_the_fit_has_not_seen(cases):
+    model = model_of(np.ones(12))
+    low, high = model.interval_energy_j(cases, 0.8)
+    joules = model.predict_energy_j(cases)
+    seen = np.array([cases.llms[i].id == "Qwen/Qwen3-32B" for i in cases.llm_index])
+    # of 99 even residuals from -1 to 1, the 10th and the 90th lie at -0.816 and 0.816
+    assert np.allclose(high[seen] / joules[seen], np.exp(0.1 * 0.81633), rtol=1e-4)
+    assert np.allclose(low[~seen] / joules[~seen], np.exp(-0.5 * 0.81633), rtol=1e-4)
+    assert seen.any()
+    assert not seen.all()
+
+
+@FAST
+@given(
+    st.lists(st.floats(-3, 3), min_size=1, max_size=40).map(sorted).map(np.array),
+    st.floats(0.1, 0.95),
+    st.floats(0.1, 0.95),
+)
+def test_a_higher_coverage_is_never_a_narrower_interval(residuals, one, other):
+    narrow = conformal_quantiles(residuals, min(one, other))
+    wide = conformal_quantiles(residuals, max(one, other))
+    assert wide[0] <= narrow[0] + 1e-12
+    assert wide[1] >= narrow[1] - 1e-12
+    assert narrow[0] <= narrow[1]
+
+
+def test_too_few_residuals_for_a_quantile_widen_the_interval():
+    low, high = conformal_quantiles(np.array([-0.1, 0.2]), 0.8)
+    assert low < -0.1 * 1.25
+    assert high > 0.2 * 1.25
+    assert conformal_quantiles(np.array([0.3]), 0.8)[0] == 0  # it must hold the prediction
+
+
+def test_samples_spread_as_the_residuals_do(cases):
+    part = cases.take(np.arange(12))
+    model = model_of(np.ones(12))
+    sharp = replace(model, pooled=coefficients(np.ones(12), covariance=np.zeros((12, 12))))
+    draws = np.log(sharp.sample_energy_j(part, 4000, seed=1) / sharp.predict_energy_j(part))
+    assert draws.shape == (4000, 12)
+    assert draws.std(axis=0).mean() == pytest.approx(np.hypot(0.1, 0.05), rel=0.05)
+    between = np.cov(draws, rowvar=False)[np.triu_indices(12, 1)]
+    assert between.mean() == pytest.approx(0.1**2, rel=0.25)  # one factor common to all
+    assert np.array_equal(
+        sharp.sample_energy_j(part, 5, seed=3), sharp.sample_energy_j(part, 5, seed=3)
+    )
+    assert not np.array_equal(
+        sharp.sample_energy_j(part, 5, seed=3), sharp.sample_energy_j(part, 5, seed=4)
+    )
+
+
+def test_near_configurations_err_alike_and_far_ones_less(draw_cases):
+    base = draw_cases(1, seed=0, node=False)[0]
+
+    def at(batch, gpu="H100"):
+        layout = replace(base.configuration, batch_size=batch, mean_batch_size=batch)
+        return replace(base, configuration=layout, gpu=catalog.gpu(gpu))
+
+    model = replace(
+        model_of(np.ones(12)),
+        pooled=coefficients(np.ones(12), covariance=np.zeros((12, 12)), between_ratio=0.0),
+    )
+    # Three GPU types: whichever two of them, they are equally far apart.
+    cases = Cases.of([at(1), at(2), at(64), at(1, "A100-SXM-80GB"), at(1, "L4")])
+    draws = np.log(model.sample_energy_j(cases, 20_000, seed=0))
+    r = np.corrcoef(draws, rowvar=False)
+    assert r[0, 1] == pytest.approx(np.exp(-1 / 3), abs=0.02)
+    assert r[0, 2] == pytest.approx(np.exp(-6 / 3), abs=0.02)
+    for a, b in ((0, 3), (0, 4), (3, 4)):
+        assert r[a, b] == pytest.approx(np.exp(-formula.LABEL_DOUBLINGS / 3), abs=0.02)
+
+
+def test_coefficients_are_drawn_from_their_covariance_and_energies_not_below_zero(cases):
+    rng = np.random.default_rng(0)
+    covariance = np.diag(SPREADS**2)
+    covariance[0, 1] = covariance[1, 0] = 0.5 * SPREADS[0] * SPREADS[1]
+    uncertain = coefficients(np.ones(12), covariance=covariance)
+    draws = draw_theta(uncertain, 20_000, rng)
+    assert np.allclose(draws.mean(axis=0), 1, atol=0.1)
+    assert np.allclose(np.cov(draws, rowvar=False), covariance, atol=0.4)
+    assert (draws < 0).any()
+    model = replace(model_of(np.ones(12)), pooled=uncertain)
+    assert (model.sample_energy_j(cases, 50, seed=0) >= 0).all()
