@@ -293,6 +293,11 @@ def test_rows_are_thinned_out_and_that_is_said(full: Sample) -> None:
     many = full.dataset.take(np.arange(plotting.POINTS + 60) % len(full.dataset))
     picture = plotting.predicted_against_measured(full.model, many, in_sample=False)
     assert f"{plotting.POINTS:,} of {len(many):,} rows are drawn" in picture.caption
+    worst = plotting.residuals_by_scenario(many, np.zeros(len(many)), held_out=True)
+    trade = plotting.latency_against_energy(many.take(np.arange(1500) % 15), ("batch_size",))
+    for thinned in (picture, worst, trade):
+        assert thinned is not None
+        assert thinned.svg().count("<use") < plotting.POINTS + 60
 
 
 def test_errors_are_those_of_fits_without_the_row_where_there_are_any(full: Sample) -> None:

@@ -360,6 +360,8 @@ def test_slurm_without_submitit_names_the_extra(
         SlurmExecutor(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # submitit never waits for its jobs
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_jobs_report_through_the_shared_folder(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="needs the extra slurm")
     cases = [
@@ -376,6 +378,8 @@ def test_jobs_report_through_the_shared_folder(tmp_path: Path) -> None:
     assert set(measured_keys(tmp_path).values()) == {1}
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_what_jobs_wrote_for_a_killed_driver_is_taken_in(tmp_path: Path) -> None:
     pytest.importorskip("submitit", reason="needs the extra slurm")
     plan = plan_of(planned(1), planned(2))

@@ -501,7 +501,8 @@ class RayExecutor:
         groups = {"work": 1, "control": 1}
         worker = self._ray.remote(concurrency_groups=groups)(_RayWorker).options(
             num_cpus=self._cpus,
-            num_gpus=entry.task.gpus if len(nodes) == 1 else 1,
+            # With a bundle a GPU, those are for the ranks that the engine puts there.
+            num_gpus=entry.task.gpus if len(nodes) == 1 else 0,
             max_restarts=0,
             scheduling_strategy=PlacementGroupSchedulingStrategy(
                 entry.group,
@@ -698,9 +699,10 @@ class SlurmExecutor:
         found: list[Report] = []
         for kind, piece in job.read():
             if kind == _DONE:
-                self._end(job)
+                self._end(job, cancel=False)
                 return [*found, Report(task_id=job.task.id, kind=ReportKind.DONE)]
-            found.append(Report(task_id=job.task.id, kind=ReportKind.PIECE, piece=piece))
+            if kind == "piece":
+                found.append(Report(task_id=job.task.id, kind=ReportKind.PIECE, piece=piece))
         if over:
             self._end(job)
             message = f"the job ended as {job.job.state}{self._last_words(job)}"
@@ -711,9 +713,9 @@ class SlurmExecutor:
             found.append(Report(task_id=job.task.id, kind=ReportKind.SILENT, message=message))
         return found
 
-    def _end(self, job: _SlurmJob) -> None:
+    def _end(self, job: _SlurmJob, cancel: bool = True) -> None:
         self._jobs.remove(job)
-        if not job.job.done():
+        if cancel and not job.job.done():
             job.job.cancel()
         job.note.unlink(missing_ok=True)
 

@@ -159,6 +159,11 @@ def short_name(llm: str) -> str:
     return llm.rsplit("/", 1)[-1] or llm
 
 
+def _spread(count: int, limit: int) -> IntArray:
+    """Return all places of ``count``, or ``limit`` of them, evenly spread, both ends included."""
+    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(np.intp))
+
+
 # ------------------------------------------------------------------------- drawing, made themable
 
 
@@ -345,7 +350,7 @@ def predicted_against_measured(
         for name in names
     )
     n = len(dataset)
-    shown = np.unique(np.linspace(0, n - 1, min(n, POINTS)).round().astype(np.intp))
+    shown = _spread(n, POINTS)
     caption = "On the diagonal the prediction is exact. " + (
         "The model was fitted to these same rows, so this shows how well the law can describe "
         "them, not how well it foretells others."
@@ -441,7 +446,7 @@ def energy_breakdown(
     measured_j : ndarray, shape (n,), optional
         Measured joules, marked beside.
     """
-    keep = np.unique(np.linspace(0, len(cases) - 1, min(len(cases), BARS)).round().astype(np.intp))
+    keep = _spread(len(cases), BARS)
     thinned = len(keep) < len(cases)
     cases = cases.take(keep)
     measured = None if measured_j is None else measured_j[keep]
@@ -914,10 +919,10 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
     apart = [t for t in trades if t.fastest != t.frugal]
     shown = max(apart or trades, key=lambda t: len(t.rows))
     extra = float(np.median([t.extra_energy_ratio for t in apart])) if apart else 0.0
-    labels = dict(
-        zip(shown.rows.tolist(), configuration_labels(cases.take(shown.rows)), strict=True)
-    )
-    unit = "s" if float(latency[shown.rows].max()) >= 1.0 else "ms"
+    drawn = shown.rows[np.argsort(latency[shown.rows], kind="stable")]
+    drawn = np.union1d(drawn[_spread(len(drawn), POINTS)], [shown.fastest, shown.frugal])
+    labels = dict(zip(drawn.tolist(), configuration_labels(cases.take(drawn)), strict=True))
+    unit = "s" if float(latency[drawn].max()) >= 1.0 else "ms"
     scale = 1.0 if unit == "s" else 1e3
 
     def draw(figure: Figure) -> None:
@@ -930,7 +935,7 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
             shown.frugal: ("fewest joules", "category-3", "s"),
             shown.fastest: ("fastest", "category-2", "^"),
         }
-        plain = np.array([row for row in shown.rows if row not in optima], dtype=np.intp)
+        plain = np.setdiff1d(drawn, [shown.fastest, shown.frugal])
         left.scatter(scale * latency[plain], energy[plain], s=28, color=_colour("muted"), alpha=0.8)
         for row, (name, role, marker) in optima.items():
             if shown.fastest == shown.frugal:
@@ -1075,9 +1080,10 @@ def residuals_by_scenario(
         for i, group in enumerate(worst):
             middle = float(np.exp(np.log(ratio[group]).mean()))
             role = "category-2" if middle > 1 else "category-1"
+            dots = np.sort(ratio[group])[_spread(len(group), POINTS // len(worst))]
             axes.scatter(
-                ratio[group],
-                np.full(len(group), i),
+                dots,
+                np.full(len(dots), i),
                 s=24,
                 color=_colour(role),
                 alpha=0.5,

@@ -90,7 +90,9 @@ def active_channels(channels: Sequence[Channel], place: Place, gpus: int) -> tup
     if place.elsewhere:
         here = [i for i in devices if channels[i].id.startswith("node0-")]
         there = [i for i in devices if i not in here]
-        chosen = [i for i in here if channels[i].index in place.gpus] + there
+        if place.gpus:
+            here = [i for i in here if channels[i].index in place.gpus]
+        chosen = here + there
     elif place.gpus:
         chosen = [i for i in devices if channels[i].index in place.gpus]
     else:

@@ -1,0 +1,479 @@
+"""Verbs of the instrument: doctor, plan, measure and meter."""
+
+from __future__ import annotations
+
+import argparse
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from energylens.cli.console import (
+    Subparsers,
+    add_json,
+    comma_list,
+    numbers,
+    print_json,
+    print_paragraph,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from energylens.instrument import Executor, Plan
+    from energylens.measurement import SweepProgress, SweepResult
+    from energylens.planning import Space
+
+ENGINES = ("vllm", "transformers", "openai", "simulated")
+LISTED = 12
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    subparsers = Subparsers(verbs)
+    parser = subparsers.add(
+        "doctor",
+        "say what this machine can measure, and what to do about what is missing",
+        _doctor,
+        ("energylens doctor", "energylens doctor --folder /scratch"),
+    )
+    parser.add_argument("--folder", metavar="DIR", help="where results would go")
+    add_json(parser)
+    _add_plan(subparsers)
+    _add_measure(subparsers)
+
+    parser = subparsers.add(
+        "meter",
+        "serve this host's meter, or look at it",
+        _meter,
+        (
+            "energylens meter serve --port 9021 --token SECRET",
+            "energylens meter read --meter nvml",
+        ),
+    )
+    parser.add_argument("action", choices=("serve", "read"))
+    _add_meter(parser)
+    parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: loopback)")
+    parser.add_argument("--port", type=int, default=9021)
+    parser.add_argument("--token", help="what clients must know (default: a random one, printed)")
+    add_json(parser)
+
+
+def _add_meter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--meter",
+        default="auto",
+        metavar="NAME",
+        help="auto (default), nvml, nvml-power, zeus, estimated, replay:FILE or http://HOST:PORT",
+    )
+
+
+def _add_plan(subparsers: Subparsers) -> None:
+    parser = subparsers.add(
+        "plan",
+        "choose the cases to measure, and write them to a file to read and edit",
+        _plan,
+        (
+            "energylens plan --llm Qwen/Qwen3-8B --gpu H100 --tensor-parallel 1,2 "
+            "--batch-sizes 1,8,64 --input-tokens 128,1024 -o plan.jsonl",
+            "energylens plan --llm checkpoint/ --gpu A100 --design spread --budget-minutes 60 "
+            "-o plan.jsonl",
+        ),
+    )
+    parser.add_argument("-o", "--output", required=True, metavar="PLAN.jsonl")
+    parser.add_argument(
+        "--llm",
+        required=True,
+        type=comma_list,
+        metavar="LIST",
+        help="catalog names, folders with a config.json, or such files",
+    )
+    parser.add_argument("--gpu", required=True, type=comma_list, metavar="LIST")
+    parser.add_argument("--engine", choices=ENGINES, default="vllm")
+    parser.add_argument("--precision", type=comma_list, default=("bf16",), metavar="LIST")
+    for degree in ("tensor", "pipeline", "expert", "data"):
+        parser.add_argument(
+            f"--{degree}-parallel", type=numbers, default=(1,), metavar="LIST", help="default: 1"
+        )
+    parser.add_argument("--batch-sizes", type=numbers, default=(1, 8, 64), metavar="LIST")
+    parser.add_argument("--input-tokens", type=numbers, default=(128, 1024), metavar="LIST")
+    parser.add_argument("--output-tokens", type=numbers, default=(128,), metavar="LIST")
+    parser.add_argument("--images", type=int, default=0, help="images of each request")
+    parser.add_argument("--frames", type=int, default=0, help="frames of the video of each request")
+    parser.add_argument("--width", type=int, default=448, metavar="PIXELS")
+    parser.add_argument("--height", type=int, default=448, metavar="PIXELS")
+    parser.add_argument(
+        "--mode",
+        choices=("phases", "steady"),
+        default="phases",
+        help="phases: prefill and decode apart (default); steady: a full batch, as in production",
+    )
+    parser.add_argument("--weights", default="dummy", help="dummy (default), auto or a path")
+    parser.add_argument("--layers", type=int, metavar="N", help="cut the LLM down to N layers")
+    parser.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="of the engine (docs/engines.md)",
+    )
+    parser.add_argument("--design", choices=("grid", "spread"), default="grid")
+    parser.add_argument("--budget-cases", type=int, metavar="N")
+    parser.add_argument("--budget-minutes", type=float, metavar="N")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs that there are")
+    parser.add_argument("--repeats", type=int, default=1, metavar="N")
+    parser.add_argument("--order", choices=("shuffled", "interleaved", "given"), default="shuffled")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--quick", action="store_true", help="short windows, to try a plan; not for results"
+    )
+    add_json(parser)
+
+
+def _add_measure(subparsers: Subparsers) -> None:
+    parser = subparsers.add(
+        "measure",
+        "measure the cases of a plan; goes on where it was stopped",
+        _measure,
+        (
+            "energylens measure plan.jsonl -o runs.jsonl",
+            "energylens measure plan.jsonl --dry-run",
+            "energylens measure plan.jsonl -o runs.jsonl --executor ray",
+        ),
+    )
+    parser.add_argument("plan", metavar="PLAN.jsonl")
+    parser.add_argument("-o", "--output", metavar="RUNS.jsonl", help="the table; rows are added")
+    _add_meter(parser)
+    parser.add_argument(
+        "--executor",
+        choices=("local", "inline", "ray", "slurm"),
+        default="local",
+        help="local: a process for each engine (default); inline: in this one; ray; slurm",
+    )
+    parser.add_argument("--exclusive", action="store_true", help="one engine at a time")
+    parser.add_argument("--ray-address", metavar="ADDRESS")
+    parser.add_argument(
+        "--slurm-folder", default="slurm", metavar="DIR", help="shared by all nodes"
+    )
+    parser.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use at most")
+    parser.add_argument("--retry-failed", action="store_true")
+    parser.add_argument("--dry-run", action="store_true", help="list the cases, measure nothing")
+    add_json(parser)
+
+
+def _pairs(texts: list[str], option: str) -> dict[str, str]:
+    from energylens.errors import UsageError
+
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{option} takes NAME=VALUE, not {text!r}")
+        pairs[name] = value
+    return pairs
+
+
+# ------------------------------------------------------------------------------------- doctor
+
+
+def _doctor(arguments: argparse.Namespace) -> None:
+    from energylens.doctor import examine
+
+    report = examine(arguments.folder)
+    if arguments.json:
+        print_json(
+            {
+                "meter": report.meter,
+                "can_measure": report.can_measure,
+                "findings": [
+                    {
+                        "name": f.name,
+                        "status": f.status.value,
+                        "detail": f.detail,
+                        "advice": f.advice,
+                    }
+                    for f in report.findings
+                ],
+            }
+        )
+        return
+    for finding in report.findings:
+        print(f"{finding.status.value:8} {finding.name}")
+        print_paragraph(finding.detail, "         ")
+        if finding.advice:
+            print_paragraph(f"-> {finding.advice}", "         ")
+    print()
+    print_paragraph(
+        f"Meter to use: {report.meter}."
+        if report.can_measure
+        else "There is no energy counter here: rows measured on this machine would be estimates, "
+        "marked as such, and carry no accuracy claim. Results of others can be imported."
+    )
+
+
+# --------------------------------------------------------------------------------------- plan
+
+
+def _space(arguments: argparse.Namespace) -> Space:
+    from energylens.instrument import Media, Mode
+    from energylens.planning import Space
+
+    size = (arguments.height, arguments.width)
+    media = Media(
+        images=arguments.images,
+        image_pixels=size if arguments.images else None,
+        frames=arguments.frames,
+        frame_pixels=size if arguments.frames else None,
+    )
+    return Space(
+        llms=arguments.llm,
+        gpus=arguments.gpu,
+        engine=arguments.engine,
+        precisions=arguments.precision,
+        tensor_parallel=arguments.tensor_parallel,
+        pipeline_parallel=arguments.pipeline_parallel,
+        expert_parallel=arguments.expert_parallel,
+        data_parallel=arguments.data_parallel,
+        batch_sizes=arguments.batch_sizes,
+        input_tokens=arguments.input_tokens,
+        output_tokens=arguments.output_tokens,
+        media=(media,),
+        mode=Mode(arguments.mode),
+        weights=arguments.weights,
+        scaled_layers=arguments.layers,
+        options=_pairs(arguments.option, "--option"),
+        seed=arguments.seed,
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from energylens import catalog, planning
+    from energylens.engines.llm_folders import scaled_down
+    from energylens.instrument import Procedure
+
+    quick = Procedure(
+        min_window_s=0.05,
+        min_periods=2,
+        idle_s=0.2,
+        cooldown_s=0.0,
+        steady_window_s=1.0,
+        reference_every=0,
+        phase_limit_s=20.0,
+    )
+    draft = planning.plan(
+        _space(arguments),
+        design=arguments.design,
+        budget_cases=arguments.budget_cases,
+        budget_minutes=arguments.budget_minutes,
+        gpus=arguments.gpus,
+        repeats=arguments.repeats,
+        order=arguments.order,
+        seed=arguments.seed,
+        procedure=quick if arguments.quick else None,
+        scale=scaled_down,
+    )
+    planning.write_plan(arguments.output, draft.plan)
+    added = planning.llms_beyond_catalog(draft.plan)
+    for llm in added:
+        catalog.add_llm(llm)
+    if arguments.json:
+        print_json(
+            {
+                "output": arguments.output,
+                "cases": len(draft.plan.cases),
+                "feasible": draft.feasible,
+                "skipped": dict(draft.skipped),
+                "minutes": draft.minutes,
+                "llms_added": [llm.id for llm in added],
+            }
+        )
+        return
+    print_paragraph(
+        f"{len(draft.plan.cases)} cases of {draft.feasible} feasible ones, about "
+        f"{draft.minutes:.0f} minutes, written to {arguments.output}."
+    )
+    for llm in added:
+        print_paragraph(f"{llm.id} was added to your catalog, so that its rows can be read.")
+    for reason, number in draft.skipped.items():
+        print_paragraph(f"{number} left out: {reason}", "  ")
+
+
+# ------------------------------------------------------------------------------------- measure
+
+
+def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
+    from energylens import planning
+
+    rows = planning.preview(made, gpus)
+    if as_json:
+        print_json(
+            {
+                "cases": [
+                    {
+                        "llm": row.case.case.llm.id,
+                        "configuration": row.case.case.configuration.describe(),
+                        "input_tokens": row.case.case.workload.input_tokens,
+                        "output_tokens": row.case.case.workload.output_tokens,
+                        "gpus": row.gpus,
+                        "memory_bytes": row.memory_bytes,
+                        "available_bytes": row.available_bytes,
+                        "seconds": row.seconds,
+                        "problem": row.problem,
+                    }
+                    for row in rows
+                ],
+                "minutes": planning.minutes(made),
+            }
+        )
+        return
+    print_table(
+        ("LLM", "configuration", "in", "out", "GPUs", "memory", "time"),
+        [
+            (
+                row.case.case.llm.id,
+                row.case.case.configuration.describe(),
+                f"{row.case.case.workload.input_tokens:g}",
+                f"{row.case.case.workload.output_tokens:g}",
+                str(row.gpus),
+                f"{row.memory_bytes / 1e9:.1f} GB" if not row.problem else "too much",
+                f"{row.seconds:.0f} s",
+            )
+            for row in rows
+        ],
+        left=2,
+    )
+    for row in rows:
+        if row.problem:
+            print_paragraph(f"{row.case.case.configuration.describe()}: {row.problem}")
+    print(f"{len(rows)} cases, about {planning.minutes(made):.0f} minutes.")
+
+
+def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
+    from energylens import executors, meters
+
+    if arguments.executor == "inline":
+        return executors.InlineExecutor()
+    if arguments.executor == "ray":
+        return executors.RayExecutor(
+            arguments.ray_address, meter_factory=partial(meters.open_meter, arguments.meter)
+        )
+    if arguments.executor == "slurm":
+        return executors.SlurmExecutor(
+            arguments.slurm_folder,
+            parameters=dict(_pairs(arguments.slurm, "--slurm")),
+            gpus=arguments.gpus or max(case.gpus for case in made.cases),
+        )
+    needs_gpus = arguments.meter in ("auto", "nvml", "nvml-power")
+    gpus = meters.gpu_indices() if needs_gpus else ()
+    return executors.LocalExecutor(
+        gpus[: arguments.gpus] if arguments.gpus else gpus, exclusive=arguments.exclusive
+    )
+
+
+def _measure(arguments: argparse.Namespace) -> None:
+    import sys
+    import time
+
+    from energylens import engines, meters, planning
+    from energylens.engines.llm_folders import scaled_down
+    from energylens.errors import MeasurementError, UsageError
+    from energylens.explanation import joules
+    from energylens.measurement import measure
+
+    made = planning.read_plan(arguments.plan, scale=scaled_down)
+    if arguments.dry_run:
+        _dry_run(made, arguments.gpus, arguments.json)
+        return
+    if not arguments.output:
+        raise UsageError("a sweep needs a table to write to: give -o RUNS.jsonl, or --dry-run")
+    shown = [0.0]
+
+    def show(progress: SweepProgress) -> None:
+        now = time.monotonic()
+        if not sys.stderr.isatty() or now - shown[0] < 0.5:
+            return
+        shown[0] = now
+        left = "" if progress.remaining_s is None else f", {progress.remaining_s / 60:.0f} min left"
+        line = (
+            f"{progress.done} of {progress.cases} cases ({progress.failed} failed), "
+            f"{joules(progress.energy_j)} so far{left}"
+        )
+        print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+
+    result = measure(
+        made,
+        engines.open_engine,
+        partial(meters.open_meter, arguments.meter),
+        arguments.output,
+        executor=_executor(arguments, made),
+        retry_failed=arguments.retry_failed,
+        on_progress=show,
+        command_line=sys.argv,
+    )
+    if shown[0]:
+        print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
+    _tell(result, arguments.json)
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if result.cases and not result.measured:
+        raise MeasurementError("no case could be measured; the reasons are above")
+
+
+def _tell(result: SweepResult, as_json: bool) -> None:
+    from energylens.explanation import joules
+
+    if as_json:
+        print_json(
+            {
+                "cases": result.cases,
+                "measured": result.measured,
+                "failed": dict(result.failed),
+                "unstable": result.unstable,
+                "energy_j": result.energy_j,
+                "interrupted": result.interrupted,
+                "table": str(result.table),
+                "records": str(result.records),
+            }
+        )
+        return
+    print_paragraph(
+        f"{result.measured} of {result.cases} cases measured, {result.unstable} of them unstable, "
+        f"{len(result.failed)} failed; {joules(result.energy_j)} drawn."
+    )
+    for case, reason in list(result.failed.items())[:LISTED]:
+        print_paragraph(f"{case}: {reason}", "  ")
+    print(f"Rows: {result.table}\nRaw windows and provenance: {result.records}")
+
+
+# --------------------------------------------------------------------------------------- meter
+
+
+def _meter(arguments: argparse.Namespace) -> None:
+    import threading
+
+    from energylens import meters
+
+    meter = meters.open_meter(arguments.meter)
+    if arguments.action == "read":
+        reading = meter.read()
+        document = {
+            "time_s": reading.time_s,
+            "energy_j": {
+                channel.id: joules
+                for channel, joules in zip(meter.channels, reading.energy_j, strict=True)
+            },
+        }
+        meter.close()
+        if arguments.json:
+            print_json(document)
+            return
+        for channel, joules in zip(meter.channels, reading.energy_j, strict=True):
+            print(f"{channel.id} {channel.name}: {joules:.3f} J since the counter began")
+        return
+    server = meters.serve(meter, host=arguments.host, port=arguments.port, token=arguments.token)
+    if arguments.json:
+        print_json({"url": server.url, "token": server.token})
+    else:
+        print(f"Serving {arguments.meter} at {server.url}; token {server.token}", flush=True)
+    try:
+        threading.Event().wait()
+    finally:
+        server.close()

@@ -1,0 +1,565 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from energylens import catalog, fitting
+from energylens.cases import Cases
+from energylens.errors import FitError, InputError, UsageError
+from energylens.fitting import (
+    LOSSES,
+    Datasheet,
+    EnergyLens,
+    FitOptions,
+    bootstrap,
+    diagnose,
+    fit,
+    from_datasheet,
+)
+from energylens.formula import NAMES, SPREADS, TERMS, datasheet, design, energy
+
+PLANTED = np.array([0.6, 1.4, 0.9, 1.8, 0.4, 1.1, 2.0, 0.7, 1.3, 0.5, 1.6, 0.8])
+NO_PRIOR = FitOptions(prior="none")
+
+
+@pytest.fixture(scope="module")
+def cases(draw_cases):
+    return Cases.of(draw_cases(400))
+
+
+@pytest.fixture(scope="module")
+def exact(cases, make_dataset):
+    return make_dataset(cases, theta=PLANTED)
+
+
+@pytest.fixture(scope="module")
+def noisy(cases, make_dataset):
+    return make_dataset(cases, theta=PLANTED, noise_ratio=0.02)
+
+
+@pytest.fixture(scope="module")
+def small(draw_cases, make_dataset):
+    """Sixty rows as one might really measure them: noise of a tenth."""
+    return make_dataset(draw_cases(60, seed=2), theta=PLANTED, noise_ratio=0.1)
+
+
+def only(dataset, keep):
+    rows = np.flatnonzero(keep)
+    assert len(rows) > 20
+    return dataset.take(rows)
+
+
+# ------------------------------------------------------------------------ what was planted
+
+
+@given(st.lists(st.floats(0.2, 3), min_size=12, max_size=12).map(np.array))
+@settings(max_examples=8, deadline=None)
+def test_without_noise_and_prior_the_planted_coefficients_come_back(cases, make_dataset, theta):
+    model = fit(make_dataset(cases.take(slice(0, 150)), theta=theta), NO_PRIOR)
+    assert model.pooled.theta == pytest.approx(theta, rel=1e-5)
+
+
+def test_with_the_prior_many_rows_overrule_it(exact):
+    model = fit(exact)
+    assert model.pooled.theta == pytest.approx(PLANTED, rel=3e-3)
+    assert model.predict_energy_j(exact.cases) == pytest.approx(
+        exact.energy_per_request_j, rel=1e-3
+    )
+
+
+def test_two_percent_of_noise_moves_the_coefficients_as_far_as_they_say(noisy):
+    model = fit(noisy)
+    assert model.pooled.theta == pytest.approx(PLANTED, rel=0.15)
+    off = (model.pooled.theta - PLANTED) / np.sqrt(np.diag(model.pooled.covariance))
+    assert np.abs(off).max() < 4
+    assert np.sqrt((off**2).mean()) == pytest.approx(1, abs=0.6)
+    ratio = model.predict_energy_j(noisy.cases) / noisy.energy_per_request_j
+    assert np.median(ratio) == pytest.approx(1, abs=0.005)
+    assert np.log(ratio).std() == pytest.approx(0.02, rel=0.15)
+
+
+def test_the_spread_of_the_residuals_is_reported(noisy):
+    pooled = fit(noisy).pooled
+    # no row shares its scenario with another, so the spread is split between the two
+    assert np.hypot(pooled.within_ratio, pooled.between_ratio) == pytest.approx(0.02, rel=0.15)
+    assert pooled.residuals_seen.std() == pytest.approx(0.02, rel=0.15)
+    assert (np.diff(pooled.residuals_seen) >= 0).all()
+    assert (np.diff(pooled.residuals_unseen) >= 0).all()
+    assert pooled.rows == 400
+
+
+def test_spread_within_scenarios_is_told_from_that_between_them(draw_cases, make_dataset):
+    rng = np.random.default_rng(3)
+    rows, factors = [], []
+    for case in draw_cases(60, seed=5):
+        common = rng.normal(0, 0.2)
+        for batch in (1, 2, 4, 8, 16):
+            layout = replace(case.configuration, batch_size=batch, mean_batch_size=batch)
+            rows.append(replace(case, configuration=layout))
+            factors.append(np.exp(common + rng.normal(0, 0.05)))
+    planted = energy(design(Cases.of(rows)), PLANTED)
+    pooled = fit(make_dataset(rows, planted * np.array(factors))).pooled
+    assert pooled.within_ratio == pytest.approx(0.05, rel=0.25)
+    assert pooled.between_ratio == pytest.approx(0.2, rel=0.25)
+
+
+# --------------------------------------------------------------------------------- bounds
+
+
+@pytest.mark.parametrize("prior", fitting.PRIORS)
+def test_no_coefficient_is_ever_below_its_bound(draw_cases, make_dataset, prior):
+    for seed in range(6):
+        cases = Cases.of(draw_cases(25, seed=seed))
+        joules = np.exp(np.random.default_rng(seed).normal(4, 2, 25))  # nothing to do with it
+        model = fit(make_dataset(cases, joules), FitOptions(prior=prior))
+        assert (model.pooled.theta >= [term.lower_bound for term in TERMS]).all()
+        assert np.isfinite(model.pooled.theta).all()
+        assert np.isfinite(model.pooled.covariance).all()
+
+
+def test_a_coefficient_that_rows_ask_to_be_zero_is_zero(cases, make_dataset):
+    theta = PLANTED.copy()
+    theta[NAMES.index("decode_sequence")] = 0.0
+    model = fit(make_dataset(cases, theta=theta), NO_PRIOR)
+    assert model.pooled.theta == pytest.approx(theta, abs=1e-4)
+
+
+# --------------------------------------------------------------------------------- losses
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_every_loss_finds_what_was_planted_without_noise(exact, loss):
+    model = fit(exact, FitOptions(loss=loss, prior="none"))
+    assert model.pooled.theta == pytest.approx(PLANTED, rel=1e-3)
+    assert model.options["loss"] == loss
+
+
+def test_the_huber_loss_resists_rows_that_are_wrong(noisy):
+    joules = noisy.energy_per_request_j.copy()
+    joules[::12] *= 2.5
+    spoilt = replace(noisy, energy_per_request_j=joules)
+
+    def error(loss):
+        predicted = fit(spoilt, FitOptions(loss=loss)).predict_energy_j(noisy.cases)
+        return np.abs(predicted / noisy.energy_per_request_j - 1).mean()
+
+    assert error("huber") < 0.7 * error("relative")
+
+
+def test_the_log_loss_has_no_bias_toward_underprediction(cases, make_dataset):
+    data = make_dataset(cases, theta=PLANTED, noise_ratio=0.4)
+
+    def bias(loss):
+        model = fit(data, FitOptions(loss=loss))
+        return np.log(model.predict_energy_j(cases) / data.energy_per_request_j).mean()
+
+    assert abs(bias("log")) < 0.6 * abs(bias("relative"))
+    assert bias("relative") < 0  # a miss of a factor of two counts more above than below
+
+
+def test_the_absolute_loss_listens_to_the_dearest_rows(cases, make_dataset):
+    rng = np.random.default_rng(0)
+    planted = energy(design(cases), PLANTED)
+    factor = np.where(planted > np.quantile(planted, 0.9), 1.3, 1.0)
+    data = make_dataset(cases, planted * factor * np.exp(rng.normal(0, 0.01, 400)))
+
+    def error(loss):
+        off = np.abs(fit(data, FitOptions(loss=loss)).predict_energy_j(cases) - planted * factor)
+        return off.mean(), (off / planted).mean()
+
+    absolute, relative = error("absolute"), error("relative")
+    assert absolute[0] < relative[0]
+    assert absolute[1] > relative[1]
+
+
+# -------------------------------------------------------------------------------- weights
+
+
+def test_a_weight_of_two_is_a_row_given_twice(small):
+    twice = np.arange(60) % 3 == 0
+    weighted = fit(small, NO_PRIOR, weights=np.where(twice, 2.0, 1.0))
+    repeated = small.take(np.concatenate([np.arange(60), np.flatnonzero(twice)]))
+    assert weighted.pooled.theta == pytest.approx(fit(repeated, NO_PRIOR).pooled.theta, rel=1e-3)
+    assert fit(small, NO_PRIOR).pooled.theta != pytest.approx(weighted.pooled.theta, rel=1e-3)
+
+
+def test_the_scale_of_all_weights_does_not_matter_without_a_prior(small):
+    one, ten = (fit(small, NO_PRIOR, weights=np.full(60, w)) for w in (1.0, 10.0))
+    assert one.pooled.theta == pytest.approx(ten.pooled.theta, rel=1e-4)
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0, np.nan, np.inf])
+def test_a_weight_that_is_none_is_refused(small, bad):
+    weights = np.ones(60)
+    weights[9] = bad
+    with pytest.raises(FitError, match="weights must be finite numbers above 0"):
+        fit(small, weights=weights)
+    with pytest.raises(FitError, match="one for each row"):
+        fit(small, weights=np.ones(59))
+
+
+# ---------------------------------------------------------------- idle power, measured power
+
+
+def test_known_idle_power_fixes_its_coefficient(small):
+    k = NAMES.index("idle_gpus")
+    expected = datasheet(small.cases.gpus)[0, k]
+    model = fit(small, FitOptions(idle_power_w=95.0))
+    assert model.pooled.theta[k] * expected == pytest.approx(95.0, rel=1e-4)
+    assert np.sqrt(model.pooled.covariance[k, k]) < 1e-4
+    assert model.options["idle_power_w"] == "95"
+    assert fit(small).pooled.theta[k] * expected != pytest.approx(95.0, rel=1e-2)
+    assert "idle_gpus" not in diagnose(model, small).undetermined
+
+
+def test_idle_power_stays_fixed_where_no_row_speaks_of_it(draw_cases, make_dataset):
+    k = NAMES.index("idle_gpus")
+    data = make_dataset(draw_cases(40, node=False), theta=PLANTED)
+    for prior in fitting.PRIORS:
+        model = fit(data, FitOptions(idle_power_w=60.0, prior=prior))
+        assert model.pooled.theta[k] * datasheet(data.cases.gpus)[0, k] == pytest.approx(60.0)
+
+
+def test_measured_power_explains_what_time_cannot(cases, make_dataset):
+    rng = np.random.default_rng(1)
+    gpus = np.where(cases.node_boundary, cases.node_gpus, cases.occupied_gpus)
+    ratio = rng.uniform(0.4, 1.6, 400)  # GPUs that happen to draw more or less
+    watts = ratio * gpus * 0.7 * cases.of_gpu(lambda g: g.tdp_w)
+    joules = energy(design(cases), PLANTED) * ratio
+    data = make_dataset(cases, joules, power_w=watts)
+    model = fit(data, FitOptions(measured_power=True, prior="none"))
+    assert model.measured_power
+    assert model.pooled.theta == pytest.approx(PLANTED, rel=1e-4)
+    assert model.predict_energy_j(data.cases) == pytest.approx(joules, rel=1e-4)
+    assert diagnose(model, data).mape_ratio < 1e-4
+    assert diagnose(fit(data), data).mape_ratio > 0.2
+
+
+def test_measured_power_that_a_row_lacks_is_an_error(small):
+    with pytest.raises(InputError, match="average_power_w; 60 of 60 have none"):
+        fit(small, FitOptions(measured_power=True))
+
+
+# --------------------------------------------------------------------------------- groups
+
+
+@pytest.fixture(scope="module")
+def two_gpus(draw_cases, make_dataset):
+    cases = Cases.of(draw_cases(300, seed=6, gpus=("H100", "A100-SXM-80GB")))
+    first = cases.gpu_index == 0
+    planted = energy(design(cases), np.where(first[:, None], 0.7, 1.5) * np.ones(12))
+    noise = np.exp(np.random.default_rng(0).normal(0, 0.03, 300))
+    return make_dataset(cases, planted * noise)
+
+
+def test_gpu_types_get_their_own_coefficients_where_there_are_several(two_gpus, small):
+    model = fit(two_gpus)
+    assert model.per == ("gpu",)
+    assert set(model.groups) == set(two_gpus.gpu_ids)
+    first = model.groups[two_gpus.cases.gpus[0].id]
+    other = model.groups[two_gpus.cases.gpus[1].id]
+    decode = NAMES.index("decode_weights")
+    assert first.theta[decode] == pytest.approx(0.7, rel=0.05)
+    assert other.theta[decode] == pytest.approx(1.5, rel=0.05)
+    assert first.rows + other.rows == model.pooled.rows == 300
+    assert diagnose(model, two_gpus).mape_ratio < 0.05
+    assert fit(small).per == ()
+    assert fit(small).groups == {}
+
+
+def test_one_pooled_fit_is_had_by_asking(two_gpus):
+    model = fit(two_gpus, FitOptions(per=()))
+    assert model.groups == {}
+    assert diagnose(model, two_gpus).mape_ratio > 0.2
+
+
+def test_llms_and_precisions_may_have_their_own_coefficients(draw_cases, make_dataset):
+    llms = ("Qwen/Qwen3-8B", "Qwen/Qwen3-32B")
+    cases = Cases.of(draw_cases(200, llms=llms, precisions=("bf16", "fp8"), images=False))
+    factor = np.where(cases.llm_index == 0, 0.8, 1.25)
+    data = make_dataset(cases, factor * energy(design(cases), PLANTED))
+    model = fit(data, FitOptions(per=("llm", "precision")))
+    assert set(model.groups) == {f"{m} {p}" for m in llms for p in ("bf16", "fp8")}
+    assert diagnose(model, data).mape_ratio < 0.02
+    assert diagnose(fit(data), data).mape_ratio > 0.1
+    # a group that nobody measured gets the pooled answer
+    unseen = data.cases.case(0)
+    unseen = Cases.of([replace(unseen, precision=catalog.precision("awq-int4"))])
+    assert model.predict_energy_j(unseen) == pytest.approx(
+        fit(data, FitOptions(per=())).predict_energy_j(unseen)
+    )
+
+
+def test_a_group_of_few_rows_stays_near_the_pooled_fit(draw_cases, make_dataset):
+    cases = Cases.of(draw_cases(201, seed=1, llms=("Qwen/Qwen3-8B",), images=False))
+    other = replace(cases.case(200), llm=catalog.llm("Qwen/Qwen3-32B"))
+    rows = Cases.concatenate([cases.take(slice(0, 200)), Cases.of([other])])
+    model = fit(make_dataset(rows, theta=PLANTED, noise_ratio=0.05), FitOptions(per=("llm",)))
+    alone = model.groups["Qwen/Qwen3-32B"]
+    assert alone.rows == 1
+    assert np.abs(alone.theta - model.pooled.theta).max() < 0.1 * SPREADS.max()
+
+
+# -------------------------------------------------------------------------- few, or odd rows
+
+
+def test_one_row_is_enough(small):
+    for row in range(0, 60, 10):
+        one = small.take(np.array([row]))
+        model = fit(one)
+        before = from_datasheet().predict_energy_j(one.cases) / one.energy_per_request_j
+        after = model.predict_energy_j(one.cases) / one.energy_per_request_j
+        assert abs(np.log(after[0])) <= 0.2 * abs(np.log(before[0])) + 1e-9
+        diagnosis = diagnose(model, one)
+        assert diagnosis.rows == 1
+        assert diagnosis.leverage_row == 0
+        low, high = model.interval_energy_j(one.cases)
+        assert 0 < low[0] <= high[0]
+
+
+def test_repeats_of_one_row_are_fitted_and_diagnosed(small):
+    for options in (FitOptions(), NO_PRIOR):
+        repeats = small.take(np.array([4, 4, 4]))
+        model = fit(repeats, options)
+        assert model.predict_energy_j(repeats.cases) == pytest.approx(
+            repeats.energy_per_request_j, rel=0.01
+        )
+        assert np.isfinite(diagnose(model, repeats).condition_number)
+
+
+def test_no_row_is_an_error(small):
+    with pytest.raises(FitError, match="needs one measured row or more"):
+        fit(small.take(slice(0, 0)))
+
+
+@pytest.mark.parametrize("factor", [1e-300, 1e-12, 1e12, 1e300])
+def test_energy_in_no_unit_of_joules_is_an_error_that_names_the_row(small, factor):
+    joules = small.energy_per_request_j.copy()
+    joules[17] *= factor
+    for loss in LOSSES:
+        with pytest.raises(FitError, match="row 17 .*Look at its unit"):
+            fit(replace(small, energy_per_request_j=joules), FitOptions(loss=loss))
+
+
+@pytest.mark.parametrize("factor", [1e-4, 1e4])
+def test_rows_off_by_orders_of_magnitude_give_finite_numbers(small, factor):
+    joules = small.energy_per_request_j.copy()
+    joules[::20] *= factor
+    for loss in LOSSES:
+        for prior in fitting.PRIORS:
+            odd = replace(small, energy_per_request_j=joules)
+            model = fit(odd, FitOptions(loss=loss, prior=prior))
+            for numbers in (model.pooled.theta, model.pooled.covariance):
+                assert np.isfinite(numbers).all()
+            assert np.isfinite(model.pooled.residuals_unseen).all()
+            assert np.isfinite(diagnose(model, odd).mape_ratio)
+
+
+def test_the_order_of_rows_does_not_matter(small):
+    order = np.random.default_rng(0).permutation(60)
+    shuffled = fit(small.take(order)).pooled
+    assert shuffled.theta == pytest.approx(fit(small).pooled.theta, rel=1e-5)
+    assert shuffled.residuals_seen == pytest.approx(fit(small).pooled.residuals_seen, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"loss": "squared"}, "loss must be one of relative"),
+        ({"prior": "flat"}, "prior must be one of datasheet, none"),
+        ({"per": ("task",)}, "per takes gpu, llm, precision"),
+        ({"per": ("gpu", "gpu")}, "each at most once"),
+        ({"idle_power_w": 0.0}, "above 0 W"),
+        ({"idle_power_w": float("nan")}, "above 0 W"),
+    ],
+)
+def test_options_that_are_none_are_refused(options, message):
+    with pytest.raises(UsageError, match=message):
+        FitOptions(**options)
+
+
+# --------------------------------------------------------------------- rows left out, intervals
+
+
+def test_residuals_of_rows_left_out_are_those_of_real_refits(small):
+    stated = fit(small).pooled.residuals_seen
+    refitted = []
+    for row in range(60):
+        without = fit(small.take(np.arange(60) != row))
+        held = small.take(np.array([row]))
+        refitted.append(np.log(held.energy_per_request_j / without.predict_energy_j(held.cases))[0])
+    assert np.sort(refitted) == pytest.approx(stated, abs=0.03)
+    assert np.std(refitted) == pytest.approx(stated.std(), rel=0.05)
+    in_sample = np.log(small.energy_per_request_j / fit(small).predict_energy_j(small.cases))
+    assert np.std(in_sample) < 0.95 * np.std(refitted)  # so the test can tell them apart
+
+
+def test_residuals_of_llms_left_out_are_those_of_real_refits(cases, make_dataset):
+    part = cases.take(slice(0, 200))
+    own = np.random.default_rng(8).normal(0, 0.3, len(part.llms))[part.llm_index]
+    data = make_dataset(part, np.exp(own) * energy(design(part), PLANTED))
+    pooled = fit(data).pooled
+    refitted = []
+    for llm in sorted(set(data.llm_ids)):
+        without = fit(data.take(data.llm_ids != llm))
+        held = data.take(data.llm_ids == llm)
+        refitted += np.log(
+            held.energy_per_request_j / without.predict_energy_j(held.cases)
+        ).tolist()
+    stated = pooled.residuals_unseen
+    assert np.corrcoef(np.sort(refitted), stated)[0, 1] > 0.97
+    assert np.std(refitted) == pytest.approx(stated.std(), rel=0.25)
+    assert stated.std() > 1.15 * pooled.residuals_seen.std()
+
+
+@pytest.mark.parametrize("noise", [0.05, 0.2])
+def test_an_80_percent_interval_covers_80_percent(draw_cases, make_dataset, noise):
+    rows = Cases.of(draw_cases(1200, seed=11))
+    test = make_dataset(rows.take(slice(800, 1200)), theta=PLANTED, noise_ratio=noise, seed=2)
+    joules = test.energy_per_request_j
+    below, above = [], []
+    for seed in range(8):
+        part = rows.take(slice(100 * seed, 100 * (seed + 1)))
+        train = make_dataset(part, theta=PLANTED, noise_ratio=noise, seed=10 + seed)
+        low, high = fit(train).interval_energy_j(test.cases, 0.8)
+        below.append((joules < low).mean())
+        above.append((joules > high).mean())
+    assert 0.75 < 1 - np.mean(below) - np.mean(above) < 0.85
+    assert np.mean(below) == pytest.approx(np.mean(above), abs=0.06)
+
+
+def test_few_rows_give_wider_intervals_and_not_too_narrow_ones(draw_cases, make_dataset):
+    test = make_dataset(draw_cases(300, seed=12), theta=PLANTED, noise_ratio=0.1, seed=2)
+    covered, width = [], []
+    for seed in range(8):
+        few = make_dataset(draw_cases(12, seed=seed), theta=PLANTED, noise_ratio=0.1, seed=seed)
+        low, high = fit(few).interval_energy_j(test.cases, 0.8)
+        covered.append(
+            ((low < test.energy_per_request_j) & (test.energy_per_request_j < high)).mean()
+        )
+        width.append(np.log(high / low).mean())
+    assert np.mean(covered) > 0.7
+    assert np.mean(width) > 2 * 1.2816 * 0.1
+
+
+# ----------------------------------------------------------------------------- diagnostics
+
+
+@pytest.mark.parametrize(
+    ("missing", "name", "needs"),
+    [
+        ({"pipeline": (1,)}, "pipeline_parallel", "pipeline_parallel above 1"),
+        ({"images": False}, "vision", "images or video"),
+        ({"node": False}, "idle_gpus", "node boundary"),
+    ],
+)
+def test_what_no_row_speaks_of_is_named_with_what_would(
+    draw_cases, make_dataset, missing, name, needs
+):
+    data = make_dataset(draw_cases(120, **missing), theta=PLANTED, noise_ratio=0.02)
+    for options in (FitOptions(), NO_PRIOR):
+        model = fit(data, options)
+        undetermined = diagnose(model, data).undetermined
+        assert needs in undetermined[name]
+        assert set(undetermined) == {name}
+        assert model.pooled.theta[NAMES.index(name)] == pytest.approx(1.0)
+
+
+def test_a_good_dataset_leaves_nothing_undetermined(noisy):
+    diagnosis = diagnose(fit(noisy), noisy)
+    assert diagnosis.undetermined == {}
+    assert diagnosis.at_bound == ()
+    assert diagnosis.rows == 400
+    assert diagnosis.effective_parameters == pytest.approx(12, abs=0.5)
+    assert 1 < diagnosis.condition_number < 100
+    assert diagnosis.bias_ratio == pytest.approx(0, abs=0.005)
+    # mean and median of |N(0, 0.02)|
+    assert diagnosis.mape_ratio == pytest.approx(0.016, rel=0.2)
+    assert diagnosis.median_ape_ratio == pytest.approx(0.0135, rel=0.25)
+
+
+def test_a_coefficient_at_its_bound_is_named(cases, make_dataset):
+    theta = PLANTED.copy()
+    theta[NAMES.index("decode_cache")] = -0.02  # rows that ask for less than nothing
+    data = make_dataset(cases, energy(design(cases), theta))
+    model = fit(data, NO_PRIOR)
+    assert diagnose(model, data).at_bound == ("decode_cache",)
+    assert model.pooled.theta[NAMES.index("decode_cache")] == 0
+
+
+def test_the_worst_rows_and_the_most_decisive_one_are_named(noisy):
+    joules = noisy.energy_per_request_j.copy()
+    joules[123] *= 4.0
+    spoilt = replace(noisy, energy_per_request_j=joules)
+    diagnosis = diagnose(fit(spoilt), spoilt)
+    row, ratio = diagnosis.worst[0]
+    assert row == 123
+    assert ratio == pytest.approx(0.25, abs=0.05)
+    assert len(diagnosis.worst) == 5
+    alone = np.concatenate([np.flatnonzero(noisy.cases.images == 0), [0]])
+    alone[-1] = np.flatnonzero(noisy.cases.images > 0)[0]
+    lonely = noisy.take(alone)
+    decisive = diagnose(fit(lonely, NO_PRIOR), lonely)
+    assert decisive.leverage_row == len(alone) - 1
+    assert decisive.leverage_max_ratio > 0.7
+
+
+# ------------------------------------------------------------------------------- bootstrap
+
+
+def test_a_bootstrap_is_its_seed_and_agrees_with_the_covariance(noisy):
+    part = noisy.take(slice(0, 150))
+    draws = bootstrap(part, samples=40, seed=5)
+    assert draws.shape == (40, 12)
+    assert np.array_equal(draws[:3], bootstrap(part, samples=3, seed=5))
+    assert not np.array_equal(draws[:3], bootstrap(part, samples=3, seed=6))
+    assert (draws >= 0).all()
+    model = fit(part)
+    assert draws.mean(axis=0) == pytest.approx(model.pooled.theta, rel=0.15)
+    spread = draws.std(axis=0) / np.sqrt(np.diag(model.pooled.covariance))
+    assert ((spread > 0.5) & (spread < 2)).all()
+
+
+def test_a_bootstrap_of_no_samples_is_refused(small):
+    with pytest.raises(UsageError, match="1 sample or more, not 0"):
+        bootstrap(small, samples=0)
+
+
+# ----------------------------------------------------------------------- what a model carries
+
+
+def test_a_model_carries_its_scope_and_where_its_rows_come_from(small):
+    model = fit(small)
+    assert model.scope.llms == tuple(sorted(set(small.llm_ids)))
+    assert model.scope.gpus == ("H100-SXM-80GB",)
+    assert model.scope.precisions == ("bf16",)
+    batch = small.cases.batch_size
+    assert model.scope.ranges["batch_size"] == (batch.min(), batch.max())
+    assert model.dataset_digest == small.digest
+    assert model.sources == {"measured": 60}
+    assert model.energylens_version
+
+
+def test_a_fit_is_deterministic(small):
+    assert np.array_equal(fit(small).pooled.theta, fit(small).pooled.theta)
+
+
+def test_the_law_is_an_estimator_in_line_with_the_others(small):
+    contestant = EnergyLens(options=NO_PRIOR, name="ours")
+    assert (contestant.name, contestant.ranks_only) == ("ours", False)
+    assert np.array_equal(contestant.fit(small).pooled.theta, fit(small, NO_PRIOR).pooled.theta)
+    assert Datasheet().fit(small).pooled.rows == 0
+
+
+def test_before_the_first_measurement_the_datasheet_speaks(small):
+    model = from_datasheet()
+    joules = model.predict_energy_j(small.cases)
+    assert joules == pytest.approx(energy(design(small.cases), np.ones(12)))
+    low, high = model.interval_energy_j(small.cases, 0.8)
+    assert (low > 0.5 * joules).all()
+    assert (high < 2 * joules).all()
+    assert (high > 1.5 * joules).all()

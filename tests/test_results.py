@@ -1,0 +1,116 @@
+"""What README.md and docs/results.md state is what the studies gave, and can be had again."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies.results import tables
+from studies.results.runs import FREE, REPEATS, Data, judge
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data"))
+
+needs_data = pytest.mark.skipif(
+    not (FOLDER / "mlenergy-v3").is_dir(),
+    reason=f"the public measurements are not at {FOLDER}; set ENERGYLENS_DATA to their folder",
+)
+
+
+def results() -> dict[str, Any]:
+    """What the last run of the studies gave."""
+    read: dict[str, Any] = json.loads((ROOT / "docs" / "results.json").read_text())
+    return read
+
+
+@cache
+def data() -> Data:
+    """The public measurements, imported once."""
+    return Data(FOLDER)
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
+def test_the_tables_of_a_document_are_those_of_the_results_file(document: str) -> None:
+    text = (ROOT / document).read_text()
+    assert tables.fill(text, results()) == text
+    for _, name, _ in tables.MARK.findall(text):
+        assert tables.TABLES[name](results()).startswith("| ")
+
+
+def assert_same(ours: dict[str, float], stated: dict[str, float]) -> None:
+    """Every stated figure, to the last printed digit and beyond; times are not figures."""
+    for metric, value in stated.items():
+        if metric != "fit_s":
+            assert ours[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
+
+
+@needs_data
+def test_the_few_shot_figures_of_the_law_can_be_had_again_and_reach_their_bars() -> None:
+    again = judge(
+        data().v3, ("energylens",), (), protocol="few-shot", choose=FREE, train=50, repeats=REPEATS
+    )
+    ours = again["estimators"]["energylens"]
+    assert (again["rows"], again["scenarios"]) == (405, 44)
+    assert_same(ours, results()["curve"]["estimators"]["energylens"])
+    assert ours["top1_ratio"] >= 0.92
+    assert ours["pairwise_ratio"] >= 0.985
+    assert ours["regret_mean_ratio"] <= 0.005
+    assert 0.75 <= ours["interval_coverage_ratio"] <= 0.85
+
+
+@needs_data
+def test_the_unseen_llm_figures_of_the_law_can_be_had_again_and_reach_their_bars() -> None:
+    again = judge(data().v3, ("energylens",), (), protocol="unseen-llm", choose=FREE)
+    ours = again["estimators"]["energylens"]
+    assert_same(ours, results()["unseen-llm"]["estimators"]["energylens"])
+    assert ours["top1_ratio"] >= 0.92
+    assert ours["pairwise_ratio"] >= 0.985
+    assert ours["regret_mean_ratio"] <= 0.005
+
+
+@needs_data
+def test_the_argonne_figures_of_the_law_can_be_had_again_and_reach_their_bars() -> None:
+    again = judge(
+        data().argonne, ("energylens",), (), protocol="few-shot", choose=("tensor_parallel",),
+        train=40, repeats=REPEATS,
+    )  # fmt: skip
+    ours = again["estimators"]["energylens"]
+    assert_same(ours, results()["argonne"]["estimators"]["energylens"])
+    assert ours["mape_ratio"] <= 0.025
+    assert ours["top1_within_noise_ratio"] >= 0.95
+    assert ours["regret_mean_ratio"] <= 0.007
+
+
+@needs_data
+def test_the_unseen_batch_figures_of_the_law_can_be_had_again_and_reach_their_bars() -> None:
+    for side, bar in (("larger", 0.15), ("smaller", 0.20)):
+        again = judge(
+            data().code, ("energylens",), (), protocol="unseen-batch", choose=("batch_size",),
+            per=("llm", "precision"), batch_cut=32, direction=side,
+        )  # fmt: skip
+        ours = again["estimators"]["energylens"]
+        assert_same(ours, results()["batch"][side]["estimators"]["energylens"])
+        assert ours["mape_group_median_ratio"] <= bar
+
+
+def test_no_ensemble_beats_the_law_on_fifty_rows() -> None:
+    scores = results()["curve"]["estimators"]
+    law = scores["energylens"]
+    for name, score in scores.items():
+        if any(word in name for word in ("forest", "trees", "boost", "lightgbm")):
+            assert score["top1_ratio"] < law["top1_ratio"], name
+            assert score["regret_mean_ratio"] > law["regret_mean_ratio"], name
+
+
+def test_every_baseline_is_worse_on_unseen_batches() -> None:
+    for side in ("larger", "smaller"):
+        scores = dict(results()["batch"][side]["estimators"])
+        law = scores.pop("energylens")["mape_group_median_ratio"]
+        for name, score in scores.items():
+            other = score.get("mape_group_median_ratio")
+            if other is not None and not name.startswith("energylens-"):
+                assert other > law, (side, name)
