@@ -62,6 +62,11 @@ class Counts:
     prefill_roofline_s: FloatArray  # shortest time that the datasheet allows, on these GPUs
     decode_roofline_s: FloatArray
     output_tokens: FloatArray
+    narrow_ratio: FloatArray  # 1 where weights and activations have 8 bits or fewer, else 0
+    weight_only_ratio: FloatArray  # 1 where only the weights do, else 0
+    expert_wait_bytes: FloatArray  # expert weights that the busiest GPU reads beyond its share
+    media: FloatArray  # images and frames
+    context_ratio: FloatArray  # longest context over 8192 tokens
 
     def matrix(self) -> tuple[tuple[str, ...], FloatArray]:
         """Names and values of all counts, shape (n, k), for learned baselines."""
@@ -106,7 +111,7 @@ def coverage(log_missed: FloatArray, tokens: FloatArray) -> FloatArray:
 # What the counts need of an LLM, a precision and a GPU, looked up once for all cases.
 _LLM = (
     "kernels", "flop", "log_missed", "kv_elements", "state_elements", "query_size", "full_layers",
-    "window_layers", "window", "hidden", "reductions", "routed", "tower", "patches",
+    "window_layers", "window", "hidden", "reductions", "routed", "experts", "tower", "patches",
 )  # fmt: skip
 
 
@@ -128,6 +133,7 @@ def _of_llm(llm: Llm) -> tuple[float, ...]:
         # One all-reduce of a token's hidden state after each mixer and each feed-forward.
         float(mixers + dense + (experts.layers if experts else 0)),
         float(experts.layers * experts.active_experts) if experts else 0.0,
+        float(experts.experts) if experts else 1.0,
         2.0 * vision.parameters if vision else 0.0,
         vision.patches_per_token if vision else 0.0,
     )
@@ -160,6 +166,7 @@ class _Tables:
     kv_bytes_per_element: FloatArray  # (precisions,)
     weights: FloatArray  # (2, llms * precisions)
     peaks: FloatArray  # (3, gpus * precisions)
+    formats: FloatArray  # (2, precisions)
 
     @classmethod
     def of(cls, cases: Cases) -> _Tables:
@@ -170,6 +177,13 @@ class _Tables:
             np.array([p.kv_bits / 8.0 for p in cases.precisions]),
             np.array(weights).reshape(-1, 2).T.copy(),
             np.array(peaks).reshape(-1, 3).T.copy(),
+            np.array(
+                [
+                    [p.weight_bits < 16 and p.compute_bits < 16 for p in cases.precisions],
+                    [p.weight_bits < 16 and p.compute_bits >= 16 for p in cases.precisions],
+                ],
+                dtype=np.float64,
+            ),
         )
 
 
@@ -247,7 +261,15 @@ def _count(cases: Cases, running: FloatArray, tables: _Tables) -> Counts:
     stages = cases.pipeline_parallel
     copies = np.where(cases.expert_parallel > 1, 1.0, replicas)
     covered = coverage(llm["log_missed"], running / (copies * stages))
-    step_weight_bytes = steps * stages * (replicas * always_bytes + copies * expert_bytes * covered)
+    read_experts = copies * expert_bytes * covered
+    step_weight_bytes = steps * stages * (replicas * always_bytes + read_experts)
+    # Where experts are spread over GPUs, each holds some of those that a step needs, and all wait
+    # for the one that holds the most: the expected maximum of as many binomial draws.
+    each = np.maximum(llm["experts"] / cases.expert_parallel, 1.0)
+    touched = np.maximum(covered, 1e-9)
+    deviation = np.sqrt(2.0 * np.log(cases.expert_parallel) * (1.0 - touched) / (each * touched))
+    excess = np.minimum(deviation, 1.0 / touched - 1.0)
+    waited = np.where(expert_bytes > 0, steps * stages * read_experts * excess, 0.0)
     # Requests of a busy server arrive one by one, so each has its own prefill pass.
     passes = np.maximum(prompt / TOKENS_PER_PASS, 1.0)
     covered = coverage(llm["log_missed"], np.minimum(prompt, TOKENS_PER_PASS))
@@ -285,6 +307,11 @@ def _count(cases: Cases, running: FloatArray, tables: _Tables) -> Counts:
         prefill_link_bytes=link * prompt,
         decode_link_bytes=link * output,
         stage_hops=stages - 1.0,
+        narrow_ratio=tables.formats[0][cases.precision_index],
+        weight_only_ratio=tables.formats[1][cases.precision_index],
+        expert_wait_bytes=waited,
+        media=cases.images + cases.frames,
+        context_ratio=(prompt + output) / TOKENS_PER_PASS,
         prefill_roofline_s=(prefill_flop + vision_flop) / (peak * gpus),
         decode_roofline_s=((step_weight_bytes + cache_bytes) / bandwidth + decode_flop / peak)
         / gpus,

@@ -437,6 +437,9 @@ class RayExecutor:
     def _give_up_waiting(self) -> list[Report]:
         """Find tasks that no node left in the cluster can ever hold."""
         if any(entry.actor is not None for entry in self._tasks):
+            for entry in self._tasks:
+                if entry.actor is None:
+                    entry.heard_s = time.monotonic()  # its turn may still come
             return []
         found = []
         for entry in list(self._tasks):

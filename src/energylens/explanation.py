@@ -9,7 +9,7 @@ import numpy as np
 
 from energylens import capacity
 from energylens.cases import Cases
-from energylens.formula import NAMES, TERMS, EnergyModel
+from energylens.formula import EnergyModel
 from energylens.records import Case, Configuration, Workload
 
 COVERAGE_RATIO = 0.8
@@ -29,6 +29,12 @@ SUBJECTS = {
     "tensor_parallel": "sending activations between GPUs",
     "pipeline_parallel": "handing over between pipeline stages",
     "idle_gpus": "idle GPUs of the node",
+    "tensor_length": "tensor parallelism at this length",
+    "pipeline_length": "pipeline parallelism at this length",
+    "expert_imbalance": "waiting for the busiest experts",
+    "media_waiting": "waiting for images or frames",
+    "weight_only_weights": "widening the weights",
+    "narrow_weights": "narrowing the activations",
 }
 
 
@@ -147,16 +153,16 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id)
     spread = np.sqrt(np.diag(fitted.covariance))
     total = prefill[0] + decode[0]
-    unit = np.divide(total, fitted.theta, out=np.zeros(len(TERMS)), where=fitted.theta > 0)
+    unit = np.divide(total, fitted.theta, out=np.zeros(len(total)), where=fitted.theta > 0)
     terms = tuple(
         TermShare(
-            name=name,
+            name=term.name,
             prefill_j=float(prefill[0, k]),
             decode_j=float(decode[0, k]),
             low_j=float(max(total[k] - NORMAL_80 * spread[k] * unit[k], 0.0)),
             high_j=float(total[k] + NORMAL_80 * spread[k] * unit[k]),
         )
-        for k, name in enumerate(NAMES)
+        for k, term in enumerate(model.terms)
     )
     by_name = dict(zip((name for name, _ in variants), energies[1:], strict=True))
     tokens = {name: float(by_name.pop(name) - energy) for name in ("input token", "output token")}
@@ -274,11 +280,11 @@ def _change(what: str, case: Case, energy: float, before: float) -> Change:
 
 def joules(value: float) -> str:
     """Write joules with three digits and a fitting unit."""
-    size = abs(value)
-    for limit, scale, unit in ((0.9995, 1e3, "mJ"), (999.5, 1.0, "J"), (float("inf"), 1e-3, "kJ")):
-        if size < limit:
+    units = ((0.9995, 1e3, "mJ"), (999.5, 1.0, "J"), (999.5e3, 1e-3, "kJ"))
+    for limit, scale, unit in units:
+        if abs(value) < limit:
             return f"{value * scale:.3g} {unit}"
-    raise AssertionError
+    return f"{value * 1e-6:.3g} MJ"
 
 
 def _sentences(

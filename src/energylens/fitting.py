@@ -16,7 +16,7 @@ that of a fraction of one row. ``prior="none"`` leaves it out.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from energylens.cases import BoolArray, FloatArray, IntArray
 from energylens.dataset import Dataset, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.formula import (
+    EXTENSIONS,
     NAMES,
     OVERLAPS,
     SPREADS,
@@ -38,6 +39,7 @@ from energylens.formula import (
     knob_place,
     power_ratio,
     slopes,
+    terms_of,
 )
 
 LOSSES = ("relative", "log", "huber", "absolute")
@@ -49,6 +51,7 @@ STEP_LENGTHS = (1.0, 0.6, 0.3, 0.1, 0.03)  # tried until one lowers the loss
 STEPS = 16  # Gauss-Newton steps at most; a handful do
 SPREAD_STEPS = 4  # of them also estimate the residual spread that weighs the prior
 CONVERGED_RATIO = 1e-5  # a step that lowers the loss by less is the last
+PAYING_RATIO = 0.03  # by which an extension must lower the error on rows left out
 OVERLAP_FLOOR = 0.5  # least theta at which an overlapped term's spread is taken
 FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
@@ -88,6 +91,9 @@ class FitOptions:
     measured_power : bool
         Scale each row's terms by its measured mean power per GPU, so that the law only has to
         explain time. Every row, and every case predicted later, must have ``average_power_w``.
+    extend : tuple of str
+        Extensions of the formula to take in (``formula.EXTENSIONS``), or ``("auto",)`` for those
+        that lower the error on rows left out.
     """
 
     loss: str = "relative"
@@ -95,6 +101,7 @@ class FitOptions:
     per: tuple[str, ...] | None = None
     idle_power_w: float | None = None
     measured_power: bool = False
+    extend: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for what, value, allowed in (("loss", self.loss, LOSSES), ("prior", self.prior, PRIORS)):
@@ -141,13 +148,18 @@ def fit(
         weights = np.ones(len(dataset))
     if weights.shape != (len(dataset),) or not (np.isfinite(weights) & (weights > 0)).all():
         raise FitError("weights must be finite numbers above 0, one for each row")
-    x = design(dataset.cases)
+    if options.extend == ("auto",):
+        options = replace(options, extend=paying_extensions(dataset, options, weights=weights))
+    terms = terms_of(options.extend)
+    x = design(dataset.cases, terms)
     if options.measured_power:
         x = x * power_ratio(dataset.cases)[:, None]
     _check_size(x.sum(axis=1), dataset)
     problem = _Problem(dataset, x, weights, options)
-    spread = SPREADS if options.prior == "datasheet" else np.full(len(TERMS), NO_PRIOR_SPREAD)
-    pooled = problem.solve(np.arange(len(dataset)), np.ones(len(TERMS)), spread)
+    spreads = np.array([term.spread for term in terms])
+    expected = np.array([term.expected for term in terms])
+    spread = spreads if options.prior == "datasheet" else np.full(len(terms), NO_PRIOR_SPREAD)
+    pooled = problem.solve(np.arange(len(dataset)), expected, spread)
     groups = {}
     per = options.per
     if per is None:
@@ -157,7 +169,7 @@ def fit(
         keys = np.array([" ".join(row) for row in zip(*(ids[n] for n in per), strict=True)])
         for key in np.unique(keys):
             rows = np.flatnonzero(keys == key)
-            groups[str(key)] = problem.solve(rows, pooled.theta, GROUP_SPREAD * SPREADS)
+            groups[str(key)] = problem.solve(rows, pooled.theta, GROUP_SPREAD * spreads)
     return EnergyModel(
         pooled=pooled,
         per=per,
@@ -171,8 +183,47 @@ def fit(
             "idle_power_w": "" if options.idle_power_w is None else f"{options.idle_power_w:g}",
         },
         measured_power=options.measured_power,
+        extensions=options.extend,
         energylens_version=__version__,
     )
+
+
+def paying_extensions(
+    dataset: Dataset, options: FitOptions | None = None, *, weights: FloatArray | None = None
+) -> tuple[str, ...]:
+    """Find the extensions that pay on rows left out.
+
+    One after the other, the one that lowers the mean absolute log error of rows left out with
+    their LLM the most is taken, as long as it lowers it by ``PAYING_RATIO`` or more, and that of
+    rows left out one by one too. With one LLM only the latter is asked.
+
+    Returns
+    -------
+    tuple of str
+        Names from ``formula.EXTENSIONS``; empty if none pays.
+    """
+    options = options or FitOptions()
+
+    def errors(extend: tuple[str, ...]) -> tuple[float, float]:
+        fitted = fit(dataset, replace(options, extend=extend, per=()), weights=weights).pooled
+        return (
+            float(np.abs(fitted.residuals_unseen).mean()),
+            float(np.abs(fitted.residuals_seen).mean()),
+        )
+
+    several = len(np.unique(dataset.cases.llm_index)) > 1
+    chosen: tuple[str, ...] = ()
+    best = errors(chosen)
+    while True:
+        tried = {name: errors((*chosen, name)) for name in EXTENSIONS if name not in chosen}
+        if not tried:
+            return chosen
+        name = min(tried, key=lambda n: tried[n][0 if several else 1])
+        unseen, seen = (new / old for new, old in zip(tried[name], best, strict=True))
+        pays = (unseen if several else seen) <= 1.0 - PAYING_RATIO and seen <= 1.0
+        if not pays:
+            return chosen
+        chosen, best = (*chosen, name), tried[name]
 
 
 def from_datasheet() -> EnergyModel:
@@ -470,7 +521,9 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     -------
     Diagnostics
     """
-    x = design(dataset.cases)
+    terms = model.terms
+    spreads = np.array([term.spread for term in terms])
+    x = design(dataset.cases, terms)
     if model.measured_power:
         x = x * power_ratio(dataset.cases)[:, None]
     y = dataset.energy_per_request_j
@@ -481,22 +534,22 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     size = np.sqrt((a[:, present] ** 2).sum(axis=0))
     size[size == 0] = 1.0
     spread = np.sqrt(np.diag(model.pooled.covariance))
-    told = np.where(SPREADS > 0, spread / SPREADS, 1.0)
+    told = spread / spreads
     rests_on_prior = ~present | (told > 0.9)
     undetermined = {
-        term.name: term.needs for k, term in enumerate(TERMS) if rests_on_prior[k] and spread[k] > 0
+        term.name: term.needs for k, term in enumerate(terms) if rests_on_prior[k] and spread[k] > 0
     }
     active = (theta > 0) & present
     b = a[:, active]
     variance = max(model.pooled.within_ratio**2 + model.pooled.between_ratio**2, VARIANCE_FLOOR)
-    hat = b @ np.linalg.solve(b.T @ b + np.diag(variance / SPREADS[active] ** 2), b.T)
+    hat = b @ np.linalg.solve(b.T @ b + np.diag(variance / spreads[active] ** 2), b.T)
     leverage = np.diag(hat)
     ratio = predicted / y
     order = np.argsort(-np.abs(ratio - 1.0))[:5].tolist()
     return Diagnostics(
         rows=len(dataset),
         effective_parameters=float(leverage.sum()),
-        at_bound=tuple(NAMES[k] for k in np.flatnonzero((theta == 0) & present)),
+        at_bound=tuple(terms[k].name for k in np.flatnonzero((theta == 0) & present)),
         undetermined=undetermined,
         condition_number=float(np.linalg.cond(a[:, present] / size)),
         leverage_max_ratio=float(leverage.max()),

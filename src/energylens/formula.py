@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from energylens.cases import Cases, FloatArray
 from energylens.counts import Counts, count, count_in_chunks, in_flight
-from energylens.errors import InputError
+from energylens.errors import InputError, UnknownNameError
 from energylens.records import Gpu
 
 STRUCTURE = "2026.1"  # changes whenever TERMS or the counts they use change
@@ -79,6 +79,7 @@ class Term:
 
     ``datasheet`` gives D for a GPU type. ``spread`` says how far the coefficient may lie from
     it: about a factor of two for what hardware does, more for what an engine's software does.
+    ``expected`` is theta before any measurement: 1, or 0 for a surcharge.
     ``needs`` names the rows that determine the coefficient. The lower bound of each is 0.
     """
 
@@ -89,6 +90,7 @@ class Term:
     datasheet: Callable[[Gpu], float]
     prefill: Callable[[Counts], FloatArray] | None = None
     decode: Callable[[Counts], FloatArray] | None = None
+    expected: float = 1.0
     spread: float = 1.0
     needs: str = ""
     lower_bound: float = 0.0
@@ -214,6 +216,99 @@ TERMS: tuple[Term, ...] = (
         needs="rows at the node boundary with different numbers of GPUs in use",
     ),
 )
+#: Surcharges that a fit takes in when asked to: each a named switch, with its own coefficients.
+EXTENSIONS: dict[str, tuple[Term, ...]] = {
+    "length": (
+        Term(
+            name="tensor_length",
+            symbol=r"\tau_\ell",
+            unit="J/byte",
+            meaning="what tensor-parallel traffic costs more for each 8192 tokens of context",
+            datasheet=_per_link_byte,
+            prefill=lambda n: n.prefill_link_bytes * n.context_ratio,
+            decode=lambda n: n.decode_link_bytes * n.context_ratio,
+            expected=0.0,
+            needs="rows of different length at each degree of tensor parallelism",
+        ),
+        Term(
+            name="pipeline_length",
+            symbol=r"\pi_\ell",
+            unit="J/hop",
+            meaning="what a hop between pipeline stages costs more for each 8192 tokens of context",
+            datasheet=_waiting(HOP_S),
+            prefill=lambda n: n.gpus * n.stage_hops * n.passes * n.context_ratio,
+            decode=lambda n: n.gpus * n.stage_hops * n.steps * n.context_ratio,
+            expected=0.0,
+            spread=3.0,
+            needs="rows of different length at each degree of pipeline parallelism",
+        ),
+    ),
+    "routing": (
+        Term(
+            name="expert_imbalance",
+            symbol=r"\eta",
+            unit="J/byte",
+            meaning="all GPUs waiting for the one whose experts are asked for most",
+            datasheet=_per_byte,
+            decode=lambda n: n.expert_wait_bytes,
+            expected=0.0,
+            needs="rows with expert_parallel above 1 at small batch",
+        ),
+    ),
+    "frames": (
+        Term(
+            name="media_waiting",
+            symbol=r"\mu",
+            unit="J/image",
+            meaning="every GPU waiting for one image or frame to be prepared",
+            datasheet=_waiting(HOP_S),
+            prefill=lambda n: n.gpus * n.media,
+            expected=0.0,
+            spread=3.0,
+            needs="requests with different numbers of images or frames",
+        ),
+    ),
+    "quantization": (
+        Term(
+            name="weight_only_weights",
+            symbol=r"\beta_w",
+            unit="J/byte",
+            meaning="widening weights that alone are in fewer bits, on top of reading them",
+            datasheet=_per_byte,
+            decode=lambda n: n.step_weight_bytes * n.weight_only_ratio,
+            expected=0.0,
+            needs="rows in a weight-only format beside rows in 16 bits",
+        ),
+        Term(
+            name="narrow_weights",
+            symbol=r"\beta_n",
+            unit="J/byte",
+            meaning="narrowing activations to the bits of the weights, on top of reading those",
+            datasheet=_per_byte,
+            decode=lambda n: n.step_weight_bytes * n.narrow_ratio,
+            expected=0.0,
+            needs="rows in an 8-bit format beside rows in 16 bits",
+        ),
+    ),
+}
+
+
+def terms_of(extensions: Sequence[str] = ()) -> tuple[Term, ...]:
+    """Return the twelve terms, then those of the extensions.
+
+    Raises
+    ------
+    UnknownNameError
+        If there is no such extension.
+    """
+    for name in extensions:
+        if name not in EXTENSIONS:
+            raise UnknownNameError(
+                "extension", name, EXTENSIONS, f"There are {', '.join(EXTENSIONS)}."
+            )
+    return (*TERMS, *(term for name in extensions for term in EXTENSIONS[name]))
+
+
 NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
 SPREADS: FloatArray = np.array([term.spread for term in TERMS])
 #: Terms that share their time: of each pair the root of squares counts.
@@ -223,14 +318,14 @@ OVERLAPS: tuple[tuple[int, int], ...] = tuple(
 )
 
 
-def datasheet(gpus: tuple[Gpu, ...]) -> FloatArray:
-    """Joules that one count is expected to cost, shape (gpus, 12)."""
-    return np.array([[term.datasheet(gpu) for term in TERMS] for gpu in gpus]).reshape(
-        -1, len(TERMS)
+def datasheet(gpus: tuple[Gpu, ...], terms: Sequence[Term] = TERMS) -> FloatArray:
+    """Joules that one count is expected to cost, shape (gpus, 12); more with extensions."""
+    return np.array([[term.datasheet(gpu) for term in terms] for gpu in gpus]).reshape(
+        -1, len(terms)
     )
 
 
-def design_by_phase(cases: Cases) -> tuple[FloatArray, FloatArray]:
+def design_by_phase(cases: Cases, terms: Sequence[Term] = TERMS) -> tuple[FloatArray, FloatArray]:
     """Joules per request and term at theta = 1, for prefill and for decode.
 
     Parameters
@@ -243,11 +338,11 @@ def design_by_phase(cases: Cases) -> tuple[FloatArray, FloatArray]:
     prefill, decode : ndarray, shape (n, 12)
     """
     counts = count(cases)
-    expected = datasheet(cases.gpus)[cases.gpu_index]
+    expected = datasheet(cases.gpus, terms)[cases.gpu_index]
     phases = []
     for phase in ("prefill", "decode"):
-        part = np.zeros((len(cases), len(TERMS)))
-        for k, term in enumerate(TERMS):
+        part = np.zeros((len(cases), len(terms)))
+        for k, term in enumerate(terms):
             read = getattr(term, phase)
             if read is not None:
                 part[:, k] = read(counts) * expected[:, k]
@@ -255,9 +350,9 @@ def design_by_phase(cases: Cases) -> tuple[FloatArray, FloatArray]:
     return phases[0], phases[1]
 
 
-def design(cases: Cases) -> FloatArray:
+def design(cases: Cases, terms: Sequence[Term] = TERMS) -> FloatArray:
     """Joules per request and term at theta = 1, shape (n, 12)."""
-    prefill, decode = design_by_phase(cases)
+    prefill, decode = design_by_phase(cases, terms)
     return prefill + decode
 
 
@@ -286,15 +381,9 @@ def slopes(x: FloatArray, theta: FloatArray) -> FloatArray:
 _Reader = tuple[int, Callable[[Counts], FloatArray]]
 
 
-def _readers(indices: Sequence[int]) -> list[_Reader]:
-    terms = ((k, TERMS[k]) for k in indices)
-    return [(k, read) for k, term in terms for read in (term.prefill, term.decode) if read]
-
-
-_OVERLAPPING: list[list[_Reader]] = [_readers(pair) for pair in OVERLAPS]
-_ADDING: list[_Reader] = _readers(
-    [k for k in range(len(TERMS)) if not any(k in pair for pair in OVERLAPS)]
-)
+def _readers(terms: Sequence[Term], indices: Sequence[int]) -> list[_Reader]:
+    chosen = ((k, terms[k]) for k in indices)
+    return [(k, read) for k, term in chosen for read in (term.prefill, term.decode) if read]
 
 
 def power_ratio(cases: Cases) -> FloatArray:
@@ -380,7 +469,13 @@ class EnergyModel:
     sources: Mapping[str, int] = field(default_factory=dict)
     options: Mapping[str, str] = field(default_factory=dict)
     measured_power: bool = False
+    extensions: tuple[str, ...] = ()
     energylens_version: str = ""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The twelve, then those of the extensions."""
+        return terms_of(self.extensions)
 
     def coefficients(self, llm: str, gpu: str, precision: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type and precision, by id."""
@@ -408,16 +503,21 @@ class EnergyModel:
         """Predict joules per request, shape (n,)."""
         sets, set_index = self._sets(cases)
         # theta x D for each (coefficient set, GPU type): one number per term and case below.
-        scale = np.array([s.theta for s in sets])[:, None, :] * datasheet(cases.gpus)[None]
+        terms = self.terms
+        scale = np.array([s.theta for s in sets])[:, None, :] * datasheet(cases.gpus, terms)[None]
+        overlapping = [_readers(terms, pair) for pair in OVERLAPS]
+        adding = _readers(
+            terms, [k for k in range(len(terms)) if not any(k in pair for pair in OVERLAPS)]
+        )
         joules = np.empty(len(cases))
         single = scale.shape[:2] == (1, 1)
         for rows, counts in count_in_chunks(cases):
             here = scale[0, 0] if single else scale[set_index[rows], cases.gpu_index[rows]].T
             total = np.zeros(len(counts.gpus))
-            for k, read in _ADDING:
+            for k, read in adding:
                 if not single or here[k]:
                     total += here[k] * read(counts)
-            for members in _OVERLAPPING:
+            for members in overlapping:
                 squares = np.zeros(len(total))
                 for k, read in members:
                     squares += (here[k] * read(counts)) ** 2
@@ -433,7 +533,7 @@ class EnergyModel:
         """
         sets, set_index = self._sets(cases)
         theta = np.array([s.theta for s in sets])[set_index]
-        prefill, decode = design_by_phase(cases)
+        prefill, decode = design_by_phase(cases, self.terms)
         if self.measured_power:
             ratio = power_ratio(cases)[:, None]
             prefill, decode = prefill * ratio, decode * ratio
@@ -470,7 +570,7 @@ class EnergyModel:
         """
         rng = np.random.default_rng(seed)
         sets, set_index = self._sets(cases)
-        x = design(cases)
+        x = design(cases, self.terms)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
         joules = np.empty((samples, len(cases)))
@@ -501,7 +601,7 @@ def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generato
     """Draw coefficient sets from their covariance, shape (samples, 12); may be below 0."""
     values, vectors = np.linalg.eigh(coefficients.covariance)
     root = vectors * np.sqrt(np.maximum(values, 0.0))
-    draws: FloatArray = rng.standard_normal((samples, len(TERMS))) @ root.T
+    draws: FloatArray = rng.standard_normal((samples, len(root))) @ root.T
     return coefficients.theta + draws
 
 

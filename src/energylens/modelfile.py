@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from energylens import files
 from energylens.cases import FloatArray
-from energylens.errors import ArtefactError
-from energylens.formula import NAMES, STRUCTURE, Coefficients, EnergyModel, Scope
+from energylens.errors import ArtefactError, UnknownNameError
+from energylens.formula import STRUCTURE, Coefficients, EnergyModel, Scope, terms_of
 
 FORMAT = "energylens-model"
 VERSION = 1
@@ -52,7 +52,8 @@ class _Document(_Strict):
     sources: dict[str, int]
     options: dict[str, str]
     measured_power: bool
-    per: list[str]
+    extensions: list[str]
+    per: list[Literal["gpu", "llm", "precision"]]
     scope: _Scope
     pooled: _Coefficients
     groups: dict[str, _Coefficients]
@@ -84,6 +85,7 @@ def load(path: str | Path) -> EnergyModel:
 
 def to_json(model: EnergyModel) -> dict[str, Any]:
     """Give a model as plain JSON values."""
+    names = [term.name for term in model.terms]
     document: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
@@ -93,6 +95,7 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
         "sources": dict(model.sources),
         "options": dict(model.options),
         "measured_power": model.measured_power,
+        "extensions": list(model.extensions),
         "per": list(model.per),
         "scope": {
             "llms": list(model.scope.llms),
@@ -100,8 +103,8 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
             "precisions": list(model.scope.precisions),
             "ranges": {name: list(ends) for name, ends in model.scope.ranges.items()},
         },
-        "pooled": _coefficients_json(model.pooled),
-        "groups": {name: _coefficients_json(c) for name, c in model.groups.items()},
+        "pooled": _coefficients_json(model.pooled, names),
+        "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
     }
     return {**document, "seal": _seal(document)}
 
@@ -150,6 +153,10 @@ def from_json(document: Any, name: str) -> EnergyModel:
             f"{name} holds coefficients of the formula {read.structure}; this energylens has "
             f"{STRUCTURE}. Fit again."
         )
+    try:
+        names = [term.name for term in terms_of(read.extensions)]
+    except UnknownNameError as error:
+        raise ArtefactError(f"{name}: {error} Fit again.") from error
     return EnergyModel(
         structure=read.structure,
         energylens_version=read.energylens_version,
@@ -157,6 +164,7 @@ def from_json(document: Any, name: str) -> EnergyModel:
         sources=read.sources,
         options=read.options,
         measured_power=read.measured_power,
+        extensions=tuple(read.extensions),
         per=tuple(read.per),
         scope=Scope(
             llms=tuple(read.scope.llms),
@@ -164,14 +172,14 @@ def from_json(document: Any, name: str) -> EnergyModel:
             precisions=tuple(read.scope.precisions),
             ranges={name: (ends[0], ends[1]) for name, ends in read.scope.ranges.items()},
         ),
-        pooled=_coefficients(read.pooled, name),
-        groups={key: _coefficients(value, name) for key, value in read.groups.items()},
+        pooled=_coefficients(read.pooled, names, name),
+        groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
     )
 
 
-def _coefficients_json(c: Coefficients) -> dict[str, Any]:
+def _coefficients_json(c: Coefficients, names: list[str]) -> dict[str, Any]:
     return {
-        "theta": dict(zip(NAMES, c.theta.tolist(), strict=True)),
+        "theta": dict(zip(names, c.theta.tolist(), strict=True)),
         "covariance": c.covariance.tolist(),
         "residuals_seen": c.residuals_seen.tolist(),
         "residuals_unseen": c.residuals_unseen.tolist(),
@@ -182,20 +190,20 @@ def _coefficients_json(c: Coefficients) -> dict[str, Any]:
     }
 
 
-def _coefficients(read: _Coefficients, name: str) -> Coefficients:
-    if tuple(sorted(read.theta)) != tuple(sorted(NAMES)):
+def _coefficients(read: _Coefficients, names: list[str], name: str) -> Coefficients:
+    if tuple(sorted(read.theta)) != tuple(sorted(names)):
         raise ArtefactError(
-            f"{name} must hold the {len(NAMES)} coefficients {', '.join(NAMES)}; "
+            f"{name} must hold the {len(names)} coefficients {', '.join(names)}; "
             f"it has {', '.join(sorted(read.theta)) or 'none'}. Fit again."
         )
     covariance = _array(read.covariance)
-    if covariance.shape != (len(NAMES), len(NAMES)):
+    if covariance.shape != (len(names), len(names)):
         raise ArtefactError(
-            f"{name} must hold a {len(NAMES)} x {len(NAMES)} covariance, not one of shape "
+            f"{name} must hold a {len(names)} x {len(names)} covariance, not one of shape "
             f"{covariance.shape}. Fit again."
         )
     return Coefficients(
-        theta=np.array([read.theta[key] for key in NAMES]),
+        theta=np.array([read.theta[key] for key in names]),
         covariance=covariance,
         residuals_seen=np.sort(_array(read.residuals_seen)),
         residuals_unseen=np.sort(_array(read.residuals_unseen)),

@@ -42,13 +42,16 @@ def communication(row: Mapping[str, Any]) -> tuple[float, float]:
     row : mapping
         A row of a shard: energies and power are those of all ranks, without communication.
     """
-    llm, gpu = catalog.llm(row["llm"]), catalog.gpu(row["gpu"])
+    gpu = catalog.gpu(row["gpu"])
+    # A scaled-down LLM bears the name of the whole one before its number of layers.
+    llm = catalog.llm(str(row["llm"]).split(" (")[0])
+    layers = int(row.get("x_scaled_layers") or llm.layers)
     tp, pp = int(row["tensor_parallel"]), int(row["pipeline_parallel"])
     batch, prompt, output = row["batch_size"], row["input_tokens"], row["output_tokens"]
     tokens = prompt + output - 1
     message = 2.0 * llm.hidden_size  # bytes of one token's hidden state
     link = (gpu.link_bandwidth_bytes_per_s or 64e9) / 2 * LINK_SHARE
-    sums = 2 * llm.layers if tp > 1 else 0
+    sums = 2 * layers if tp > 1 else 0
     moved = sums * tokens * message * 2 * (tp - 1) / tp  # bytes through each GPU of a stage
     passes = max(1.0, batch * prompt / STEP_TOKENS) + output - 1  # of the whole batch
     hops = pp - 1

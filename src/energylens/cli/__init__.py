@@ -50,22 +50,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    parsed = build_parser().parse_args(arguments)
+    program = "energylens"
     try:
+        try:
+            parsed = build_parser().parse_args(arguments)
+        except SystemExit:  # --help and --version end here, and may write to a closed pipe
+            print(end="", flush=True)
+            raise
+        program += f" {parsed.verb}"
         parsed.run(parsed)
-        sys.stdout.flush()
+        print(end="", flush=True)
     except EnergyLensError as error:
-        print(f"energylens {parsed.verb}: {error}", file=sys.stderr)
+        print(f"{program}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"energylens {parsed.verb}: interrupted", file=sys.stderr)
+        print(f"{program}: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read us has enough; keep Python from complaining at exit.
         _close_stdout()
         return 0
     except OSError as error:  # files have errors of their own: this is standard output
-        print(f"energylens {parsed.verb}: cannot write: {error.strerror}", file=sys.stderr)
+        print(f"{program}: cannot write: {error.strerror}", file=sys.stderr)
         _close_stdout()
         return 1
     return 0

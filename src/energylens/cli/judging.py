@@ -95,7 +95,7 @@ def add_verbs(verbs: Any) -> None:
         "--estimators",
         type=comma_list,
         metavar="NAMES",
-        help="whom to judge: energylens, energylens-no-prior, -pooled, -datasheet, "
+        help="whom to judge: energylens, energylens-no-prior, -extended, -pooled, -datasheet, "
         "-measured-power and the names of docs/baselines.md",
     )
     parser.add_argument(
@@ -217,6 +217,7 @@ def contestants(
         "energylens": FitOptions(),
         "energylens-no-prior": FitOptions(prior="none"),
         "energylens-pooled": FitOptions(per=()),
+        "energylens-extended": FitOptions(extend=("auto",)),
         "energylens-measured-power": FitOptions(measured_power=True),
     }
     left_out: tuple[str, ...] = ()

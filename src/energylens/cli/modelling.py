@@ -134,6 +134,14 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         "--idle-power-w", type=float, metavar="W", help="known draw of an idle GPU: fixes that term"
     )
     group.add_argument(
+        "--extend",
+        type=comma_list,
+        default=(),
+        metavar="NAMES",
+        help="extensions of the formula: length, routing, frames, quantization, or auto for those "
+        "that pay on rows left out",
+    )
+    group.add_argument(
         "--measured-power",
         action="store_true",
         help="scale the terms by each row's measured power",
@@ -151,6 +159,7 @@ def fit_options(arguments: argparse.Namespace) -> Any:
         per=() if per == ("none",) else per,
         idle_power_w=arguments.idle_power_w,
         measured_power=arguments.measured_power,
+        extend=arguments.extend,
     )
 
 
@@ -161,7 +170,7 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     from energylens import fitting, modelfile
     from energylens.explanation import NORMAL_80
-    from energylens.formula import TERMS, datasheet
+    from energylens.formula import datasheet
 
     options = fit_options(arguments)
     dataset = read_tables(arguments)
@@ -177,7 +186,8 @@ def _fit(arguments: argparse.Namespace) -> None:
         )
         low, high = np.quantile(draws, [0.1, 0.9], axis=0)
     gpu = dataset.cases.gpus[int(np.bincount(dataset.cases.gpu_index).argmax())]
-    expected = datasheet((gpu,))[0]
+    terms = model.terms
+    expected = datasheet((gpu,), terms)[0]
     if arguments.json:
         print_json(
             {
@@ -193,13 +203,14 @@ def _fit(arguments: argparse.Namespace) -> None:
                         "unit": term.unit,
                         "meaning": term.meaning,
                     }
-                    for k, term in enumerate(TERMS)
+                    for k, term in enumerate(terms)
                 },
                 "groups": {
-                    name: dict(zip((t.name for t in TERMS), c.theta.tolist(), strict=True))
+                    name: dict(zip((t.name for t in terms), c.theta.tolist(), strict=True))
                     for name, c in model.groups.items()
                 },
                 "diagnostics": asdict(diagnosis),
+                "extensions": list(model.extensions),
                 "dataset_digest": model.dataset_digest,
             }
         )
@@ -217,7 +228,7 @@ def _fit(arguments: argparse.Namespace) -> None:
                 term.unit,
                 "no" if term.name in diagnosis.undetermined else "yes",
             )
-            for k, term in enumerate(TERMS)
+            for k, term in enumerate(terms)
         ],
     )
     print()

@@ -1,234 +1,367 @@
-r"""Our own engine: the best few of many physical terms, by their Gram matrix alone.
-
-With :math:`a_i = x_i / y_i` (every candidate term over the measured joules of row i) the loss of
-a set S of terms is :math:`\min_{c \ge 0} \sum_i w_i (a_{iS} c - 1)^2`. Everything about it is in
-:math:`A^T A` and :math:`A^T 1`, computed once; thousands of sets are then tried in milliseconds.
-A set whose unconstrained solution has a coefficient at or below zero has the loss of a smaller
-set, so only sets with a positive solution are kept: this is exact for the non-negative problem.
-"""
+"""The loop around every engine: leave groups out, search, judge, resample, pick the knee."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from energylens.cases import FloatArray
+from energylens.cases import FloatArray, IntArray
+from energylens.dataset import Dataset, freed_columns, group_rows
+from energylens.discovery.engines import Engine, Found, Problem
+from energylens.discovery.front import Front, FrontPoint, FrontTerm, Reference
+from energylens.discovery.library import quantity_columns, quantity_units
+from energylens.discovery.units import JOULES_PER_REQUEST
+from energylens.errors import FitError, InputError, UsageError
+from energylens.formula import STRUCTURE, TERMS, design
 
-Subset = tuple[int, ...]
+DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
+GROUPS = ("llm", "workload", "row")
+FEWEST_ROWS = 8
+FEWEST_GROUPS = 4  # of a kind, for that kind to be what is left out
+WORST_RATIO = 19.0  # relative error that a held-out prediction counts as at most, or if missing
 
-PERFECT = 1e-14  # mean squared relative error below which a fit is exact
-RIDGE = 1e-11  # of the unit diagonal: what floating point leaves of a Gram matrix
-SAME_COLUMN = 1e-9  # 1 - cosine below which two columns are one
-ROUNDS = 20  # of swaps for one size; they stop by themselves after a few
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Gram:
-    """Inner products of columns scaled to length 1, and of each with the target.
-
-    Attributes
-    ----------
-    products : ndarray, shape (p, p)
-    target : ndarray, shape (p,)
-    target_square : float
-        Squared length of the target: the loss of the empty set.
-    rows : int
-    penalties : ndarray, shape (p,)
-        What the score of a set pays for each member.
-    """
-
-    products: FloatArray
-    target: FloatArray
-    target_square: float
-    rows: int
-    penalties: FloatArray
-
-    @classmethod
-    def of(cls, columns: FloatArray, target: FloatArray, penalties: FloatArray) -> Gram:
-        """Compute it for columns, shape (n, p), a target, shape (n,), and penalties, (p,)."""
-        size = np.sqrt((columns**2).sum(axis=0))
-        scaled = columns / np.where(size > 0, size, 1.0)
-        products = scaled.T @ scaled
-        products[np.diag_indices_from(products)] += RIDGE
-        return cls(
-            products=products,
-            target=scaled.T @ target,
-            target_square=float(target @ target),
-            rows=len(target),
-            penalties=penalties,
-        )
-
-    def scores(self, subsets: NDArray[np.intp], losses: FloatArray) -> FloatArray:
-        """n log(loss / n) plus the penalties of each subset, shape (m,); lower is better."""
-        return self._fit(losses) + self.penalties[subsets].sum(axis=1)
-
-    def _fit(self, losses: FloatArray) -> FloatArray:
-        return self.rows * np.log(np.maximum(losses / self.rows, PERFECT))
-
-    def losses(self, subsets: NDArray[np.intp]) -> FloatArray:
-        """Loss of each subset, shape (m,); infinite unless all coefficients are positive.
-
-        Parameters
-        ----------
-        subsets : ndarray of int, shape (m, k)
-        """
-        square = self.products[subsets[:, :, None], subsets[:, None, :]]
-        side = self.target[subsets]
-        solution = np.linalg.solve(square, side[:, :, None])[:, :, 0]
-        loss = self.target_square - (side * solution).sum(axis=1)
-        return np.where((solution > 0).all(axis=1), np.maximum(loss, 0.0), np.inf)
-
-    def additions(self, subsets: NDArray[np.intp]) -> FloatArray:
-        """Score of each subset with each column added, shape (m, p).
-
-        Infinite where a coefficient would not be positive, and for columns already there.
-
-        Parameters
-        ----------
-        subsets : ndarray of int, shape (m, k); k may be 0
-        """
-        m, k = subsets.shape
-        if k == 0:
-            gain = np.where(self.target > 0, self.target**2 / np.diag(self.products), np.nan)
-            loss = np.where(np.isnan(gain), np.inf, self.target_square - gain)
-            return self._added(subsets, np.broadcast_to(loss, (m, len(self.target))))
-        inverse = np.linalg.inv(self.products[subsets[:, :, None], subsets[:, None, :]])
-        side = self.target[subsets]
-        own = np.einsum("mij,mj->mi", inverse, side)
-        cross = self.products[subsets]  # (m, k, p)
-        lean = inverse @ cross  # how much of each column the subset has already
-        left = np.diag(self.products) - (cross * lean).sum(axis=1)
-        pull = self.target - np.einsum("mkp,mk->mp", cross, own)
-        left = np.where(left > 1e-10, left, np.nan)
-        coefficient = pull / left
-        loss = self.target_square - (side * own).sum(axis=1)[:, None] - pull * coefficient
-        positive = coefficient > 0
-        positive &= (own[:, :, None] - lean * coefficient[:, None, :] > 0).all(axis=1)
-        loss = np.where(positive, np.maximum(loss, 0.0), np.inf)
-        np.put_along_axis(loss, subsets, np.inf, axis=1)
-        return self._added(subsets, loss)
-
-    def _added(self, subsets: NDArray[np.intp], losses: FloatArray) -> FloatArray:
-        return (
-            self._fit(losses)
-            + self.penalties[subsets].sum(axis=1)[:, None]
-            + self.penalties[None, :]
-        )
+#: From held-out predictions to the share of scenarios chosen rightly and the mean regret.
+Scorer = Callable[[Dataset, FloatArray], tuple[float | None, float | None]]
 
 
-def distinct_columns(columns: FloatArray, preference: Sequence[float]) -> NDArray[np.intp]:
-    """Places of the columns to search among: not all zero, and none a multiple of another.
-
-    Of columns that these rows cannot tell apart the one with the lowest ``preference`` stays.
+def discover(
+    dataset: Dataset,
+    engine: Engine,
+    *,
+    choose: Sequence[str] = DEFAULT_CHOOSE,
+    leave: str = "auto",
+    folds: int | None = None,
+    samples: int | None = None,
+    seed: int = 0,
+    uncertainty_ratio: FloatArray | None = None,
+    scorer: Scorer | None = None,
+) -> Front:
+    """Search for the structure of energy in measured rows.
 
     Parameters
     ----------
-    columns : ndarray, shape (n, p)
-    preference : sequence of float, length p
-    """
-    size = np.sqrt((columns**2).sum(axis=0))
-    usable = np.isfinite(columns).all(axis=0) & (size > 0)
-    kept: list[int] = []
-    directions = np.zeros((columns.shape[0], 0))
-    for j in sorted(np.flatnonzero(usable).tolist(), key=lambda j: (preference[j], j)):
-        direction = columns[:, j] / size[j]
-        if kept and (((directions - direction[:, None]) ** 2).sum(axis=0) < 2 * SAME_COLUMN).any():
-            continue
-        kept.append(j)
-        directions = np.column_stack([directions, direction])
-    return np.array(sorted(kept), dtype=np.intp)
-
-
-def best_subsets(gram: Gram, largest: int, *, width: int = 8) -> list[tuple[Subset, float]]:
-    """Find the best subset of each size.
-
-    Forward steps from the ``width`` best subsets of the size below; every swap of one member for
-    one outsider, until none helps; then backward from the largest, with swaps again.
-
-    Parameters
-    ----------
-    gram : Gram
-    largest : int
-        Size to stop at.
-    width : int
-        How many subsets of each size are carried along.
+    dataset : Dataset
+        n rows, 8 or more.
+    engine : Engine
+    choose : sequence of str
+        Knobs left free where Top-1 and regret are computed.
+    leave : {"auto", "llm", "workload", "row"}
+        What is left out together; auto takes the first with four or more groups.
+    folds : int, optional
+        Groups are dealt to this many folds, 2 or more; by default what suits the engine's speed.
+    samples : int, optional
+        Resamples of the rows, each with a seed of its own, that the stability of terms is
+        counted over; 0 for none. By default what suits the engine's speed.
+    seed : int
+    uncertainty_ratio : ndarray, shape (n,), optional
+        Relative uncertainty of each row's joules; equal by default.
+    scorer : callable, optional
+        From the dataset and held-out predictions (NaN: none) to Top-1 and mean regret;
+        the strict metrics over ``dataset.scenarios(choose)`` by default.
 
     Returns
     -------
-    list of (subset, loss)
-        By size, from 1; the subset as ascending places. Shorter than ``largest`` where no
-        larger subset has all coefficients positive.
+    Front
+
+    Raises
+    ------
+    UsageError
+        If an option is out of range.
+    FitError
+        If there are too few rows, or the engine finds nothing.
     """
-    empty = np.zeros((1, 0), dtype=np.intp)
-    beams = [empty]
-    for _ in range(min(largest, len(gram.target))):
-        beam = _swapped(gram, *_grown(gram, beams[-1], width), width)
-        if len(beam) == 0:
-            break
-        beams.append(beam)
-    for k in range(len(beams) - 2, 0, -1):
-        pool = np.concatenate([beams[k], _shrunk(beams[k + 1])])
-        beams[k] = _swapped(gram, *_best(pool, gram.scores(pool, gram.losses(pool)), width), width)
-    result = []
-    for beam in beams[1:]:
-        losses = gram.losses(beam)
-        best = int(np.argmin(gram.scores(beam, losses)))
-        result.append((tuple(int(j) for j in beam[best]), float(losses[best])))
-    return result
+    n = len(dataset)
+    if n < FEWEST_ROWS:
+        raise FitError(f"discovery needs {FEWEST_ROWS} measured rows or more; given {n}")
+    folds = engine.folds if folds is None else folds
+    samples = engine.samples if samples is None else samples
+    if folds < 2 or samples < 0:
+        raise UsageError(f"folds must be 2 or more and samples 0 or more, not {folds}, {samples}")
+    freed_columns(choose)
+    problem = _problem(dataset, uncertainty_ratio)
+    left, group = _groups(dataset, leave)
+    fold = _deal(group, folds, seed)
+    if scorer is None:
 
+        def scorer(data: Dataset, predicted: FloatArray) -> tuple[float | None, float | None]:
+            return choice_scores(data, predicted, choose)
 
-def _best(
-    subsets: NDArray[np.intp], losses: FloatArray, width: int
-) -> tuple[NDArray[np.intp], FloatArray]:
-    """The ``width`` distinct subsets of lowest finite loss, members ascending."""
-    finite = np.flatnonzero(np.isfinite(losses))
-    # Equal subsets have losses that differ by rounding at most, so they sit side by side.
-    order = finite[np.argsort(losses[finite], kind="stable")][: 8 * width]
-    members = np.sort(subsets[order], axis=1)
-    _, first = np.unique(members, axis=0, return_index=True)
-    first = np.sort(first)[:width]
-    return members[first], losses[order][first]
-
-
-def _grown(gram: Gram, beam: NDArray[np.intp], width: int) -> tuple[NDArray[np.intp], FloatArray]:
-    losses = gram.additions(beam)
-    return _flattened(beam, losses, width)
-
-
-def _flattened(
-    stems: NDArray[np.intp], losses: FloatArray, width: int
-) -> tuple[NDArray[np.intp], FloatArray]:
-    """The best of stems (m, k), each with one column added at the losses (m, p)."""
-    flat = losses.reshape(-1)
-    take = min(16 * width, flat.size)
-    places = np.argpartition(flat, take - 1)[:take]
-    stem, added = np.divmod(places, losses.shape[1])
-    return _best(np.column_stack([stems[stem], added]), flat[places], width)
-
-
-def _shrunk(beam: NDArray[np.intp]) -> NDArray[np.intp]:
-    """Every subset with one member less, shape (m k, k - 1)."""
-    k = beam.shape[1]
-    keep = np.array([[j for j in range(k) if j != i] for i in range(k)], dtype=np.intp)
-    return beam[:, keep.reshape(k, k - 1)].reshape(len(beam) * k, k - 1)
-
-
-def _swapped(
-    gram: Gram, beam: NDArray[np.intp], losses: FloatArray, width: int
-) -> NDArray[np.intp]:
-    """Exchange one member for one outsider in every way, until the best few stay the same."""
-    for _ in range(ROUNDS):
-        if len(beam) == 0:
-            break
-        stems = np.unique(_shrunk(beam), axis=0)
-        near, near_losses = _flattened(stems, gram.additions(stems), width)
-        merged, merged_losses = _best(
-            np.concatenate([beam, near]), np.concatenate([losses, near_losses]), width
+    path, refused = _in_units(engine, engine.search(problem, seed=seed, largest=None))
+    if not path:
+        raise FitError(f"the {engine.name} engine found no expression for these {n} rows")
+    held_out = np.full((len(path), n), np.nan)
+    for k in range(fold.max() + 1):
+        inside, outside = np.flatnonzero(fold != k), np.flatnonzero(fold == k)
+        rivals, _ = _in_units(
+            engine, engine.search(problem.take(inside), seed=seed + k + 1, largest=path[-1].size)
         )
-        if merged.shape == beam.shape and (merged == beam).all():
-            break
-        beam, losses = merged, merged_losses
-    return beam
+        columns = problem.take(outside).columns
+        for i, found in enumerate(path):
+            best = _of_size(rivals, found.size)
+            if best is not None:
+                held_out[i, outside] = best.predict_energy_j(columns)
+    stability = _stability(engine, problem, path, samples, seed)
+    errors = _errors(held_out, dataset.energy_per_request_j)
+    knee = _knee(path, errors, problem.weights, group)
+    points = []
+    for i, found in enumerate(path):
+        top1, regret = score(dataset, held_out[i])
+        points.append(
+            FrontPoint(
+                terms=_terms(engine, found, problem, stability[i]),
+                size=found.size,
+                complexity=sum(e.complexity + 2 for _, e in found.terms) + len(found.terms) - 1,
+                criterion=found.criterion,
+                in_sample_mape_ratio=_mean(
+                    _errors(found.predict_energy_j(problem.columns), problem.energy_j), problem
+                ),
+                held_out_mape_ratio=_mean(errors[i], problem),
+                held_out_error_ratio=_standard_error(errors[i], problem.weights, group),
+                top1_ratio=top1,
+                regret_mean_ratio=regret,
+                knee=i == knee,
+            )
+        )
+    return Front(
+        engine=engine.name,
+        points=_pareto(points),
+        reference=_reference(dataset, problem, fold, score),
+        rows=n,
+        candidates=engine.candidates(problem),
+        groups=left,
+        folds=int(fold.max()) + 1,
+        samples=samples,
+        seed=seed,
+        choose=tuple(choose),
+        dataset_digest=dataset.digest,
+        sources=dataset.source_counts(),
+        notes=_notes(dataset, refused),
+    )
+
+
+def _problem(dataset: Dataset, uncertainty_ratio: FloatArray | None) -> Problem:
+    n = len(dataset)
+    weights = np.ones(n)
+    if uncertainty_ratio is not None:
+        given = np.asarray(uncertainty_ratio, dtype=np.float64)
+        if given.shape != (n,) or not (np.isfinite(given) & (given > 0)).all():
+            raise InputError(
+                f"uncertainty_ratio must be a finite number above 0 for each of the {n} rows"
+            )
+        weights = 1.0 / given**2
+        weights /= weights.mean()
+    return Problem(
+        columns=quantity_columns(dataset.cases),
+        energy_j=dataset.energy_per_request_j,
+        weights=weights,
+        by_datasheet=len(np.unique(dataset.cases.gpu_index)) > 1,
+    )
+
+
+def _groups(dataset: Dataset, leave: str) -> tuple[str, IntArray]:
+    """What is left out together, and the group of each row."""
+    c = dataset.cases
+    keys = {
+        "llm": group_rows([c.llm_index]),
+        "workload": group_rows(
+            [c.llm_index, c.gpu_index, c.precision_index, dataset.workload_index]
+        ),
+        "row": np.arange(len(dataset)),
+    }
+    if leave == "auto":
+        leave = next(k for k in GROUPS if k == "row" or len(np.unique(keys[k])) >= FEWEST_GROUPS)
+    if leave not in keys:
+        raise UsageError(f"leave must be auto, {', '.join(GROUPS)}, not {leave!r}")
+    if len(np.unique(keys[leave])) < 2:
+        raise UsageError(
+            f"leaving out by {leave} needs two or more; the rows have one. "
+            "Leave out by workload or row instead."
+        )
+    return leave, keys[leave]
+
+
+def _deal(group: IntArray, folds: int, seed: int) -> IntArray:
+    """Fold of each row: large groups first, each to the fold with the fewest rows so far."""
+    names, place, counts = np.unique(group, return_inverse=True, return_counts=True)
+    order = np.random.default_rng(seed).permutation(len(names))
+    order = order[np.argsort(-counts[order], kind="stable")]
+    filled = np.zeros(min(folds, len(names)))
+    fold = np.empty(len(names), dtype=np.intp)
+    for name in order:
+        fold[name] = np.argmin(filled)
+        filled[fold[name]] += counts[name]
+    return fold[place.reshape(-1)]
+
+
+def _of_size(rivals: list[Found], size: int) -> Found | None:
+    """The best of at most this size."""
+    small = [found for found in rivals if found.size <= size]
+    return min(small, key=lambda found: found.loss, default=None)
+
+
+def _in_units(engine: Engine, path: list[Found]) -> tuple[list[Found], int]:
+    """Drop expressions that add unlike units, or are not joules per request."""
+    units = quantity_units()
+    kept = []
+    for found in path:
+        try:
+            for _, expression in found.terms:
+                expression.unit(units, free_constants=engine.fitted_constants)
+        except InputError:
+            continue
+        kept.append(found)
+    return kept, len(path) - len(kept)
+
+
+def _stability(
+    engine: Engine, problem: Problem, path: list[Found], samples: int, seed: int
+) -> list[dict[str, float]]:
+    """Share of resampled searches that have each addend at each size."""
+    n = len(problem.energy_j)
+    counts = [dict.fromkeys(found.skeletons, 0) for found in path]
+    rng = np.random.default_rng([seed, 1])
+    for s in range(samples):
+        draw = np.sort(rng.integers(0, n, n))
+        rivals, _ = _in_units(
+            engine, engine.search(problem.take(draw), seed=seed + 1000 + s, largest=path[-1].size)
+        )
+        for found, count in zip(path, counts, strict=True):
+            best = _of_size(rivals, found.size)
+            for skeleton in set(best.skeletons if best else ()) & set(count):
+                count[skeleton] += 1
+    return [{s: c / samples for s, c in count.items()} if samples else {} for count in counts]
+
+
+def _errors(predicted: FloatArray, energy_j: FloatArray) -> FloatArray:
+    """|predicted / measured - 1|, shape of predicted, at most WORST_RATIO."""
+    ratio = np.where(np.isfinite(predicted), predicted, np.inf) / energy_j
+    return np.minimum(np.abs(ratio - 1.0), WORST_RATIO)
+
+
+def _mean(errors: FloatArray, problem: Problem) -> float:
+    return float(np.average(errors, weights=problem.weights))
+
+
+def _standard_error(values: FloatArray, weights: FloatArray, group: IntArray) -> float:
+    """Of the weighted mean of values, shape (n,), whose groups vary together."""
+    mean = np.average(values, weights=weights)
+    sums = np.bincount(group, weights * (values - mean))
+    g = len(np.unique(group))
+    return float(np.sqrt((sums**2).sum() * g / max(g - 1, 1)) / weights.sum())
+
+
+def _knee(path: list[Found], errors: FloatArray, weights: FloatArray, group: IntArray) -> int:
+    means = errors @ weights / weights.sum()
+    best = int(np.argmin(means))
+    knee = next(
+        i
+        for i in range(best + 1)
+        if means[i] - means[best] <= _standard_error(errors[i] - errors[best], weights, group)
+    )
+    return min(knee, int(np.argmin([found.criterion for found in path])))
+
+
+def _pareto(points: list[FrontPoint]) -> tuple[FrontPoint, ...]:
+    """Drop what is more complex than another and no better held out; never the knee."""
+    kept: list[FrontPoint] = []
+    for point in sorted(points, key=lambda p: (p.complexity, p.held_out_mape_ratio)):
+        best = min((p.held_out_mape_ratio for p in kept), default=np.inf)
+        if point.knee or point.held_out_mape_ratio < best:
+            kept.append(point)
+    return tuple(kept)
+
+
+def _terms(
+    engine: Engine, found: Found, problem: Problem, stability: dict[str, float]
+) -> tuple[FrontTerm, ...]:
+    units = quantity_units()
+    parts = np.array([c * e.evaluate(problem.columns) for c, e in found.terms])
+    parts = np.broadcast_to(
+        parts.reshape(len(found.terms), -1), (len(parts), len(problem.energy_j))
+    )
+    shares = (parts / parts.sum(axis=0)).mean(axis=1)
+    terms = []
+    for i, (coefficient, expression) in enumerate(found.terms):
+        own = expression.unit(units, free_constants=engine.fitted_constants)
+        terms.append(
+            FrontTerm(
+                expression=expression,
+                coefficient=coefficient,
+                unit="fitted" if own is None else str(JOULES_PER_REQUEST / own),
+                meaning=found.meanings[i] if found.meanings else "",
+                share_ratio=float(shares[i]),
+                stability_ratio=stability.get(found.skeletons[i]) if stability else None,
+            )
+        )
+    return tuple(sorted(terms, key=lambda term: -term.share_ratio))
+
+
+def _reference(dataset: Dataset, problem: Problem, fold: IntArray, scorer: Scorer) -> Reference:
+    """The frozen law under the same relative loss, without its prior."""
+    from scipy.optimize import nnls
+
+    x = design(dataset.cases)
+    y, root = problem.energy_j, np.sqrt(problem.weights)
+    a = x / y[:, None] * root[:, None]
+    size = np.sqrt((a**2).sum(axis=0))
+    size[size == 0] = 1.0
+
+    def fitted(rows: IntArray) -> FloatArray:
+        return np.asarray(nnls(a[rows] / size, root[rows], maxiter=1000)[0] / size)
+
+    held_out = np.empty(len(y))
+    for k in range(fold.max() + 1):
+        held_out[fold == k] = x[fold == k] @ fitted(np.flatnonzero(fold != k))
+    top1, regret = scorer(dataset, held_out)
+    return Reference(
+        name=f"frozen law {STRUCTURE}",
+        terms=len(TERMS),
+        in_sample_mape_ratio=_mean(_errors(x @ fitted(np.arange(len(y))), y), problem),
+        held_out_mape_ratio=_mean(_errors(held_out, y), problem),
+        top1_ratio=top1,
+        regret_mean_ratio=regret,
+    )
+
+
+def choice_scores(
+    dataset: Dataset, predicted: FloatArray, choose: Sequence[str]
+) -> tuple[float | None, float | None]:
+    """Strict Top-1 and mean regret of choosing by predictions, over scenarios.
+
+    Parameters
+    ----------
+    dataset : Dataset
+    predicted : ndarray, shape (n,)
+        Scenarios with a prediction that is not finite are left out.
+    choose : sequence of str
+
+    Returns
+    -------
+    top1_ratio, regret_mean_ratio : float or None
+        Tied predictions count as a random pick; None where no scenario is left.
+    """
+    top1, regret = [], []
+    for scenario in dataset.scenarios(choose):
+        guess, energy = predicted[scenario], dataset.energy_per_request_j[scenario]
+        if not np.isfinite(guess).all():
+            continue
+        chosen = guess <= guess.min() * (1 + 1e-9)
+        top1.append((energy[chosen] == energy.min()).mean())
+        regret.append((energy[chosen] / energy.min() - 1).mean())
+    if not top1:
+        return None, None
+    return float(np.mean(top1)), float(np.mean(regret))
+
+
+def _notes(dataset: Dataset, refused: int) -> tuple[str, ...]:
+    notes = []
+    claims = int(dataset.carries_accuracy_claim.sum())
+    if claims < len(dataset):
+        notes.append(
+            f"{len(dataset) - claims} of {len(dataset)} rows were neither measured nor published: "
+            "what is found in them is how they were made."
+        )
+    if refused:
+        notes.append(f"{refused} expressions were refused because they add unlike units.")
+    return tuple(notes)

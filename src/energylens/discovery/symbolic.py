@@ -127,9 +127,7 @@ def found(formula: str, size: int, inputs: Inputs, problem: Problem) -> Found | 
         bodies[text] = bodies.get(text, 0.0) + float(factor)
     expressions = [Expression(text) for text in bodies]
     n = len(problem.energy_j)
-    x = np.column_stack(
-        [np.broadcast_to(e.evaluate(problem.columns), (n,)) for e in expressions]
-    )
+    x = np.column_stack([np.broadcast_to(e.evaluate(problem.columns), (n,)) for e in expressions])
     root = np.sqrt(problem.weights)
     a = x / problem.energy_j[:, None] * root[:, None]
     if not np.isfinite(a).all():
@@ -148,9 +146,7 @@ def found(formula: str, size: int, inputs: Inputs, problem: Problem) -> Found | 
     constants = len(re.findall(r"\d\.\d", formula))
     fit = n * np.log(max(loss / n, 1e-14))
     return Found(
-        terms=tuple(
-            (float(c), e) for c, e in zip(solution / length, kept, strict=True) if c != 0
-        ),
+        terms=tuple((float(c), e) for c, e in zip(solution / length, kept, strict=True) if c != 0),
         size=size,
         loss=loss,
         criterion=float(fit + min(constants, len(kept) + size // 2) * np.log(n) + code),

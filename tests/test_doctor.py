@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from energylens import doctor
+from energylens.doctor import Status
+from instrument_fakes import FakeNvml
+
+
+def by_name(report: doctor.Report) -> dict[str, doctor.Finding]:
+    return {finding.name: finding for finding in report.findings}
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in ("pynvml", "zeus"):
+        monkeypatch.setitem(sys.modules, package, None)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_machine_without_a_counter_can_only_estimate(tmp_path: Path) -> None:
+    report = doctor.examine(tmp_path)
+    found = by_name(report)
+    assert not report.can_measure
+    assert report.meter is None
+    assert found["meter nvml"].status is Status.MISSING
+    assert "energylens[nvml]" in found["meter nvml"].detail
+    assert found["meter estimated"].status is Status.OK
+    assert "estimated" in found["meter estimated"].detail
+    assert found[f"disk at {tmp_path}"].status in (Status.OK, Status.WARNING)
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_gpu_with_a_counter_is_described(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(period_s=0.02))
+    report = doctor.examine(tmp_path)
+    found = by_name(report)
+    assert report.meter == "nvml"
+    assert "moves every" in found["meter nvml"].detail
+    assert "in steps of" in found["meter nvml"].detail
+    assert found["meter nvml: driver_version"].detail == "570.1"
+    assert found["meter nvml: gpu0"].status is Status.WARNING  # the fake one is throttled
+    assert "hardware_thermal" in found["meter nvml: gpu0"].detail
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_divided_gpu_and_other_processes_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNvml(mig=True))
+    assert "MIG" in by_name(doctor.examine(tmp_path))["meter nvml"].detail
+    busy = FakeNvml(period_s=0.02)
+    busy.nvmlDeviceGetComputeRunningProcesses = lambda _: [1, 2]  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "pynvml", busy)
+    finding = by_name(doctor.examine(tmp_path))["meter nvml: processes"]
+    assert finding.status is Status.WARNING
+    assert finding.detail.startswith("2 compute processes")
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_driver_without_permission_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forbidden = FakeNvml()
+    forbidden.init_error = 4
+    monkeypatch.setitem(sys.modules, "pynvml", forbidden)
+    finding = by_name(doctor.examine(tmp_path))["meter nvml"]
+    assert "permission is denied" in finding.detail
+    assert "container" in finding.advice
+
+
+@pytest.mark.usefixtures("bare")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    missing = tmp_path / "nowhere"
+    finding = by_name(doctor.examine(missing))[f"disk at {missing}"]
+    assert finding.status is Status.WARNING
+    assert finding.advice
+
+
+@pytest.mark.usefixtures("bare")
+def test_every_missing_thing_comes_with_advice_or_a_way_to_install_it(tmp_path: Path) -> None:
+    for finding in doctor.examine(tmp_path).findings:
+        if finding.status is Status.MISSING:
+            assert finding.advice or "pip install" in finding.detail

@@ -1,0 +1,273 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from energylens import catalog
+from energylens.cases import Cases
+from energylens.explanation import SUBJECTS, describe, explain, joules, scope_notes
+from energylens.fitting import fit, from_datasheet
+from energylens.formula import NAMES, Coefficients
+from energylens.records import Boundary, Case, Configuration, Modality, Workload
+
+
+@pytest.fixture(scope="module")
+def model(draw_cases, make_dataset):
+    return fit(make_dataset(draw_cases(150), noise_ratio=0.1))
+
+
+@pytest.fixture(scope="module")
+def case():
+    return Case(
+        llm=catalog.llm("Qwen/Qwen3-32B"),
+        gpu=catalog.gpu("H100"),
+        precision=catalog.precision("bf16"),
+        workload=Workload(input_tokens=500, output_tokens=300),
+        configuration=Configuration(tensor_parallel=2, batch_size=16),
+    )
+
+
+def laid_out(case, **configuration):
+    return replace(case, configuration=replace(case.configuration, **configuration))
+
+
+def predicted(model, case):
+    return float(model.predict_energy_j(Cases.of([case]))[0])
+
+
+def change(explanation, what):
+    return next((c for c in explanation.changes if c.what == what), None)
+
+
+# --------------------------------------------------------------------------------- numbers
+
+
+def test_the_parts_of_an_explanation_add_up(model, case):
+    e = explain(model, case)
+    assert e.energy_per_request_j == predicted(model, case)
+    assert tuple(t.name for t in e.terms) == NAMES == tuple(SUBJECTS)
+    assert sum(t.total_j for t in e.terms) == pytest.approx(e.energy_per_request_j)
+    assert sum(t.prefill_j for t in e.terms) == pytest.approx(e.prefill_j)
+    assert sum(t.decode_j for t in e.terms) == pytest.approx(e.decode_j)
+    assert e.low_j < e.energy_per_request_j < e.high_j
+
+
+def test_the_interval_of_a_term_is_that_of_its_coefficient(model, case):
+    e = explain(model, case)
+    spread = np.sqrt(np.diag(model.pooled.covariance))
+    for k, term in enumerate(e.terms):
+        if term.total_j == 0:
+            assert term.high_j == 0
+            continue
+        theta = model.pooled.theta[k]
+        assert term.high_j == pytest.approx(term.total_j * (1 + 1.2816 * spread[k] / theta))
+        assert term.low_j == pytest.approx(
+            max(term.total_j * (1 - 1.2816 * spread[k] / theta), 0), abs=1e-12
+        )
+
+
+def test_one_token_more_costs_what_the_model_says(model, case):
+    e = explain(model, case)
+    more_in = replace(case, workload=replace(case.workload, input_tokens=501))
+    more_out = replace(case, workload=replace(case.workload, output_tokens=301))
+    assert e.input_token_j == pytest.approx(predicted(model, more_in) - predicted(model, case))
+    assert e.output_token_j == pytest.approx(predicted(model, more_out) - predicted(model, case))
+    assert 0 < e.input_token_j < e.output_token_j
+
+
+@pytest.mark.parametrize(
+    ("what", "other"),
+    [
+        ("double the batch", {"batch_size": 32}),
+        ("half the tensor parallelism", {"tensor_parallel": 1}),
+        ("half the pipeline parallelism", {"pipeline_parallel": 2}),
+    ],
+)
+def test_a_change_costs_what_the_model_says_of_the_changed_case(model, case, what, other):
+    case = laid_out(case, pipeline_parallel=4)
+    e = explain(model, case)
+    found = change(e, what)
+    assert found.energy_per_request_j == pytest.approx(predicted(model, laid_out(case, **other)))
+    assert found.difference_j == pytest.approx(found.energy_per_request_j - e.energy_per_request_j)
+
+
+def test_an_observed_batch_doubles_with_its_limit(model, case):
+    busy = laid_out(case, mean_batch_size=12.0)
+    found = change(explain(model, busy), "double the batch")
+    doubled = laid_out(case, batch_size=32, mean_batch_size=24.0)
+    assert found.energy_per_request_j == pytest.approx(predicted(model, doubled))
+
+
+def test_only_changes_that_exist_are_offered(model, case):
+    single = laid_out(case, tensor_parallel=1)
+    assert [c.what for c in explain(model, single).changes] == ["double the batch"]
+    odd = laid_out(case, tensor_parallel=1, pipeline_parallel=3)
+    assert change(explain(model, odd), "half the pipeline parallelism") is None
+
+
+def test_expert_parallelism_shrinks_with_the_gpus_it_spreads_over(model, case):
+    moe = replace(
+        laid_out(case, tensor_parallel=4, expert_parallel=4), llm=catalog.llm("Qwen/Qwen3-30B-A3B")
+    )  # noqa: E501
+    found = change(explain(model, moe), "half the tensor parallelism")
+    halved = laid_out(moe, tensor_parallel=2, expert_parallel=2)
+    assert found.energy_per_request_j == pytest.approx(predicted(model, halved))
+    assert found.feasible
+
+
+# --------------------------------------------------------------------------------- in words
+
+
+def test_the_sentences_say_what_the_numbers_say(model, case):
+    case = laid_out(case, pipeline_parallel=2)
+    e = explain(model, case)
+    text = " ".join(e.sentences)
+    assert f"A request costs {joules(e.energy_per_request_j)}" in text
+    assert f"{e.prefill_j / e.energy_per_request_j:.0%} in prefill" in text
+    largest = max(e.terms, key=lambda t: t.total_j)
+    assert f"Most of it goes into {SUBJECTS[largest.name]}" in text
+    assert "Tensor parallelism of 2 costs" in text
+    assert "Pipeline parallelism of 2 costs" in text
+    assert f"one more of output {joules(e.output_token_j)}" in text
+    doubled = change(e, "double the batch")
+    verb = "save" if doubled.difference_j < 0 else "cost another"
+    assert f"Twice the batch would {verb} {joules(abs(doubled.difference_j))}" in text
+    assert all(re.fullmatch(r"[A-Z].*[^.]\.", sentence) for sentence in e.sentences)
+
+
+def test_one_gpu_is_not_told_what_its_parallelism_costs(model, case):
+    text = " ".join(explain(model, laid_out(case, tensor_parallel=1)).sentences)
+    assert "parallelism" not in text
+
+
+def test_a_change_that_does_not_fit_says_why(model, case):
+    large = replace(laid_out(case, batch_size=128), llm=catalog.llm("meta-llama/Llama-3.1-70B"))
+    e = explain(model, large)
+    half = change(e, "half the tensor parallelism")
+    assert not half.feasible
+    assert "weights take" in half.reason
+    assert "half of it is not possible: weights take" in " ".join(e.sentences)
+    assert not change(e, "double the batch").feasible
+    assert "but it does not fit" in " ".join(e.sentences)
+    assert any("room for about" in note or "weights take" in note for note in e.notes)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0 mJ"),
+        (0.01234, "12.3 mJ"),
+        (0.9, "900 mJ"),
+        (1.0, "1 J"),
+        (161.4, "161 J"),
+        (999.4, "999 J"),
+        (999.6, "1 kJ"),
+        (12_345.0, "12.3 kJ"),
+        (2e6, "2 MJ"),
+        (-2.5, "-2.5 J"),
+    ],
+)
+def test_joules_are_written_with_three_digits_and_a_fitting_unit(value, text):
+    assert joules(value) == text
+
+
+def test_joules_are_never_written_as_powers_of_ten():
+    for value in np.geomspace(1e-2, 9e8, 500):
+        assert "e" not in joules(float(value)), value
+
+
+# ------------------------------------------------------------------------------------ scope
+
+
+def test_a_case_like_the_rows_has_no_notes(model, case):
+    assert scope_notes(model, case) == ()
+
+
+def test_what_no_row_has_is_noted(model, case):
+    other = replace(
+        case,
+        llm=catalog.llm("Qwen/Qwen3-14B"),
+        gpu=catalog.gpu("L40S"),
+        precision=catalog.precision("fp8"),
+    )
+    notes = scope_notes(model, other)
+    assert [n.rsplit(" ", 1)[0] for n in notes] == [
+        "No row of the fit has the LLM",
+        "No row of the fit has the GPU",
+        "No row of the fit has the precision",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("configuration", "workload", "column"),
+    [
+        ({"tensor_parallel": 8}, {}, "tensor_parallel = 8"),
+        ({"pipeline_parallel": 8}, {}, "pipeline_parallel = 8"),
+        ({"batch_size": 4096}, {}, "batch_size = 4096"),
+        ({}, {"input_tokens": 2}, "input_tokens = 2"),
+        ({}, {"output_tokens": 1e5}, "output_tokens = 100000"),
+    ],
+)
+def test_values_outside_the_fitted_range_are_noted(model, case, configuration, workload, column):
+    outside = replace(laid_out(case, **configuration), workload=replace(case.workload, **workload))
+    low, high = model.scope.ranges[column.split(" ")[0]]
+    assert scope_notes(model, outside) == (
+        f"{column} lies outside the fitted {low:g} to {high:g}.",
+    )
+
+
+def test_the_datasheet_has_seen_nothing(case):
+    assert len(scope_notes(from_datasheet(), case)) == 3
+
+
+# ------------------------------------------------------------------------------------- rest
+
+
+def test_images_and_idle_gpus_get_their_share(model):
+    vlm = Case(
+        llm=catalog.llm("Qwen/Qwen3-VL-8B-Instruct"),
+        gpu=catalog.gpu("H100"),
+        precision=catalog.precision("bf16"),
+        workload=Workload(
+            input_tokens=1500,
+            output_tokens=100,
+            vision_tokens=1024,
+            images=1,
+            modality=Modality.IMAGE,
+        ),
+        configuration=Configuration(batch_size=8),
+        boundary=Boundary.NODE,
+        node_gpus=8,
+    )
+    shares = {t.name: t for t in explain(model, vlm).terms}
+    assert shares["vision"].prefill_j > 0
+    assert shares["vision"].decode_j == 0
+    assert shares["idle_gpus"].total_j > 0
+
+
+def test_a_case_is_named_in_one_line(case):
+    assert describe(case) == (
+        "Qwen/Qwen3-32B bf16 on 2 x H100-SXM-80GB, TP2 PP1 B16, 500 tokens in, 300 out"
+    )
+
+
+def test_an_explanation_is_plain_json(model, case):
+    document = explain(model, case).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["interval_80_j"][0] < document["energy_per_request_j"]
+    assert set(document["terms"]) == set(NAMES)
+    parts = sum(t["prefill_j"] + t["decode_j"] for t in document["terms"].values())
+    assert parts == pytest.approx(document["energy_per_request_j"])
+
+
+def test_a_coefficient_at_its_bound_shows_no_joules(model, case):
+    zero = model.pooled.theta.copy()
+    zero[NAMES.index("decode_cache")] = 0.0
+    fields = {name: getattr(model.pooled, name) for name in Coefficients.__dataclass_fields__}
+    bounded = replace(model, pooled=Coefficients(**(fields | {"theta": zero})))
+    share = explain(bounded, case).terms[NAMES.index("decode_cache")]
+    assert (share.total_j, share.low_j, share.high_j) == (0, 0, 0)
