@@ -55,7 +55,7 @@ def test_the_few_shot_figures_of_the_law_can_be_had_again_and_reach_their_bars()
     )
     ours = again["estimators"]["energylens"]
     assert (again["rows"], again["scenarios"]) == (405, 44)
-    assert_same(ours, results()["curve"]["estimators"]["energylens"])
+    assert_same(ours, results()["few-shot"]["estimators"]["energylens"])
     assert ours["top1_ratio"] >= 0.92
     assert ours["pairwise_ratio"] >= 0.985
     assert ours["regret_mean_ratio"] <= 0.005
@@ -98,7 +98,7 @@ def test_the_unseen_batch_figures_of_the_law_can_be_had_again_and_reach_their_ba
 
 
 def test_no_ensemble_beats_the_law_on_fifty_rows() -> None:
-    scores = results()["curve"]["estimators"]
+    scores = results()["few-shot"]["estimators"]
     law = scores["energylens"]
     for name, score in scores.items():
         if any(word in name for word in ("forest", "trees", "boost", "lightgbm")):

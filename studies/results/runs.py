@@ -17,6 +17,7 @@ from energylens.formula import EnergyModel
 
 SEED = 0
 REPEATS = 50
+CURVE_REPEATS = 20  # at each of six sizes
 FREE = ("parallelism", "batch_size")
 ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
 ENHANCED = tuple(f"{name}-enhanced" for name in ENSEMBLES)
@@ -35,7 +36,7 @@ ANALYTICAL = (
     "latency-predicted",
 )
 TRIVIAL = ("largest-batch", "largest-batch-per-gpu", "fewest-gpus", "random")
-OURS = ("energylens", "energylens-no-prior", "energylens-datasheet")
+OURS = ("energylens", "energylens-extended", "energylens-no-prior", "energylens-datasheet")
 EVERYONE = (*OURS, *ENSEMBLES, *ENHANCED, *ANALYTICAL, *TRIVIAL)
 METRICS = (
     "train_rows",
@@ -122,8 +123,15 @@ def judge(dataset: Dataset, names: Names, default: Sequence[str], **options: Any
     return kept
 
 
+def few_shot(data: Data, names: Names) -> Result:
+    """Learn from 50 rows drawn at random; all measured rows are candidates."""
+    return judge(
+        data.v3, names, EVERYONE, protocol="few-shot", choose=FREE, train=50, repeats=REPEATS
+    )
+
+
 def curve(data: Data, names: Names) -> Result:
-    """Learn from 10 to 200 rows drawn at random; all measured rows are candidates."""
+    """Learn from 10 to 200 rows drawn at random."""
     return judge(
         data.v3,
         names,
@@ -131,7 +139,7 @@ def curve(data: Data, names: Names) -> Result:
         protocol="learning-curve",
         choose=FREE,
         train=50,
-        repeats=REPEATS,
+        repeats=CURVE_REPEATS,
     )
 
 
@@ -324,6 +332,7 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "batch": batch,
     "unseen-modality": unseen_modality,
     "unseen-gpu": unseen_gpu,
+    "few-shot": few_shot,
     "strict": strict,
     "tuned": tuned,
     "curve": curve,

@@ -14,6 +14,8 @@ MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTA
 #: Who stands in the README's table.
 SHOWN = (
     "energylens",
+    "energylens-extended",
+    "energylens-datasheet",
     "random-forest",
     "extra-trees-enhanced",
     "gradient-boosting",
@@ -97,7 +99,7 @@ def _curve(results: Results, metric: str, digits: int) -> str:
 
 
 def _headline(results: Results) -> str:
-    few, unseen = results["curve"]["estimators"], results["unseen-llm"]["estimators"]
+    few, unseen = results["few-shot"]["estimators"], results["unseen-llm"]["estimators"]
     rows = []
     for name, score in sorted(few.items(), key=_regret):
         if name in SHOWN:
@@ -119,7 +121,7 @@ def _headline(results: Results) -> str:
 
 
 def _modalities(results: Results) -> str:
-    by_name = results["curve"]["modalities"]["energylens"]
+    by_name = results["few-shot"]["modalities"]["energylens"]
     return markdown(
         ("modality", *(title for title, _, _ in COLUMNS[:5])),
         [
@@ -211,7 +213,7 @@ def _simple(study: str) -> Callable[[Results], str]:
 
 TABLES: dict[str, Callable[[Results], str]] = {
     "headline": _headline,
-    "few-shot": _simple("curve"),
+    "few-shot": _simple("few-shot"),
     "curve-top1": lambda results: _curve(results, "top1_ratio", 1),
     "curve-regret": lambda results: _curve(results, "regret_mean_ratio", 2),
     "curve-mape": lambda results: _curve(results, "mape_ratio", 1),
