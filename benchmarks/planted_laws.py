@@ -1,4 +1,4 @@
-"""Laws planted in synthetic measurements of realistic cases: does discovery find them again?"""
+"""Does discovery find laws again that were planted in synthetic rows of realistic cases."""
 
 from __future__ import annotations
 
@@ -196,9 +196,7 @@ STRUCTURES: tuple[Planted, ...] = (
 )
 
 
-def draw_cases(
-    law: Planted, rows: int, rng: np.random.Generator, *, beyond: bool = False
-) -> Cases:
+def draw_cases(law: Planted, rows: int, rng: np.random.Generator, *, beyond: bool = False) -> Cases:
     """Draw feasible cases at random; ``beyond``: up to 4x the batch and 2x the lengths."""
     gpu = catalog.gpu(GPU)
     llms = tuple(catalog.llm(name) for name in law.llms)

@@ -164,9 +164,12 @@ class FakeEngine:
             time.sleep(self.pause_s)
         slow = 2.0 if len(self.calls) <= self.warm_repetitions else 1.0
         uneven = 1 + self.scatter * (-1) ** (len(self.calls) // 4)
+        began = self.meter.now_s()
         if phase in (Phase.PREFILL, Phase.REQUEST):
             self._work(500.0 * uneven, self.prefill_s * slow)
-        if phase is Phase.REQUEST and self.splits and at_decode is not None:
+        middle = self.meter.now_s()
+        splits = phase is Phase.REQUEST and self.splits
+        if splits and at_decode is not None:
             at_decode()
         if phase in (Phase.DECODE, Phase.REQUEST):
             self._work(300.0, (batch.output_tokens - 1) * self.step_s)
@@ -181,6 +184,8 @@ class FakeEngine:
             requests=batch.requests,
             input_tokens=0 if phase is Phase.DECODE else batch.requests * batch.input_tokens,
             output_tokens=batch.requests * output,
+            prefill_s=middle - began if splits else None,
+            decode_s=self.meter.now_s() - middle if splits else None,
         )
 
     def steady(self, load: Load) -> Iterator[Progress]:

@@ -17,6 +17,7 @@ from energylens.errors import InputError, UsageError
 from energylens.executors import InlineExecutor
 from energylens.instrument import (
     Batch,
+    Capabilities,
     Channel,
     ChannelKind,
     EngineError,
@@ -118,8 +119,9 @@ def test_decode_is_read_at_the_exact_boundary_where_the_engine_calls_it() -> Non
     assert found.active.decode_method == "boundary"
     assert found.active.decode_j == pytest.approx(DECODE_J)
     whole = found.phases[Phase.REQUEST].windows[0]
-    assert whole.decode_s is not None
-    assert whole.decode_s + whole.repetitions * 0.05 == pytest.approx(whole.duration_s, rel=0.01)
+    assert whole.prefill_s == pytest.approx(whole.repetitions * 0.05)
+    assert whole.decode_s == pytest.approx(whole.repetitions * 0.1)
+    assert found.time_closure_ratio == pytest.approx(0.0, abs=1e-6)
 
 
 def test_decode_is_a_difference_where_nothing_else_can_be_had() -> None:
@@ -375,6 +377,20 @@ def test_the_plan_may_not_name_another_gpu_than_there_is(
     result, rows, _ = swept(tmp_path, plan_of(planned(gpu="A100-SXM4-80GB")), engine)
     assert rows == []
     assert "set gpu to H100-SXM-80GB" in next(iter(result.failed.values()))
+
+
+def test_a_server_elsewhere_must_say_which_gpus_it_has(tmp_path: Path) -> None:
+    class Server(FakeEngine):
+        @property
+        def capabilities(self) -> Capabilities:
+            return replace(super().capabilities, local=False)
+
+    result, rows, _ = swept(tmp_path, plan_of(planned()), Server(VirtualMeter(gpus=2)))
+    assert rows == []
+    assert "nvml:0,1" in next(iter(result.failed.values()))
+    case = planned(tensor_parallel=2)
+    _, rows, _ = swept(tmp_path, plan_of(case), Server(VirtualMeter(gpus=2)))
+    assert rows[0]["prefill_energy_per_request_j"] == pytest.approx(2 * PREFILL_J)
 
 
 def test_drift_of_the_reference_case_marks_the_rows_after_it(tmp_path: Path) -> None:

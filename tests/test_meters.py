@@ -68,6 +68,15 @@ def test_the_period_of_the_nvml_counter_is_measured(nvml: FakeNvml) -> None:
     assert meters.NvmlMeter().period_s == pytest.approx(0.03, rel=0.5)
 
 
+def test_the_nvml_meter_can_be_restricted_to_some_gpus(nvml: FakeNvml) -> None:
+    nvml.gpus = 4
+    assert [c.index for c in meters.open_meter("nvml:1,3").channels] == [1, 3]
+    with pytest.raises(MeterError, match="has 4 NVIDIA GPUs"):
+        meters.open_meter("nvml:7")
+    with pytest.raises(UsageError, match="numbers"):
+        meters.open_meter("nvml:a")
+
+
 def test_uuids_are_hashed_and_states_are_read(nvml: FakeNvml) -> None:
     meter = meters.NvmlMeter()
     assert len(meter.channels[0].uuid_hash) == 12

@@ -221,7 +221,7 @@ EXTENSIONS: dict[str, tuple[Term, ...]] = {
     "length": (
         Term(
             name="tensor_length",
-            symbol=r"\tau_\ell",
+            symbol=r"\tau_l",
             unit="J/byte",
             meaning="what tensor-parallel traffic costs more for each 8192 tokens of context",
             datasheet=_per_link_byte,
@@ -232,7 +232,7 @@ EXTENSIONS: dict[str, tuple[Term, ...]] = {
         ),
         Term(
             name="pipeline_length",
-            symbol=r"\pi_\ell",
+            symbol=r"\pi_l",
             unit="J/hop",
             meaning="what a hop between pipeline stages costs more for each 8192 tokens of context",
             datasheet=_waiting(HOP_S),

@@ -29,6 +29,7 @@ runs.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -279,7 +280,6 @@ class Verdict:
         )
 
     def _advice(self) -> str:
-        target = f"the {self.target_ratio:.2g}".replace("the 0.01", "1 %")
         target = f"{100 * self.target_ratio:g} %"
         if self.settled:
             return f"Stop: the expected regret is within {target}."
@@ -377,42 +377,35 @@ def _next_runs(ground: _Ground, count: int, seed: int, weight: float) -> Batch:
             f"are measured and {int((~ground.feasible).sum())} do not fit in memory; widen the "
             "candidates"
         )
-    rng = np.random.default_rng(seed)
     count = min(count, int(ground.open.sum()))
     for_choice = int(np.floor(weight * count + 0.5)) if ground.scenarios else 0
-    theta = ground.draw_theta(THETA_DRAWS, rng)
-    pool = _pool(ground, theta)
-    information = Information(ground.x, ground.kin, theta, ground.within, ground.between)
-    for row in range(ground.n, len(ground.cases)):
-        information.add(row)
-    before = information.copy()
-    told = _most_telling(information, pool, count - for_choice, ground.batch_energy_j)
-    chosen = (
-        _most_deciding(ground, theta, np.array(told, dtype=np.intp), pool, for_choice)
-        if for_choice
-        else []
+    theta = ground.draw_theta(THETA_DRAWS, np.random.default_rng(seed))
+    contenders = _contenders(ground, theta) if for_choice else []
+    pool = _pool(ground, theta, contenders)
+    rows = np.concatenate([pool, np.arange(ground.n, len(ground.cases))])
+    cost = ground.batch_energy_j[pool]
+    before = Information(
+        ground.x[rows], ground.kin[rows], theta, within=ground.within, between=ground.between
     )
-    if len(told) + len(chosen) < count:  # nothing is left to decide: learn instead
-        taken = np.array([*told, *(c.row for c in chosen)], dtype=np.intp)
-        for choice in chosen:
-            information.add(choice.row)
-        rest = np.setdiff1d(pool, taken)
-        more = _most_telling(
-            information, rest, count - len(taken), ground.batch_energy_j, exchange=False
-        )
-        told += more
+    for place in range(len(pool), len(rows)):
+        before.add(place)
 
-    after = before.copy()
-    runs = []
-    for row in _in_order(after, told, ground.batch_energy_j):
-        gain = float(after.gains(np.array([row]))[0])
-        was = after.spreads()
-        after.add(row)
-        runs.append(ground.run(row, "coefficients", _what_it_tells(was, after.spreads()), gain))
-    for choice in chosen:
-        after.add(choice.row)
-        runs.append(ground.run(choice.row, "choice", choice.why, choice.gain))
-    spoken = (ground.x[: ground.n] > 0).any(axis=0)
+    after, free = before.copy(), np.ones(len(pool), dtype=np.bool_)
+    told = _most_telling(after, free, count - for_choice, cost)
+    chosen = _most_deciding(ground, contenders, pool, free, for_choice) if for_choice else []
+    for deciding in chosen:
+        after.add(deciding.place)
+    # Where nothing is left to decide, learn instead.
+    told += _most_telling(after, free, count - len(told) - len(chosen), cost, exchanges=0)
+
+    known, runs = before.copy(), []
+    for place in _in_order(known, told, cost):
+        gain, was = float(known.gains(np.array([place]))[0]), known.spreads()
+        known.add(place)
+        why = _what_it_tells(was, known.spreads())
+        runs.append(ground.run(int(pool[place]), "coefficients", why, gain))
+    runs += [ground.run(int(pool[one.place]), "choice", one.why, one.gain) for one in chosen]
+    spoken: BoolArray = np.any(ground.x[: ground.n] > 0, axis=0)
     return Batch(
         runs=tuple(runs),
         spread_before=_named(before.spreads(), spoken),
@@ -548,7 +541,8 @@ class _Ground:
     within: float  # spread of a row's own error, and of the one it shares
     between: float
     energy_j: FloatArray  # predicted, (n + m,)
-    log_ratio: FloatArray  # log of measured over predicted, (m,)
+    spot: IntArray  # case that stands for each measured row: its candidate, or itself; (m,)
+    measured_j: FloatArray  # (m,)
 
     @classmethod
     def of(
@@ -591,7 +585,6 @@ class _Ground:
         ran[done[done >= 0]] = True
         x = design(cases)
         predicted = np.maximum(energy(x, model.pooled.theta), np.finfo(np.float64).tiny)
-        joules = np.empty(0) if rows is None else rows.energy_per_request_j
         within, between = _spreads(model.pooled)
         return cls(
             choose=tuple(choose),
@@ -607,8 +600,14 @@ class _Ground:
             within=within,
             between=between,
             energy_j=predicted,
-            log_ratio=np.log(joules / predicted[n:]),
+            spot=np.where(done >= 0, done, n + np.arange(m)),
+            measured_j=np.empty(0) if rows is None else rows.energy_per_request_j,
         )
+
+    @cached_property
+    def log_ratio(self) -> FloatArray:
+        """Log of measured over predicted energy of each measured row, shape (m,)."""
+        return np.asarray(np.log(self.measured_j / self.energy_j[self.spot]))
 
     @cached_property
     def batch_energy_j(self) -> FloatArray:
@@ -708,7 +707,7 @@ def _feasible(cases: Cases) -> BoolArray:
         rows = np.flatnonzero(key == place)
         llm, gpu, precision = np.unravel_index(place, shape)
         part = cases.take(rows)
-        layout: dict[str, FloatArray] = {name: getattr(part, name) for name in _KNOBS[:4]}
+        layout: dict[str, Any] = {name: getattr(part, name) for name in _KNOBS[:4]}
         room = largest_batch(
             cases.llms[llm],
             cases.gpus[gpu],
@@ -761,18 +760,17 @@ class Information:
     def __init__(
         self, x: FloatArray, kin: IntArray, theta: FloatArray, within: float, between: float
     ) -> None:
-        self.x, self.kin, self.theta = x, kin, theta
-        self.within, self.between = within, between
+        self.slope = np.array([log_slopes(x, draw) for draw in theta])  # (D, n, 12)
+        self.kin, self.own, self.shared = kin, within**2, between**2
         self.matrix = np.tile(np.diag(1.0 / SPREADS**2), (len(theta), 1, 1))
         self.rows = np.zeros(int(kin.max()) + 1)
-        self.sums = np.zeros((len(theta), len(self.rows), x.shape[1]))
+        self.sums = np.zeros((len(theta), len(self.rows), len(SPREADS)))
 
     def copy(self) -> Information:
         """Return the same, to add other rows to."""
-        other = Information(self.x, self.kin, self.theta, self.within, self.between)
-        other.matrix, other.rows, other.sums = (
-            self.matrix.copy(), self.rows.copy(), self.sums.copy(),
-        )  # fmt: skip
+        other = copy(self)
+        other.matrix, other.rows = self.matrix.copy(), self.rows.copy()
+        other.sums = self.sums.copy()
         return other
 
     def log_det(self) -> FloatArray:
@@ -787,46 +785,35 @@ class Information:
     def gains(self, rows: IntArray) -> FloatArray:
         """Nats that each row would add, mean over draws; shape of ``rows``."""
         total = np.zeros(len(rows))
-        inverse = np.linalg.inv(self.matrix)
-        for d, slope in enumerate(self._slopes(rows)):
-            h, variance = self._apart(rows, slope, d)
-            total += np.log1p(((h @ inverse[d]) * h).sum(axis=1) / variance)
-        return total / len(self.theta)
+        for d, inverse in enumerate(np.linalg.inv(self.matrix)):
+            h, variance = self._apart(rows, d)
+            total += np.log1p(((h @ inverse) * h).sum(axis=1) / variance)
+        return total / len(self.matrix)
 
     def add(self, row: int) -> None:
         """Take one row in."""
-        self._change(row, 1.0)
+        self._tell(row, 1.0)
+        self._count(row, 1.0)
 
     def remove(self, row: int) -> None:
         """Take one row out that was taken in."""
-        slope = self._slopes(np.array([row]))[:, 0]
-        kin = self.kin[row]
-        self.rows[kin] -= 1
-        self.sums[:, kin] -= slope
-        self._change(row, -1.0)
-        # _change has counted the row in again.
-        self.rows[kin] -= 1
-        self.sums[:, kin] -= slope
+        self._count(row, -1.0)
+        self._tell(row, -1.0)
 
-    def _change(self, row: int, sign: float) -> None:
-        rows = np.array([row])
-        slope = self._slopes(rows)
-        for d in range(len(self.theta)):
-            h, variance = self._apart(rows, slope[d], d)
-            self.matrix[d] += sign * np.outer(h[0], h[0]) / variance[0]
-        self.sums[:, self.kin[row]] += slope[:, 0]
-        self.rows[self.kin[row]] += 1
+    def _count(self, row: int, sign: float) -> None:
+        self.rows[self.kin[row]] += sign
+        self.sums[:, self.kin[row]] += sign * self.slope[:, row]
 
-    def _apart(self, rows: IntArray, slope: FloatArray, d: int) -> tuple[FloatArray, FloatArray]:
-        """What a row says beyond the error that its kin has shown, and the variance of it."""
+    def _tell(self, row: int, sign: float) -> None:
+        for d in range(len(self.matrix)):
+            h, variance = self._apart(np.array([row]), d)
+            self.matrix[d] += sign * h.T @ h / variance
+
+    def _apart(self, rows: IntArray, d: int) -> tuple[FloatArray, FloatArray]:
+        """What rows say beyond the error that their kin have shown, and the variance of it."""
         kin = self.kin[rows]
-        own, shared = self.within**2, self.between**2
-        rho = shared / (own + self.rows[kin] * shared)
-        return slope - rho[:, None] * self.sums[d][kin], own * (1.0 + rho)
-
-    def _slopes(self, rows: IntArray) -> FloatArray:
-        """Change of log energy with each coefficient, shape (D, len(rows), 12)."""
-        return np.array([log_slopes(self.x[rows], theta) for theta in self.theta])
+        rho = self.shared / (self.own + self.rows[kin] * self.shared)
+        return self.slope[d, rows] - rho[:, None] * self.sums[d, kin], self.own * (1.0 + rho)
 
 
 def log_slopes(x: FloatArray, theta: FloatArray) -> FloatArray:
@@ -835,7 +822,7 @@ def log_slopes(x: FloatArray, theta: FloatArray) -> FloatArray:
     return np.asarray(slopes(x, theta) / joules[:, None])
 
 
-def _pool(ground: _Ground, theta: FloatArray) -> IntArray:
+def _pool(ground: _Ground, theta: FloatArray, contenders: list[IntArray]) -> IntArray:
     """Candidates worth comparing in full: all, or the most telling of very many."""
     rows = np.flatnonzero(ground.open)
     if len(rows) <= POOL:
@@ -850,40 +837,48 @@ def _pool(ground: _Ground, theta: FloatArray) -> IntArray:
         extreme.append(np.argpartition(-share, POOL_PER_TERM // len(theta), axis=0))
     best = np.argpartition(-gain, POOL // 2)[: POOL // 2]
     tops = [part[: POOL_PER_TERM // len(theta)].reshape(-1) for part in extreme]
-    return rows[np.unique(np.concatenate([best, *tops]))]
+    competing = np.concatenate([np.empty(0, dtype=np.intp), *contenders])
+    telling = rows[np.concatenate([best, *tops])]
+    return np.unique(np.concatenate([telling, competing[ground.open[competing]]]))
 
 
 def _most_telling(
     information: Information,
-    pool: IntArray,
+    free: BoolArray,
     count: int,
     cost: FloatArray,
     *,
-    exchange: bool = True,
+    exchanges: int = EXCHANGES,
 ) -> list[int]:
-    """Take in the runs that raise the log determinant most: greedily, then by exchanges."""
-    free = np.ones(len(pool), dtype=np.bool_)
-    places: list[int] = []
-    for _ in range(min(count, len(pool))):
-        gains = np.where(free, information.gains(pool), -np.inf)
-        place = _cheapest_of_best(gains, cost[pool])
+    """Take in the rows that raise the log determinant most: greedily, then by exchanges.
+
+    The first ``len(free)`` rows of the information may be taken where ``free`` says so.
+    """
+    every = np.arange(len(free))
+
+    def best() -> tuple[int, FloatArray]:
+        gains = np.where(free, information.gains(every), -np.inf)
+        return _cheapest_of_best(gains, cost), gains
+
+    chosen: list[int] = []
+    for _ in range(min(count, int(free.sum()))):
+        place, _ = best()
         free[place] = False
-        places.append(place)
-        information.add(int(pool[place]))
-    for _ in range(EXCHANGES if exchange else 0):
-        moved = False
-        for i, place in enumerate(places):
-            information.remove(int(pool[place]))
+        information.add(place)
+        chosen.append(place)
+    for _ in range(exchanges):
+        before = list(chosen)
+        for i, place in enumerate(chosen):
+            information.remove(place)
             free[place] = True
-            gains = np.where(free, information.gains(pool), -np.inf)
-            other = _cheapest_of_best(gains, cost[pool])
+            other, gains = best()
             if gains[other] > gains[place] * (1.0 + TIE_RATIO):
-                places[i], moved = other, True
-            free[places[i]] = False
-            information.add(int(pool[places[i]]))
-        if not moved:
+                chosen[i] = other
+            free[chosen[i]] = False
+            information.add(chosen[i])
+        if chosen == before:
             break
-    return [int(pool[place]) for place in places]
+    return chosen
 
 
 def _in_order(information: Information, rows: list[int], cost: FloatArray) -> list[int]:
@@ -933,40 +928,35 @@ class _Belief:
     at: IntArray
     mean: FloatArray  # (T,)
     slope: FloatArray  # change with the coefficients, less what measured kin would show of it
-    residual: FloatArray  # covariance of the residuals, (T, T)
+    residual: tuple[tuple[IntArray, FloatArray], ...]  # places of kin, and their covariance
     known: FloatArray  # (T, m): weight of each measured row's residual
 
     @classmethod
     def of(cls, ground: _Ground, at: IntArray) -> _Belief:
         """Lay out the belief about the candidates at ``at``, shape (T,)."""
-        n = ground.n
-        theta = ground.coefficients.theta
-        place = knob_place(ground.cases)
-        slope = log_slopes(ground.x[at], theta)
-        measured = log_slopes(ground.x[n:], theta)
-        residual = np.zeros((len(at), len(at)))
-        known = np.zeros((len(at), len(ground.log_ratio)))
-        kin_at, kin_of = ground.kin[at], ground.kin[n:]
+        place, spot = knob_place(ground.cases), ground.spot
+        known = np.zeros((len(at), len(spot)))
+        residual = []
+        kin_at, kin_of = ground.kin[at], ground.kin[spot]
         order = np.argsort(kin_at, kind="stable")
         for mine in np.split(order, np.flatnonzero(np.diff(kin_at[order])) + 1):
+            here = place[at[mine]]
+            covariance = cls._shared(ground, here, here)
             rows = np.flatnonzero(kin_of == kin_at[mine[0]])
-            prior = cls._shared(ground, place[at[mine]], place[at[mine]])
             if len(rows):
-                # A candidate's own row tells of it whatever batch was observed in it.
-                spot = place[n + rows].copy()
-                own = ground.done[rows]
-                spot[own >= 0] = place[own[own >= 0]]
-                across = cls._shared(ground, place[at[mine]], spot)
+                there = place[spot[rows]]
+                across = cls._shared(ground, here, there)
                 noise = REPEAT_RATIO**2 * np.eye(len(rows))
-                weight = np.linalg.solve(cls._shared(ground, spot, spot) + noise, across.T).T
+                weight = np.linalg.solve(cls._shared(ground, there, there) + noise, across.T).T
                 known[np.ix_(mine, rows)] = weight
-                prior = prior - weight @ across.T
-            residual[np.ix_(mine, mine)] = prior
+                covariance = covariance - weight @ across.T
+            residual.append((mine, covariance))
+        slope = log_slopes(ground.x, ground.coefficients.theta)
         return cls(
             at=at,
             mean=np.log(ground.energy_j[at]) + known @ ground.log_ratio,
-            slope=slope - known @ measured,
-            residual=residual,
+            slope=slope[at] - known @ slope[spot],
+            residual=tuple(residual),
             known=known,
         )
 
@@ -979,20 +969,23 @@ class _Belief:
 
     def covariance(self, ground: _Ground) -> FloatArray:
         """Covariance of the log energies, linear in the coefficients; shape (T, T)."""
-        return self.slope @ ground.coefficients.covariance @ self.slope.T + self.residual
+        covariance: FloatArray = self.slope @ ground.coefficients.covariance @ self.slope.T
+        for mine, residual in self.residual:
+            covariance[np.ix_(mine, mine)] += residual
+        return covariance
 
     def draw(self, ground: _Ground, samples: int, rng: np.random.Generator) -> FloatArray:
         """Draw log energies jointly, shape (samples, T): the law itself, not its tangent."""
         theta = np.maximum(draw_theta(ground.coefficients, samples, rng), 0.0)
-        law = _log_energies(ground.x[self.at], theta)
-        if self.known.shape[1]:
-            # Each draw of the coefficients leaves residuals of its own at the measured rows.
-            rows = _log_energies(ground.x[ground.n :], theta)
-            seen = ground.log_ratio + np.log(ground.energy_j[ground.n :])
-            law += (seen - rows) @ self.known.T
-        values, vectors = np.linalg.eigh(self.residual)
-        root = vectors * np.sqrt(np.maximum(values, 0.0))
-        return np.asarray(law + rng.standard_normal((samples, len(self.at))) @ root.T)
+        drawn = _log_energies(ground.x[self.at], theta)
+        # Each draw of the coefficients leaves residuals of its own at the measured rows.
+        seen = ground.log_ratio + np.log(ground.energy_j[ground.spot])
+        drawn += (seen - _log_energies(ground.x[ground.spot], theta)) @ self.known.T
+        for mine, residual in self.residual:
+            values, vectors = np.linalg.eigh(residual)
+            root = vectors * np.sqrt(np.maximum(values, 0.0))
+            drawn[:, mine] += rng.standard_normal((samples, len(mine))) @ root.T
+        return drawn
 
 
 def _log_energies(x: FloatArray, theta: FloatArray) -> FloatArray:
@@ -1015,13 +1008,11 @@ def _contenders(ground: _Ground, theta: FloatArray) -> list[IntArray]:
         part = drawn[:, start : start + len(rows)]
         start += len(rows)
         lowest = np.argsort(ground.energy_j[rows], kind="stable")[:most]
-        measured = np.flatnonzero(np.isin(rows, ground.done))
+        measured = np.flatnonzero(np.isin(ground.done, rows))
+        kept = [rows[lowest], rows[part.argmin(axis=1)]]
         if len(measured):
-            of = {int(c): i for i, c in enumerate(ground.done)}
-            seen = ground.log_ratio + np.log(ground.energy_j[ground.n :])
-            best = min(measured, key=lambda place: seen[of[int(rows[place])]])
-            lowest = np.append(lowest, best)
-        contenders.append(rows[np.unique(np.concatenate([lowest, part.argmin(axis=1)]))])
+            kept.append(ground.done[measured[[int(np.argmin(ground.measured_j[measured]))]]])
+        contenders.append(np.unique(np.concatenate(kept)))
     return contenders
 
 
@@ -1029,38 +1020,35 @@ def _contenders(ground: _Ground, theta: FloatArray) -> list[IntArray]:
 class _Deciding:
     """A run that is to tell candidates apart."""
 
-    row: int
+    place: int  # in the pool
     why: str
     gain: float
 
 
 def _most_deciding(
-    ground: _Ground, theta: FloatArray, before: IntArray, pool: IntArray, count: int
+    ground: _Ground, contenders: list[IntArray], pool: IntArray, free: BoolArray, count: int
 ) -> list[_Deciding]:
-    """Choose runs by the knowledge gradient, given that those in ``before`` are made as well.
+    """Choose runs of the pool by the knowledge gradient; those not ``free`` are made as well.
 
     Of a run's outcome only its spread is known beforehand; each next run is chosen with that
     taken into account and the expectation left where it is.
     """
-    contenders = _contenders(ground, theta)
+    stop = int(np.searchsorted(np.cumsum([len(c) for c in contenders]), LARGEST_BELIEF))
+    contenders = contenders[: stop + 1]  # of thousands of scenarios, those seen first
     competing = np.concatenate(contenders)
-    if len(competing) > LARGEST_BELIEF:  # thousands of scenarios: those seen first
-        stop = int(np.searchsorted(np.cumsum([len(c) for c in contenders]), LARGEST_BELIEF))
-        contenders = contenders[: max(stop, 1)]
-        competing = np.concatenate(contenders)
     starts = np.cumsum([0, *(len(c) for c in contenders)])[:-1]
-    beside = pool[np.linspace(0, len(pool) - 1, min(BESIDE, len(pool))).astype(np.intp)]
-    others = np.setdiff1d(np.concatenate([before, beside]), competing)
-    at = np.concatenate([competing, others])
+    beside = np.linspace(0, len(pool) - 1, min(BESIDE, len(pool))).astype(np.intp)
+    made = pool[~free]
+    at = np.concatenate([competing, np.setdiff1d([*made, *pool[beside]], competing)])
     belief = _Belief.of(ground, at)
-    covariance = belief.covariance(ground)
-    mean = belief.mean[: len(competing)]
-    free = ground.open[at] & ~np.isin(at, before)
-    for place in np.flatnonzero(np.isin(at, before)):
-        _condition(covariance, int(place))
+    covariance, mean = belief.covariance(ground), belief.mean[: len(competing)]
+    left = ground.open[at]
+    for known in np.flatnonzero(np.isin(at, made)):
+        left[known] = False
+        _condition(covariance, int(known))
     chosen = []
     for _ in range(count):
-        options = np.flatnonzero(free)
+        options = np.flatnonzero(left)
         if not len(options):
             break
         gain, by_scenario = _knowledge_gradient(covariance, mean, starts, options)
@@ -1069,12 +1057,14 @@ def _most_deciding(
         best = _cheapest_of_best(gain, ground.batch_energy_j[at[options]])
         place = int(options[best])
         helped = int(np.argmax(by_scenario[:, best]))
-        free[at == at[place]] = False
-        stop = starts[helped + 1] if helped + 1 < len(starts) else len(mean)
+        left[at == at[place]] = False
+        in_pool = int(np.searchsorted(pool, at[place]))
+        free[in_pool] = False
+        stop = starts[helped] + len(contenders[helped])
         rivals = contenders[helped][np.argsort(mean[starts[helped] : stop], kind="stable")[:2]]
         chosen.append(
             _Deciding(
-                row=int(at[place]),
+                place=in_pool,
                 why=f"tells {' from '.join(map(ground.configuration, map(int, rivals)))} for "
                 f"{ground.name(helped)}",
                 gain=float(gain[best]),

@@ -723,7 +723,8 @@ class Plan:
 class Window:
     """Repetitions of one phase between two moments, and their joules per channel.
 
-    The decode part of a REQUEST window is None where it could not be read directly.
+    The two parts of a REQUEST window are in the engine's own seconds, None where it does not
+    tell them apart; decode joules are None where they could not be read directly.
     """
 
     phase: str  # a Phase, or "idle" or "steady"
@@ -734,6 +735,7 @@ class Window:
     input_tokens: int
     output_tokens: int
     energy_j: tuple[float, ...]
+    prefill_s: float | None = None
     decode_s: float | None = None
     decode_energy_j: tuple[float, ...] | None = None
     running_requests: float | None = None

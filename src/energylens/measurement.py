@@ -157,6 +157,7 @@ def row_of(
         "x_windows": sum(len(result.windows) for result in measured.phases.values()),
         "x_decode_method": energy.decode_method,
         "x_closure_ratio": energy.closure_ratio,
+        "x_time_closure_ratio": measured.time_closure_ratio,
         "x_idle_power_w": math.fsum(idle.energy_j[i] for i in active) / idle.duration_s
         if idle
         else None,
@@ -328,14 +329,10 @@ class _Session:
             # A meter that cannot be read should be found out before minutes of loading.
             own = engine.own_meter()
             meter = self._meter = own if own is not None else self._open_meter()
-            gpus = first.gpus if engine.capabilities.local else 1
-            self._active = active_channels(meter.channels, self._place, gpus)
-            if not engine.capabilities.local and not self._place.gpus:
-                self._active = active_channels(
-                    meter.channels, Place(), sum(c.kind is ChannelKind.GPU for c in meter.channels)
-                )
-            _check_gpu(first, meter, self._active)
+            if engine.capabilities.local:
+                self._choose_channels(first, meter, engine)
             facts = engine.start(self._job.layout)
+            self._choose_channels(first, meter, engine)  # a start may tell where the work is done
             self._facts = {**_machine_facts(), **meter.provenance(), **facts}
             with Trail(meter, self._active) as trail:
                 self._idle = measure_idle(self._bench(trail))
@@ -344,6 +341,18 @@ class _Session:
         except Exception as error:  # an engine must translate; where it did not, the sweep goes on
             return _crash(error)
         return None
+
+    def _choose_channels(self, first: PlannedCase, meter: Meter, engine: Engine) -> None:
+        local = engine.capabilities.local
+        place = self._place if local else Place()
+        self._active = active_channels(meter.channels, place, first.gpus)
+        seen = sum(c.kind is ChannelKind.GPU for c in meter.channels)
+        if not local and seen > first.gpus:
+            raise MeterError(
+                f"the server of this case has {first.gpus} GPUs, and the meter sees {seen}: say "
+                "which it is, as in --meter nvml:0,1 (on the server's host)."
+            )
+        _check_gpu(first, meter, self._active)
 
     def _open_meter(self) -> Meter:
         meter = self._worker.meter_factory()

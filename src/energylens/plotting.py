@@ -21,7 +21,7 @@ from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation
-from energylens.formula import TERMS, EnergyModel, Term
+from energylens.formula import EnergyModel, Term
 from energylens.protocols import IntervalPredictor, Predictor
 from energylens.selection import Ranking
 
@@ -456,20 +456,20 @@ def energy_breakdown(
     visible = (parts / total[:, None]).max(axis=0) >= 0.01
     segments = [
         (term_title(term), role, parts[:, k])
-        for k, (term, role) in enumerate(zip(TERMS, _term_roles(), strict=True))
+        for k, (term, role) in enumerate(zip(model.terms, _term_roles(model.terms), strict=True))
         if visible[k]
     ]
     if (parts[:, ~visible] > 0).any():
         segments.append(("Others, below 1 % each", "line", parts[:, ~visible].sum(axis=1)))
 
-    phases = np.array([_phase(term) for term in TERMS])
+    phases = np.array([_phase(term) for term in model.terms])
     columns = [
         (phase.capitalize(), parts[:, phases == phase].sum(axis=1))
         for phase in ("prefill", "decode")
     ]
     columns += [
         (term_title(term), parts[:, k])
-        for k, term in enumerate(TERMS)
+        for k, term in enumerate(model.terms)
         if phases[k] == "layout" and parts[:, k].any()
     ]
     rows = tuple(
@@ -559,12 +559,12 @@ def _phase(term: Term) -> str:
     return "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
 
 
-def _term_roles() -> tuple[str, ...]:
+def _term_roles(terms: Sequence[Term]) -> tuple[str, ...]:
     """Colour role of each term: shades of a hue for each phase, a hue each for the layout."""
     shades = {"prefill": 4, "decode": 5, "layout": 3}
     used = dict.fromkeys(shades, 0)
     roles = []
-    for term in TERMS:
+    for term in terms:
         phase = _phase(term)
         roles.append(f"{phase}-{used[phase] % shades[phase] + 1}")
         used[phase] += 1

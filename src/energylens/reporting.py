@@ -23,7 +23,7 @@ from energylens.dataset import Dataset
 from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation, Score
 from energylens.explanation import NORMAL_80, SUBJECTS, explain, scope_notes
-from energylens.formula import NAMES, OVERLAPS, TERMS, Coefficients, EnergyModel, datasheet
+from energylens.formula import OVERLAPS, TERMS, Coefficients, EnergyModel, datasheet
 from energylens.plotting import BARS, OURS, Picture, percent, short_name, si
 from energylens.records import Boundary, Case, Source
 from energylens.selection import Infeasible, Ranking
@@ -461,7 +461,10 @@ def gather(
         subtitle=(
             ranking.scenario.describe()
             if ranking is not None
-            else f"A law of {len(TERMS)} coefficients, fitted to {_count(model.pooled.rows, 'row')}"
+            else (
+                f"A law of {len(model.terms)} coefficients, fitted to "
+                f"{_count(model.pooled.rows, 'row')}"
+            )
         ),
         banner=_banner(model, dataset, evaluations),
         sections=tuple(sections),
@@ -557,7 +560,8 @@ def _summary(
             Prose(
                 lead=True,
                 text=(
-                    f"One law of {len(TERMS)} coefficients describes {_count(len(dataset), 'row')} "
+                    f"One law of {len(model.terms)} coefficients describes "
+                    f"{_count(len(dataset), 'row')} "
                     f"of {_count(len(set(dataset.llm_ids)), 'LLM')} on "
                     f"{_listed(sorted(set(dataset.gpu_ids)))} to within "
                     f"{percent(float(error.mean()))} on average"
@@ -652,9 +656,7 @@ def _saving_words(model: EnergyModel, ranking: Ranking) -> list[str]:
     most = [k for k in np.argsort(-saved)[:2] if saved[k] > 0]
     if not most or saved.sum() <= 0:
         return []
-    words = _listed(
-        f"{SUBJECTS.get(NAMES[k], NAMES[k])} ({si(float(saved[k]), 'J')})" for k in most
-    )
+    words = _listed(f"{SUBJECTS[model.terms[k].name]} ({si(float(saved[k]), 'J')})" for k in most)
     return [f"What it saves over {ranking.reference.describe()} is mostly {words}."]
 
 
@@ -912,7 +914,7 @@ def _score_row(name: str, score: Score) -> tuple[str, ...]:
 def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) -> Section:
     gpus = dataset.cases.gpus
     used = sorted(set(dataset.cases.gpu_index.tolist()), key=lambda g: gpus[g].id)
-    expected = datasheet(gpus)
+    expected = datasheet(gpus, model.terms)
     pooled = model.pooled
     low, high = _theta_interval(pooled)
     undetermined = diagnostics.undetermined if diagnostics else {}
@@ -920,7 +922,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
         (model.groups.get(gpus[g].id, pooled) if model.per == ("gpu",) else pooled, g) for g in used
     ]
     rows = []
-    for k, term in enumerate(TERMS):
+    for k, term in enumerate(model.terms):
         rows.append(
             (
                 _symbol(term.symbol),
@@ -954,7 +956,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
             )
         ),
         Table(
-            title=f"The {len(TERMS)} coefficients",
+            title=f"The {len(model.terms)} coefficients",
             caption=f"Fitted to {_count(pooled.rows, 'row')}. The interval holds θ with 80 % "
             "probability."
             + (
@@ -981,7 +983,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
                 title=f"θ for each {_grouping(model)}",
                 caption="Drawn toward the pooled values above where rows are few."
                 + (f" {LISTED} of {len(keys)} are listed." if len(keys) > LISTED else ""),
-                columns=("Group", "Rows", *(_symbol(term.symbol) for term in TERMS)),
+                columns=("Group", "Rows", *(_symbol(term.symbol) for term in model.terms)),
                 rows=tuple(
                     (
                         key,
@@ -1022,7 +1024,7 @@ def _symbol(tex: str) -> str:
 
 
 def _verdict(k: int, model: EnergyModel, undetermined: dict[str, str]) -> str:
-    term, fitted = TERMS[k], model.pooled
+    term, fitted = model.terms[k], model.pooled
     if term.name in undetermined:
         guess = model.options.get("prior", "datasheet") == "datasheet"
         return (
@@ -1048,7 +1050,7 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
         (
             "Rows",
             f"{d.rows:,}",
-            f"determine {d.effective_parameters:.1f} of {len(TERMS)} coefficients",
+            f"determine {d.effective_parameters:.1f} of {len(model.terms)} coefficients",
         ),
         (
             "Mean error on these rows",
@@ -1063,7 +1065,7 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
         ),
     )
     blocks: list[Block] = [Facts(facts=facts)]
-    titles = {term.name: plotting.term_title(term) for term in TERMS}
+    titles = {term.name: plotting.term_title(term) for term in model.terms}
     weak = [f"{titles[name]} is at its bound of 0." for name in d.at_bound]
     weak += [
         f"{titles[name]} is not determined by these rows; it would take {needs}."

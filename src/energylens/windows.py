@@ -148,6 +148,7 @@ class _Chunk:
     output_tokens: int = 0
     vision_tokens: int = 0
     decode_spans: list[tuple[float, float]] = field(default_factory=list)
+    parts_s: list[tuple[float, float]] = field(default_factory=list)  # prefill, decode
     timings: list[RequestTiming] = field(default_factory=list)
 
     def add(self, done: Repetition, decode_span: tuple[float, float] | None) -> None:
@@ -159,6 +160,8 @@ class _Chunk:
         self.timings += done.timings
         if decode_span is not None:
             self.decode_spans.append(decode_span)
+        if done.prefill_s is not None and done.decode_s is not None:
+            self.parts_s.append((done.prefill_s, done.decode_s))
 
 
 def _run_chunk(
@@ -267,14 +270,14 @@ def _enough(
 
 
 def _window(bench: Bench, phase: Phase, chunk: _Chunk, end_s: float) -> Window:
-    decode_s = decode_j = None
+    decode_j = None
     if len(chunk.decode_spans) == chunk.repetitions:
         shortest = min(end - begin for begin, end in chunk.decode_spans)
-        decode_s = math.fsum(end - begin for begin, end in chunk.decode_spans)
         # Each part has two edges of its own: only long ones are read directly.
         if shortest > bench.procedure.min_periods * bench.meter.period_s:
             parts = [bench.trail.energy_j(begin, end) for begin, end in chunk.decode_spans]
             decode_j = tuple(math.fsum(column) for column in zip(*parts, strict=True))
+    apart = len(chunk.parts_s) == chunk.repetitions
     return Window(
         phase=phase,
         begin_s=chunk.begin_s,
@@ -284,7 +287,8 @@ def _window(bench: Bench, phase: Phase, chunk: _Chunk, end_s: float) -> Window:
         input_tokens=chunk.input_tokens,
         output_tokens=chunk.output_tokens,
         energy_j=bench.trail.energy_j(chunk.begin_s, end_s),
-        decode_s=decode_s,
+        prefill_s=math.fsum(prefill for prefill, _ in chunk.parts_s) if apart else None,
+        decode_s=math.fsum(decode for _, decode in chunk.parts_s) if apart else None,
         decode_energy_j=decode_j,
     )
 
@@ -528,6 +532,18 @@ class Measured:
     def stable(self) -> bool:
         """Whether nothing speaks against this row."""
         return not self.warnings
+
+    @property
+    def time_closure_ratio(self) -> float | None:
+        """(prefill + decode) / whole - 1 in seconds, where the engine tells the parts apart."""
+        whole = self.phases.get(Phase.REQUEST)
+        if whole is None:
+            return None
+        parts = [(w.prefill_s, w.decode_s) for w in whole.windows]
+        known = [p + d for p, d in parts if p is not None and d is not None]
+        if len(known) < len(parts):
+            return None
+        return math.fsum(known) / math.fsum(w.duration_s for w in whole.windows) - 1
 
     @property
     def main(self) -> PhaseResult:

@@ -70,8 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read us has enough; keep Python from complaining at exit.
         _close_stdout()
         return 0
-    except OSError as error:  # files have errors of their own: this is standard output
-        print(f"{program}: cannot write: {error.strerror}", file=sys.stderr)
+    except OSError as error:  # what is read has errors of its own: this is about writing
+        where = f" {error.filename}" if error.filename else ""
+        print(f"{program}: cannot write{where}: {error.strerror}", file=sys.stderr)
         _close_stdout()
         return 1
     return 0

@@ -12,16 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from importlib import import_module
+from typing import Any
 
 import numpy as np
 
 from energylens.cases import FloatArray
 from energylens.discovery.units import PURE, Unit
 from energylens.errors import InputError, MissingExtraError
-
-if TYPE_CHECKING:
-    import sympy
 
 #: Functions that expressions may call, and what computes them.
 FUNCTIONS: Mapping[str, Callable[..., Any]] = {
@@ -79,7 +77,7 @@ class Expression:
 
     def _check(self, node: ast.AST) -> None:
         if isinstance(node, ast.Constant):
-            allowed = type(node.value) in (int, float) and math.isfinite(node.value)
+            allowed = _is_number(node) and math.isfinite(_number(node))
         elif isinstance(node, ast.Call):
             name = node.func.id if isinstance(node.func, ast.Name) else ""
             arguments = 2 if name in ("max", "min") else 1
@@ -132,7 +130,7 @@ class Expression:
         def value(node: ast.expr) -> Any:
             match node:
                 case ast.Constant():
-                    return float(node.value)
+                    return _number(node)
                 case ast.Name():
                     if node.id not in columns:
                         raise InputError(
@@ -177,19 +175,15 @@ class Expression:
         def alike(parts: list[Unit | None], node: ast.expr, what: str) -> Unit | None:
             known = {part for part in parts if part is not None}
             if len(known) > 1:
-                listed = " to ".join(sorted(map(str, known)))
+                listed = " and ".join(sorted(map(str, known)))
                 raise InputError(
-                    f"{what} needs like units, and {ast.unparse(node)!r} adds {listed}"
-                    if what == "a sum"
-                    else f"{what} needs like units, and {ast.unparse(node)!r} has {listed}"
+                    f"{what} needs like units; {ast.unparse(node)!r} puts {listed} together"
                 )
             return next(iter(known), None)
 
         def pure(part: Unit | None, node: ast.expr, what: str) -> None:
             if part is not None and part != PURE:
-                raise InputError(
-                    f"{what} needs a pure number, and {ast.unparse(node)!r} is in {part}"
-                )
+                raise InputError(f"{what} needs a pure number; {ast.unparse(node)!r} is in {part}")
 
         def of(node: ast.expr) -> Unit | None:
             match node:
@@ -204,14 +198,13 @@ class Expression:
                 case ast.BinOp(op=ast.Add() | ast.Sub()):
                     return alike([of(node.left), of(node.right)], node, "a sum")
                 case ast.BinOp(op=ast.Pow()):
-                    base, power = of(node.left), node.right
-                    sign = -1 if isinstance(power, ast.UnaryOp) else 1
-                    number = power.operand if isinstance(power, ast.UnaryOp) else power
-                    if isinstance(number, ast.Constant):
-                        exact = Fraction(float(number.value)).limit_denominator(100)
-                        return None if base is None else base ** (sign * exact)
-                    pure(of(power), power, "an exponent")
-                    pure(base, node.left, "a variable power")
+                    base = of(node.left)
+                    if not any(isinstance(part, ast.Name) for part in ast.walk(node.right)):
+                        power = float(Expression(ast.unparse(node.right)).evaluate({}))
+                        exact = Fraction(power).limit_denominator(1000)
+                        return None if base is None else base**exact
+                    pure(of(node.right), node.right, "an exponent")
+                    pure(base, node.left, "the base of a power that varies")
                     return base
                 case ast.BinOp():
                     left, right = of(node.left), of(node.right)
@@ -253,7 +246,7 @@ class Expression:
         def latex(node: ast.expr) -> str:
             match node:
                 case ast.Constant():
-                    return latex_number(float(node.value))
+                    return latex_number(_number(node))
                 case ast.Name():
                     upright = node.id.replace("_", r"\ ")
                     return symbols.get(node.id, rf"\mathrm{{{upright}}}")
@@ -279,7 +272,7 @@ class Expression:
 
         return latex(self.tree)
 
-    def to_sympy(self) -> sympy.Expr:
+    def to_sympy(self) -> Any:
         """Give it as a sympy expression over positive symbols.
 
         Raises
@@ -333,7 +326,7 @@ class Expression:
         names = {"max": "np.maximum", "min": "np.minimum", "abs": "np.abs"}
 
         class Qualify(ast.NodeTransformer):
-            def visit_Call(self, node: ast.Call) -> ast.expr:  # noqa: N802 - the name ast asks for
+            def visit_Call(self, node: ast.Call) -> ast.expr:
                 assert isinstance(node.func, ast.Name)
                 name = names.get(node.func.id, f"np.{node.func.id}")
                 arguments = [self.visit(argument) for argument in node.args]
@@ -342,8 +335,17 @@ class Expression:
         return ast.unparse(Qualify().visit(ast.parse(self.text, mode="eval").body))
 
 
+def _is_number(node: ast.Constant) -> bool:
+    return type(node.value) in (int, float)
+
+
+def _number(node: ast.Constant) -> float:
+    assert isinstance(node.value, int | float)
+    return float(node.value)
+
+
 def latex_number(value: float, digits: int = 3) -> str:
-    """Typeset a number to some digits, as in ``1.23 \\times 10^{-9}``."""
+    r"""Typeset a number to some digits, as in ``1.23 \times 10^{-9}``."""
     mantissa, _, exponent = f"{value:.{digits}g}".partition("e")
     return rf"{mantissa} \times 10^{{{int(exponent)}}}" if exponent else mantissa
 
@@ -351,7 +353,6 @@ def latex_number(value: float, digits: int = 3) -> str:
 def import_sympy() -> Any:
     """Import sympy, or say which extra brings it."""
     try:
-        import sympy
+        return import_module("sympy")
     except ImportError:
         raise MissingExtraError("sympy", "discover", "a symbolic expression") from None
-    return sympy

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,6 @@ from energylens.cases import Cases, FloatArray
 from energylens.discovery.expression import Expression, import_sympy, latex_number
 from energylens.discovery.library import quantities, quantity_columns
 from energylens.errors import ArtefactError, EnergyLensError
-
-if TYPE_CHECKING:
-    import sympy
 
 FORMAT = "energylens-front"
 VERSION = 1
@@ -60,9 +58,8 @@ class FrontPoint:
         What the engine counts: terms (own), nodes of the tree (operon, pysr).
     complexity : int
         Names, numbers, operators and functions, counted alike for every engine.
-    criterion : float or None
-        Extended Bayesian information criterion; lower is better. None where the engine's
-        search space has no count of rivals to charge for.
+    criterion : float
+        Extended Bayesian information criterion; lower is better, comparable within one engine.
     in_sample_mape_ratio : float
     held_out_mape_ratio, held_out_error_ratio : float
         Of rows whose group was left out of search and fit alike, and its standard error over
@@ -77,7 +74,7 @@ class FrontPoint:
     terms: tuple[FrontTerm, ...]
     size: int
     complexity: int
-    criterion: float | None
+    criterion: float
     in_sample_mape_ratio: float
     held_out_mape_ratio: float
     held_out_error_ratio: float
@@ -93,12 +90,12 @@ class FrontPoint:
         )
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
-        """Predict joules per request, shape (n,)."""
-        columns = quantity_columns(cases, self.expression.names)
+        """Predict joules per request, shape (n,); NaN where the sum is not above 0."""
+        columns = quantity_columns(cases)
         total = np.zeros(len(cases))
         for term in self.terms:
             total += term.coefficient * term.expression.evaluate(columns)
-        return total
+        return np.where(np.isfinite(total) & (total > 0), total, np.nan)
 
     def to_latex(self, digits: int = 3) -> str:
         r"""Typeset as ``E = ...`` in joules per request, without any dollar signs."""
@@ -113,7 +110,7 @@ class FrontPoint:
             parts.append(rf"{sign} {number} \, {body}")
         return ("E = " + " ".join(parts)).replace("E = + ", "E = ")
 
-    def to_sympy(self) -> sympy.Expr:
+    def to_sympy(self) -> Any:
         """Give it as a sympy expression over positive symbols named as the quantities.
 
         Raises
@@ -194,9 +191,9 @@ class Reference:
 class Front:
     """Expressions, none of which is both simpler and better on held-out rows than another.
 
-    The *knee* is the simplest expression that is no worse than the best by more than one
-    standard error of the difference, over groups, and that the information criterion (own
-    engine) does not find too large.
+    The *knee* is the simplest expression that is no worse on held-out rows than the best by more
+    than one standard error of the difference, over groups; or a simpler one still, if the
+    information criterion takes it.
 
     Attributes
     ----------
@@ -206,7 +203,7 @@ class Front:
     reference : Reference or None
         The frozen law on the same folds.
     rows, candidates : int
-        Rows seen, and terms or quantities that the search could choose from.
+        Rows seen, and terms or inputs that the search could choose from.
     groups : str
         What was left out together: ``llm``, ``workload`` or ``row``.
     folds, samples, seed : int
@@ -337,16 +334,10 @@ def _without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
 
 
 def _is_sum(expression: Expression) -> bool:
-    return expression.to_numpy() != "" and _top_level_sum(expression)
-
-
-def _top_level_sum(expression: Expression) -> bool:
-    import ast
-
     tree = expression.tree
     return isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub)
 
 
 def _product(coefficient: float, expression: Expression) -> str:
-    text = f"({expression.text})" if _top_level_sum(expression) else expression.text
+    text = f"({expression.text})" if _is_sum(expression) else expression.text
     return f"{coefficient!r} * {text}"

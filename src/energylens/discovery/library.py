@@ -7,19 +7,23 @@ in a stated unit; coefficient times expression must be joules per request, or th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
-from energylens.counts import ACTIVATION_BYTES, STATE_BYTES, Counts, count, weight_bytes
+from energylens.counts import ACTIVATION_BYTES, STATE_BYTES, count, weight_bytes
 from energylens.discovery.expression import Expression
 from energylens.discovery.units import JOULES_PER_REQUEST, Unit
 from energylens.errors import InputError
+from energylens.records import Llm
 
 PCIE_BYTES_PER_S = 64e9  # the link of a GPU whose datasheet names none: PCIe 5.0 x16, one way
+
+
+# --------------------------------------------------------------------------------- quantities
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,141 @@ class Quantity:
     symbol: str
     unit: Unit
     meaning: str
-    read: Callable[[Cases, Counts], FloatArray]
+
+
+_QUANTITIES = (
+    # ---------------------------------------------------------------------- knobs and lengths
+    ("tensor_parallel", "T", "1", "tensor-parallel degree"),
+    ("pipeline_parallel", "P", "1", "pipeline stages"),
+    ("data_parallel", "D", "1", "data-parallel replicas"),
+    ("gpus", "G", "1", "GPUs of the deployment"),
+    ("idle_gpus", "G_0", "1", "GPUs of the node outside it"),
+    ("running", "B", "1", "sequences in flight"),
+    ("input_tokens", "L_i", "token/request", "tokens prefilled"),
+    ("output_tokens", "L_o", "token/request", "tokens generated"),
+    ("vision_tokens", "L_v", "token/request", "tokens from images or frames"),
+    ("images", "n_i", "image/request", "images encoded"),
+    ("frames", "n_f", "image/request", "frames encoded"),
+    # ---------------------------------------------------------------------- passes and kernels
+    ("passes", "n_p", "pass/request", "prefill passes"),
+    ("steps", "n_d", "pass/request", "decode steps, shared by the batch"),
+    ("kernels", "K", "kernel/pass", "kernels of one forward pass"),
+    # ------------------------------------------------------------------------------- prefill
+    ("pass_weight_bytes", "W_p", "byte/request", "weights read by the prefill passes"),
+    ("prefill_flop", "F_p", "FLOP/request", "operations of prefill"),
+    ("prefill_attention_flop", "F_a", "FLOP/request", "the part that multiplies prompt by prompt"),
+    ("vision_flop", "F_v", "FLOP/request", "operations of the vision tower"),
+    ("prefill_message_bytes", "M_p", "byte/request", "hidden states reduced in prefill"),
+    ("prefill_link_bytes", "S_p", "byte/request", "bytes between GPUs in prefill"),
+    # -------------------------------------------------------------------------------- decode
+    ("step_weight_bytes", "W_d", "byte/request", "weights read by decode, experts as touched"),
+    ("step_always_bytes", "W_a", "byte/request", "weights besides experts, read by decode"),
+    ("step_expert_bytes", "W_e", "byte/request", "experts that the batch touches, read by decode"),
+    ("step_all_bytes", "W_t", "byte/request", "weights if decode read all, touched or not"),
+    ("decode_flop", "F_d", "FLOP/request", "operations of decode"),
+    ("cache_bytes", "C", "byte/request", "KV cache and state moved while decoding"),
+    ("state_bytes", "C_s", "byte/request", "state-space state moved while decoding"),
+    ("decode_message_bytes", "M_d", "byte/request", "hidden states reduced in decode"),
+    ("decode_link_bytes", "S_d", "byte/request", "bytes between GPUs in decode"),
+    ("routing", "R", "expert/token", "experts that one token visits, over all layers"),
+    # --------------------------------------------------------------------- formats, hardware
+    ("weight_only", "q_w", "1", "1 where weights are widened before they multiply"),
+    ("narrow", "q_c", "1", "1 where operands have fewer than 16 bits"),
+    ("tdp_w", "P_g", "J/s", "TDP of a GPU"),
+    ("bandwidth_bytes_per_s", r"\beta", "byte/s", "memory bandwidth of a GPU"),
+    ("flop_per_s", r"\phi", "FLOP/s", "16-bit peak of a GPU"),
+    ("link_bytes_per_s", r"\ell", "byte/s", "bandwidth between GPUs"),
+    ("prefill_roofline_s", "t_p", "s/request", "shortest prefill by the datasheet"),
+    ("decode_roofline_s", "t_d", "s/request", "shortest decode by the datasheet"),
+    ("scale_j", "E_0", "J/request", "TDP over the shortest prefill and decode, in quadrature"),
+)
+
+
+@cache
+def quantities() -> Mapping[str, Quantity]:
+    """Every quantity that a term may use, by name."""
+    return {
+        name: Quantity(name=name, symbol=symbol, unit=Unit.parse(unit), meaning=meaning)
+        for name, symbol, unit, meaning in _QUANTITIES
+    }
+
+
+@cache
+def quantity_units() -> Mapping[str, Unit]:
+    """Units of all quantities, by name."""
+    return {name: quantity.unit for name, quantity in quantities().items()}
+
+
+def quantity_columns(cases: Cases) -> dict[str, FloatArray]:
+    """Compute all quantities of n cases, by name; each of shape (n,)."""
+    counts = count(cases)
+    rows, llm, precision = slice(None), cases.llm_index, cases.precision_index
+    always, experts = np.array(
+        [[weight_bytes(m, p) for p in cases.precisions] for m in cases.llms]
+    ).reshape(len(cases.llms), -1, 2)[llm, precision, rows].T  # fmt: skip
+    # Operations in 16-bit equivalents, as counts.py has them.
+    worth = np.array(
+        [
+            [
+                g.bf16_flop_per_s / g.flop_per_s(p.compute_bits, integer=p.integer)
+                for p in cases.precisions
+            ]
+            for g in cases.gpus
+        ]
+    ).reshape(len(cases.gpus), -1)[cases.gpu_index, precision]
+    linear = cases.of_llm(lambda m: 2.0 * m.computing_parameters) * worth * cases.input_tokens
+    attention = counts.prefill_flop - linear
+    message = ACTIVATION_BYTES * cases.of_llm(_reduced_elements)
+    always_bytes = counts.steps * cases.data_parallel * always
+    tdp_w = cases.of_gpu(lambda g: g.tdp_w)
+    derived = {
+        # What rounding leaves of 0 is 0: an LLM without attention layers has none.
+        "prefill_attention_flop": np.where(attention > 1e-9 * linear, attention, 0.0),
+        "prefill_message_bytes": message * cases.input_tokens,
+        "decode_message_bytes": message * cases.output_tokens,
+        "step_always_bytes": always_bytes,
+        "step_expert_bytes": np.where(
+            experts > 0, np.maximum(counts.step_weight_bytes - always_bytes, 0.0), 0.0
+        ),
+        "step_all_bytes": always_bytes + counts.steps * cases.data_parallel * experts,
+        "state_bytes": 2.0 * STATE_BYTES * cases.of_llm(_state_elements) * cases.output_tokens,
+        "routing": cases.of_llm(_routing),
+        "weight_only": cases.of_precision(lambda p: float(p.weight_only)),
+        "narrow": cases.of_precision(lambda p: float(p.compute_bits < 16)),
+        "tdp_w": tdp_w,
+        "bandwidth_bytes_per_s": cases.of_gpu(lambda g: g.memory_bandwidth_bytes_per_s),
+        "flop_per_s": cases.of_gpu(lambda g: g.bf16_flop_per_s),
+        "link_bytes_per_s": cases.of_gpu(
+            lambda g: g.link_bandwidth_bytes_per_s or PCIE_BYTES_PER_S
+        ),
+        "scale_j": counts.gpus
+        * tdp_w
+        * np.hypot(counts.prefill_roofline_s, counts.decode_roofline_s),
+    }
+    columns = {}
+    for name in quantities():
+        if name in derived:
+            columns[name] = derived[name]
+        else:
+            columns[name] = getattr(counts if hasattr(counts, name) else cases, name)
+    return columns
+
+
+def _reduced_elements(llm: Llm) -> float:
+    """Elements that one token's all-reduces carry: a hidden state after each sub-layer."""
+    parts = (llm.attention, llm.state_space, llm.feed_forward, llm.experts)
+    return float(sum(part.layers for part in parts if part) * llm.hidden_size)
+
+
+def _state_elements(llm: Llm) -> float:
+    return llm.state_space.elements_per_sequence if llm.state_space else 0.0
+
+
+def _routing(llm: Llm) -> float:
+    return float(llm.experts.layers * llm.experts.active_experts) if llm.experts else 0.0
+
+
+# --------------------------------------------------------------------------------------- terms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,190 +224,6 @@ class Term:
                 f"it needs a coefficient in {JOULES_PER_REQUEST / own}"
             )
 
-
-# --------------------------------------------------------------------------------- quantities
-
-
-def _of_precision_pair(cases: Cases, read: Callable[[int, int], float], firsts: int) -> FloatArray:
-    """Look up a table by the place of an LLM or a GPU and of a precision; shape (n,)."""
-    index = cases.gpu_index if firsts == len(cases.gpus) else cases.llm_index
-    table = np.array([[read(i, j) for j in range(len(cases.precisions))] for i in range(firsts)])
-    return np.asarray(table[index, cases.precision_index], dtype=np.float64)
-
-
-def _weights(cases: Cases, part: int) -> FloatArray:
-    """Bytes of the weights always read (part 0) or of all routed experts (1); shape (n,)."""
-    table = np.array([[weight_bytes(m, p)[part] for p in cases.precisions] for m in cases.llms])
-    return np.asarray(
-        table.reshape(len(cases.llms), -1)[cases.llm_index, cases.precision_index],
-        dtype=np.float64,
-    )
-
-
-def _step_always_bytes(cases: Cases, counts: Counts) -> FloatArray:
-    return counts.steps * cases.data_parallel * _weights(cases, 0)
-
-
-def _step_all_bytes(cases: Cases, counts: Counts) -> FloatArray:
-    return counts.steps * cases.data_parallel * (_weights(cases, 0) + _weights(cases, 1))
-
-
-def _prefill_linear_flop(cases: Cases, counts: Counts) -> FloatArray:
-    # In 16-bit equivalents, as counts.py has it.
-    worth = np.array(
-        [
-            [g.bf16_flop_per_s / g.flop_per_s(p.compute_bits, integer=p.integer)
-             for p in cases.precisions]
-            for g in cases.gpus
-        ]
-    ).reshape(len(cases.gpus), -1)[cases.gpu_index, cases.precision_index]  # fmt: skip
-    flop = cases.of_llm(lambda m: 2.0 * m.computing_parameters)
-    return np.minimum(flop * worth * cases.input_tokens, counts.prefill_flop)
-
-
-def _message_bytes(cases: Cases, tokens: FloatArray) -> FloatArray:
-    """Bytes of all hidden states that a tensor-parallel group reduces, one copy of each."""
-
-    def reductions(m: object) -> float:
-        from energylens.records import Llm
-
-        assert isinstance(m, Llm)
-        layers = m.attention.layers if m.attention else 0
-        layers += m.state_space.layers if m.state_space else 0
-        layers += m.feed_forward.layers if m.feed_forward else 0
-        layers += m.experts.layers if m.experts else 0
-        return float(layers * m.hidden_size)
-
-    return ACTIVATION_BYTES * cases.of_llm(reductions) * tokens
-
-
-def _routing(cases: Cases) -> FloatArray:
-    return cases.of_llm(lambda m: m.experts.layers * m.experts.active_experts if m.experts else 0.0)
-
-
-def _state_bytes(cases: Cases) -> FloatArray:
-    elements = cases.of_llm(lambda m: m.state_space.elements_per_sequence if m.state_space else 0.0)
-    return 2.0 * STATE_BYTES * elements * cases.output_tokens
-
-
-@cache
-def quantities() -> Mapping[str, Quantity]:
-    """Every quantity that a term may use, by name."""
-    table: tuple[tuple[str, str, str, str, Callable[[Cases, Counts], FloatArray]], ...] = (
-        # ------------------------------------------------------------------ knobs and lengths
-        ("tensor_parallel", "T", "1", "tensor-parallel degree", lambda c, n: c.tensor_parallel),
-        ("pipeline_parallel", "P", "1", "pipeline stages", lambda c, n: c.pipeline_parallel),
-        ("data_parallel", "D", "1", "data-parallel replicas", lambda c, n: c.data_parallel),
-        ("gpus", "G", "1", "GPUs of the deployment", lambda c, n: n.gpus),
-        ("idle_gpus", "G_0", "1", "GPUs of the node outside it", lambda c, n: n.idle_gpus),
-        ("running", "B", "1", "sequences in flight", lambda c, n: n.running),
-        ("input_tokens", "L_i", "token/request", "tokens prefilled", lambda c, n: c.input_tokens),
-        ("output_tokens", "L_o", "token/request", "tokens generated",
-         lambda c, n: c.output_tokens),
-        ("vision_tokens", "L_v", "token/request", "tokens from images or frames",
-         lambda c, n: c.vision_tokens),
-        ("images", "n_i", "image/request", "images encoded", lambda c, n: c.images),
-        ("frames", "n_f", "image/request", "frames encoded", lambda c, n: c.frames),
-        # ------------------------------------------------------------------ passes and kernels
-        ("passes", "n_p", "pass/request", "prefill passes", lambda c, n: n.passes),
-        ("steps", "n_d", "pass/request", "decode steps, shared by the batch",
-         lambda c, n: n.steps),
-        ("kernels", "K", "kernel/pass", "kernels of one forward pass", lambda c, n: n.kernels),
-        # --------------------------------------------------------------------------- prefill
-        ("pass_weight_bytes", "W_p", "byte/request", "weights read by the prefill passes",
-         lambda c, n: n.pass_weight_bytes),
-        ("prefill_flop", "F_p", "FLOP/request", "operations of prefill", lambda c, n: n.prefill_flop),
-        ("prefill_attention_flop", r"F_{att}", "FLOP/request", "prompt times itself",
-         lambda c, n: n.prefill_flop - _prefill_linear_flop(c, n)),
-        ("vision_flop", "F_v", "FLOP/request", "operations of the vision tower",
-         lambda c, n: n.vision_flop),
-        ("prefill_message_bytes", "M_p", "byte/request", "hidden states reduced in prefill",
-         lambda c, n: _message_bytes(c, c.input_tokens)),
-        ("prefill_link_bytes", "S_p", "byte/request", "sent between GPUs in prefill",
-         lambda c, n: n.prefill_link_bytes),
-        # ---------------------------------------------------------------------------- decode
-        ("step_weight_bytes", "W_d", "byte/request",
-         "weights read by decode steps, experts as far as the batch touches them",
-         lambda c, n: n.step_weight_bytes),
-        ("step_always_bytes", "W_a", "byte/request", "weights besides experts, read by steps",
-         _step_always_bytes),
-        ("step_expert_bytes", "W_e", "byte/request", "experts that the batch touches",
-         lambda c, n: n.step_weight_bytes - _step_always_bytes(c, n)),
-        ("step_all_bytes", "W_{all}", "byte/request", "all weights, touched or not, each step",
-         _step_all_bytes),
-        ("decode_flop", "F_d", "FLOP/request", "operations of decode", lambda c, n: n.decode_flop),
-        ("cache_bytes", "C", "byte/request", "KV cache and state moved while decoding",
-         lambda c, n: n.cache_bytes),
-        ("state_bytes", "C_s", "byte/request", "state-space state moved while decoding",
-         lambda c, n: _state_bytes(c)),
-        ("decode_message_bytes", "M_d", "byte/request", "hidden states reduced in decode",
-         lambda c, n: _message_bytes(c, c.output_tokens)),
-        ("decode_link_bytes", "S_d", "byte/request", "sent between GPUs in decode",
-         lambda c, n: n.decode_link_bytes),
-        ("routing", "E", "expert/token", "experts that one token visits, over all layers",
-         lambda c, n: _routing(c)),
-        # ------------------------------------------------------------------- formats, hardware
-        ("weight_only", "q", "1", "1 where weights are widened before they multiply",
-         lambda c, n: c.of_precision(lambda p: float(p.weight_only))),
-        ("narrow", "q_c", "1", "1 where operands have fewer than 16 bits",
-         lambda c, n: c.of_precision(lambda p: float(p.compute_bits < 16))),
-        ("tdp_w", "P_{tdp}", "J/s", "TDP", lambda c, n: c.of_gpu(lambda g: g.tdp_w)),
-        ("bandwidth_bytes_per_s", r"\beta", "byte/s", "memory bandwidth",
-         lambda c, n: c.of_gpu(lambda g: g.memory_bandwidth_bytes_per_s)),
-        ("flop_per_s", r"\phi", "FLOP/s", "16-bit peak",
-         lambda c, n: c.of_gpu(lambda g: g.bf16_flop_per_s)),
-        ("link_bytes_per_s", r"\ell", "byte/s", "bandwidth between GPUs",
-         lambda c, n: c.of_gpu(lambda g: g.link_bandwidth_bytes_per_s or PCIE_BYTES_PER_S)),
-        ("prefill_roofline_s", "t_p", "s/request", "shortest prefill by the datasheet",
-         lambda c, n: n.prefill_roofline_s),
-        ("decode_roofline_s", "t_d", "s/request", "shortest decode by the datasheet",
-         lambda c, n: n.decode_roofline_s),
-        ("scale_j", "E_0", "J/request",
-         "TDP of every GPU over the shortest prefill and decode, in quadrature",
-         lambda c, n: n.gpus
-         * c.of_gpu(lambda g: g.tdp_w)
-         * np.hypot(n.prefill_roofline_s, n.decode_roofline_s)),
-    )  # fmt: skip
-    return {
-        name: Quantity(name=name, symbol=symbol, unit=Unit.parse(unit), meaning=meaning, read=read)
-        for name, symbol, unit, meaning, read in table
-    }
-
-
-@cache
-def quantity_units() -> Mapping[str, Unit]:
-    """Units of all quantities, by name."""
-    return {name: quantity.unit for name, quantity in quantities().items()}
-
-
-def quantity_columns(cases: Cases, names: Sequence[str] | None = None) -> dict[str, FloatArray]:
-    """Compute quantities of cases.
-
-    Parameters
-    ----------
-    cases : Cases
-        n cases.
-    names : sequence of str, optional
-        Which; all by default.
-
-    Returns
-    -------
-    dict of str to ndarray, shape (n,)
-
-    Raises
-    ------
-    InputError
-        If a name is no quantity.
-    """
-    known = quantities()
-    unknown = [name for name in names or () if name not in known]
-    if unknown:
-        raise InputError(f"no quantity is called {unknown[0]!r}; there are {', '.join(known)}")
-    counts = count(cases)
-    return {name: known[name].read(cases, counts) for name in (known if names is None else names)}
-
-
-# --------------------------------------------------------------------------------------- terms
 
 # Works that keep every GPU of the deployment waiting, and what else they may grow with.
 _WAITING = (

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
 
-from energylens.discovery.driver import Found, Problem
+from energylens.discovery.engines import Found, Problem
 from energylens.discovery.expression import import_sympy
 from energylens.discovery.symbolic import Inputs, found, pruned
 from energylens.errors import MissingExtraError
@@ -52,7 +53,6 @@ class OperonEngine:
         regressor = _regressor()
         import_sympy()
         inputs = Inputs.of(problem)
-        n = len(problem.energy_j)
         # Rows that count more are surer; the level matters only for pyoperon's own criteria.
         sigma = ROW_UNCERTAINTY_RATIO * inputs.target / np.sqrt(problem.weights)
         search = regressor(
@@ -77,7 +77,6 @@ class OperonEngine:
                 (search.get_model_string(m["tree"], 9, names), int(m["length"]))
                 for m in search.pareto_front_
             ]
-        del n
         every = [found(_translated(text), size, inputs, problem) for text, size in formulas]
         return pruned([item for item in every if item is not None])
 
@@ -89,7 +88,6 @@ def _translated(formula: str) -> str:
 
 def _regressor() -> Any:
     try:
-        from pyoperon.sklearn import SymbolicRegressor
+        return import_module("pyoperon.sklearn").SymbolicRegressor
     except ImportError:
         raise MissingExtraError("pyoperon", "discover", "the operon engine") from None
-    return SymbolicRegressor

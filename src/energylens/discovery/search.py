@@ -82,11 +82,7 @@ def discover(
     problem = _problem(dataset, uncertainty_ratio)
     left, group = _groups(dataset, leave)
     fold = _deal(group, folds, seed)
-    if scorer is None:
-
-        def scorer(data: Dataset, predicted: FloatArray) -> tuple[float | None, float | None]:
-            return choice_scores(data, predicted, choose)
-
+    score = scorer or (lambda data, predicted: choice_scores(data, predicted, choose))
     path, refused = _in_units(engine, engine.search(problem, seed=seed, largest=None))
     if not path:
         raise FitError(f"the {engine.name} engine found no expression for these {n} rows")

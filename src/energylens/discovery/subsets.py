@@ -61,8 +61,8 @@ class Gram:
         )
 
     def scores(self, subsets: NDArray[np.intp], losses: FloatArray) -> FloatArray:
-        """n log(loss / n) plus the penalties of each subset, shape (m,); lower is better."""
-        return self._fit(losses) + self.penalties[subsets].sum(axis=1)
+        """Score ``n log(loss / n)`` plus the penalties of each subset, shape (m,); lower is better."""
+        return self._fit(losses) + np.asarray(self.penalties[subsets].sum(axis=1))
 
     def _fit(self, losses: FloatArray) -> FloatArray:
         return self.rows * np.log(np.maximum(losses / self.rows, PERFECT))
@@ -111,11 +111,8 @@ class Gram:
         return self._added(subsets, loss)
 
     def _added(self, subsets: NDArray[np.intp], losses: FloatArray) -> FloatArray:
-        return (
-            self._fit(losses)
-            + self.penalties[subsets].sum(axis=1)[:, None]
-            + self.penalties[None, :]
-        )
+        paid = np.asarray(self.penalties[subsets].sum(axis=1))
+        return self._fit(losses) + paid[:, None] + self.penalties
 
 
 def distinct_columns(columns: FloatArray) -> NDArray[np.intp]:
@@ -129,7 +126,7 @@ def distinct_columns(columns: FloatArray) -> NDArray[np.intp]:
     usable = np.flatnonzero(np.isfinite(size) & (size > 0))
     directions = columns[:, usable] / size[usable]
     same = np.triu(directions.T @ directions > 1.0 - SAME_COLUMN, 1).any(axis=0)
-    return usable[~same]
+    return np.asarray(usable[~same])
 
 
 def best_subsets(gram: Gram, largest: int, *, width: int) -> list[Subset]:

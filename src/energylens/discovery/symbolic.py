@@ -9,6 +9,7 @@ could stand for any one of them.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,11 +18,9 @@ from typing import Any
 import numpy as np
 
 from energylens.cases import FloatArray
-from energylens.discovery.driver import Found, Problem
+from energylens.discovery.engines import Found, Problem, fitted
 from energylens.discovery.expression import Expression, import_sympy
-from energylens.discovery.library import quantity_units
-from energylens.discovery.units import PURE
-from energylens.errors import InputError
+from energylens.discovery.subsets import PERFECT
 
 SCALE = "scale_j"
 WORKS = (
@@ -42,6 +41,8 @@ WORKS = (
     "idle_gpus * (prefill_roofline_s + decode_roofline_s)",
 )
 DEGREES = ("tensor_parallel", "pipeline_parallel", "running")
+OPERATORS = 8
+FITTED = "#"  # stands for a fitted number in a skeleton
 SMALLEST_SHARE = 1e-4  # of the energy of any row, below which an addend is rounding
 MOST_TERMS = 60  # addends beyond which an expanded formula is not worth reading
 SAME_INPUT = 1e-12
@@ -56,38 +57,40 @@ class Inputs:
     matrix : ndarray, shape (n, k)
     texts : tuple of str
         Each input as an expression over quantities.
-    sizes : tuple of float
-        Mean that each was divided by.
+    means : tuple of float
+        What each was divided by.
     target : ndarray, shape (n,)
     """
 
     matrix: FloatArray
     texts: tuple[str, ...]
-    sizes: tuple[float, ...]
+    means: tuple[float, ...]
     target: FloatArray
 
     @classmethod
     def of(cls, problem: Problem) -> Inputs:
         """Take what varies over the rows of a problem, each thing once."""
-        columns, texts, sizes = [], [], []
+        columns: list[FloatArray] = []
+        texts, means = [], []
         scale = problem.columns[SCALE]
         for text in (*WORKS, *DEGREES):
             column = Expression(text).evaluate(problem.columns)
             if text not in DEGREES:
-                column, text = column / scale, f"({text}) / {SCALE}"
-            size = float(np.abs(column).mean())
-            if size == 0 or not np.isfinite(size):
+                column = column / scale
+                text = f"({text}) / {SCALE}"
+            mean = float(column.mean())
+            if mean == 0 or not np.isfinite(mean):
                 continue
-            column = column / size
+            column = column / mean
             if column.std() < SAME_INPUT or any(np.allclose(column, c) for c in columns):
                 continue
             columns.append(column)
             texts.append(text)
-            sizes.append(size)
+            means.append(mean)
         return cls(
             matrix=np.column_stack(columns),
             texts=tuple(texts),
-            sizes=tuple(sizes),
+            means=tuple(means),
             target=problem.energy_j / scale,
         )
 
@@ -107,56 +110,50 @@ def found(formula: str, size: int, inputs: Inputs, problem: Problem) -> Found | 
     Returns
     -------
     Found or None
-        None where the formula has no finite value on the rows, or too many addends.
+        None where the formula has no finite value on the rows, or too many addends to read.
     """
     sympy = import_sympy()
-    tree = Expression(formula).to_sympy()
     values = {
-        sympy.Symbol(f"x{i + 1}", positive=True): Expression(text).to_sympy() / size_of
-        for i, (text, size_of) in enumerate(zip(inputs.texts, inputs.sizes, strict=True))
+        sympy.Symbol(f"x{i + 1}", positive=True): Expression(text).to_sympy() / mean
+        for i, (text, mean) in enumerate(zip(inputs.texts, inputs.means, strict=True))
     }
-    scale = sympy.Symbol(SCALE, positive=True)
-    whole = sympy.expand(scale * sympy.expand(tree).xreplace(values))
-    addends = sympy.Add.make_args(whole)
-    if len(addends) > MOST_TERMS:
+    scaled = sympy.expand(Expression(formula).to_sympy()).xreplace(values)
+    addends = sympy.Add.make_args(sympy.expand(sympy.Symbol(SCALE, positive=True) * scaled))
+    if len(addends) > MOST_TERMS or not all(addend.is_real for addend in addends):
         return None
-    bodies: dict[str, float] = {}
+    factors: dict[str, float] = {}
     for addend in addends:
         factor, body = addend.as_coeff_Mul()
         text = _text(body)
-        bodies[text] = bodies.get(text, 0.0) + float(factor)
-    expressions = [Expression(text) for text in bodies]
-    n = len(problem.energy_j)
-    x = np.column_stack([np.broadcast_to(e.evaluate(problem.columns), (n,)) for e in expressions])
-    root = np.sqrt(problem.weights)
-    a = x / problem.energy_j[:, None] * root[:, None]
+        factors[text] = factors.get(text, 0.0) + float(factor)
+    expressions = [Expression(text) for text in factors]
+    a = problem.relative(expressions)
     if not np.isfinite(a).all():
         return None
-    own = np.array(list(bodies.values()))
-    keep = (np.abs(a * own).max(axis=0) > SMALLEST_SHARE) & (np.abs(a).max(axis=0) > 0)
-    if not keep.any():
+    largest = np.abs(a * np.array(list(factors.values()))).max(axis=0)
+    kept = np.flatnonzero(largest > SMALLEST_SHARE)
+    if len(kept) == 0:
         return None
-    a = a[:, keep]
-    length = np.sqrt((a**2).sum(axis=0))
-    solution, *_ = np.linalg.lstsq(a / length, root, rcond=1e-10)
-    loss = float(((a / length) @ solution - root) @ ((a / length) @ solution - root))
-    kept = [e for e, k in zip(expressions, keep, strict=True) if k]
-    operators = 8
-    code = size * np.log(len(inputs.texts) + operators)
-    constants = len(re.findall(r"\d\.\d", formula))
-    fit = n * np.log(max(loss / n, 1e-14))
+    solution, loss = fitted(a[:, kept], problem.target)
+    skeletons = tuple(skeleton(expressions[k]) for k in kept)
+    n = len(problem.energy_j)
+    numbers = len(kept) + sum(text.count(FITTED) for text in skeletons)
     return Found(
-        terms=tuple((float(c), e) for c, e in zip(solution / length, kept, strict=True) if c != 0),
+        terms=tuple((float(c), expressions[k]) for c, k in zip(solution, kept, strict=True)),
         size=size,
         loss=loss,
-        criterion=float(fit + min(constants, len(kept) + size // 2) * np.log(n) + code),
-        skeletons=tuple(skeleton(e) for c, e in zip(solution, kept, strict=True) if c != 0),
+        # A tree of so many nodes is one of about (inputs + operators) ** size: half of the nats
+        # that name it, because many trees are the same formula.
+        criterion=n * math.log(max(loss / n, PERFECT))
+        + numbers * math.log(n)
+        + size * math.log(len(inputs.texts) + OPERATORS),
+        skeletons=skeletons,
     )
 
 
 def skeleton(expression: Expression) -> str:
-    """The expression with every fitted number replaced by ``c``."""
-    return re.sub(r"\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+", "c", expression.text)
+    """The expression with every fitted number replaced by ``#``."""
+    return re.sub(r"\d+\.\d*(?:[eE][+-]?\d+)?|\d+[eE][+-]?\d+", FITTED, expression.text)
 
 
 def pruned(path: Sequence[Found]) -> list[Found]:
@@ -206,14 +203,3 @@ def _text(node: Any) -> str:
 def _factor(node: Any) -> str:
     text = _text(node)
     return text if node.is_Symbol or node.is_Function or node.is_Integer else f"({text})"
-
-
-def check_inputs() -> None:
-    """Refuse inputs that are not pure numbers."""
-    units = quantity_units()
-    for text in WORKS:
-        if Expression(f"({text}) / {SCALE}").unit(units) is None:
-            raise InputError(text)
-    for text in DEGREES:
-        if Expression(text).unit(units) != PURE:
-            raise InputError(text)

@@ -53,8 +53,9 @@ def open_meter(name: str = "auto", *, token: str | None = None) -> Meter:
     ----------
     name : str
         One of :data:`NAMES`. ``auto`` takes the first hardware counter there is and never
-        falls back to a guess. ``zeus:cpu`` restricts Zeus to a kind of device, ``estimated:5``
-        sets the watts of a busy core, several URLs with commas between them are added up.
+        falls back to a guess. ``nvml:0,1`` restricts NVML to these GPUs, ``zeus:cpu`` Zeus to a
+        kind of device, ``estimated:5`` sets the watts of a busy core, several URLs with commas
+        between them are added up.
     token : str, optional
         Of a served meter; ``$ENERGYLENS_METER_TOKEN`` if not given.
 
@@ -83,6 +84,11 @@ def open_meter(name: str = "auto", *, token: str | None = None) -> Meter:
             raise UsageError(f"estimated:WATTS needs a number, not {rest!r}.") from None
     if kind == "zeus" and rest:
         return ZeusMeter(rest)
+    if kind in ("nvml", "nvml-power") and rest:
+        indices = [part.strip() for part in rest.split(",")]
+        if not all(index.isdigit() for index in indices):
+            raise UsageError(f"{kind}:GPUS needs numbers with commas between, not {rest!r}.")
+        return (NvmlMeter if kind == "nvml" else NvmlPowerMeter)([int(i) for i in indices])
     makers: dict[str, Callable[[], Meter]] = {
         "auto": _open_first,
         "nvml": NvmlMeter,

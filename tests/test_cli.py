@@ -1,0 +1,867 @@
+"""The command line from outside: what is typed, what is printed, and the exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.resources import files as resources
+from pathlib import Path
+
+import pytest
+
+from energylens.cli import build_parser, main
+
+COMMAND = Path(sys.executable).with_name("energylens")
+LLM = "meta-llama/Llama-3.1-8B-Instruct"
+CASE = ("--llm", LLM, "--gpu", "H100", "--input-tokens", "256", "--output-tokens", "512")
+WIDTH = 80
+
+
+@dataclass(frozen=True)
+class Result:
+    code: int
+    out: str
+    err: str
+
+    def json(self):
+        """The one document on stdout."""
+        assert self.code == 0, self.err
+        return json.loads(self.out)
+
+
+@pytest.fixture(autouse=True)
+def own_catalog(tmp_path, monkeypatch):
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("COLUMNS", str(WIDTH))
+
+
+@pytest.fixture
+def run(capsys, monkeypatch) -> Callable[..., Result]:
+    """Run a command in this process."""
+
+    def call(*arguments: object, stdin: bytes = b"") -> Result:
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        said = capsys.readouterr()
+        return Result(code, said.out, said.err)
+
+    return call
+
+
+def command(*arguments: object, stdin: bytes | None = None) -> Result:
+    """Run the installed command in a process of its own."""
+    done = subprocess.run(
+        [COMMAND, *map(str, arguments)],
+        input=stdin,
+        stdin=subprocess.DEVNULL if stdin is None else None,
+        capture_output=True,
+        timeout=120,
+        env=clean_environment(),
+    )
+    return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def clean_environment():
+    return {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    """A table of some forty rows of the packaged, simulated ones."""
+    text = (resources("energylens") / "data" / "simulated-demo.csv").read_text()
+    header, *lines = text.splitlines()
+    kept = [
+        line
+        for line in lines
+        if re.match(rf"({LLM}|Qwen/Qwen3-VL-8B-Instruct),H100-SXM-80GB,bf16,[124],[12],", line)
+    ]
+    assert 40 < len(kept) < 120
+    path = tmp_path_factory.mktemp("runs") / "runs.csv"
+    path.write_text("\n".join([header, *kept]) + "\n")
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(runs) -> Path:
+    path = runs.with_name("model.json")
+    assert main(["fit", str(runs), "-o", str(path)]) == 0
+    return path
+
+
+def rows_of(path):
+    return [line.split(",") for line in path.read_text().splitlines()]
+
+
+def changed(runs, tmp_path, column, value, row=3):
+    """A copy of the table with one cell changed."""
+    rows = rows_of(runs)
+    rows[row][rows[0].index(column)] = value
+    path = tmp_path / "changed.csv"
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    return path
+
+
+def assert_refused(result, *words):
+    """One paragraph on stderr, nothing on stdout, exit code 1."""
+    assert result.code == 1
+    assert result.out == ""
+    assert result.err.count("\n") == 1, result.err
+    assert re.match(r"energylens \w+: .{15,}\n$", result.err), result.err
+    for word in words:
+        assert word in result.err
+
+
+def assert_narrow(result):
+    assert result.code == 0, result.err
+    wide = [line for line in result.out.splitlines() if len(line) > WIDTH]
+    assert not wide
+
+
+# ------------------------------------------------------------------------------------ help
+
+
+def verbs():
+    return list(build_parser()._subparsers._group_actions[0].choices)
+
+
+def test_all_verbs_are_there():
+    expected = "import check fit explain select evaluate report demo llm gpu doctor".split()
+    assert set(expected) <= set(verbs())
+
+
+@pytest.mark.parametrize("verb", verbs())
+def test_the_help_of_every_verb_has_examples_that_parse(run, verb):
+    said = run(verb, "--help")
+    assert said.code == 0
+    assert said.err == ""
+    assert "--json" in said.out
+    assert "\nexamples:\n" in said.out
+    examples = said.out.partition("\nexamples:\n")[2].replace("\\\n", " ").strip().splitlines()
+    assert examples
+    for example in examples:
+        program, *arguments = shlex.split(example)
+        assert program == "energylens"
+        assert build_parser().parse_args(arguments).verb == verb
+
+
+def test_the_help_lists_every_verb(run):
+    said = run("--help")
+    for verb in verbs():
+        assert re.search(rf"^    {verb} +\w", said.out, re.MULTILINE)
+    assert_narrow(said)
+
+
+# ------------------------------------------------------------------------------ exit codes
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (),
+        ("bake",),
+        ("fit",),
+        ("fit", "runs.csv", "--colour"),
+        ("import", "somewhere", "x", "-o", "y"),
+        ("import", "argonne", "x"),
+        ("explain", "model.json", "--gpu", "H100", "--input-tokens", "1", "--output-tokens", "1"),
+        ("explain", "model.json", *CASE, "--batch-size", "0"),
+        ("explain", "model.json", *CASE, "--tensor-parallel", "1.5"),
+        ("explain", "model.json", *CASE, "--output-tokens", "nan"),
+        ("select", "model.json", *CASE, "--batch-sizes", "1,x"),
+        ("select", "model.json", *CASE, "--seed", "-1"),
+        ("select", "model.json", *CASE, "--top", "0"),
+        ("fit", "runs.csv", "--bootstrap", "-3"),
+        ("fit", "runs.csv", "--seed", "-3"),
+        ("evaluate", "runs.csv", "--protocol", "guess"),
+        ("llm", "forget"),
+    ],
+)
+def test_wrong_usage_exits_with_2_and_says_what_is_wrong(run, arguments):
+    said = run(*arguments)
+    assert said.code == 2
+    assert said.out == ""
+    assert re.search(r"^energylens.*: error: ", said.err, re.MULTILINE)
+
+
+def test_an_interrupted_command_exits_with_130(run, runs, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("energylens.fitting.fit", interrupt)
+    assert run("fit", runs) == Result(130, "", "energylens fit: interrupted\n")
+
+
+def test_the_version_is_printed(run):
+    assert re.fullmatch(r"energylens \d+\.\d+\.\d+\n", run("--version").out)
+
+
+# ---------------------------------------------------------------------------------- import
+
+
+@pytest.fixture
+def leaderboard(tmp_path):
+    """A small copy of the leaderboard's layout: one file of three configurations."""
+
+    def configuration(gpus, limit, power, throughput, **changes):
+        per_token = power / throughput
+        return {
+            "avg_batch_size": limit - 0.5,
+            "avg_output_len": 500.0,
+            "avg_power_watts": power,
+            "energy_per_request_joules": 500.0 * per_token,
+            "energy_per_token_joules": per_token,
+            "gpu_model": "H100",
+            "max_num_seqs": limit,
+            "median_itl_ms": 12.5,
+            "num_gpus": gpus,
+            "output_throughput_tokens_per_sec": throughput,
+            "parallelization": {
+                "data_parallel": 1,
+                "expert_parallel": 1,
+                "tensor_parallel": gpus,
+            },
+        } | changes
+
+    folder = tmp_path / "data" / "models"
+    folder.mkdir(parents=True)
+    document = {
+        "model_id": "Qwen/Qwen3-8B",
+        "task": "lm-arena-chat",
+        "weight_precision": "bfloat16",
+        "configurations": [
+            configuration(1, 32, 600.0, 2000.0),
+            configuration(2, 64, 1000.0, 4000.0),
+            configuration(2, 8, 900.0, 900.0, energy_per_request_joules=0),
+        ],
+    }
+    (folder / "qwen.json").write_text(json.dumps(document))
+    return folder.parent
+
+
+def test_importing_says_what_was_written_skipped_and_assumed(run, leaderboard, tmp_path):
+    said = run("import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.csv")
+    assert said.code == 0
+    assert "2 rows of 1 LLMs on H100-SXM-80GB" in said.out
+    assert "1 rows skipped" in said.out
+    assert "1 skipped: energy_per_request_joules is not a number above 0" in said.out
+    document = run(
+        "import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.jsonl", "--json"
+    ).json()
+    assert document["rows"] == 2
+    assert document["skipped_rows"] == 1
+    assert document["skipped"][0]["rows"] == 1
+    assert document["assumed_rows"] == 2
+    assert document["sources"] == {"published": 2}
+    assert run("check", tmp_path / "runs.jsonl", "--json").json()["rows"] == 2
+
+
+def test_an_assumed_length_is_set_by_task(run, leaderboard, tmp_path):
+    for tokens in (100, 900):
+        said = run(
+            "import",
+            "mlenergy-v3",
+            leaderboard,
+            "--assume-input-tokens",
+            f"lm-arena-chat={tokens}",
+            "-o",
+            tmp_path / "runs.csv",
+        )
+        assert said.code == 0
+        rows = rows_of(tmp_path / "runs.csv")
+        assert rows[1][rows[0].index("input_tokens")] == str(tokens)
+        assert rows[1][rows[0].index("assumed")] == "input_tokens"
+    wrong = run(
+        "import", "mlenergy-v3", leaderboard, "--assume-input-tokens", "chat", "-o", "x.csv"
+    )
+    assert_refused(wrong, "TASK=N", "'chat'")
+
+
+def test_a_table_on_stdout_has_nothing_else_beside_it(run, leaderboard):
+    said = run("import", "mlenergy-v3", leaderboard, "-o", "-")
+    assert said.code == 0
+    assert said.out.startswith("llm,gpu,precision,")
+    assert len(said.out.splitlines()) == 3
+    assert "2 rows of 1 LLMs" in said.err
+    assert run("check", "-", "--json", stdin=said.out.encode()).json()["valid"]
+    both = run("import", "mlenergy-v3", leaderboard, "-o", "-", "--json")
+    assert_refused(both, "give -o a file")
+
+
+@pytest.mark.parametrize(
+    ("source", "content"),
+    [
+        (
+            "argonne",
+            "source,gpu,n_gpus,framework,model,io_len,batch_size,latency_s,avg_power_w,"
+            "energy_j_batch\n"
+            "Fig_16_a_b,Nvidia H100 GPU,1,vLLM,meta-llama/Llama-2-7b-hf,1024,16,20,400,8000\n",
+        ),
+        (
+            "energy-code-eval",
+            "gpu,base_model,quant,window_name,max_num_seqs,n_samples,input_len,output_len,"
+            "elapsed_s,gpu_energy_j,avg_power_w,est_prefill_energy_j,est_decode_energy_j,"
+            "split_ok,decode_time_per_token_ms\n"
+            "A100-80GB,codellama/CodeLlama-7b-hf,bf16,w,8,16,512,256,10,3000,300,600,2400,True,20\n",
+        ),
+    ],
+)
+def test_other_sources_come_in_by_name(run, tmp_path, source, content):
+    path = tmp_path / "theirs.csv"
+    path.write_text(content)
+    document = run("import", source, path, "-o", tmp_path / "runs.csv", "--json").json()
+    assert (document["rows"], document["sources"]) == (1, {"published": 1})
+
+
+def test_a_foreign_table_comes_in_by_its_mapping(run, tmp_path):
+    (tmp_path / "mine.csv").write_text("name,wh,n,out\nllama 8b,0.1,8,200\n")
+    (tmp_path / "mapping.toml").write_text(
+        '[constants]\ngpu = "H100"\nsource = "measured"\ninput_tokens = 100\n'
+        'precision = "bf16"\n'
+        '[columns]\nllm = "name"\nbatch_size = "n"\noutput_tokens = "out"\n'
+        'energy_per_request_j = { column = "wh", scale = 3600 }\n'
+        f'[names.llm]\n"llama 8b" = "{LLM}"\n'
+    )
+    path = tmp_path / "runs.csv"
+    said = run(
+        "import", "table", tmp_path / "mine.csv", "--mapping", tmp_path / "mapping.toml", "-o", path
+    )
+    assert said.code == 0, said.err
+    rows = rows_of(path)
+    assert rows[1][rows[0].index("energy_per_request_j")] == "360"
+    assert_refused(run("import", "table", tmp_path / "mine.csv", "-o", path), "--mapping")
+    assert_refused(run("import", "argonne", "x", "--mapping", "y", "-o", path), "--mapping")
+
+
+# ----------------------------------------------------------------------------------- check
+
+
+def test_a_valid_table_is_summed_up(run, runs):
+    said = run("check", runs)
+    assert_narrow(said)
+    n = len(rows_of(runs)) - 1
+    assert f"{n} rows, all valid" in said.out
+    assert "LLMs (2)" in said.out
+    assert f"source of the joules: {n} simulated" in said.out
+    assert "no accuracy claim" in said.out
+    assert run("check", runs, "--json").json() == {
+        "valid": True,
+        "problems": [],
+        "rows": n,
+        "sources": {"simulated": n},
+    }
+
+
+def test_what_is_wrong_with_a_table_is_listed_by_line_within_80_columns(run, runs, tmp_path):
+    path = changed(runs, tmp_path, "precision", "bf17")
+    rows = rows_of(path)
+    rows[5][rows[0].index("energy_per_request_j")] = "nan"
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    said = run("check", path)
+    assert said.code == 1
+    assert re.search(r"^line 4, precision: .*'bf17'", said.out, re.MULTILINE)
+    assert re.search(r"^line 6, energy_per_request_j: ", said.out, re.MULTILINE)
+    assert max(map(len, said.out.splitlines())) <= WIDTH
+    assert re.fullmatch(r"energylens check: .* has 2 problems.*\n", said.err)
+    machine = run("check", path, "--json")
+    assert machine.code == 1
+    document = json.loads(machine.out)
+    assert not document["valid"]
+    assert [p["line"] for p in document["problems"]] == [4, 6]
+
+
+# -------------------------------------------------------------------------- garbage coming in
+
+
+@pytest.mark.parametrize("verb", [("check",), ("fit",), ("evaluate", "--allow-simulated")])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\n\n \n", "is empty"),
+        (bytes(range(256)), "UTF-8"),
+        (b"\x1f\x8b\x08\x00garbage", "gzip"),
+        (b"llm,gpu,gpu\na,b,c\n", "twice"),
+        (b"llm,gpu\na,b,c\n", "3 cells"),
+        (b"a;b\n1;2\n", "separated by commas"),
+        (b'llm,gpu\n"a,b\n', "not valid CSV"),
+    ],
+)
+def test_a_file_that_is_no_table_gets_one_clear_sentence(run, tmp_path, verb, content, words):
+    path = tmp_path / "garbage.csv"
+    path.write_bytes(content)
+    assert_refused(run(*verb, path), "garbage.csv", words)
+
+
+@pytest.mark.parametrize("verb", [("fit",), ("evaluate", "--allow-simulated")])
+@pytest.mark.parametrize(
+    ("column", "value", "words"),
+    [
+        ("energy_per_request_j", "nan", "line 4"),
+        ("energy_per_request_j", "0", "line 4"),
+        ("energy_per_request_j", "-5", "line 4"),
+        ("energy_per_request_j", "", "line 4"),
+        ("energy_per_request_j", "1e999", "line 4"),
+        ("llm", "Llama-3.1-8C-Instruct", "Did you mean"),
+        ("gpu", "H1000", "line 4"),
+        ("output_tokens", "-3", "line 4"),
+        ("boundary", "house", "line 4"),
+    ],
+)
+def test_a_row_that_is_no_measurement_gets_one_clear_sentence(
+    run, runs, tmp_path, verb, column, value, words
+):
+    path = changed(runs, tmp_path, column, value)
+    assert_refused(run(*verb, path), "changed.csv", column, words)
+
+
+def test_a_missing_column_is_named(run, runs, tmp_path):
+    rows = rows_of(runs)
+    place = rows[0].index("energy_per_request_j")
+    path = tmp_path / "less.csv"
+    path.write_text("\n".join(",".join(r[:place] + r[place + 1 :]) for r in rows) + "\n")
+    assert_refused(run("fit", path), "less.csv", "energy_per_request_j")
+    path.write_text(",".join(rows[0]) + "\n")
+    assert_refused(run("fit", path), "less.csv")
+
+
+@pytest.mark.parametrize("verb", ["check", "fit", "evaluate"])
+def test_a_file_that_is_not_there_is_named(run, tmp_path, verb):
+    assert_refused(run(verb, tmp_path / "no.csv"), "no.csv cannot be read")
+    assert_refused(run(verb, tmp_path), "cannot be read") if verb != "check" else None
+    assert_refused(run(verb, tmp_path / "no.xlsx"), "no.xlsx")
+
+
+@pytest.mark.parametrize("verb", ["explain", "select"])
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"\x00\x01", "NUL"),
+        (b"{", "not valid JSON"),
+        (b"llm,gpu\na,b\n", "not valid JSON"),
+        (b"[]", "not an energy model"),
+        (b'{"format": "energylens-plan"}', "not an energy model"),
+        (b'{"format": "energylens-model", "version": 99}', "version 99"),
+        (b'{"format": "energylens-model", "version": 1}', "not a valid energy model"),
+    ],
+)
+def test_a_file_that_is_no_model_gets_one_clear_sentence(run, tmp_path, verb, content, words):
+    path = tmp_path / "wrong.json"
+    path.write_bytes(content)
+    assert_refused(run(verb, path, *CASE), "wrong.json", words)
+
+
+def test_a_model_that_was_tampered_with_is_refused(run, model, tmp_path):
+    document = json.loads(model.read_text())
+    document["pooled"]["theta"]["vision"] += 1.0
+    path = tmp_path / "tampered.json"
+    path.write_text(json.dumps(document))
+    assert_refused(run("explain", path, *CASE), "tampered.json", "changed or damaged")
+    assert_refused(run("explain", tmp_path / "none.json", *CASE), "none.json cannot be read")
+
+
+# ------------------------------------------------------------------------------------- fit
+
+
+def test_a_fit_prints_its_coefficients_and_its_weaknesses(run, runs, tmp_path):
+    path = tmp_path / "m.json"
+    said = run("fit", runs, "-o", path)
+    assert_narrow(said)
+    for name in ("prefill_launch", "decode_weights", "idle_gpus"):
+        assert re.search(rf"^{name} +\d+\.\d+ ", said.out, re.MULTILINE)
+    assert "In-sample error" in said.out
+    assert "no accuracy claim" in said.out
+    assert f"Model written to {path}." in said.out.replace("\n", " ")
+    assert path.exists()
+
+
+def test_a_fit_as_json_is_one_document(run, runs, tmp_path):
+    document = run("fit", runs, "-o", tmp_path / "m.json", "--json").json()
+    assert document["rows"] == len(rows_of(runs)) - 1
+    assert len(document["parameters"]) == 12
+    low, high = document["parameters"]["decode_weights"]["interval_80"]
+    assert low <= document["parameters"]["decode_weights"]["theta"] <= high
+    assert document["diagnostics"]["rows"] == document["rows"]
+    saved = json.loads((tmp_path / "m.json").read_text())
+    assert saved["dataset_digest"] == document["dataset_digest"]
+    assert saved["pooled"]["theta"] == {
+        name: value["theta"] for name, value in document["parameters"].items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "key", "value"),
+    [
+        (("--loss", "huber"), "loss", "huber"),
+        (("--prior", "none"), "prior", "none"),
+        (("--idle-power-w", "70"), "idle_power_w", "70"),
+    ],
+)
+def test_options_of_the_fit_are_kept_in_the_model(run, runs, tmp_path, options, key, value):
+    path = tmp_path / "m.json"
+    assert run("fit", runs, *options, "-o", path).code == 0
+    assert json.loads(path.read_text())["options"][key] == value
+
+
+def test_groups_power_and_resamples_are_had_by_asking(run, runs, tmp_path):
+    path = tmp_path / "m.json"
+    assert_narrow(run("fit", runs, "--per", "llm,precision", "-o", path))
+    assert set(json.loads(path.read_text())["groups"]) == {
+        f"{LLM} bf16",
+        "Qwen/Qwen3-VL-8B-Instruct bf16",
+    }
+    assert run("fit", runs, "--measured-power", "-o", path).code == 0
+    assert json.loads(path.read_text())["measured_power"]
+    drawn = run("fit", runs, "--bootstrap", "5", "--seed", "1", "--json").json()
+    assert drawn == run("fit", runs, "--bootstrap", "5", "--seed", "1", "--json").json()
+    assert drawn["parameters"] != run("fit", runs, "--json").json()["parameters"]
+
+
+def test_rows_are_kept_by_what_they_hold(run, runs):
+    every = run("fit", runs, "--json").json()["rows"]
+    llama = run("fit", runs, "--where", f"llm={LLM}", "--json").json()["rows"]
+    images = run("fit", runs, "--where", "modality=image", "--json").json()["rows"]
+    either = run("fit", runs, "--where", "modality=image|text", "--json").json()["rows"]
+    assert 0 < images < every
+    assert images + llama == every == either
+    assert_refused(run("fit", runs, "--where", "llm=nobody"), "no row has llm nobody", LLM)
+    assert_refused(run("fit", runs, "--where", "colour=red"), "colour")
+
+
+def test_tables_are_pooled(run, runs):
+    one = run("fit", runs, "--json").json()["rows"]
+    assert run("fit", runs, runs, "--json").json()["rows"] == 2 * one
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--loss", "cubic"), "loss must be one of"),
+        (("--prior", "flat"), "prior must be one of"),
+        (("--per", "task"), "per takes"),
+        (("--idle-power-w", "-1"), "above 0 W"),
+        (("--idle-power-w", "nan"), "above 0 W"),
+    ],
+)
+def test_options_of_the_fit_that_are_none_are_refused(run, runs, options, words):
+    assert_refused(run("fit", runs, *options), words)
+
+
+def test_a_failed_fit_leaves_the_model_that_was_there(run, runs, model, tmp_path):
+    path = tmp_path / "m.json"
+    path.write_bytes(model.read_bytes())
+    bad = changed(runs, tmp_path, "energy_per_request_j", "nan")
+    assert run("fit", bad, "-o", path).code == 1
+    assert path.read_bytes() == model.read_bytes()
+    assert_refused(run("fit", runs, "-o", tmp_path / "no" / "m.json"), "cannot be written")
+
+
+# ------------------------------------------------------------------------- explain and select
+
+
+def test_an_explanation_is_words_and_a_narrow_table(run, model):
+    said = run("explain", model, *CASE, "--tensor-parallel", "2", "--batch-size", "64")
+    assert_narrow(said)
+    text = " ".join(said.out.split())
+    assert "A request costs" in text
+    assert "Tensor parallelism of 2 costs" in text
+    assert "where the joules go" in text
+    machine = run("explain", model, *CASE, "--tensor-parallel", "2", "--json").json()
+    assert len(machine["terms"]) == 12
+    assert machine["interval_80_j"][0] < machine["energy_per_request_j"]
+
+
+def test_images_add_the_tokens_that_the_catalog_knows(run, model):
+    vlm = ("--llm", "Qwen/Qwen3-VL-8B-Instruct", *CASE[2:])
+    plain = run("explain", model, *vlm, "--json").json()
+    seeing = run("explain", model, *vlm, "--images", "2", "--json").json()
+    assert plain["terms"]["vision"]["prefill_j"] == 0
+    assert seeing["terms"]["vision"]["prefill_j"] > 0
+    assert "256 tokens in" in plain["case"]
+    assert "2304 tokens in" in seeing["case"]
+    own = run("explain", model, *vlm, "--images", "2", "--vision-tokens", "100", "--json").json()
+    assert "256 tokens in" in own["case"]
+    assert_refused(run("explain", model, *CASE, "--images", "1"), "no vision tower")
+
+
+def test_the_node_boundary_adds_idle_gpus(run, model):
+    node = run("explain", model, *CASE, "--node-gpus", "8", "--json").json()
+    alone = run("explain", model, *CASE, "--json").json()
+    assert node["terms"]["idle_gpus"]["decode_j"] > 0
+    assert alone["terms"]["idle_gpus"]["decode_j"] == 0
+
+
+def test_a_case_outside_the_fit_is_noted(run, model):
+    said = run("explain", model, "--llm", "Qwen/Qwen3-32B", *CASE[2:])
+    assert "No row of the fit has the LLM Qwen/Qwen3-32B." in " ".join(said.out.split())
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--llm", "Llama-3.1-8C-Instruct", "Did you mean"),
+        ("--gpu", "H1000", "unknown GPU"),
+        ("--precision", "bf17", "unknown precision"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["explain", "select"])
+def test_an_unknown_name_comes_with_the_nearest(run, model, verb, option, value, words):
+    assert_refused(run(verb, model, *CASE, option, value), words, value)
+
+
+def test_a_ranking_is_a_narrow_table_with_reasons(run, model):
+    said = run("select", model, *CASE, "--choose", "parallelism,batch_size")
+    assert_narrow(said)
+    text = " ".join(said.out.split())
+    assert "configuration GPUs per request" in text
+    assert re.search(r"Run TP\d PP\d", text)
+    assert "It is the best with probability" in text
+
+
+def test_a_ranking_as_json_is_one_document(run, model):
+    arguments = ("select", model, *CASE, "--choose", "tensor_parallel,batch_size", "--json")
+    document = run(*arguments, "--batch-sizes", "1,64").json()
+    assert document == run(*arguments, "--batch-sizes", "1,64").json()
+    energies = [entry["energy_per_request_j"] for entry in document["ranking"]]
+    assert energies == sorted(energies)
+    assert len(energies) > 3
+    assert document["explanation"]["energy_per_request_j"] == pytest.approx(energies[0])
+
+
+def test_gpus_and_precisions_may_be_chosen_too(run, model):
+    said = run(
+        "select",
+        model,
+        *CASE,
+        "--choose",
+        "gpu,precision,tensor_parallel",
+        "--gpus",
+        "H100,A100",
+        "--precisions",
+        "bf16,fp8",
+        "--top",
+        "30",
+    )
+    assert_narrow(said)
+    for name in ("H100-SXM-80GB", "A100-SXM-80GB", "bf16", "fp8"):
+        assert name[:5] in said.out
+
+
+def test_configurations_that_do_not_fit_are_listed_with_the_reason(run, model):
+    large = ("--llm", "meta-llama/Llama-3.1-70B-Instruct", *CASE[2:])
+    said = run("select", model, *large)
+    assert_narrow(said)
+    text = " ".join(said.out.split())
+    assert "Not feasible: " in text
+    assert "weights take" in text
+    alone = run("select", model, *large, "--max-gpus", "1")
+    assert_refused(alone, "weights take")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--choose", "colour"), "free knobs must be"),
+        (("--choose", ","), "free knobs must be"),
+        (("--max-gpus", "0"), "max_gpus must be 1 or more"),
+        (("--choose", "batch_size", "--batch-sizes", "0"), "batch_size"),
+    ],
+)
+def test_a_choice_that_is_none_is_refused(run, model, options, words):
+    assert_refused(run("select", model, *CASE, *options), words)
+
+
+# -------------------------------------------------------------------------------- evaluate
+
+JUDGED = ("--estimators", "energylens,fewest-gpus", "--choose", "parallelism,batch_size")
+
+
+def test_simulated_rows_are_judged_only_by_asking_and_never_as_a_claim(run, runs):
+    assert_refused(run("evaluate", runs, *JUDGED), "simulated")
+    said = run("evaluate", runs, *JUDGED, "--allow-simulated", "--train", "15", "--repeats", "2")
+    assert_narrow(said)
+    assert "NO ACCURACY CLAIM" in said.out
+    assert re.search(r"^energylens +\d+\.\d %", said.out, re.MULTILINE)
+
+
+def test_a_judgement_as_json_is_one_document_of_the_agreed_shape(run, runs):
+    arguments = (
+        *("evaluate", runs, "--protocol", "few-shot", "--choose", "parallelism,batch_size"),
+        *("--train", "20", "--repeats", "2", "--seed", "3"),
+        *("--estimators", "energylens,largest-batch,random", "--allow-simulated", "--json"),
+    )
+    document, again = run(*arguments).json(), run(*arguments).json()
+    assert document["protocol"] == "few-shot"
+    assert document["choose"] == ["parallelism", "batch_size"]
+    assert document["seed"] == 3
+    assert document["rows"] == len(rows_of(runs)) - 1
+    assert document["scenarios"] >= 2
+    ours = document["estimators"]["energylens"]
+    assert set(document["estimators"]) == {"energylens", "largest-batch", "random"}
+    assert ours["train_rows"] == 20
+    for name in (
+        "top1_ratio",
+        "top1_within_noise_ratio",
+        "pairwise_ratio",
+        "regret_mean_ratio",
+        "regret_p95_ratio",
+        "mape_ratio",
+        "median_ape_ratio",
+        "interval_coverage_ratio",
+        "fit_s",
+    ):
+        assert ours[name] >= 0, name
+        assert name in document["estimators"]["random"]
+    assert ours["top1_ratio"] <= ours["top1_within_noise_ratio"] <= 1
+
+    def timeless(value):
+        if isinstance(value, dict):
+            return {k: timeless(v) for k, v in value.items() if not k.endswith("_s")}
+        return [timeless(v) for v in value] if isinstance(value, list) else value
+
+    assert timeless(document) == timeless(again)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--estimators", "oracel"), "unknown estimator 'oracel'"),
+        (("--estimators", "energylens", "--choose", "colour"), "free knobs"),
+        (("--estimators", "energylens", "--train", "0"), "train"),
+        (("--estimators", "energylens", "--repeats", "0"), "repeats"),
+        (("--estimators", "energylens", "--noise", "2"), "noise"),
+    ],
+)
+def test_a_judgement_that_makes_no_sense_is_refused(run, runs, options, words):
+    assert_refused(run("evaluate", runs, "--allow-simulated", *options), words)
+
+
+# ------------------------------------------------------------------------------ llm and gpu
+
+
+def test_the_catalog_is_listed_and_shown_within_80_columns(run):
+    for arguments in (("llm", "list"), ("gpu", "list"), ("gpu", "show", "H100")):
+        assert_narrow(run(*arguments))
+    for name in ("Qwen/Qwen3-VL-8B-Instruct", "deepseek-ai/DeepSeek-V3"):
+        assert_narrow(run("llm", "show", name))
+    assert "H100-SXM-80GB" in run("gpu", "list", "h100").out
+    assert "L40S" not in run("gpu", "list", "h100").out
+    assert run("llm", "show", LLM, "--json").json()["id"] == LLM
+    assert run("gpu", "show", "H100", "--json").json()["tdp_w"] == 700
+    assert {m["id"] for m in run("llm", "list", "llama-3.1", "--json").json()} >= {LLM}
+    assert len(run("gpu", "list", "--json").json()) >= 15
+
+
+def test_a_name_that_is_missing_or_unknown_is_refused(run):
+    assert_refused(run("llm", "show"), "needs a name")
+    assert_refused(run("gpu", "show"), "needs a name")
+    assert_refused(run("llm", "show", "Llama-3.1-8C-Instruct"), "Did you mean")
+    assert_refused(run("gpu", "show", "H1000"), "unknown GPU")
+
+
+CONFIG = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": True,
+    "torch_dtype": "bfloat16",
+}
+
+
+def test_an_llm_is_added_from_its_config_and_used(run, model, tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(CONFIG))
+    said = run("llm", "add", path, "--name", "mine/small")
+    assert said.code == 0, said.err
+    assert "mine/small (dense, 1.2 B parameters counted) added to" in said.out
+    assert run("llm", "show", "mine/small", "--json").json()["layers"] == 16
+    assert run("explain", model, "--llm", "mine/small", *CASE[2:]).code == 0
+    assert_refused(run("llm", "add", path), "--name ORG/NAME")
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model_type": "toaster"}', "\x00"])
+def test_a_config_that_is_none_is_refused(run, tmp_path, content):
+    path = tmp_path / "config.json"
+    path.write_text(content)
+    assert_refused(run("llm", "add", path, "--name", "mine/small"))
+
+
+def test_a_catalog_that_cannot_be_written_is_an_error_of_ours(run, tmp_path, monkeypatch):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "file" / "home"))
+    assert_refused(
+        run("llm", "add", tmp_path / "config.json", "--name", "mine/small"), "cannot write"
+    )
+
+
+# ------------------------------------------------------------------ the command as installed
+
+
+def test_the_installed_command_does_the_whole_job_through_pipes(leaderboard, tmp_path):
+    table = command("import", "mlenergy-v3", leaderboard, "-o", "-")
+    assert table.code == 0, table.err
+    path = tmp_path / "model.json"
+    fitted = command("fit", "-", "-o", path, "--json", stdin=table.out.encode())
+    assert fitted.json()["rows"] == 2
+    assert fitted.err == ""
+    explained = command("explain", path, "--llm", "Qwen/Qwen3-8B", *CASE[2:], "--json")
+    assert explained.json()["energy_per_request_j"] > 0
+
+
+def test_an_error_in_a_pipe_is_one_line_and_no_traceback():
+    assert_refused(command("fit", "-", stdin=b""), "standard input is empty")
+    assert_refused(command("fit", "-", stdin=b"\xff\xfe\x00"), "UTF-8")
+    assert command("fit").code == 2
+
+
+@pytest.mark.parametrize("arguments", [["llm", "list", "--json"], ["--help"]])
+def test_a_reader_that_has_enough_ends_the_command_in_silence(arguments):
+    process = subprocess.Popen(
+        [COMMAND, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=clean_environment(),
+    )
+    process.stdout.close()  # as head does
+    error = process.stderr.read()
+    process.stderr.close()
+    assert (process.wait(timeout=120), error) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
+def test_a_full_disk_is_said_and_not_passed_over():
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [COMMAND, "gpu", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            timeout=120,
+            env=clean_environment(),
+        )
+    assert done.returncode == 1
+    assert done.stderr == b"energylens gpu: cannot write: No space left on device\n"
+
+
+def test_the_package_runs_as_a_module_too():
+    done = subprocess.run(
+        [sys.executable, "-m", "energylens", "--version"], capture_output=True, timeout=120
+    )
+    assert done.stdout.startswith(b"energylens ")
+    assert done.returncode == 0
