@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energylens import files, measurement, meters, table
-from energylens.errors import InputError, UsageError
+from energylens.errors import InputError, MeasurementError, MissingExtraError, UsageError
 from energylens.executors import InlineExecutor
 from energylens.instrument import (
     Batch,
@@ -454,6 +454,19 @@ def test_an_engine_that_cannot_start_fails_its_cases_and_no_others(tmp_path: Pat
     result, rows, _ = swept(tmp_path, plan_of(*cases))
     assert len(rows) == 1
     assert len(result.failed) == 2
+
+
+def test_a_missing_package_ends_the_sweep_and_fails_no_case(tmp_path: Path) -> None:
+    def needs_more() -> Meter:
+        raise MissingExtraError("nvidia-ml-py", "nvml", "reading joules")
+
+    class Metered(FakeEngine):
+        def own_meter(self) -> Meter | None:
+            return None
+
+    with pytest.raises(MeasurementError, match=r"energylens\[nvml\]"):
+        swept(tmp_path, plan_of(planned()), Metered(), needs_more)
+    assert files.read_json_lines(tmp_path / "runs.records.jsonl") == []
 
 
 def test_an_engine_is_restarted_only_where_the_layout_changes(tmp_path: Path) -> None:

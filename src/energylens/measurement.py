@@ -33,7 +33,13 @@ from pathlib import Path
 from typing import Any
 
 from energylens import __version__, catalog, files
-from energylens.errors import EnergyLensError, InputError, UsageError
+from energylens.errors import (
+    EnergyLensError,
+    InputError,
+    MeasurementError,
+    MissingExtraError,
+    UsageError,
+)
 from energylens.instrument import (
     Channel,
     ChannelKind,
@@ -260,6 +266,10 @@ class _Worker:
             session = _Session(self, job, place)
             try:
                 failure = session.open(pending[0])
+                if isinstance(failure, MissingExtraError | InputError):
+                    # Not about this case: nothing can be measured before it is mended.
+                    yield {"kind": "abort", "message": str(failure)}
+                    return
                 if failure is not None:
                     for planned in pending:
                         yield session.failed(planned, failure)
@@ -672,6 +682,8 @@ def measure(
     ------
     UsageError
         If ``out`` is no JSON Lines file, is no table of a sweep, or another sweep writes to it.
+    MeasurementError
+        If no case can be measured at all: a package is missing, or an engine has no such name.
     """
     table, records = Path(out), records_path(out)
     with _locked(records):
@@ -877,6 +889,8 @@ class _Sweep:
             piece = report.piece
             if piece["kind"] == "begin":
                 self._current[task] = piece["case"]
+            elif piece["kind"] == "abort":
+                raise MeasurementError(piece["message"])
             elif piece["kind"] in ("case", "reference"):
                 self._write(piece)
                 if piece["kind"] == "case":

@@ -61,8 +61,9 @@ class Gram:
         )
 
     def scores(self, subsets: NDArray[np.intp], losses: FloatArray) -> FloatArray:
-        """Score ``n log(loss / n)`` plus the penalties of each subset, shape (m,); lower is better."""
-        return self._fit(losses) + np.asarray(self.penalties[subsets].sum(axis=1))
+        """``n log(loss / n)`` plus penalties of each subset, shape (m,); lower is better."""
+        scores: FloatArray = self._fit(losses) + self.penalties[subsets].sum(axis=1)
+        return scores
 
     def _fit(self, losses: FloatArray) -> FloatArray:
         return self.rows * np.log(np.maximum(losses / self.rows, PERFECT))
@@ -111,8 +112,9 @@ class Gram:
         return self._added(subsets, loss)
 
     def _added(self, subsets: NDArray[np.intp], losses: FloatArray) -> FloatArray:
-        paid = np.asarray(self.penalties[subsets].sum(axis=1))
-        return self._fit(losses) + paid[:, None] + self.penalties
+        paid: FloatArray = self.penalties[subsets].sum(axis=1)
+        scores: FloatArray = self._fit(losses) + paid[:, None] + self.penalties
+        return scores
 
 
 def distinct_columns(columns: FloatArray) -> NDArray[np.intp]:

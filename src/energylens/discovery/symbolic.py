@@ -124,7 +124,7 @@ def found(formula: str, size: int, inputs: Inputs, problem: Problem) -> Found | 
     factors: dict[str, float] = {}
     for addend in addends:
         factor, body = addend.as_coeff_Mul()
-        text = _text(body)
+        text = as_text(body)
         factors[text] = factors.get(text, 0.0) + float(factor)
     expressions = [Expression(text) for text in factors]
     a = problem.relative(expressions)
@@ -165,18 +165,18 @@ def pruned(path: Sequence[Found]) -> list[Found]:
     return kept
 
 
-def _text(node: Any) -> str:
+def as_text(node: Any) -> str:
     """Write a sympy expression the way :class:`Expression` reads it."""
     sympy = import_sympy()
     if isinstance(node, sympy.Max | sympy.Min):
         word = "max" if isinstance(node, sympy.Max) else "min"
         first, *rest = sorted(node.args, key=sympy.default_sort_key)
-        text = _text(first)
+        text = as_text(first)
         for other in rest:
-            text = f"{word}({text}, {_text(other)})"
+            text = f"{word}({text}, {as_text(other)})"
         return text
     if node.is_Add:
-        return " + ".join(f"({_text(part)})" for part in node.as_ordered_terms())
+        return " + ".join(f"({as_text(part)})" for part in node.as_ordered_terms())
     if node.is_Mul:
         above, below = [], []
         for part in node.as_ordered_factors():
@@ -192,7 +192,7 @@ def _text(node: Any) -> str:
         return f"{_factor(node.base)} ** {_factor(node.exp)}"
     if node.is_Function:
         word = {"Abs": "abs"}.get(type(node).__name__, type(node).__name__)
-        return f"{word}({_text(node.args[0])})"
+        return f"{word}({as_text(node.args[0])})"
     if node.is_Symbol:
         return str(node)
     if node.is_Integer:
@@ -201,5 +201,5 @@ def _text(node: Any) -> str:
 
 
 def _factor(node: Any) -> str:
-    text = _text(node)
+    text = as_text(node)
     return text if node.is_Symbol or node.is_Function or node.is_Integer else f"({text})"
