@@ -12,7 +12,7 @@ import pytest
 from energylens import catalog
 from energylens.cases import Cases, FloatArray
 from energylens.dataset import Dataset
-from energylens.formula import NAMES, design, energy
+from energylens.formula import NAMES, design, energy, terms_of
 from energylens.records import Boundary, Case, Configuration, Modality, Workload
 
 PUBLIC_DATA = Path(
@@ -105,6 +105,7 @@ def make_dataset() -> MakeDataset:
         energy_j: FloatArray | float | None = None,
         *,
         theta: FloatArray | None = None,
+        extend: Sequence[str] = (),
         noise_ratio: float = 0.0,
         seed: int = 1,
         power_w: FloatArray | float | None = None,
@@ -119,8 +120,8 @@ def make_dataset() -> MakeDataset:
             cases = cases.replace(average_power_w=power_w)
         if energy_j is None:
             planted = np.ones(len(NAMES)) if theta is None else theta
-            rng = np.random.default_rng(seed)
-            energy_j = energy(design(cases), planted) * np.exp(rng.normal(0.0, noise_ratio, n))
+            noise = np.random.default_rng(seed).normal(0.0, noise_ratio, n)
+            energy_j = energy(design(cases, terms_of(extend)), planted) * np.exp(noise)
         text = np.where(cases.images > 0, "image", "text")
         values = {
             "energy_per_request_j": energy_j,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_taking_rows_takes_those_rows(several, rows):
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=4))
 def test_parts_joined_are_the_whole(several, cuts):
     edges = [0, *sorted(cuts), 40]
-    parts = [Cases.of(several[a:b]) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [Cases.of(several[a:b]) for a, b in pairwise(edges)]
     assert same(Cases.concatenate(parts), Cases.of(several))
 
 
@@ -151,7 +152,7 @@ def test_a_number_is_looked_up_in_the_record_of_each_row(several):
     ]
 
 
-@given(st.lists(st.text(max_size=3)))
+@given(st.lists(st.sampled_from(["", "a", "b", "ab"])))
 def test_factorizing_keeps_the_first_of_each_in_order(items):
     distinct, index = factorize(items, str)
     assert [distinct[i] for i in index] == items

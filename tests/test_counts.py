@@ -131,6 +131,11 @@ def test_a_dense_llm_on_one_gpu_counts_as_by_hand():
         "prefill_roofline_s": 710_400 / 1e14,
         "decode_roofline_s": 248_800 / 1e12 + 195_200 / 1e14,
         "output_tokens": 50,
+        "narrow_ratio": 0,
+        "weight_only_ratio": 0,
+        "expert_wait_bytes": 0,
+        "media": 0,
+        "context_ratio": 150 / 8192,
     }
 
 
@@ -227,7 +232,33 @@ def test_expert_parallelism_keeps_one_copy_of_the_experts_and_sends_tokens_to_th
     # inside one tensor-parallel group the all-reduce does it
     grouped = counted(laid_out(MOE, batch=8, tensor_parallel=4, expert_parallel=4))
     plain = counted(laid_out(MOE, batch=8, tensor_parallel=4))
+    assert grouped.pop("expert_wait_bytes") > plain.pop("expert_wait_bytes") == 0
     assert grouped == plain
+
+
+def test_all_wait_for_the_gpu_whose_experts_are_asked_for_most():
+    c = counted(laid_out(MOE, batch=8, tokens=(3, 16), data_parallel=4, expert_parallel=4))
+    touched = 1 - 0.75**8
+    # of 4 GPUs with 2 experts each, the busiest: sqrt(2 ln 4) deviations of a binomial share,
+    # or all of its experts if that is less
+    excess = np.sqrt(2 * np.log(4) * (1 - touched) / (2 * touched))
+    assert excess > 1 / touched - 1
+    assert c["expert_wait_bytes"] == pytest.approx(2 * 3_072 * (1 - touched))
+    wide = replace(MOE, experts=replace(MOE.experts, experts=800, size=1))
+    c = counted(laid_out(wide, batch=200, tokens=(3, 200), data_parallel=4, expert_parallel=4))
+    touched = 1 - (1 - 2 / 800) ** 200
+    excess = np.sqrt(2 * np.log(4) * (1 - touched) / (200 * touched))
+    assert excess < 1 / touched - 1
+    assert c["expert_wait_bytes"] == pytest.approx(2 * 2 * 800 * 3 * 8 * touched * excess)
+
+
+def test_formats_and_media_are_counted_for_the_extensions():
+    weights = replace(FP8, id="w8", weight_bits=8, compute_bits=16)
+    for precision, narrow, weight_only in ((BF16, 0, 0), (FP8, 1, 0), (weights, 0, 1)):
+        c = counted(laid_out(precision=precision))
+        assert (c["narrow_ratio"], c["weight_only_ratio"]) == (narrow, weight_only)
+    seen = replace(BASE, workload=replace(BASE.workload, images=2, frames=3))
+    assert counted(seen)["media"] == 5
 
 
 def test_the_node_boundary_counts_the_gpus_that_serve_nothing():

@@ -240,6 +240,9 @@ def test_boundaries_nodes_and_engines_are_never_mixed(make_dataset, base):
         replace(base, boundary=Boundary.NODE, node_gpus=8),
     ]
     assert scenarios(make_dataset(nodes), "parallelism") == [[1, 2]]
+    # the node that active GPUs happen to stand in is no part of their scenario
+    stated = [base, replace(wide, node_gpus=8), on_node]
+    assert scenarios(make_dataset(stated), "parallelism") == [[0, 1]]
     for column in ("engine", "engine_version"):
         data = make_dataset([base, wide], **{column: ["a", "b"]})
         assert scenarios(data, "parallelism") == []

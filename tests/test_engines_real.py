@@ -250,6 +250,26 @@ def test_transformers_refuses_what_it_is_not_made_for(start: Callable[..., Any])
 
 
 @with_transformers
+def test_an_llm_that_cannot_be_captured_runs_without_a_graph_and_says_so(
+    start: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, _ = start("transformers", DENSE)
+    replayed: list[int] = []
+    monkeypatch.setattr(engine, "_graphs", True)
+    monkeypatch.setattr(engine, "_capture", lambda _: lambda: replayed.append(1))
+    assert engine._probed_graphs() == "true"
+    run(engine, TEXT)
+    assert len(replayed) == 2 * 11  # a decode phase and that of a whole request
+
+    def refused(_: object) -> None:
+        raise EngineError("it synchronizes", reason=Reason.UNSUPPORTED)
+
+    monkeypatch.setattr(engine, "_capture", refused)
+    assert engine._probed_graphs() == "false (it synchronizes)"
+    run(engine, TEXT)
+
+
+@with_transformers
 def test_a_catalog_llm_runs_cut_down_and_as_a_shard(start: Callable[..., Any]) -> None:
     small = catalog.llm("Qwen/Qwen3-0.6B")
     engine, facts = start("transformers", small, scaled_layers=2)
@@ -336,6 +356,9 @@ def test_a_server_that_energylens_starts_serves_text_images_and_videos(
     for batch, tokens in MEDIA.values():
         run(engine, batch, tokens)
     check_steady(engine)
+    for options in ({"prompts": "text"}, {"api": "chat"}):  # as a server without token ids
+        client, _ = start("openai", VISION, options={"url": engine._server.url} | options)
+        run(client, TEXT)
 
 
 @with_vllm

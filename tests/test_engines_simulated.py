@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energylens import catalog
-from energylens.engines.simulated import NODE_GPUS, PERIOD_S, SimulatedEngine, SimulatedMeter
+from energylens.engines.simulated import NODE_GPUS, SimulatedEngine, SimulatedMeter
 from energylens.instrument import (
     Batch,
     EngineError,
@@ -110,35 +110,23 @@ def test_repetitions_scatter_and_repeat_themselves() -> None:
 def test_gpus_outside_the_deployment_draw_their_idle_power() -> None:
     engine, meter = started(tensor_parallel=2)
     engine.run_phase(Phase.DECODE, BATCH, 0)
-    meter.wait(PERIOD_S)  # past the last step of the counter
     joules = meter.read().energy_j
     assert len(joules) == NODE_GPUS
     assert joules[0] == joules[1] > 1.5 * joules[2]
     assert len(set(joules[2:])) == 1
 
 
-def test_the_counter_moves_in_steps() -> None:
-    meter = SimulatedMeter()
-    meter.draw(100.0)
-    meter.wait(PERIOD_S * 0.9)
-    assert meter.read().energy_j[0] == 0.0
-    meter.wait(PERIOD_S * 0.2)
-    assert meter.read().energy_j[0] == pytest.approx(100.0 * PERIOD_S)
-    with pytest.raises(MeterError):
-        meter.wait(-1.0)
-
-
 @given(st.lists(st.floats(0.0, 0.7), max_size=20))
-def test_the_counter_never_falls_nor_runs_ahead(waits: list[float]) -> None:
+def test_waiting_costs_idle_power_and_nothing_else(waits: list[float]) -> None:
     meter = SimulatedMeter()
     meter.draw(50.0)
-    before = 0.0
     for seconds in waits:
         meter.wait(seconds)
-        shown = meter.read().energy_j[0]
-        assert before <= shown <= 50.0 * meter.now_s() + 1e-6
-        assert shown >= 50.0 * (meter.now_s() - PERIOD_S) - 1e-6
-        before = shown
+    reading = meter.read()
+    assert reading.time_s == pytest.approx(sum(waits))
+    assert reading.energy_j == pytest.approx((50.0 * sum(waits),) * NODE_GPUS)
+    with pytest.raises(MeterError):
+        meter.wait(-1.0)
 
 
 def test_images_become_tokens_of_the_input() -> None:
@@ -150,6 +138,18 @@ def test_images_become_tokens_of_the_input() -> None:
     assert done.input_tokens == 16 * 512
     with pytest.raises(EngineError, match="vision tower"):
         started()[0].prepare(batch, [])
+
+
+def test_the_gpu_that_the_plan_names_is_the_one_that_is_simulated() -> None:
+    def joules(**settings: object) -> float:
+        engine, meter = started(**settings)
+        engine.run_phase(Phase.REQUEST, BATCH, 0)
+        return meter.read().energy_j[0]
+
+    h100 = joules(gpu=catalog.gpu("H100"))
+    assert h100 == joules()
+    assert h100 != pytest.approx(joules(gpu=catalog.gpu("A100")), rel=0.1)
+    assert joules(gpu=catalog.gpu("L4")) == joules(options={"gpu": "L4"})
 
 
 def test_what_does_not_fit_is_refused_and_the_engine_goes_on() -> None:

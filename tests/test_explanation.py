@@ -10,8 +10,8 @@ import pytest
 from energylens import catalog
 from energylens.cases import Cases
 from energylens.explanation import SUBJECTS, describe, explain, joules, scope_notes
-from energylens.fitting import fit, from_datasheet
-from energylens.formula import NAMES, Coefficients
+from energylens.fitting import FitOptions, fit, from_datasheet
+from energylens.formula import EXTENSIONS, NAMES, Coefficients, terms_of
 from energylens.records import Boundary, Case, Configuration, Modality, Workload
 
 
@@ -49,11 +49,24 @@ def change(explanation, what):
 def test_the_parts_of_an_explanation_add_up(model, case):
     e = explain(model, case)
     assert e.energy_per_request_j == predicted(model, case)
-    assert tuple(t.name for t in e.terms) == NAMES == tuple(SUBJECTS)
+    assert tuple(t.name for t in e.terms) == NAMES
     assert sum(t.total_j for t in e.terms) == pytest.approx(e.energy_per_request_j)
     assert sum(t.prefill_j for t in e.terms) == pytest.approx(e.prefill_j)
     assert sum(t.decode_j for t in e.terms) == pytest.approx(e.decode_j)
     assert e.low_j < e.energy_per_request_j < e.high_j
+
+
+def test_every_term_has_a_subject_for_its_sentence():
+    assert set(SUBJECTS) == {term.name for term in terms_of(tuple(EXTENSIONS))}
+
+
+def test_extensions_are_explained_too(draw_cases, make_dataset, case):
+    data = make_dataset(draw_cases(80), noise_ratio=0.1)
+    extended = fit(data, FitOptions(extend=("length", "routing")))
+    e = explain(extended, case)
+    assert len(e.terms) == 15
+    assert sum(t.total_j for t in e.terms) == pytest.approx(e.energy_per_request_j)
+    assert set(e.to_json()["terms"]) == {t.name for t in extended.terms}
 
 
 def test_the_interval_of_a_term_is_that_of_its_coefficient(model, case):
@@ -112,7 +125,7 @@ def test_only_changes_that_exist_are_offered(model, case):
 def test_expert_parallelism_shrinks_with_the_gpus_it_spreads_over(model, case):
     moe = replace(
         laid_out(case, tensor_parallel=4, expert_parallel=4), llm=catalog.llm("Qwen/Qwen3-30B-A3B")
-    )  # noqa: E501
+    )
     found = change(explain(model, moe), "half the tensor parallelism")
     halved = laid_out(moe, tensor_parallel=2, expert_parallel=2)
     assert found.energy_per_request_j == pytest.approx(predicted(model, halved))

@@ -11,8 +11,9 @@ from energylens import catalog, formula
 from energylens import counts as counts_module
 from energylens.cases import Cases
 from energylens.counts import Counts, count
-from energylens.errors import InputError
+from energylens.errors import InputError, UnknownNameError
 from energylens.formula import (
+    EXTENSIONS,
     NAMES,
     OVERLAPS,
     SPREADS,
@@ -27,6 +28,7 @@ from energylens.formula import (
     draw_theta,
     energy,
     slopes,
+    terms_of,
 )
 
 GPUS = ("H100", "A100-SXM-80GB", "L4")
@@ -87,6 +89,43 @@ def test_every_term_says_what_it_means_and_what_would_determine_it(term):
     assert term.prefill or term.decode
     for gpu in GPUS:
         assert term.datasheet(catalog.gpu(gpu)) > 0
+
+
+def test_extensions_are_surcharges_that_cost_nothing_unless_rows_say_so():
+    names = [term.name for term in terms_of(tuple(EXTENSIONS))]
+    assert len(set(names)) == len(names) > 12
+    assert tuple(names[:12]) == NAMES
+    assert terms_of() == TERMS
+    for terms in EXTENSIONS.values():
+        for term in terms:
+            assert term.expected == 0
+            assert term.meaning
+            assert term.needs
+            assert term.name in names[12:]
+    with pytest.raises(UnknownNameError, match="unknown extension 'lenght'"):
+        terms_of(("lenght",))
+
+
+def test_extensions_add_to_the_equation(cases):
+    extend = tuple(EXTENSIONS)
+    terms = terms_of(extend)
+    theta = np.linspace(0.2, 2, len(terms))
+    wide = coefficients(theta, covariance=np.zeros((len(terms), len(terms))))
+    model = replace(model_of(np.ones(12)), pooled=wide, extensions=extend)
+    x = design(cases, terms)
+    assert (x[:, 12:].max(axis=0) > 0).sum() >= 5  # no row here is in a weight-only format
+    joules = model.predict_energy_j(cases)
+    assert joules == pytest.approx(
+        model_of(theta[:12]).predict_energy_j(cases) + x[:, 12:] @ theta[12:]
+    )
+    prefill, decode = model.predict_parts_j(cases)
+    assert prefill.shape == (80, len(terms))
+    assert (prefill + decode).sum(axis=1) == pytest.approx(joules)
+    assert model.sample_energy_j(cases.take(slice(0, 3)), 5, 0).shape == (5, 3)
+    theta[12:] = 0.0
+    assert model.predict_energy_j(cases) == pytest.approx(
+        model_of(theta[:12]).predict_energy_j(cases)
+    )
 
 
 def test_reading_and_multiplying_overlap_in_each_phase():
@@ -377,7 +416,8 @@ def test_samples_spread_as_the_residuals_do(cases):
     sharp = replace(model, pooled=coefficients(np.ones(12), covariance=np.zeros((12, 12))))
     draws = np.log(sharp.sample_energy_j(part, 4000, seed=1) / sharp.predict_energy_j(part))
     assert draws.shape == (4000, 12)
-    assert draws.std(axis=0).mean() == pytest.approx(np.hypot(0.1, 0.05), rel=0.05)
+    spread = np.hypot(0.1, formula.OWN_RATIO * 0.05)
+    assert draws.std(axis=0).mean() == pytest.approx(spread, rel=0.05)
     between = np.cov(draws, rowvar=False)[np.triu_indices(12, 1)]
     assert between.mean() == pytest.approx(0.1**2, rel=0.25)  # one factor common to all
     assert np.array_equal(

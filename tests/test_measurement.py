@@ -527,7 +527,8 @@ def test_a_meter_fault_gives_a_refused_case_with_its_reason_and_never_a_number(
     result, rows, records = swept(tmp_path, plan, RealTimeEngine(), open_nvml)
     assert rows == []
     assert not (tmp_path / "runs.jsonl").exists()
-    assert [(r["status"], r["reason"]) for r in records] == [("failed", "meter")]
+    found = [(r["status"], r["reason"]) for r in records]
+    assert found == [("failed", "meter")], records[0]["message"]
     assert len(next(iter(result.failed.values()))) > 20
 
 

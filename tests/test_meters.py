@@ -147,7 +147,7 @@ def test_a_counter_that_lies_gives_no_joules(
     nvml: FakeNvml, lie: Callable[[Callable[[float], float], float], float], words: str
 ) -> None:
     meter = meters.NvmlMeter()
-    assert meter.period_s < 0.02
+    assert meter.period_s > 0
     nvml.begin_s = time.monotonic()
     nvml.energy = lambda elapsed: lie(nvml.honest_mj, elapsed)
     with pytest.raises(MeterError, match=words):
@@ -295,9 +295,10 @@ def test_a_counter_that_never_moves_has_no_period() -> None:
         measure_period(lambda: 7.0, meter.now_s, meter.wait)
 
 
-def test_a_counter_that_moves_at_every_look_counts_as_continuous() -> None:
+def test_a_period_is_not_shorter_than_the_time_between_looks() -> None:
     meter = VirtualMeter()
-    assert measure_period(lambda: meter.read().energy_j[0], meter.now_s, meter.wait) == 0.0
+    period = measure_period(lambda: meter.read().energy_j[0], meter.now_s, meter.wait, poll_s=0.003)
+    assert period == pytest.approx(0.003)
 
 
 # ------------------------------------------------------------------------------ other local meters
@@ -315,6 +316,7 @@ def test_the_estimated_meter_follows_the_work_and_says_that_it_guesses() -> None
     assert not meter.source.carries_accuracy_claim
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12
 def test_the_estimated_meter_counts_children_and_forgets_nothing_when_they_end() -> None:
     meter = meters.EstimatedMeter(busy_core_w=10.0, core_w=1e-9)
     release, go = os.pipe()

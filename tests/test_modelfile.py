@@ -39,7 +39,7 @@ def refused(document, name="m.json"):
     with pytest.raises(ArtefactError) as caught:
         modelfile.from_json(document, name)
     assert "\n" not in str(caught.value)
-    assert str(caught.value).startswith("m.json ")
+    assert str(caught.value).startswith("m.json")
     return str(caught.value)
 
 
@@ -53,8 +53,9 @@ def refused(document, name="m.json"):
         FitOptions(per=()),
         FitOptions(per=("llm", "precision"), loss="huber"),
         FitOptions(measured_power=True, prior="none", idle_power_w=70.0),
+        FitOptions(extend=("length", "routing")),
     ],
-    ids=["gpu", "pooled", "llm", "power"],
+    ids=["gpu", "pooled", "llm", "power", "extended"],
 )
 def test_a_model_comes_back_from_its_file_exactly(dataset, tmp_path, options):
     model = fit(dataset, options)
@@ -157,6 +158,12 @@ def test_coefficients_of_another_formula_are_refused(document):
     message = refused(resealed(document))
     assert "2031.7" in message
     assert STRUCTURE in message
+
+
+@pytest.mark.parametrize("extensions", [["colour"], ["length"], ["length", "length"]])
+def test_extensions_that_are_unknown_or_without_coefficients_are_refused(document, extensions):
+    document["extensions"] = extensions
+    refused(resealed(document))
 
 
 def test_other_coefficients_than_the_twelve_are_refused(document):

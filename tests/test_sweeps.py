@@ -78,6 +78,7 @@ def _sweep_slowly(folder: str, pause_s: float) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_sweep_killed_at_twenty_instants_has_every_case_exactly_once(
     tmp_path: Path, seed: int

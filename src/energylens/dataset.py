@@ -200,12 +200,10 @@ class Dataset:
         keys: list[NDArray[Any]] = [
             c.llm_index,
             self.workload_index,
-            c.node_boundary,
+            np.where(c.node_boundary, c.node_gpus, 0.0),  # 0: the active_gpus boundary
             self.engine.astype(str),
             self.engine_version.astype(str),
         ]
-        if c.node_boundary.any():
-            keys.append(c.node_gpus)
         for column in (
             "tensor_parallel",
             "pipeline_parallel",

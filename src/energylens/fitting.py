@@ -112,6 +112,8 @@ class FitOptions:
             raise UsageError(
                 f"per takes {', '.join(GROUPINGS)}, each at most once; given {', '.join(per)}"
             )
+        if len(set(self.extend)) != len(self.extend):
+            raise UsageError(f"extend takes each name at most once; given {', '.join(self.extend)}")
         if self.idle_power_w is not None and not 0 < self.idle_power_w < np.inf:
             raise UsageError(f"idle_power_w must be above 0 W, not {self.idle_power_w!r}")
 

@@ -67,14 +67,15 @@ THETA_DRAWS = 8  # of the coefficients, over which information is averaged
 THETA_FLOOR = 0.02  # a drawn coefficient of 0 would hide that rows can speak of it
 TIE_RATIO = 0.01  # gains closer than this are a tie: the cheaper run is taken
 EXCHANGES = 3  # rounds of them at most
-POOL = 6000  # runs compared in full; of more candidates the most telling
+POOL = 4000  # runs compared in full; of more candidates the most telling
 POOL_PER_TERM = 200  # ... and those in which one term has its largest share
 SAMPLES = 1000  # joint draws of a verdict
 CONTENDERS = 12  # configurations of a scenario, by predicted joules, that may be the best
-LARGEST_BELIEF = 2000  # configurations whose joint distribution is held at once
-BESIDE = 200  # runs besides the contenders that may tell them apart
+LARGEST_BELIEF = 1000  # configurations whose joint distribution a choice of runs looks at
+LARGEST_VERDICT = 8000  # ... and a verdict
+BESIDE = 100  # runs besides the contenders that may tell them apart
 NODES = 9  # of the quadrature over a run's outcome
-WEIGHT_OF_GUESS = 10.0  # rows that the guessed spread of residuals is worth
+WEIGHT_OF_GUESS = 4.0  # rows that the guessed spread of residuals is worth
 SAME_LENGTH_RATIO = 1.25  # a row within this of a candidate's lengths is of that candidate
 REPEAT_RATIO = 0.02  # by which a repeated measurement differs
 CHANGE_SHARE = 0.1  # of the target: a smaller expected change is not worth the runs
@@ -223,12 +224,14 @@ class Choice:
 class Verdict:
     """Whether to stop measuring.
 
-    Probabilities and regrets are means over the scenarios in ``choices``. ``change_j`` and
+    Probabilities and regrets are means over the scenarios in ``choices``: all ``scenarios``
+    there are, or evenly spaced ones of thousands. ``change_j`` and
     ``change_ratio`` are by how much ``more_runs`` more runs are expected to change the
     regret: 0 or below.
     """
 
     choices: tuple[Choice, ...]
+    scenarios: int
     probability_best_ratio: float
     expected_regret_j: float
     expected_regret_ratio: float
@@ -264,9 +267,12 @@ class Verdict:
                 f"probability {p:.2f}"
             )
         else:
+            number = f"{len(self.choices)}"
+            if len(self.choices) < self.scenarios:
+                number += f" of {self.scenarios}"
             least = min(self.choices, key=lambda choice: choice.probability_best_ratio)
             first = (
-                f"Over {len(self.choices)} scenarios the winner is the best with probability "
+                f"Over {number} scenarios the winner is the best with probability "
                 f"{p:.2f} on average (least sure, {least.probability_best_ratio:.2f}: "
                 f"{least.configuration} for {least.scenario})"
             )
@@ -378,7 +384,9 @@ def _next_runs(ground: _Ground, count: int, seed: int, weight: float) -> Batch:
             "candidates"
         )
     count = min(count, int(ground.open.sum()))
-    for_choice = int(np.floor(weight * count + 0.5)) if ground.scenarios else 0
+    # Before the first row every candidate might be the best: learn what the rows have in common.
+    sure = len(ground.spot) > 0 and len(ground.scenarios) > 0
+    for_choice = int(np.floor(weight * count + 0.5)) if sure else 0
     theta = ground.draw_theta(THETA_DRAWS, np.random.default_rng(seed))
     contenders = _contenders(ground, theta) if for_choice else []
     pool = _pool(ground, theta, contenders)
@@ -468,7 +476,9 @@ def verdict(
             f"{', '.join(ground.choose)}: free other knobs, or bring more candidates"
         )
     rng = np.random.default_rng(seed)
-    contenders = _contenders(ground, ground.draw_theta(THETA_DRAWS, rng))
+    every = _contenders(ground, ground.draw_theta(THETA_DRAWS, rng))
+    judged = _within(every, LARGEST_VERDICT)
+    contenders = [every[s] for s in judged]
     runs = np.empty(0, dtype=np.intp)
     if more_runs > 0 and ground.open.any():
         runs = _next_runs(ground, more_runs, seed, weight).index
@@ -491,7 +501,7 @@ def verdict(
         later.append(float((then / lowest).mean()))
         choices.append(
             ground.choice(
-                s,
+                int(judged[s]),
                 int(rows[winner]),
                 probability_best_ratio=float((joules[:, winner] <= lowest).mean()),
                 expected_regret_j=float(lost.mean()),
@@ -502,6 +512,7 @@ def verdict(
     regret = float(np.mean([choice.expected_regret_ratio for choice in choices]))
     return Verdict(
         choices=tuple(choices),
+        scenarios=len(ground.scenarios),
         probability_best_ratio=float(np.mean([c.probability_best_ratio for c in choices])),
         expected_regret_j=regret_j,
         expected_regret_ratio=regret,
@@ -585,7 +596,8 @@ class _Ground:
         ran[done[done >= 0]] = True
         x = design(cases)
         predicted = np.maximum(energy(x, model.pooled.theta), np.finfo(np.float64).tiny)
-        within, between = _spreads(model.pooled)
+        joules = np.empty(0) if rows is None else rows.energy_per_request_j
+        within, between = _spreads(x[n:], kin[n:], model.pooled, joules)
         return cls(
             choose=tuple(choose),
             cases=cases,
@@ -601,7 +613,7 @@ class _Ground:
             between=between,
             energy_j=predicted,
             spot=np.where(done >= 0, done, n + np.arange(m)),
-            measured_j=np.empty(0) if rows is None else rows.energy_per_request_j,
+            measured_j=joules,
         )
 
     @cached_property
@@ -658,15 +670,34 @@ class _Ground:
         return " ".join(parts)
 
 
-def _spreads(coefficients: Coefficients) -> tuple[float, float]:
-    """Spread of a row's own error and of the one it shares; a guess while rows are few."""
-    guess, rows = fitting.PRIOR_ROW_RATIO, coefficients.rows
-    found = (coefficients.within_ratio, coefficients.between_ratio) if rows else (guess, guess)
-    within, between = (
-        float(np.sqrt((WEIGHT_OF_GUESS * guess**2 + rows * ratio**2) / (WEIGHT_OF_GUESS + rows)))
-        for ratio in found
-    )
-    return within, between
+def _spreads(
+    x: FloatArray, kin: IntArray, fitted: Coefficients, joules: FloatArray
+) -> tuple[float, float]:
+    """Spread of a row's own error and of the one it shares with its kin.
+
+    Rows chosen for what they tell are extreme ones: left out one by one, as the fit's own
+    intervals do, they mispredict each other far more than ordinary rows. So residuals of the fit
+    are counted here, over the rows that it left free; a guess helps out while rows are few.
+    """
+    guess = fitting.PRIOR_ROW_RATIO**2
+    n = len(joules)
+    if n == 0:
+        return float(np.sqrt(guess)), float(np.sqrt(guess))
+    residual = np.log(joules / np.maximum(energy(x, fitted.theta), np.finfo(np.float64).tiny))
+    slope = log_slopes(x, fitted.theta)
+    noise = fitted.within_ratio**2 + fitted.between_ratio**2 + guess / n
+    normal = slope.T @ slope
+    used = float(np.trace(np.linalg.solve(normal + noise * np.diag(1.0 / SPREADS**2), normal)))
+    free_ratio = max(1.0 - used / n, 0.0)
+    _, place, counts = np.unique(kin, return_inverse=True, return_counts=True)
+    apart = residual - (np.bincount(place, residual) / counts)[place]
+
+    def spread(squares: float, rows: float) -> float:
+        return (squares + WEIGHT_OF_GUESS * guess) / (rows * free_ratio + WEIGHT_OF_GUESS)
+
+    own = spread(float(apart @ apart), float((counts - 1).sum()))
+    every = spread(float(residual @ residual), float(n))
+    return float(np.sqrt(own)), float(np.sqrt(max(every - own, 0.0) + guess / (1.0 + n)))
 
 
 def _same_case(cases: Cases, n: int) -> IntArray:
@@ -964,7 +995,7 @@ class _Belief:
     def _shared(ground: _Ground, a: FloatArray, b: FloatArray) -> FloatArray:
         """Prior covariance of the residuals of kin at two lists of places."""
         distance = np.abs(a[:, None] - b[None]).sum(axis=2)
-        near = np.exp(-distance / ground.coefficients.reach_doublings)
+        near = np.exp(-distance / fitting.REACH_DOUBLINGS)
         return np.asarray(ground.between**2 + ground.within**2 * near)
 
     def covariance(self, ground: _Ground) -> FloatArray:
@@ -1016,6 +1047,12 @@ def _contenders(ground: _Ground, theta: FloatArray) -> list[IntArray]:
     return contenders
 
 
+def _within(contenders: list[IntArray], limit: int) -> IntArray:
+    """Places of all scenarios, or evenly spaced ones with so many configurations together."""
+    together = sum(len(rows) for rows in contenders)
+    return np.arange(0, len(contenders), -(-together // limit))
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Deciding:
     """A run that is to tell candidates apart."""
@@ -1033,8 +1070,8 @@ def _most_deciding(
     Of a run's outcome only its spread is known beforehand; each next run is chosen with that
     taken into account and the expectation left where it is.
     """
-    stop = int(np.searchsorted(np.cumsum([len(c) for c in contenders]), LARGEST_BELIEF))
-    contenders = contenders[: stop + 1]  # of thousands of scenarios, those seen first
+    looked_at = _within(contenders, LARGEST_BELIEF)
+    contenders = [contenders[s] for s in looked_at]
     competing = np.concatenate(contenders)
     starts = np.cumsum([0, *(len(c) for c in contenders)])[:-1]
     beside = np.linspace(0, len(pool) - 1, min(BESIDE, len(pool))).astype(np.intp)
@@ -1066,7 +1103,7 @@ def _most_deciding(
             _Deciding(
                 place=in_pool,
                 why=f"tells {' from '.join(map(ground.configuration, map(int, rivals)))} for "
-                f"{ground.name(helped)}",
+                f"{ground.name(int(looked_at[helped]))}",
                 gain=float(gain[best]),
             )
         )

@@ -81,6 +81,10 @@ class MeterError(MeasurementError):
 
 # ------------------------------------------------------------------------- what is to be done
 
+#: More than this of anything is a slip, not a case (as in the tidy table).
+LARGEST_COUNT = 10**9
+LARGEST_SIDE_PIXELS = 10**5
+
 
 class Phase(StrEnum):
     """What an engine can repeat (see the top of this module)."""
@@ -123,6 +127,8 @@ class Layout:
         it does not know.
     seed : int
         Fixes weights and prompts.
+    gpu : Gpu or None
+        GPU type that the plan names; only a simulated engine needs to be told.
     """
 
     llm: Llm
@@ -140,6 +146,7 @@ class Layout:
     shard: tuple[int, int] | None = None
     options: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
+    gpu: Gpu | None = None
 
     @property
     def gpus(self) -> int:
@@ -163,9 +170,10 @@ class Media:
             (self.images, self.image_pixels, "image"),
             (self.frames, self.frame_pixels, "frame"),
         ):
-            if count < 0 or (count and (pixels is None or min(pixels) < 1)):
+            sized = pixels is not None and 1 <= min(pixels) <= max(pixels) <= LARGEST_SIDE_PIXELS
+            if not 0 <= count <= LARGEST_COUNT or (count and not sized):
                 raise InputError(
-                    f"{name}s need a height and a width of 1 pixel or more "
+                    f"{name}s need a height and a width of 1 to {LARGEST_SIDE_PIXELS} pixels "
                     f"({name}_pixels); given {count} {name}s of {pixels}"
                 )
 
@@ -537,8 +545,11 @@ class PlannedCase:
             ("output_tokens", workload.output_tokens),
             ("batch_size", configuration.batch_size),
         ):
-            if value != int(value):
-                raise InputError(f"a planned case must have a whole number of {name}, not {value}")
+            if not (1 <= value <= LARGEST_COUNT and value == int(value)):
+                raise InputError(
+                    f"a planned case must have a whole number of {name} from 1 to "
+                    f"{LARGEST_COUNT:.0g}, not {value!r}"
+                )
         if self.request_rate_per_s is not None:
             if self.mode is not Mode.STEADY:
                 raise InputError("request_rate_per_s goes with mode steady only")
@@ -655,6 +666,7 @@ def layout_of(cases: Sequence[PlannedCase]) -> Layout:
         shard=first.shard,
         options=first.options,
         seed=first.seed,
+        gpu=first.case.gpu,
     )
 
 
@@ -686,6 +698,12 @@ class Procedure:
     attempts: int = 2  # how often a case may lose its worker
 
     def __post_init__(self) -> None:
+        for field_ in fields(self):
+            value = getattr(self, field_.name)
+            if isinstance(value, float) and not math.isfinite(value):
+                raise InputError(f"{field_.name} must be finite, not {value}")
+            if value is not None and value < 0 and field_.name != "cool_below_c":
+                raise InputError(f"{field_.name} must be 0 or more, not {value}")
         for name in ("min_window_s", "spread_limit_ratio", "case_limit_s", "steady_window_s"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be above 0, not {getattr(self, name)}")

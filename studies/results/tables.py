@@ -72,12 +72,20 @@ def _regret(item: tuple[str, Mapping[str, float]]) -> tuple[bool, float]:
     return value is None, value or 0.0
 
 
+def _error(score: Mapping[str, float]) -> float | None:
+    """MAPE, as the median over draws where there are several."""
+    return score.get("mape_median_of_draws_ratio", score.get("mape_ratio"))
+
+
 def scores(estimators: Mapping[str, Mapping[str, float]], columns: Any = COLUMNS) -> str:
     """One line for each estimator, least regret first."""
     rows = [
         (
             f"**{name}**" if name == "energylens" else name,
-            *(percent(score.get(metric), digits) for _, metric, digits in columns),
+            *(
+                percent(_error(score) if metric == "mape_ratio" else score.get(metric), digits)
+                for _, metric, digits in columns
+            ),
         )
         for name, score in sorted(estimators.items(), key=_regret)
     ]
@@ -91,7 +99,13 @@ def _curve(results: Results, metric: str, digits: int) -> str:
     rows = [
         (
             f"**{name}**" if name == "energylens" else name,
-            *(percent(point[name].get(metric), digits) for point in points),
+            *(
+                percent(
+                    _error(point[name]) if metric == "mape_ratio" else point[name].get(metric),
+                    digits,
+                )
+                for point in points
+            ),
         )
         for name, _ in names
     ]
@@ -110,7 +124,7 @@ def _headline(results: Results) -> str:
                     percent(score["top1_ratio"]),
                     percent(score["pairwise_ratio"]),
                     percent(score["regret_mean_ratio"], 2),
-                    percent(score.get("mape_ratio")),
+                    percent(_error(score)),
                     percent(other["top1_ratio"]),
                     percent(other["regret_mean_ratio"], 2),
                 )
@@ -207,6 +221,22 @@ def _coefficients(results: Results) -> str:
     )
 
 
+def _calibration(results: Results) -> str:
+    return markdown(
+        ("stated", "candidates", "mean stated", "were best", "were within 2 % of it"),
+        [
+            (
+                f"{percent(b['from_ratio'], 0)} to {percent(b['to_ratio'], 0)}",
+                str(b["candidates"]),
+                percent(b["stated_ratio"]),
+                percent(b["best_ratio"]),
+                percent(b["within_noise_ratio"]),
+            )
+            for b in results["calibration"]["bins"]
+        ],
+    )
+
+
 def _simple(study: str) -> Callable[[Results], str]:
     return lambda results: scores(results[study]["estimators"])
 
@@ -231,4 +261,5 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "workload": _workload,
     "assumptions": _assumptions,
     "coefficients": _coefficients,
+    "calibration": _calibration,
 }

@@ -27,6 +27,10 @@ LATENCY_S = 12e-6
 LINK_J_PER_BYTE = 2 * 8 * 1.3e-12
 COMMUNICATION_POWER_SHARE = 0.5
 STEP_TOKENS = 8192  # of one prefill pass
+COMPUTE_ALONE = (
+    *("prefill_energy_per_request_j", "decode_energy_per_request_j"),
+    *("ttft_s", "tpot_s", "average_power_w"),
+)
 MODEL = (
     f"ring all-reduce at {LINK_SHARE:g} of the link, {LATENCY_S * 1e6:g} us each, "
     f"{COMMUNICATION_POWER_SHARE:g} of the measured power meanwhile, "
@@ -82,8 +86,8 @@ def derive(shards: Path, into: Path) -> int:
         }
         if row.get("request_latency_s"):
             row["request_latency_s"] += seconds
-        # The parts are those of compute alone, and would miss the new whole.
-        for part in ("prefill_energy_per_request_j", "decode_energy_per_request_j"):
+        # The rest is about compute alone, and would not go with the new whole.
+        for part in COMPUTE_ALONE:
             if part in row:
                 row[f"x_compute_{part}"] = row.pop(part)
         lines.append(json.dumps(row))

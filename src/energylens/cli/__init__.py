@@ -73,7 +73,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:  # what is read has errors of its own: this is about writing
         where = f" {error.filename}" if error.filename else ""
         print(f"{program}: cannot write{where}: {error.strerror}", file=sys.stderr)
-        _close_stdout()
+        if not error.filename:
+            _close_stdout()
         return 1
     return 0
 

@@ -10,7 +10,13 @@ from __future__ import annotations
 from energylens.discovery.engines import Engine, Found, Problem
 from energylens.discovery.expression import Expression
 from energylens.discovery.front import Front, FrontPoint, FrontTerm, Reference
-from energylens.discovery.library import Quantity, Term, physical_terms, quantities
+from energylens.discovery.library import (
+    Quantity,
+    Term,
+    physical_terms,
+    quantities,
+    quantity_columns,
+)
 from energylens.discovery.operon import OperonEngine
 from energylens.discovery.own import OwnEngine
 from energylens.discovery.pysr import PysrEngine
@@ -45,6 +51,7 @@ __all__ = [
     "engine",
     "physical_terms",
     "quantities",
+    "quantity_columns",
 ]
 
 #: What ``--engine`` takes.

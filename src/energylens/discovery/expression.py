@@ -109,6 +109,16 @@ class Expression:
         )
         return nodes + names
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether its last operation is an addition or subtraction."""
+        tree = self.tree
+        return isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub)
+
+    def times(self, factor: str) -> str:
+        """Text of this times ``factor``, whose text must not be a sum."""
+        return f"({self.text}) * {factor}" if self.is_sum else f"{self.text} * {factor}"
+
     def evaluate(self, columns: Mapping[str, FloatArray]) -> FloatArray:
         """Compute the value for each row.
 
@@ -294,11 +304,9 @@ class Expression:
         def build(node: ast.expr) -> Any:
             match node:
                 case ast.Constant():
-                    return (
-                        sympy.Integer(node.value)
-                        if node.value == int(node.value)
-                        else (sympy.Float(node.value))
-                    )
+                    number = _number(node)
+                    whole = number == int(number)
+                    return sympy.Integer(int(number)) if whole else sympy.Float(number)
                 case ast.Name():
                     return scope[node.id]
                 case ast.UnaryOp():

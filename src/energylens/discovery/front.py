@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -13,6 +12,7 @@ import numpy as np
 from energylens.cases import Cases, FloatArray
 from energylens.discovery.expression import Expression, import_sympy, latex_number
 from energylens.discovery.library import quantities, quantity_columns
+from energylens.discovery.units import PURE
 from energylens.errors import ArtefactError, EnergyLensError
 
 FORMAT = "energylens-front"
@@ -32,7 +32,7 @@ class FrontTerm:
         Of the coefficient; ``"fitted"`` where numbers inside the expression were fitted too.
     meaning : str
     share_ratio : float
-        Of the predicted energy, mean over the rows.
+        Of the energy, mean over the rows.
     stability_ratio : float or None
         Share of the searches over resampled rows (and other seeds) that have the term in their
         expression of this size; None where none were run.
@@ -104,7 +104,7 @@ class FrontPoint:
         for term in self.terms:
             number = latex_number(abs(term.coefficient), digits)
             body = term.expression.to_latex(symbols)
-            if _is_sum(term.expression):
+            if term.expression.is_sum:
                 body = rf"\left({body}\right)"
             sign = "-" if term.coefficient < 0 else "+"
             parts.append(rf"{sign} {number} \, {body}")
@@ -127,20 +127,19 @@ class FrontPoint:
         """Source of a function that computes it with numpy alone."""
         names = self.expression.names
         known = quantities()
-        lines = ["import numpy as np", "", ""]
-        lines.append(f"def energy_per_request_j(*, {', '.join(names)}):" if names else
-                     "def energy_per_request_j():")  # fmt: skip
-        lines.append('    """Joules per request; numbers or numpy arrays.')
-        lines.append("")
+        lines = ["import numpy as np", "", "", "def energy_per_request_j("]
+        lines += ["    *,"] if names else []
+        lines += [f"    {name}," for name in names]
+        lines += ["):", '    """Joules per request, for numbers or numpy arrays.', ""]
         for name in names:
-            lines.append(f"    {name}: {known[name].meaning}, in {known[name].unit}")
+            unit = known[name].unit
+            said = "a pure number" if unit == PURE else f"in {unit}"
+            lines.append(f"    {name}: {known[name].meaning}, {said}")
         lines += ['    """', "    return ("]
         for place, term in enumerate(self.terms):
             sign = "+ " if place else ""
-            unit = "" if term.unit == "1" else f"  # {term.unit}"
-            lines.append(
-                f"        {sign}{term.coefficient!r} * ({term.expression.to_numpy()}){unit}"
-            )
+            value = f"{term.coefficient!r} * ({term.expression.to_numpy()})"
+            lines.append(f"        {sign}{value}  # {term.unit}")
         return "\n".join([*lines, "    )", ""])
 
     def to_json(self) -> dict[str, Any]:
@@ -333,11 +332,6 @@ def _without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in given.items() if name not in names}
 
 
-def _is_sum(expression: Expression) -> bool:
-    tree = expression.tree
-    return isinstance(tree, ast.BinOp) and isinstance(tree.op, ast.Add | ast.Sub)
-
-
 def _product(coefficient: float, expression: Expression) -> str:
-    text = f"({expression.text})" if _is_sum(expression) else expression.text
+    text = f"({expression.text})" if expression.is_sum else expression.text
     return f"{coefficient!r} * {text}"

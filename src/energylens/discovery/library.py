@@ -46,6 +46,7 @@ _QUANTITIES = (
     ("running", "B", "1", "sequences in flight"),
     ("input_tokens", "L_i", "token/request", "tokens prefilled"),
     ("output_tokens", "L_o", "token/request", "tokens generated"),
+    ("context_ratio", "c", "1", "longest context over 8192 tokens"),
     ("vision_tokens", "L_v", "token/request", "tokens from images or frames"),
     ("images", "n_i", "image/request", "images encoded"),
     ("frames", "n_f", "image/request", "frames encoded"),
@@ -68,12 +69,18 @@ _QUANTITIES = (
     ("decode_flop", "F_d", "FLOP/request", "operations of decode"),
     ("cache_bytes", "C", "byte/request", "KV cache and state moved while decoding"),
     ("state_bytes", "C_s", "byte/request", "state-space state moved while decoding"),
+    (
+        "expert_wait_bytes",
+        "W_x",
+        "byte/request",
+        "what the busiest GPU reads of experts beyond its share",
+    ),
     ("decode_message_bytes", "M_d", "byte/request", "hidden states reduced in decode"),
     ("decode_link_bytes", "S_d", "byte/request", "bytes between GPUs in decode"),
     ("routing", "R", "expert/token", "experts that one token visits, over all layers"),
     # --------------------------------------------------------------------- formats, hardware
-    ("weight_only", "q_w", "1", "1 where weights are widened before they multiply"),
-    ("narrow", "q_c", "1", "1 where operands have fewer than 16 bits"),
+    ("weight_only_ratio", "q_w", "1", "1 where only weights have 8 bits or fewer"),
+    ("narrow_ratio", "q_n", "1", "1 where weights and activations have 8 bits or fewer"),
     ("tdp_w", "P_g", "J/s", "TDP of a GPU"),
     ("bandwidth_bytes_per_s", r"\beta", "byte/s", "memory bandwidth of a GPU"),
     ("flop_per_s", r"\phi", "FLOP/s", "16-bit peak of a GPU"),
@@ -119,7 +126,9 @@ def quantity_columns(cases: Cases) -> dict[str, FloatArray]:
     linear = cases.of_llm(lambda m: 2.0 * m.computing_parameters) * worth * cases.input_tokens
     attention = counts.prefill_flop - linear
     message = ACTIVATION_BYTES * cases.of_llm(_reduced_elements)
-    always_bytes = counts.steps * cases.data_parallel * always
+    # Each of the microbatches that keep a pipeline busy reads all weights, as counts.py has it.
+    readings = counts.steps * cases.pipeline_parallel * cases.data_parallel
+    always_bytes = readings * always
     tdp_w = cases.of_gpu(lambda g: g.tdp_w)
     derived = {
         # What rounding leaves of 0 is 0: an LLM without attention layers has none.
@@ -130,11 +139,9 @@ def quantity_columns(cases: Cases) -> dict[str, FloatArray]:
         "step_expert_bytes": np.where(
             experts > 0, np.maximum(counts.step_weight_bytes - always_bytes, 0.0), 0.0
         ),
-        "step_all_bytes": always_bytes + counts.steps * cases.data_parallel * experts,
+        "step_all_bytes": always_bytes + readings * experts,
         "state_bytes": 2.0 * STATE_BYTES * cases.of_llm(_state_elements) * cases.output_tokens,
         "routing": cases.of_llm(_routing),
-        "weight_only": cases.of_precision(lambda p: float(p.weight_only)),
-        "narrow": cases.of_precision(lambda p: float(p.compute_bits < 16)),
         "tdp_w": tdp_w,
         "bandwidth_bytes_per_s": cases.of_gpu(lambda g: g.memory_bandwidth_bytes_per_s),
         "flop_per_s": cases.of_gpu(lambda g: g.bf16_flop_per_s),
@@ -286,10 +293,6 @@ _SINGLE = (
     ("decode_message_bytes * log2(tensor_parallel)", "J/byte", "a tree all-reduce in decode"),
     ("gpus * (pipeline_parallel - 1) * (passes + steps)", "J/pass",
      "waiting for the hand-over to the next stage"),
-    ("max(prefill_flop / flop_per_s, pass_weight_bytes / bandwidth_bytes_per_s)", "J/s",
-     "GPU-seconds of prefill: the slower of computing and reading"),
-    ("max(decode_flop / flop_per_s, (step_weight_bytes + cache_bytes) / bandwidth_bytes_per_s)",
-     "J/s", "GPU-seconds of decode: the slower of computing and reading"),
     ("vision_flop", "J/FLOP", "the vision tower"),
     ("vision_tokens", "J/token", "handling vision tokens"),
     ("images + frames", "J/image", "decoding and resizing images"),
@@ -300,16 +303,39 @@ _SINGLE = (
     ("output_tokens * routing", "J/expert", "dispatching new tokens to experts"),
     ("input_tokens * routing", "J/expert", "dispatching the prompt to experts"),
     ("state_bytes", "J/byte", "moving the state of state-space layers"),
-    ("weight_only * step_weight_bytes", "J/byte", "widening weights while decoding"),
-    ("weight_only * decode_flop", "J/FLOP", "computing tokens with widened weights"),
-    ("weight_only * prefill_flop", "J/FLOP", "computing the prompt with widened weights"),
-    ("narrow * prefill_flop", "J/FLOP", "narrow operands dearer than their peak says, prefill"),
-    ("narrow * decode_flop", "J/FLOP", "narrow operands dearer than their peak says, decode"),
-    ("narrow * gpus * kernels * steps", "J/kernel", "more kernels for narrow operands"),
+    ("weight_only_ratio * step_weight_bytes", "J/byte", "widening weights while decoding"),
+    ("weight_only_ratio * decode_flop", "J/FLOP", "computing tokens with widened weights"),
+    ("weight_only_ratio * prefill_flop", "J/FLOP", "computing the prompt with widened weights"),
+    ("narrow_ratio * step_weight_bytes", "J/byte", "narrowing activations while decoding"),
+    ("narrow_ratio * decode_flop", "J/FLOP", "narrow operands dearer than their peak, decode"),
+    ("narrow_ratio * prefill_flop", "J/FLOP", "narrow operands dearer than their peak, prefill"),
+    ("narrow_ratio * gpus * kernels * steps", "J/kernel", "more kernels for narrow operands"),
+    ("expert_wait_bytes", "J/byte", "waiting for the GPU whose experts are asked for most"),
+    ("(prefill_link_bytes + decode_link_bytes) * context_ratio", "J/byte",
+     "sending activations, dearer with long contexts"),
+    ("gpus * (pipeline_parallel - 1) * (passes + steps) * context_ratio", "J/pass",
+     "waiting for the next stage, longer with long contexts"),
     ("idle_gpus * (prefill_roofline_s + decode_roofline_s)", "J/s",
      "GPUs of the node that serve nothing"),
     ("idle_gpus * kernels * steps", "J/kernel", "idle GPUs during launches of decode"),
     ("idle_gpus * output_tokens", "J/token", "idle GPUs, for a token"),
+)  # fmt: skip
+
+# GPU-seconds of a phase in which reading and computing share their time: the slower of both, or
+# the root of their squares, with computing at a share of its peak.
+_READING = (
+    ("pass_weight_bytes", "prefill_flop", "prefill"),
+    ("step_weight_bytes", "decode_flop", "decode"),
+    ("step_weight_bytes + cache_bytes", "decode_flop", "decode, cache included"),
+)
+_OVERLAPS = (
+    ("max({0} / bandwidth_bytes_per_s, {1} / flop_per_s)", "the slower of reading and computing"),
+    ("max({0} / bandwidth_bytes_per_s, 2 * {1} / flop_per_s)",
+     "the slower of reading and computing at half its peak"),
+    ("sqrt(({0} / bandwidth_bytes_per_s) ** 2 + ({1} / flop_per_s) ** 2)",
+     "reading and computing in quadrature"),
+    ("sqrt(({0} / bandwidth_bytes_per_s) ** 2 + (2 * {1} / flop_per_s) ** 2)",
+     "reading and computing at half its peak in quadrature"),
 )  # fmt: skip
 
 #: What one count costs on a GPU type by its datasheet, by the unit it is counted in: where rows
@@ -347,6 +373,10 @@ def _terms() -> Iterator[Term]:
                 )
     for text, unit, meaning in _SINGLE:
         yield Term.of(text, unit, meaning)
+    for form, how in _OVERLAPS:
+        for reading, flop, phase in _READING:
+            sum_ = f"({reading})" if "+" in reading else reading
+            yield Term.of(form.format(sum_, flop), "J/s", f"{phase}: {how}")
     for form, how in _BATCH_FORMS:
         for work, unit, meaning in _BATCH_WORKS:
             yield Term.of(form.format(work), f"J/{unit}", f"{meaning}, {how}")
@@ -356,9 +386,7 @@ def _priced(term: Term) -> Term:
     unit = str(term.unit).removeprefix("J/")
     links = any("link" in name or "message" in name for name in term.expression.names)
     price = "tdp_w / link_bytes_per_s" if links else _PRICES.get(unit, "tdp_w")
-    text = term.expression.text
-    factor = f"({text})" if "+" in text.split("(")[0] else text
-    expression = Expression(f"{factor} * {price}")
+    expression = Expression(term.expression.times(price))
     own = expression.unit(quantity_units())
     assert own is not None
     return Term(expression=expression, unit=JOULES_PER_REQUEST / own, meaning=term.meaning)

@@ -12,8 +12,10 @@ import numpy as np
 from energylens.discovery.engines import Found, Problem
 from energylens.discovery.expression import import_sympy
 from energylens.discovery.symbolic import Inputs, found, pruned
-from energylens.errors import MissingExtraError
+from energylens.errors import FitError, MissingExtraError
 
+ATTEMPTS = 3
+NEXT_SEED = 1_000_003
 ROW_UNCERTAINTY_RATIO = 0.05  # of joules whose rows state none
 
 
@@ -32,13 +34,13 @@ class OperonEngine:
     largest : int
         Nodes of the largest tree.
     symbols : str
-        Functions allowed, as pyoperon names them.
+        Functions allowed, as pyoperon names them; ``fmax`` and ``log`` are others worth a try.
     """
 
     evaluations: int = 200_000
     population: int = 500
     largest: int = 30
-    symbols: str = "add,sub,mul,div,fmax,log,constant,variable"
+    symbols: str = "add,sub,mul,div,constant,variable"
     name: str = "operon"
     fitted_constants: bool = True
     folds: int = 4
@@ -55,28 +57,38 @@ class OperonEngine:
         inputs = Inputs.of(problem)
         # Rows that count more are surer; the level matters only for pyoperon's own criteria.
         sigma = ROW_UNCERTAINTY_RATIO * inputs.target / np.sqrt(problem.weights)
-        search = regressor(
-            allowed_symbols=self.symbols,
-            objectives=["gauss", "length"],
-            optimizer_iterations=5,
-            population_size=self.population,
-            pool_size=self.population,
-            generations=1_000_000,
-            max_evaluations=self.evaluations,
-            max_length=min(self.largest, largest or self.largest),
-            uncertainty=sigma.tolist(),
-            add_model_intercept_term=False,
-            random_state=seed,
-            n_threads=1,
-        )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about models without variables
-            search.fit(inputs.matrix, inputs.target)
-            names = [f"x{i + 1}" for i in range(inputs.matrix.shape[1])]
-            formulas = [
-                (search.get_model_string(m["tree"], 9, names), int(m["length"]))
-                for m in search.pareto_front_
-            ]
+        names = [f"x{i + 1}" for i in range(inputs.matrix.shape[1])]
+        for attempt in range(ATTEMPTS):
+            search = regressor(
+                allowed_symbols=self.symbols,
+                objectives=["gauss", "length"],
+                optimizer_iterations=5,
+                population_size=self.population,
+                pool_size=self.population,
+                generations=1_000_000,
+                max_evaluations=self.evaluations,
+                max_length=min(self.largest, largest or self.largest),
+                uncertainty=sigma.tolist(),
+                add_model_intercept_term=False,
+                random_state=seed + attempt * NEXT_SEED,
+                n_threads=1,
+            )
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # overflow in trees that are thrown away
+                try:
+                    search.fit(inputs.matrix, inputs.target)
+                except ValueError:  # a tree of its front is not finite on the rows
+                    continue
+                formulas = [
+                    (search.get_model_string(tree["tree"], 9, names), int(tree["length"]))
+                    for tree in search.pareto_front_
+                ]
+            break
+        else:
+            raise FitError(
+                f"pyoperon gave formulas that are not finite on these rows, {ATTEMPTS} times; "
+                "allow fewer functions or try another seed"
+            )
         every = [found(_translated(text), size, inputs, problem) for text, size in formulas]
         return pruned([item for item in every if item is not None])
 

@@ -13,12 +13,13 @@ from energylens.discovery.front import Front, FrontPoint, FrontTerm, Reference
 from energylens.discovery.library import quantity_columns, quantity_units
 from energylens.discovery.units import JOULES_PER_REQUEST
 from energylens.errors import FitError, InputError, UsageError
-from energylens.formula import STRUCTURE, TERMS, design
+from energylens.formula import STRUCTURE, TERMS, design, energy, slopes
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
 GROUPS = ("llm", "workload", "row")
 FEWEST_ROWS = 8
 FEWEST_GROUPS = 4  # of a kind, for that kind to be what is left out
+GAUSS_NEWTON_STEPS = 12  # half steps, of the frozen law
 WORST_RATIO = 19.0  # relative error that a held-out prediction counts as at most, or if missing
 
 #: From held-out predictions to the share of scenarios chosen rightly and the mean regret.
@@ -272,11 +273,12 @@ def _terms(
     engine: Engine, found: Found, problem: Problem, stability: dict[str, float]
 ) -> tuple[FrontTerm, ...]:
     units = quantity_units()
-    parts = np.array([c * e.evaluate(problem.columns) for c, e in found.terms])
-    parts = np.broadcast_to(
-        parts.reshape(len(found.terms), -1), (len(parts), len(problem.energy_j))
+    n = len(problem.energy_j)
+    parts = np.array(
+        [np.broadcast_to(c * e.evaluate(problem.columns), (n,)) for c, e in found.terms]
     )
-    shares = (parts / parts.sum(axis=0)).mean(axis=1)
+    shares = (parts / problem.energy_j).mean(axis=1)
+    shares = shares / shares.sum()
     terms = []
     for i, (coefficient, expression) in enumerate(found.terms):
         own = expression.unit(units, free_constants=engine.fitted_constants)
@@ -297,23 +299,27 @@ def _reference(dataset: Dataset, problem: Problem, fold: IntArray, scorer: Score
     """The frozen law under the same relative loss, without its prior."""
     from scipy.optimize import nnls
 
-    x = design(dataset.cases)
-    y, root = problem.energy_j, np.sqrt(problem.weights)
-    a = x / y[:, None] * root[:, None]
-    size = np.sqrt((a**2).sum(axis=0))
-    size[size == 0] = 1.0
+    x, y = design(dataset.cases), problem.energy_j
 
     def fitted(rows: IntArray) -> FloatArray:
-        return np.asarray(nnls(a[rows] / size, root[rows], maxiter=1000)[0] / size)
+        theta = np.ones(x.shape[1])
+        for _ in range(GAUSS_NEWTON_STEPS):
+            # The law is of first degree in theta, so its slopes times theta are the law.
+            a = slopes(x[rows], theta) * (problem.target / y)[rows, None]
+            size = np.sqrt((a**2).sum(axis=0))
+            size[size == 0] = 1.0
+            step = nnls(a / size, problem.target[rows], maxiter=1000)[0] / size
+            theta = (theta + step) / 2.0
+        return theta
 
     held_out = np.empty(len(y))
     for k in range(fold.max() + 1):
-        held_out[fold == k] = x[fold == k] @ fitted(np.flatnonzero(fold != k))
+        held_out[fold == k] = energy(x[fold == k], fitted(np.flatnonzero(fold != k)))
     top1, regret = scorer(dataset, held_out)
     return Reference(
         name=f"frozen law {STRUCTURE}",
         terms=len(TERMS),
-        in_sample_mape_ratio=_mean(_errors(x @ fitted(np.arange(len(y))), y), problem),
+        in_sample_mape_ratio=_mean(_errors(energy(x, fitted(np.arange(len(y)))), y), problem),
         held_out_mape_ratio=_mean(_errors(held_out, y), problem),
         top1_ratio=top1,
         regret_mean_ratio=regret,

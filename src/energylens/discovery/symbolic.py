@@ -40,7 +40,7 @@ WORKS = (
     "output_tokens * routing",
     "idle_gpus * (prefill_roofline_s + decode_roofline_s)",
 )
-DEGREES = ("tensor_parallel", "pipeline_parallel", "running")
+DEGREES = ("tensor_parallel", "log2(tensor_parallel)", "pipeline_parallel - 1", "running")
 OPERATORS = 8
 FITTED = "#"  # stands for a fitted number in a skeleton
 SMALLEST_SHARE = 1e-4  # of the energy of any row, below which an addend is rounding

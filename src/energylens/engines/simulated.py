@@ -2,14 +2,12 @@
 
 Times and joules come from :mod:`energylens.engines.simulation`, which knows nothing of the
 energy law. The engine keeps its own clock, which runs as fast as the machine can compute, and
-its own meter, whose counter moves in steps as a real one does. Every row made with it says
-``simulated``.
+its own meter. Every row made with it says ``simulated``.
 """
 
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
@@ -51,7 +49,6 @@ from energylens.records import Case, Configuration, Modality, Source, Workload
 
 OPTIONS = ("gpu",)
 NODE_GPUS = 8
-PERIOD_S = 0.1  # between two steps of the counter, as on a data-centre GPU
 DEFAULT_GPU = "H100-SXM-80GB"
 MOST_CONCURRENT = 4096
 
@@ -66,8 +63,6 @@ class SimulatedMeter:
         self._now_s = 0.0
         self._idle_w = 0.0
         self._energy_j = (0.0,) * NODE_GPUS
-        # (moment, joules) since the last step of the counter, for what it still shows
-        self._past: deque[tuple[float, tuple[float, ...]]] = deque([(0.0, self._energy_j)])
         self._channels = tuple(
             Channel(id=f"gpu{i}", kind=ChannelKind.GPU, index=i) for i in range(NODE_GPUS)
         )
@@ -94,8 +89,8 @@ class SimulatedMeter:
 
     @property
     def period_s(self) -> float:
-        """Time between two steps of the counter."""
-        return PERIOD_S
+        """0: it is continuous, as nobody could look while simulated work goes on."""
+        return 0.0
 
     def draw(self, idle_w: float) -> None:
         """Let every GPU draw so much from now on when it does nothing."""
@@ -109,21 +104,10 @@ class SimulatedMeter:
             before + (energy_j / gpus if i < gpus else idle_j)
             for i, before in enumerate(self._energy_j)
         )
-        self._past.append((self._now_s, self._energy_j))
-        shown = self._shown_s()
-        while len(self._past) > 1 and self._past[1][0] <= shown:
-            self._past.popleft()
-
-    def _shown_s(self) -> float:
-        return math.floor(self._now_s / PERIOD_S + 1e-9) * PERIOD_S
 
     def read(self) -> Reading:
-        """Read what the counter showed at its last step."""
-        shown = self._shown_s()
-        (begin, first), (end, last) = self._past[0], self._past[min(1, len(self._past) - 1)]
-        share = min(1.0, max(0.0, (shown - begin) / (end - begin))) if end > begin else 0.0
-        joules = tuple(a + share * (b - a) for a, b in zip(first, last, strict=True))
-        return Reading(time_s=self._now_s, energy_j=joules)
+        """Read all counters."""
+        return Reading(time_s=self._now_s, energy_j=self._energy_j)
 
     def states(self) -> tuple[DeviceState, ...]:
         """Nothing: a simulated GPU has no clocks to read."""
@@ -200,7 +184,7 @@ class SimulatedEngine:
                 reason=Reason.UNSUPPORTED,
             )
         try:
-            gpu = catalog.gpu(options.text("gpu", DEFAULT_GPU))
+            gpu = layout.gpu or catalog.gpu(options.text("gpu", DEFAULT_GPU))
         except InputError as error:
             raise EngineError(str(error), reason=Reason.UNSUPPORTED) from None
         # One batch of the layout's full size tells at once whether anything fits at all.

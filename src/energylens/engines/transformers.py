@@ -91,7 +91,8 @@ class TransformersEngine:
     device
         ``auto`` (default), ``cpu`` or ``cuda``.
     graphs
-        ``true``: decode steps are replayed from a CUDA graph. Default: true on a GPU.
+        ``true``: decode steps are replayed from a CUDA graph, or the case fails. Default: on a
+        GPU, wherever the LLM can be captured; the provenance says whether it was.
     compile
         ``true``: the LLM goes through torch.compile. Default false.
     threads
@@ -164,6 +165,9 @@ class TransformersEngine:
             described = self._quantize(layout.precision)
             if options.flag("compile", False):
                 self._model.forward = torch.compile(self._model.forward, dynamic=False)
+        graphs = str(self._graphs).lower()
+        if self._graphs and "graphs" not in layout.options:
+            graphs = self._probed_graphs()
         loaded = loaded_provenance([_weights(self._model)])
         check_loaded(layout.precision, layout_llm(layout), loaded)
         vision = has_vision(self._config)
@@ -174,7 +178,7 @@ class TransformersEngine:
             "torch_version": str(torch.__version__),
             "cuda_version": str(torch.version.cuda),
             "device": wanted,
-            "cuda_graphs": str(self._graphs).lower(),
+            "cuda_graphs": graphs,
             "torch_compile": str(options.flag("compile", False)).lower(),
             "attention": "scaled_dot_product_attention, mean context at every decode step",
             "weights": "dummy normal 0.02" if layout.weights == "dummy" else "checkpoint",
@@ -186,6 +190,19 @@ class TransformersEngine:
         if differences:
             provenance["llm_differences"] = "; ".join(differences)
         return provenance
+
+    def _probed_graphs(self) -> str:
+        """Find out on a small batch whether this LLM can be captured, and say so if not."""
+        try:
+            self.prepare(Batch(requests=1, input_tokens=16, output_tokens=4), [Phase.DECODE])
+        except EngineError as error:
+            if error.reason is not Reason.UNSUPPORTED:
+                raise
+            self._graphs = False
+            return f"false ({error})"
+        finally:
+            self._prepared = None
+        return "true"
 
     def _build(self, layout: Layout) -> Any:
         import torch
@@ -648,8 +665,8 @@ class _Translated:
         memory = isinstance(error, MemoryError) or "out of memory" in str(error).lower()
         if memory:
             raise EngineError(
-                f"the device ran out of memory trying to {self._what}: lower the batch size or "
-                "the lengths, or take a smaller LLM",
+                f"the device has too little memory to {self._what}: lower the batch size or the "
+                "lengths, or take a smaller LLM",
                 reason=Reason.OUT_OF_MEMORY,
                 usable=self._engine._model is not None,
             ) from error

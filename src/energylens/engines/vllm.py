@@ -768,7 +768,9 @@ def _chain(error: BaseException) -> str:
     seen: BaseException | None = error
     while seen is not None:
         words.insert(0, f"{type(seen).__name__}: {seen}")
-        seen = seen.__cause__ or seen.__context__
+        seen = seen.__cause__  # contexts may be errors long dealt with
+    if words[0] == "RuntimeError: cancelled":
+        words[0] = "WorkerError: a worker process died"
     return "\n".join(words)
 
 

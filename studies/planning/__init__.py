@@ -1,0 +1,1 @@
+"""Replay measurements in the order that planning, or chance, would have made them."""
