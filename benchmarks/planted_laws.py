@@ -428,7 +428,7 @@ def _spans(base: FloatArray, others: FloatArray, tolerance: float) -> bool:
 
 # ---------------------------------------------------------------------------------- the suite
 
-QUICK_LAWS = ("prefill + decode", "TP tree", "MoE coverage", "queueing knee")
+QUICK_LAWS = ("prefill + decode", "MoE coverage", "queueing knee")
 
 
 def quick() -> list[Trial]:
@@ -573,7 +573,7 @@ def write_between(path: Path, name: str, text: str) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_laws", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="four laws, one seed, own engine")
+    parser.add_argument("--quick", action="store_true", help="three laws, one seed, own engine")
     parser.add_argument("--engines", default="own,operon", help="comma list of own, operon")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--operon-seeds", type=int, default=3, help="pyoperon takes longer")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -17,6 +21,7 @@ from energylens.engines.quantization import (
     loaded_provenance,
     vllm_quantization,
 )
+from energylens.engines.vllm import VllmEngine, default_executor
 from energylens.engines.vllm_server import command_line, start_failure
 from energylens.errors import MissingExtraError, UnknownNameError
 from energylens.instrument import EngineError, Layout, Phase, Reason
@@ -164,7 +169,7 @@ def test_what_ranks_loaded_is_summed() -> None:
     }
 
 
-# ------------------------------------------------------------------------------- vLLM's server
+# ------------------------------------------------------------------------------------ vLLM
 
 
 def test_engine_arguments_become_flags() -> None:
@@ -194,3 +199,81 @@ def test_why_vllm_did_not_start_is_told_with_its_kind(log: str, reason: Reason) 
     assert error.reason is reason
     assert "vLLM did not start" in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "bundles", "executor"), [(1, 2, "uni"), (2, 2, "ray"), (2, 1, "mp"), (2, None, "mp")]
+)
+def test_ranks_go_through_ray_only_where_a_task_has_gpus_on_several_nodes(
+    monkeypatch: pytest.MonkeyPatch, ranks: int, bundles: int | None, executor: str
+) -> None:
+    group = None if bundles is None else SimpleNamespace(bundle_count=bundles)
+    util = SimpleNamespace(get_current_placement_group=lambda: group)
+    ray = SimpleNamespace(is_initialized=lambda: True, util=util)
+    monkeypatch.setitem(sys.modules, "ray", ray)
+    assert default_executor(ranks) == executor
+    monkeypatch.delitem(sys.modules, "ray")
+    assert default_executor(ranks) == ("uni" if ranks == 1 else "mp")
+
+
+@pytest.mark.parametrize(
+    ("settings", "asked", "absent"),
+    [
+        ({}, {"enforce_eager": False, "async_scheduling": False}, "max_num_batched_tokens"),
+        ({"step_tokens": 4096}, {"max_num_batched_tokens": 4096}, "enable_expert_parallel"),
+        ({"data_parallel": 2, "max_sequences": 9}, {"max_num_seqs": 5}, "async_scheduling"),
+        (
+            {"tensor_parallel": 2, "expert_parallel": 2},
+            {"enable_expert_parallel": True, "distributed_executor_backend": "mp"},
+            "data_parallel_size",
+        ),
+        ({"options": {"compilation": '{"mode": 0}'}}, {"compilation_config": {"mode": 0}}, "x"),
+        ({"options": {"arguments": '{"block_size": 32}'}}, {"block_size": 32}, "x"),
+        ({"weights": "/no/such/folder"}, {"load_format": "auto"}, "skip_tokenizer_init"),
+    ],
+)
+def test_vllm_is_given_what_the_layout_says(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: dict[str, Any],
+    asked: dict[str, Any],
+    absent: str,
+) -> None:
+    """As far as the arguments go; that vLLM takes them is for the tests of the real engine."""
+    given: dict[str, Any] = {}
+
+    def capture(_: object, *arguments: Any) -> dict[str, str]:
+        given.update(arguments[-1])
+        raise EngineError("enough", reason=Reason.CRASHED)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    monkeypatch.setattr(VllmEngine, "_load", capture)
+    monkeypatch.setattr(VllmEngine, "_serve", capture)
+    monkeypatch.setattr("energylens.engines.vllm._runs_on_cpu", lambda: False)
+    monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
+    monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
+    with pytest.raises(EngineError, match="enough"):
+        VllmEngine().start(replace(layout(), **settings))
+    assert given.items() >= asked.items()
+    assert absent not in given
+    assert not given["enable_prefix_caching"]
+    # what was set for the engine is gone with it, and what the user has set stays
+    assert "VLLM_ENABLE_V1_MULTIPROCESSING" not in os.environ
+    assert os.environ["VLLM_LOGGING_LEVEL"] == "INFO"
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"data_parallel": 2, "options": {"mode": "offline"}}, "drop mode=offline"),
+        ({"tensor_parallel": 2, "expert_parallel": 4}, "expert_parallel must be 2"),
+        ({"options": {"arguments": "[1]"}}, "JSON object"),
+        ({"weights": "auto", "scaled_layers": 2}, "real weights"),
+    ],
+)
+def test_vllm_refuses_what_it_cannot_do_before_it_loads_anything(
+    monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    with pytest.raises(EngineError, match=message) as refused:
+        VllmEngine().start(replace(layout(), **settings))
+    assert refused.value.reason is Reason.UNSUPPORTED

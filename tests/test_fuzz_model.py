@@ -24,8 +24,7 @@ PIECES = (
 
 @pytest.fixture(scope="module")
 def document(draw_cases, make_dataset):
-    rows = make_dataset(draw_cases(8), noise_ratio=0.1)
-    return modelfile.to_json(fit(rows, FitOptions(per=("gpu",))))
+    return modelfile.to_json(fit(make_dataset(draw_cases(8), noise_ratio=0.1)))
 
 
 def mutate(text: bytes, chance: random.Random) -> bytes:
@@ -105,14 +104,16 @@ def test_a_damaged_model_is_the_very_same_or_refused(document):
     assert outcomes["refused"] > MUTATIONS // 2  # so the test means something
 
 
-def test_a_model_altered_with_intent_and_sealed_again_is_sound_or_refused(document, draw_cases):
+def test_a_model_altered_with_intent_and_sealed_again_is_sound_or_refused(draw_cases, make_dataset):
     """The seal guards against accidents; whoever renews it must still not break the program."""
     chance = random.Random(20_260_103)
     cases = Cases.of(draw_cases(4, seed=1, gpus=("H100", "A100-SXM-80GB")))
     cases = cases.replace(average_power_w=500.0)
-    text = json.dumps(document)
+    rows = make_dataset(draw_cases(8), noise_ratio=0.1)
+    options = FitOptions(per=("gpu",), extend=("length",))
+    text = json.dumps(modelfile.to_json(fit(rows, options)))
     outcomes = Counter()
-    for _ in range(1000):
+    for _ in range(600):
         altered = alter(json.loads(text), chance)
         if isinstance(altered, dict):
             content = {key: value for key, value in altered.items() if key != "seal"}
@@ -125,5 +126,5 @@ def test_a_model_altered_with_intent_and_sealed_again_is_sound_or_refused(docume
             outcomes["read"] += 1
             assert model.pooled.theta.min() >= 0
             assert model.predict_energy_j(cases).shape == (4,)
-    assert outcomes["read"] > 50
+    assert outcomes["read"] > 30
     assert outcomes["refused"] > 200

@@ -50,9 +50,7 @@ GPU = Gpu(
 PRECISION = Precision(id="bf16", weight_bits=16, compute_bits=16)
 WORKLOAD = Workload(input_tokens=100, output_tokens=10, vision_tokens=64, images=1)
 CONFIGURATION = Configuration(tensor_parallel=2, batch_size=8)
-CASE = Case(
-    llm=LLM, gpu=GPU, precision=PRECISION, workload=WORKLOAD, configuration=CONFIGURATION
-)
+CASE = Case(llm=LLM, gpu=GPU, precision=PRECISION, workload=WORKLOAD, configuration=CONFIGURATION)
 RECORDS = (
     ATTENTION,
     FEED_FORWARD,

@@ -154,7 +154,7 @@ def _context(first: FloatArray, last: FloatArray, llm: dict[str, FloatArray]) ->
     window = llm["window"]
     start, stop = np.minimum(first, window), np.minimum(last, window)
     beyond = window * ((last - stop) - (first - start))
-    clipped = ((stop * stop - start * start) / 2.0 + beyond) / (last - first)
+    clipped: FloatArray = ((stop * stop - start * start) / 2.0 + beyond) / (last - first)
     return llm["full_layers"] * (first + last) / 2.0 + llm["window_layers"] * clipped
 
 

@@ -361,7 +361,7 @@ def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
             parameters=dict(_pairs(arguments.slurm, "--slurm")),
             gpus=arguments.gpus or max(case.gpus for case in made.cases),
         )
-    needs_gpus = arguments.meter in ("auto", "nvml", "nvml-power")
+    needs_gpus = arguments.meter.partition(":")[0] in ("auto", "nvml", "nvml-power")
     gpus = meters.gpu_indices() if needs_gpus else ()
     return executors.LocalExecutor(
         gpus[: arguments.gpus] if arguments.gpus else gpus, exclusive=arguments.exclusive

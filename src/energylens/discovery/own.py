@@ -15,6 +15,7 @@ from energylens.discovery.subsets import Gram, Subset, best_subsets, distinct_co
 from energylens.errors import UsageError
 
 THOROUGH_WIDTH, QUICK_WIDTH = 8, 4  # subsets of each size carried along: all rows, and folds
+BEYOND = 2  # sizes shown beyond the one that the criterion takes
 COMPOSITE = {"step_weight_bytes": 2}  # names that stand for a sum, and the nodes that it hides
 
 
@@ -71,7 +72,12 @@ class OwnEngine:
         width = THOROUGH_WIDTH if largest is None else QUICK_WIDTH
         limit = min(self.largest, largest or self.largest, len(problem.energy_j) // 2)
         subsets = best_subsets(gram, limit, width=width)
-        return [self._found(a, problem, terms, gram, subset) for subset in subsets]
+        path = [self._found(a, problem, terms, gram, subset) for subset in subsets]
+        if largest is None and path:
+            # What the criterion finds much too large is never the knee.
+            best = min(range(len(path)), key=lambda i: path[i].criterion)
+            path = path[: best + 1 + BEYOND]
+        return path
 
     def _found(
         self, a: FloatArray, problem: Problem, terms: list[Term], gram: Gram, subset: Subset

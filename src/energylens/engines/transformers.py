@@ -421,7 +421,7 @@ class TransformersEngine:
 
     def _static_cache(self, batch: Batch, group: Any) -> tuple[Any, tuple[int, ...], int]:
         """Allocate the cache in the shapes of ``group``, a cache filled by one request."""
-        from transformers.cache_utils import Cache, StaticLayer
+        from transformers import cache_utils
 
         steps = batch.output_tokens - 1
         slots = batch.input_tokens + max(1, math.ceil(batch.output_tokens / 2))
@@ -434,7 +434,12 @@ class TransformersEngine:
                 continue
             window = getattr(source, "sliding_window", None)
             length = min(slots, window) if window else slots
-            layer = StaticLayer(max_cache_len=length)
+            stateful = any(True for _ in _states(source))  # attention and a state in one layer
+            kind = "LinearAttentionAndStaticFullAttentionLayer" if stateful else "StaticLayer"
+            layer = getattr(cache_utils, kind)(max_cache_len=length)
+            for name in _STATE_ATTRIBUTES if stateful else ():
+                setattr(layer, name, getattr(source, name))
+            _repeat_states(layer, batch.requests)
             sample = (batch.requests, *source.keys.shape[1:2], 1)
             layer.lazy_initialization(
                 source.keys.new_empty((*sample, source.keys.shape[-1])),
@@ -447,7 +452,7 @@ class TransformersEngine:
             lengths.append(length)
         pass_steps = max(1, min([math.ceil(steps / 2), *(n - 1 for n in lengths)]))
         starts = tuple(max(0, min(batch.input_tokens, n - pass_steps)) for n in lengths)
-        return Cache(layers=layers), starts, pass_steps
+        return cache_utils.Cache(layers=layers), starts, pass_steps
 
     def _set_back(self, ready: _Prepared) -> None:
         starts = iter(ready.starts)
@@ -756,6 +761,13 @@ def _weights(model: Any) -> dict[str, Any]:
             kinds.add("Params4bit")
         count(tensor.data if type(tensor).__name__ == "Parameter" else tensor)
     return {"bytes": loaded, "quantization_methods": sorted(kinds)}
+
+
+# What a layer with a state of fixed size keeps of it.
+_STATE_ATTRIBUTES = (
+    *("conv_states", "recurrent_states", "has_previous_state", "conv_kernel_size"),
+    *("is_conv_states_initialized", "is_recurrent_states_initialized", "dtype", "device"),
+)
 
 
 def _states(layer: Any) -> Iterator[dict[int, Any]]:

@@ -14,6 +14,7 @@ import gc
 import importlib.util
 import json
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -119,15 +120,15 @@ class VllmEngine:
     ----------------------------
     mode
         ``offline`` (default): the engine core in this process, phases exactly apart;
-        ``server``: ``vllm serve`` started here and spoken to over HTTP, as production runs.
-        Data parallelism needs ``server``.
+        ``server``: ``vllm serve`` started here and spoken to over HTTP, as production runs;
+        the default with data parallelism, which needs it.
     url, served_llm
         A server that runs already; implies ``server``.
     eager
         ``true``: no torch.compile and no CUDA graphs. Default: true on CPU, else false.
     async_scheduling
         ``true``: schedule ahead of the running step as vLLM does by default; phases are then
-        told apart only as two runs. Default false.
+        told apart only as two runs. Default false offline, and vLLM's own behind a server.
     chunked_prefill
         Default true, as in vLLM.
     gpu_memory_utilization
@@ -139,7 +140,8 @@ class VllmEngine:
     compilation
         vLLM's ``compilation_config``, in JSON.
     executor
-        ``mp`` (default with more than one rank), ``ray``, ``uni``.
+        ``mp`` (default with more than one rank), ``ray`` (default where a sweep's ray executor
+        has given GPUs on several nodes), ``uni``.
     start_limit_s, timeout_s
         Limits of a server's start (900) and of one request to it (600).
     arguments
@@ -157,6 +159,7 @@ class VllmEngine:
         self._media_tokens: dict[Media, int] = {}  # with their markers
         self._vision_tokens: dict[Media, int] = {}
         self._requests = 0
+        self._environment_before: dict[str, str | None] = {}
 
     @property
     def name(self) -> str:
@@ -186,23 +189,26 @@ class VllmEngine:
         self.close()
         self._layout = layout
         if url := options.text("url", ""):
-            return self._connect(layout, url, options)
+            return self._connect(layout, url)
         if importlib.util.find_spec("vllm") is None:
             raise MissingExtraError("vllm", "vllm", "the vllm engine")
-        mode = options.choice("mode", ("offline", "server"))
-        if mode == "offline" and layout.data_parallel > 1:
+        replicated = layout.data_parallel > 1
+        mode = options.choice(
+            "mode", ("server", "offline") if replicated else ("offline", "server")
+        )
+        if mode == "offline" and replicated:
             raise EngineError(
-                "vLLM runs data-parallel replicas behind its server only: give mode=server",
+                "vLLM runs data-parallel replicas behind its server only: drop mode=offline",
                 reason=Reason.UNSUPPORTED,
             )
-        os.environ.update(_environment(layout, options))
-        source, described = self._folder(layout)
-        arguments = self._arguments(layout, options, source)
+        self._set_environment(_environment(layout, options))
         try:
+            source, described = self._folder(layout)
+            arguments = self._arguments(layout, options, source, mode)
             if mode == "server":
                 loaded = self._serve(layout, options, arguments)
             else:
-                loaded = self._load(layout, options, arguments)
+                loaded = self._load(layout, arguments)
             check_loaded(
                 layout.precision, layout_llm(layout), loaded, replicas=layout.data_parallel
             )
@@ -217,7 +223,7 @@ class VllmEngine:
             "cuda_version": str(torch.version.cuda),
             "mode": mode,
             "enforce_eager": str(arguments["enforce_eager"]).lower(),
-            "async_scheduling": str(arguments["async_scheduling"]).lower(),
+            "async_scheduling": str(arguments.get("async_scheduling", "default")).lower(),
             "engine_arguments": json.dumps(
                 {k: v for k, v in arguments.items() if k != "model"}, default=str
             ),
@@ -225,12 +231,11 @@ class VllmEngine:
             **loaded,
         }
 
-    def _connect(self, layout: Layout, url: str, options: Options) -> Mapping[str, str]:
+    def _connect(self, layout: Layout, url: str) -> Mapping[str, str]:
         kept = {k: v for k, v in layout.options.items() if k in SERVER_OPTIONS}
         self._client = OpenAiEngine(self.name)
-        provenance = dict(self._client.start(replace(layout, options=kept | {"url": url})))
-        options.text("served_llm", "")
-        return provenance | {"mode": "server"}
+        provenance = self._client.start(replace(layout, options=kept | {"url": url}))
+        return {**provenance, "mode": "server"}
 
     def _folder(self, layout: Layout) -> tuple[str, dict[str, str]]:
         """Return what vLLM is to load, and how the row describes it."""
@@ -259,15 +264,21 @@ class VllmEngine:
         folder = write_folder(written, Path(self._folders.name), processors=given)
         return str(folder), described
 
-    def _arguments(self, layout: Layout, options: Options, source: str) -> dict[str, Any]:
+    def _set_environment(self, wanted: Mapping[str, str]) -> None:
+        """Set variables until the engine is closed."""
+        self._environment_before = {name: os.environ.get(name) for name in wanted}
+        os.environ.update(wanted)
+
+    def _arguments(
+        self, layout: Layout, options: Options, source: str, mode: str
+    ) -> dict[str, Any]:
         cpu = _runs_on_cpu()
         ranks = layout.tensor_parallel * layout.pipeline_parallel
         vision = has_vision(self._config)
-        # A started server of a pipeline on CPU cannot be mended from outside (see vllm_worker).
         eager = options.flag("eager", cpu)
-        split = options.flag("async_scheduling", False)
-        self._exact_steps = not split
-        executor = options.text("executor", "mp" if ranks > 1 else "uni")
+        ahead = options.flag("async_scheduling", False)
+        self._exact_steps = not ahead
+        executor = options.text("executor", default_executor(ranks))
         arguments: dict[str, Any] = {
             "model": source,
             "dtype": dtype_of(layout.precision),
@@ -281,9 +292,10 @@ class VllmEngine:
             "enable_prefix_caching": False,
             "enable_chunked_prefill": options.flag("chunked_prefill", True),
             "enforce_eager": eager,
-            "async_scheduling": split,
             "worker_extension_cls": "energylens.engines.vllm_worker.WorkerExtension",
         }
+        if mode == "offline" or "async_scheduling" in layout.options:
+            arguments["async_scheduling"] = ahead  # a server schedules as in production
         if layout.step_tokens is not None:
             arguments["max_num_batched_tokens"] = max(layout.step_tokens, arguments["max_num_seqs"])
         if layout.expert_parallel > 1:
@@ -315,8 +327,7 @@ class VllmEngine:
                 arguments |= {"compilation_config": value} if name == "compilation" else value
         return arguments
 
-    def _load(self, layout: Layout, options: Options, arguments: dict[str, Any]) -> dict[str, str]:
-        del options
+    def _load(self, layout: Layout, arguments: dict[str, Any]) -> dict[str, str]:
         try:
             from vllm import LLM
 
@@ -340,7 +351,10 @@ class VllmEngine:
 
     def _serve(self, layout: Layout, options: Options, arguments: dict[str, Any]) -> dict[str, str]:
         served = "energylens"
-        environment = {"VLLM_SERVER_DEV_MODE": "1"}  # lets us ask what was loaded
+        environment = {
+            "VLLM_SERVER_DEV_MODE": "1",  # lets us ask what was loaded
+            "VLLM_ENABLE_V1_MULTIPROCESSING": "1",
+        }
         self._server = VllmServer(
             {**arguments, "served_model_name": served},
             environment,
@@ -386,6 +400,12 @@ class VllmEngine:
                 cleanup_dist_env_and_memory()
         if self._folders is not None:
             self._folders.cleanup()
+        for name, value in self._environment_before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+        self._environment_before = {}
         self._client = self._server = self._folders = None
         self._media_tokens.clear()
         self._vision_tokens.clear()
@@ -733,6 +753,22 @@ def _environment(layout: Layout, options: Options) -> dict[str, str]:
     # Without this the core runs in a process of its own and cannot be stepped.
     kept = {name: os.environ.get(name, value) for name, value in wanted.items()}
     return kept | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def default_executor(ranks: int) -> str:
+    """Return how vLLM is to start its ranks: in this process, beside it, or through Ray.
+
+    Ray where this process runs in a placement group of several bundles, which is how the ray
+    executor of a sweep hands out GPUs that lie on several nodes.
+    """
+    if ranks == 1:
+        return "uni"
+    ray: Any = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        group = ray.util.get_current_placement_group()
+        if group is not None and group.bundle_count > 1:
+            return "ray"
+    return "mp"
 
 
 def _runs_on_cpu() -> bool:
