@@ -571,6 +571,12 @@ def write_between(path: Path, name: str, text: str) -> None:
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
 
 
+def save(trials: Sequence[Trial], path: Path) -> None:
+    """Write trials as JSON."""
+    rows = json.dumps([asdict(t) for t in trials], indent=0)
+    path.write_text(rows + "\n", encoding="utf-8")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.planted_laws", description=__doc__)
     parser.add_argument("--quick", action="store_true", help="three laws, one seed, own engine")
@@ -578,26 +584,30 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--operon-seeds", type=int, default=3, help="pyoperon takes longer")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every trial")
-    parser.add_argument("--read", type=Path, metavar="FILE", help="tabulate trials of --json")
+    parser.add_argument(
+        "--read", type=Path, nargs="+", metavar="FILE", help="tabulate trials of --json"
+    )
     parser.add_argument("--write", type=Path, metavar="FILE", help="a page with the markers")
     parser.add_argument("--figure", type=Path, metavar="FILE", help="an SVG")
     given = parser.parse_args(arguments)
     if given.read:
-        trials = [Trial(**row) for row in json.loads(given.read.read_text(encoding="utf-8"))]
+        texts = [path.read_text(encoding="utf-8") for path in given.read]
+        trials = [Trial(**row) for text in texts for row in json.loads(text)]
     elif given.quick:
         trials = quick()
     else:
         trials = []
         for done in suite(given.engines.split(","), given.seeds, given.operon_seeds):
             trials.append(done)
+            if given.json:  # after each, so that what was cut short is not lost
+                save(trials, given.json)
             print(
                 f"{done.engine} {done.rows} {done.noise_ratio} {done.law} {done.seed}: "
                 f"{'found' if done.recovered else 'missed'} {done.extrapolation_ratio:.3f}",
                 file=sys.stderr,
             )
     if given.json:
-        rows = json.dumps([asdict(t) for t in trials], indent=0)
-        given.json.write_text(rows + "\n", encoding="utf-8")
+        save(trials, given.json)
     table = quick_table(trials) if given.quick else tables(trials)
     if given.write:
         write_between(given.write, "planted-quick" if given.quick else "planted", table)

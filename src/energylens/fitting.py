@@ -281,8 +281,13 @@ class _Problem:
         self.fixed: dict[int, float] = {}
         if options.idle_power_w is not None:
             k = NAMES.index("idle_gpus")
-            expected = float(datasheet(cases.gpus)[cases.gpu_index, k].mean())
-            self.fixed[k] = options.idle_power_w / expected
+            kinds = np.unique(cases.gpu_index)
+            if len(kinds) > 1:
+                raise UsageError(
+                    "a known idle power belongs to one GPU type, and these rows are of "
+                    f"{len(kinds)}: fit each type alone (--where gpu=NAME)"
+                )
+            self.fixed[k] = options.idle_power_w / float(datasheet(cases.gpus)[kinds[0], k])
 
     def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
         """Fit some rows, with theta expected at ``mean`` within ``spread``."""

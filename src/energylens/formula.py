@@ -581,15 +581,17 @@ class EnergyModel:
             mine = set_index == s
             theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
             joules[:, mine] = energy(x[mine][None], theta[:, None])
-        first = sets[0]
+        within = np.array([s.within_ratio for s in sets])[set_index]
+        reach = float(np.mean([s.reach_doublings for s in sets]))
+        between = float(np.mean([s.between_ratio for s in sets]))
         place = knob_place(cases)
         distance = np.abs(place[:, None] - place[None]).sum(axis=2)
         for label in (cases.gpu_index, cases.precision_index, cases.llm_index):
             distance += LABEL_DOUBLINGS * (label[:, None] != label[None])
-        correlation = np.exp(-distance / first.reach_doublings)
+        correlation = np.exp(-distance / reach)
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
-        own = OWN_RATIO * first.within_ratio * rng.standard_normal(joules.shape) @ root.T
-        common = rng.normal(0.0, first.between_ratio, (samples, 1))
+        own = OWN_RATIO * within * rng.standard_normal(joules.shape) @ root.T
+        common = rng.normal(0.0, between, (samples, 1))
         drawn: FloatArray = joules * np.exp(common + own)
         return drawn
 

@@ -254,8 +254,8 @@ class Verdict:
 
     @property
     def stop(self) -> bool:
-        """Whether to stop."""
-        return self.settled or not self.worthwhile
+        """Whether to stop; not before a row is measured, whatever the datasheet suggests."""
+        return self.measured_rows > 0 and (self.settled or not self.worthwhile)
 
     def sentences(self) -> tuple[str, ...]:
         """Say how sure the choice is, what more runs would change, and whether to stop."""
@@ -287,6 +287,8 @@ class Verdict:
 
     def _advice(self) -> str:
         target = f"{100 * self.target_ratio:g} %"
+        if not self.measured_rows:
+            return "Go on: nothing is measured yet; so far the datasheet alone says so."
         if self.settled:
             return f"Stop: the expected regret is within {target}."
         if not self.worthwhile:
@@ -378,8 +380,9 @@ def next_runs(
 
 def _next_runs(ground: _Ground, count: int, seed: int, weight: float) -> Batch:
     if not ground.open.any():
+        measured = len(np.unique(ground.done[ground.done >= 0]))
         raise InfeasibleError(
-            f"none of the {ground.n} candidates is left to measure: {len(np.unique(ground.done))} "
+            f"none of the {ground.n} candidates is left to measure: {measured} "
             f"are measured and {int((~ground.feasible).sum())} do not fit in memory; widen the "
             "candidates"
         )
@@ -392,9 +395,8 @@ def _next_runs(ground: _Ground, count: int, seed: int, weight: float) -> Batch:
     pool = _pool(ground, theta, contenders)
     rows = np.concatenate([pool, np.arange(ground.n, len(ground.cases))])
     cost = ground.batch_energy_j[pool]
-    before = Information(
-        ground.x[rows], ground.kin[rows], theta, within=ground.within, between=ground.between
-    )
+    kin = np.unique(ground.kin[rows], return_inverse=True)[1].reshape(-1)
+    before = Information(ground.x[rows], kin, theta, within=ground.within, between=ground.between)
     for place in range(len(pool), len(rows)):
         before.add(place)
 

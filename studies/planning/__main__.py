@@ -6,25 +6,26 @@
     python -m studies.planning --only argonne     # one source
     python -m studies.planning --write-only       # tables and figure from docs/planning.json
 
-The public measurements are read from ``$ENERGYLENS_DATA`` (default ``../shared/data``); none of them
-is kept in this repository.
+The public measurements are read from ``$ENERGYLENS_DATA`` (default ``../shared/data``); none of
+them is kept in this repository.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 from energylens import files
 from studies.planning import figure, tables
-from studies.planning.replay import SEEDS, Subject, replay, stated
+from studies.planning.replay import SEEDS, Subject, replay
 from studies.results.runs import FREE, Data
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {"planned": 0.5, "coefficients only": 0.0, "choice only": 1.0}
-VERDICT_SEEDS = 8
 
 
 def subjects(data: Data) -> dict[str, Subject]:
@@ -36,6 +37,12 @@ def subjects(data: Data) -> dict[str, Subject]:
         "v2-a100": Subject(v2.take(v2.gpu_ids == "A100-SXM-40GB"), FREE),
         "v2-h100": Subject(v2.take(v2.gpu_ids == "H100-SXM-80GB"), FREE),
     }
+
+
+def _compact(results: dict[str, Any]) -> str:
+    """Write a document with a line for each source."""
+    lines = (f'"{name}": {json.dumps(value)}' for name, value in results.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def main() -> None:
@@ -52,18 +59,14 @@ def main() -> None:
         every = subjects(data)
         for name in arguments.only.split(","):
             start = time.monotonic()
-            judged = name in ("v3", "argonne")
             results[name] = replay(
                 every[name],
                 weights=WEIGHTS,
                 ensembles=("random-forest", "xgboost"),
+                judged=("planned", "random") if name in ("v3", "argonne") else (),
                 seeds=arguments.seeds,
             )
-            if judged:
-                results[name]["verdicts"] = stated(
-                    every[name], weight=WEIGHTS["planned"], seeds=VERDICT_SEEDS
-                )
-            files.write_json(path, results)
+            files.write_text(path, _compact(results))
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     figure.write(ROOT / "docs" / "figures" / "planning.svg", results)
     document = ROOT / "docs" / "planning.md"

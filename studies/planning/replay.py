@@ -26,12 +26,13 @@ from energylens.formula import design
 from energylens.informative import Information, next_runs, verdict
 from energylens.protocols import Predictor
 
-SEEDS = 24
+SEEDS = 20
 BATCH = 4
-PLANNED_ROWS = 64
-SIZES = (*range(4, 65, 4), 72, 80, 96, 112, 128, 160, 200, 240, 300)
-ENSEMBLE_SIZES = (8, 16, 32, 48, 64, 96, 128, 200, 300)
-VERDICT_SIZES = (4, 8, 16, 24, 32)
+PLANNED_ROWS = 48
+SIZES = (*range(4, 49, 4), 56, 64, 80, 96, 128, 160, 200, 240, 300)
+ENSEMBLE_SIZES = (8, 16, 32, 48, 64, 128, 200, 300)
+VERDICT_SIZES = (4, 8, 16, 32)
+VERDICT_SEEDS = 10
 KEPT_RATIO = 0.8
 SAME_RATIO = 1 + 1e-9
 
@@ -40,6 +41,10 @@ REGRET_MARGIN_RATIO = 0.0025  # where the final regret is above 1 % itself
 TOP1_SHARE = 0.95
 MAPE_SHARE = 1.1
 
+STATED = (
+    "probability_ratio", "top1_ratio", "expected_regret_ratio", "regret_ratio", "change_ratio",
+    "stop_ratio",
+)  # fmt: skip
 METRICS = ("top1_ratio", "regret_ratio", "mape_ratio", "information_nats")
 Scores = dict[str, float]
 Fit = Callable[[Dataset], Predictor]
@@ -154,17 +159,6 @@ def planned(subject: Subject, kept: IntArray, seed: int, weight: float) -> IntAr
     return rows
 
 
-def orders(subject: Subject, seed: int, weight: float) -> dict[str, IntArray]:
-    """Both orders of one replay, from the same rows."""
-    rng = np.random.default_rng([7, seed])
-    n = len(subject.rows)
-    shuffled = rng.permutation(n)[: int(KEPT_RATIO * n)]
-    return {
-        "planned": planned(subject, np.sort(shuffled), seed, weight),
-        "random": shuffled,
-    }
-
-
 def curve(subject: Subject, order: IntArray, fit: Fit, sizes: Sequence[int]) -> list[Scores]:
     """Score the fits to the first rows of an order, size by size."""
     scores = []
@@ -194,6 +188,7 @@ def replay(
     *,
     weights: Mapping[str, float],
     ensembles: Sequence[str] = (),
+    judged: Sequence[str] = (),
     seeds: int = SEEDS,
 ) -> dict[str, Any]:
     """Replay one source under every order and fit.
@@ -205,22 +200,31 @@ def replay(
         Ways of planning by name: the ``weight`` of each.
     ensembles : sequence of str
         Learned baselines to fit to rows in random order.
+    judged : sequence of str
+        Ways whose verdicts are compared with the truth.
     seeds : int
         Replays.
 
     Returns
     -------
     dict
-        ``curves``, ``final`` and ``needed`` as plain JSON values.
+        ``curves``, ``final``, ``datasheet`` and ``verdicts`` as plain JSON values.
     """
     runs: dict[tuple[str, str], list[list[Scores]]] = {}
     sizes: dict[tuple[str, str], list[int]] = {}
+    said: dict[tuple[str, int], list[list[float]]] = {}
+    n = len(subject.rows)
     for seed in range(seeds):
-        every: dict[str, IntArray] = {}
-        for way, weight in weights.items():
-            both = orders(subject, seed, weight)
-            every[way], every["random"] = both["planned"], both["random"]
+        shuffled = np.random.default_rng([7, seed]).permutation(n)[: int(KEPT_RATIO * n)]
+        every = {
+            way: planned(subject, np.sort(shuffled), seed, weight)
+            for way, weight in weights.items()
+        }
+        every["random"] = shuffled
         for way, order in every.items():
+            if way in judged and seed < VERDICT_SEEDS:
+                for size in reachable(VERDICT_SIZES, order):
+                    said.setdefault((way, size), []).append(stated(subject, order[:size], seed))
             told = information(subject, order, reachable(SIZES, order))
             for name in ("law", "law, no prior"):
                 fit = FITS[name](seed)
@@ -248,6 +252,11 @@ def replay(
         "curves": [
             {"way": way, "fit": name, "sizes": sizes[way, name], **banded(scores)}
             for (way, name), scores in runs.items()
+        ],
+        "verdicts": [
+            {"way": way, "rows": size}
+            | rounded(dict(zip(STATED, np.mean(lines, axis=0).tolist(), strict=True)))
+            for (way, size), lines in said.items()
         ],
     }
 
@@ -316,36 +325,23 @@ def as_telling(result: Mapping[str, Any], way: str, rows: int) -> int | None:
     return int(sizes[reached[0]]) if len(reached) else None
 
 
-def stated(subject: Subject, *, weight: float, seeds: int) -> list[dict[str, float]]:
-    """What verdicts say at some sizes, beside what is true."""
-    said: dict[tuple[str, int], list[list[float]]] = {}
-    n = len(subject.rows)
-    for seed in range(seeds):
-        for way, order in orders(subject, seed, weight).items():
-            for size in reachable(VERDICT_SIZES, order):
-                done = order[:size]
-                given = verdict(
-                    subject.candidates,
-                    subject.rows.take(done),
-                    choose=subject.choose,
-                    seed=seed,
-                    workload=subject.rows.workload_index,
-                    done=done,
-                )
-                regret = subject.regrets({s: c.winner for s, c in enumerate(given.choices)})
-                said.setdefault((way, size), []).append(
-                    [
-                        given.probability_best_ratio,
-                        float(np.mean(regret <= 0)),
-                        given.expected_regret_ratio,
-                        float(np.mean(regret)),
-                        given.change_ratio,
-                        float(given.stop),
-                    ]
-                )
-    names = ("probability", "top1", "expected_regret", "regret", "change", "stop")
+def stated(subject: Subject, done: IntArray, seed: int) -> list[float]:
+    """What a verdict says, beside what is true: the values of ``STATED``."""
+    given = verdict(
+        subject.candidates,
+        subject.rows.take(done),
+        choose=subject.choose,
+        more_runs=BATCH,
+        seed=seed,
+        workload=subject.rows.workload_index,
+        done=done,
+    )
+    regret = subject.regrets({s: c.winner for s, c in enumerate(given.choices)})
     return [
-        {"way": way, "rows": size, "of": n}
-        | {f"{k}_ratio": float(f"{v:.4g}") for k, v in zip(names, np.mean(rows, 0), strict=True)}
-        for (way, size), rows in said.items()
+        given.probability_best_ratio,
+        float(np.mean(regret <= 0)),
+        given.expected_regret_ratio,
+        float(np.mean(regret)),
+        given.change_ratio,
+        float(given.stop),
     ]

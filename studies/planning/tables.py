@@ -18,7 +18,7 @@ SOURCES = {
 }
 LAWS = {"law, no prior": "no prior", "law": "datasheet prior"}
 TOLD_ROWS = (8, 16, 32)
-CURVE_SIZES = (4, 8, 12, 16, 24, 32, 64)
+CURVE_SIZES = (4, 8, 12, 16, 32, 48, 128, 300)
 
 
 def fill(text: str, results: Results) -> str:

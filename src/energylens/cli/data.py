@@ -104,7 +104,7 @@ def _import(arguments: argparse.Namespace) -> None:
     # The table itself may go to stdout: what is said about it must not.
     out = sys.stderr if arguments.output == "-" else sys.stdout
     print(
-        f"{len(imported.dataset)} rows of {len(imported.dataset.cases.llms)} LLMs on "
+        f"{len(imported.dataset)} rows of {_llms(len(imported.dataset.cases.llms))} on "
         f"{', '.join(g.id for g in imported.dataset.cases.gpus)} written to {arguments.output}; "
         f"{skipped} rows skipped.",
         file=out,
@@ -113,6 +113,10 @@ def _import(arguments: argparse.Namespace) -> None:
         print(f"  {s.rows} skipped: {s.reason} (as {s.example})", file=out)
     for note in imported.notes:
         print(f"Note: {note}", file=out)
+
+
+def _llms(number: int) -> str:
+    return f"{number} LLM{'s' * (number != 1)}"
 
 
 def _check(arguments: argparse.Namespace) -> None:
