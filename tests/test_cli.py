@@ -252,7 +252,7 @@ def leaderboard(tmp_path):
 def test_importing_says_what_was_written_skipped_and_assumed(run, leaderboard, tmp_path):
     said = run("import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.csv")
     assert said.code == 0
-    assert "2 rows of 1 LLMs on H100-SXM-80GB" in said.out
+    assert "2 rows of 1 LLM on H100-SXM-80GB" in said.out
     assert "1 rows skipped" in said.out
     assert re.search(r"1 skipped: .*energy_per_request_joules.* above 0", said.out)
     document = run(
@@ -292,7 +292,7 @@ def test_a_table_on_stdout_has_nothing_else_beside_it(run, leaderboard):
     assert said.code == 0
     assert said.out.startswith("llm,gpu,precision,")
     assert len(said.out.splitlines()) == 3
-    assert "2 rows of 1 LLMs" in said.err
+    assert "2 rows of 1 LLM" in said.err
     assert run("check", "-", "--json", stdin=said.out.encode()).json()["valid"]
     both = run("import", "mlenergy-v3", leaderboard, "-o", "-", "--json")
     assert_refused(both, "give -o a file")

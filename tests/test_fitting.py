@@ -608,3 +608,9 @@ def test_before_the_first_measurement_the_datasheet_speaks(small):
     assert (low > 0.5 * joules).all()
     assert (high < 2 * joules).all()
     assert (high > 1.5 * joules).all()
+
+
+def test_a_known_idle_power_of_several_gpu_types_is_refused(draw_cases, make_dataset):
+    rows = make_dataset(Cases.of(draw_cases(20, gpus=("H100", "A100-SXM-80GB"))))
+    with pytest.raises(UsageError, match="belongs to one GPU type"):
+        fit(rows, FitOptions(idle_power_w=70.0))

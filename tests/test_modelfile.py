@@ -21,7 +21,7 @@ def dataset(draw_cases, make_dataset):
 
 @pytest.fixture(scope="module")
 def model(dataset):
-    return fit(dataset, FitOptions(idle_power_w=70.0))
+    return fit(dataset, FitOptions(loss="huber"))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def refused(document, name="m.json"):
         FitOptions(),
         FitOptions(per=()),
         FitOptions(per=("llm", "precision"), loss="huber"),
-        FitOptions(measured_power=True, prior="none", idle_power_w=70.0),
+        FitOptions(measured_power=True, prior="none"),
         FitOptions(extend=("length", "routing")),
     ],
     ids=["gpu", "pooled", "llm", "power", "extended"],
@@ -88,7 +88,7 @@ def test_the_file_names_its_data_its_version_and_its_formula(model, document):
     assert document["structure"] == STRUCTURE
     assert document["dataset_digest"] == model.dataset_digest
     assert document["sources"] == {"measured": 60}
-    assert document["options"]["idle_power_w"] == "70"
+    assert document["options"]["loss"] == "huber"
     assert list(document["pooled"]["theta"]) == list(NAMES)
     assert set(document["groups"]) == {"A100-SXM-80GB", "H100-SXM-80GB"}
 

@@ -61,6 +61,31 @@ def _needed(question: str) -> Callable[[Results], str]:
     return table
 
 
+def _marks(results: Results) -> str:
+    def three(score: Mapping[str, float]) -> str:
+        return (
+            f"{percent(score['top1_ratio'], 0)} / {percent(score['regret_ratio'], 2)} / "
+            f"{percent(score['mape_ratio'])}"
+        )
+
+    rows = [
+        (
+            title,
+            str(results[source]["rows"]),
+            str(results[source]["scenarios"]),
+            three(results[source]["datasheet"]),
+            *(three(results[source]["final"][fit]) for fit in LAWS),
+        )
+        for source, title in SOURCES.items()
+        if source in results
+    ]
+    return markdown(
+        ("Top-1 / regret / MAPE", "rows", "scenarios", "datasheet alone",
+         *(f"all rows, {title}" for title in LAWS.values())),
+        rows,
+    )  # fmt: skip
+
+
 def _fewer(result: Results, fit: str, plan: int | None, chance: int | None) -> str:
     if plan is None:
         return "-"
@@ -163,6 +188,7 @@ def _verdicts(results: Results) -> str:
 
 
 TABLES: dict[str, Callable[[Results], str]] = {
+    "marks": _marks,
     "choice": _needed("choice"),
     "sure": _needed("sure"),
     "error": _needed("error"),
