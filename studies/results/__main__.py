@@ -41,6 +41,8 @@ def main() -> None:
             print(f"{name} ...", flush=True)
             results[name] = STUDIES[name](data, estimators)
             files.write_json(path, results)
+    if "curve" in results:
+        tables.draw_curves(results, ROOT / "docs" / "figures" / "learning-curves.svg")
     for document in (ROOT / "docs" / "results.md", ROOT / "README.md"):
         text = document.read_text()
         document.write_text(tables.fill(text, results))
