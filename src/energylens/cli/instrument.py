@@ -19,7 +19,7 @@ from energylens.cli.console import (
 if TYPE_CHECKING:
     from energylens.instrument import Executor, Plan
     from energylens.measurement import SweepProgress, SweepResult
-    from energylens.planning import Space
+    from energylens.planning import Draft, Space
 
 ENGINES = ("vllm", "transformers", "openai", "simulated")
 LISTED = 12
@@ -73,6 +73,8 @@ def _add_plan(subparsers: Subparsers) -> None:
         (
             "energylens plan --llm Qwen/Qwen3-8B --gpu H100 --tensor-parallel 1,2 "
             "--batch-sizes 1,8,64 --input-tokens 128,1024 -o plan.jsonl",
+            "energylens plan --llm Qwen/Qwen3-8B --gpu H100 --tensor-parallel 1,2,4 --next 8 "
+            "--measured runs.jsonl -o plan.jsonl",
             "energylens plan --llm checkpoint/ --gpu A100 --design spread --budget-minutes 60 "
             "-o plan.jsonl",
         ),
@@ -121,6 +123,22 @@ def _add_plan(subparsers: Subparsers) -> None:
     parser.add_argument("--repeats", type=int, default=1, metavar="N")
     parser.add_argument("--order", choices=("shuffled", "interleaved", "given"), default="shuffled")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--next",
+        type=int,
+        metavar="N",
+        help="of all feasible cases, the N that tell most: coefficients and candidates apart",
+    )
+    parser.add_argument(
+        "--measured", metavar="RUNS", help="with --next: rows measured already, a tidy table"
+    )
+    parser.add_argument(
+        "--choose",
+        type=comma_list,
+        default=("parallelism", "batch_size"),
+        metavar="KNOBS",
+        help="with --next: what is to be chosen in the end (default: parallelism,batch_size)",
+    )
     parser.add_argument(
         "--quick", action="store_true", help="short windows, to try a plan; not for results"
     )
@@ -270,6 +288,9 @@ def _plan(arguments: argparse.Namespace) -> None:
         procedure=quick if arguments.quick else None,
         scale=scaled_down,
     )
+    said: tuple[str, ...] = ()
+    if arguments.next:
+        draft, said = _most_telling(arguments, draft)
     planning.write_plan(arguments.output, draft.plan)
     added = planning.llms_beyond_catalog(draft.plan)
     for llm in added:
@@ -282,6 +303,7 @@ def _plan(arguments: argparse.Namespace) -> None:
                 "feasible": draft.feasible,
                 "skipped": dict(draft.skipped),
                 "minutes": draft.minutes,
+                "why": list(said),
                 "llms_added": [llm.id for llm in added],
             }
         )
@@ -290,10 +312,38 @@ def _plan(arguments: argparse.Namespace) -> None:
         f"{len(draft.plan.cases)} cases of {draft.feasible} feasible ones, about "
         f"{draft.minutes:.0f} minutes, written to {arguments.output}."
     )
+    for sentence in said:
+        print_paragraph(sentence)
     for llm in added:
         print_paragraph(f"{llm.id} was added to your catalog, so that its rows can be read.")
     for reason, number in draft.skipped.items():
         print_paragraph(f"{number} left out: {reason}", "  ")
+
+
+def _most_telling(arguments: argparse.Namespace, draft: Draft) -> tuple[Draft, tuple[str, ...]]:
+    """Keep the cases that tell most, and say why, and whether one may stop already."""
+    from dataclasses import replace
+
+    from energylens import informative, planning, table
+    from energylens.cases import Cases
+
+    measured = table.read(arguments.measured) if arguments.measured else None
+    planned = draft.plan.cases
+    candidates = Cases.of([item.case for item in planned])
+    batch = informative.next_runs(
+        candidates, measured, choose=arguments.choose, count=arguments.next, seed=arguments.seed
+    )
+    kept = replace(draft.plan, cases=tuple(planned[i] for i in batch.index))
+    said = batch.sentences()
+    if measured is not None:
+        said += informative.verdict(
+            candidates,
+            measured,
+            choose=arguments.choose,
+            more_runs=arguments.next,
+            seed=arguments.seed,
+        ).sentences()
+    return replace(draft, plan=kept, minutes=planning.minutes(kept)), said
 
 
 # ------------------------------------------------------------------------------------- measure

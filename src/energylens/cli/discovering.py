@@ -1,0 +1,122 @@
+"""The verb discover: from measured rows to a front of structures."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from energylens.cli.console import (
+    Subparsers,
+    add_json,
+    add_tables,
+    comma_list,
+    percent,
+    print_json,
+    print_paragraph,
+    print_table,
+    read_tables,
+)
+
+ENGINES = ("own", "operon", "pysr")
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs of this module."""
+    subparsers = Subparsers(verbs)
+    parser = subparsers.add(
+        "discover",
+        "search for the structure of energy in measured rows",
+        _discover,
+        (
+            "energylens discover runs.csv -o front.json",
+            "energylens discover runs.csv --engine operon --seed 1 -o front.json",
+        ),
+    )
+    add_tables(parser)
+    parser.add_argument("-o", "--output", metavar="FRONT.json", help="where to write the front")
+    parser.add_argument("--engine", choices=ENGINES, default="own")
+    parser.add_argument(
+        "--choose",
+        type=comma_list,
+        default=("parallelism", "batch_size"),
+        metavar="KNOBS",
+        help="free knobs that Top-1 and regret are about (default: parallelism,batch_size)",
+    )
+    parser.add_argument(
+        "--leave",
+        choices=("auto", "llm", "workload", "row"),
+        default="auto",
+        help="what is left out together (default: the first with four or more groups)",
+    )
+    parser.add_argument(
+        "--samples", type=int, metavar="N", help="resamples to count stability over"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--show", choices=("text", "latex", "python"), default="text", help="how to print the knee"
+    )
+    add_json(parser)
+
+
+def _discover(arguments: argparse.Namespace) -> None:
+    from energylens import discovery, files
+
+    front = discovery.discover(
+        read_tables(arguments),
+        discovery.engine(arguments.engine),
+        choose=arguments.choose,
+        leave=arguments.leave,
+        samples=arguments.samples,
+        seed=arguments.seed,
+    )
+    if arguments.output:
+        files.write_json(arguments.output, front.to_json())
+    if arguments.json:
+        print_json(front.to_json())
+        return
+    print_paragraph(
+        f"{len(front.points)} expressions from {front.rows} rows, {front.candidates} candidates "
+        f"({front.engine} engine, {front.folds} folds by {front.groups}, seed {front.seed})"
+    )
+    print()
+    rows = [
+        (
+            f"{point.size}{' <- knee' if point.knee else ''}",
+            str(point.complexity),
+            percent(point.in_sample_mape_ratio),
+            percent(point.held_out_mape_ratio),
+            percent(point.top1_ratio),
+            percent(point.regret_mean_ratio, 2),
+        )
+        for point in front.points
+    ]
+    if front.reference is not None:
+        known = front.reference
+        rows.append(
+            (
+                f"{known.terms} {known.name}",
+                "-",
+                percent(known.in_sample_mape_ratio),
+                percent(known.held_out_mape_ratio),
+                percent(known.top1_ratio),
+                percent(known.regret_mean_ratio, 2),
+            )
+        )
+    print_table(("terms", "complexity", "in sample", "held out", "Top-1", "regret"), rows)
+    print()
+    knee = front.knee
+    if arguments.show == "latex":
+        print(knee.to_latex())
+    elif arguments.show == "python":
+        print(knee.to_python())
+    else:
+        for term in knee.terms:
+            stable = percent(term.stability_ratio, 0)
+            print_paragraph(
+                f"{term.coefficient:.3g} {term.unit} x {term.expression.text}: "
+                f"{term.share_ratio:.0%} of the energy, in {stable} of the resamples"
+            )
+    for note in front.notes:
+        print_paragraph(f"Note: {note}")
+    if arguments.output:
+        print(f"Front written to {arguments.output}.")
