@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-engines bench clean
 
 demo: $(VENV)/.installed
 	$(BIN)/energylens demo
@@ -18,6 +18,14 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 
+# Real engines on the CPU (vLLM, transformers): about 4 minutes and 2.5 GB to install.
+test-engines: $(VENV)-engines/.installed
+	$(VENV)-engines/bin/python -m pytest tests/test_engines_real.py
+
+$(VENV)-engines/.installed: tools/engine_env/build.py
+	$(PYTHON) tools/engine_env/build.py $(VENV)-engines
+	touch $@
+
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "energylens needs Python 3.11 or newer; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
@@ -31,4 +39,4 @@ $(VENV)/.installed-test: $(BIN)/python pyproject.toml
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(VENV)-engines build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import types
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,7 @@ from energylens.discovery import (
     physical_terms,
     quantities,
     quantity_columns,
+    subsets,
 )
 from energylens.discovery import search as loop
 from energylens.discovery.library import quantity_units
@@ -356,6 +357,19 @@ def test_best_subsets_are_those_of_exhaustive_search(seed: int) -> None:
         assert tuple(every[losses.argmin()].tolist()) == subset
 
 
+@pytest.mark.parametrize("seed", [13, 15, 19])
+def test_swaps_reach_what_single_steps_miss(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, gram = random_problem(seed)
+
+    def losses() -> FloatArray:
+        found = best_subsets(gram, 5, width=1)
+        return np.array([gram.losses(np.array([subset]))[0] for subset in found])
+
+    with_swaps = losses()
+    monkeypatch.setattr(subsets, "ROUNDS", 0)
+    assert (with_swaps < losses() * (1 - 1e-9)).any()
+
+
 @given(st.integers(0, 50), st.permutations(range(10)))
 @settings(max_examples=15, deadline=None)
 def test_the_order_and_the_units_of_columns_do_not_matter(seed: int, order: list[int]) -> None:
@@ -442,14 +456,67 @@ def test_the_frozen_law_is_judged_on_the_same_folds() -> None:
     assert reference.in_sample_mape_ratio < reference.held_out_mape_ratio < 0.2
 
 
-def test_held_out_rows_take_no_part_in_what_predicts_them() -> None:
-    # One LLM costs three times as much: the fit may know, the held-out prediction must not.
-    energy = DATASET.energy_per_request_j.copy()
-    energy[DATASET.cases.llm_index == 0] *= 3.0
-    odd = planted_laws.dataset_of(DATASET.cases, energy)
-    knee = discover(odd, OwnEngine(), samples=0, leave="llm").knee
-    share = (DATASET.cases.llm_index == 0).mean()
-    assert knee.held_out_mape_ratio > 0.6 * share * (1 - 1 / 3)
+@dataclass(frozen=True)
+class Watched(OwnEngine):
+    """The own engine, which writes down the energies that it is shown."""
+
+    seen: list[set[float]] = field(default_factory=list)
+
+    def search(self, problem: Problem, *, seed: int, largest: int | None) -> list[Found]:
+        self.seen.append(set(problem.energy_j.tolist()))
+        return super().search(problem, seed=seed, largest=largest)
+
+
+def test_whole_llms_are_left_out_and_every_one_once() -> None:
+    engine = Watched(largest=3)
+    discover(DATASET, engine, samples=0, folds=3, leave="llm")
+    whole, *folds = engine.seen
+    energies = [
+        set(DATASET.energy_per_request_j[DATASET.cases.llm_index == k].tolist()) for k in range(7)
+    ]
+    assert whole == set.union(*energies)
+    left_out = [[not (shown & llm) for llm in energies] for shown in folds]
+    for shown, out in zip(folds, left_out, strict=True):
+        assert shown == set.union(
+            *(llm for llm, gone in zip(energies, out, strict=True) if not gone)
+        )
+    assert np.sum(left_out, axis=0).tolist() == [1] * 7
+
+
+def found(size: int, criterion: float) -> Found:
+    return Found(terms=(), size=size, loss=1.0, criterion=criterion, skeletons=())
+
+
+@pytest.mark.parametrize(
+    ("means", "spread", "criteria", "knee"),
+    [
+        ([0.5, 0.2, 0.11, 0.10], 0.001, [4, 3, 2, 1], 3),  # each step is worth more than its error
+        ([0.5, 0.2, 0.11, 0.10], 0.05, [4, 3, 2, 1], 2),  # the last is not
+        ([0.5, 0.2, 0.11, 0.10], 0.05, [4, 1, 2, 3], 1),  # the criterion stops before
+        ([0.5, 0.1, 0.2, 0.3], 0.001, [4, 3, 2, 1], 1),  # more terms carry worse
+    ],
+)
+def test_the_knee_is_the_simplest_within_one_standard_error(
+    means: list[float], spread: float, criteria: list[float], knee: int
+) -> None:
+    path = [found(i + 1, float(criterion)) for i, criterion in enumerate(criteria)]
+    group = np.repeat(np.arange(8), 5)
+    wobble = np.where(group % 2, 1.0, -1.0)[None] * spread * np.arange(4)[:, None]
+    errors = np.array(means)[:, None] + wobble
+    assert loop._knee(path, errors, np.ones(40), group) == knee
+
+
+def test_the_criterion_charges_for_terms_rivals_and_nodes() -> None:
+    problem = loop._problem(DATASET, None)
+    for item in OwnEngine(largest=4).search(problem, seed=0, largest=4):
+        n, k, p = len(DATASET), item.size, OwnEngine().candidates(problem)
+        nodes = sum(e.complexity + 2 * ("step_weight_bytes" in e.names) for _, e in item.terms)
+        expected = n * math.log(item.loss / n) + k * math.log(n)
+        expected += 2 * math.log(math.comb(p, k)) + 0.5 * (nodes - k)
+        assert item.criterion == pytest.approx(expected)
+        assert item.loss == pytest.approx(
+            ((item.predict_energy_j(problem.columns) / problem.energy_j - 1) ** 2).sum()
+        )
 
 
 @pytest.mark.parametrize(

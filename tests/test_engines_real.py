@@ -80,7 +80,6 @@ HYBRID = llm(
     state_space=replace(MAMBA, layers=3),
     feed_forward=FEED_FORWARD,
 )
-PARALLEL = llm("parallel", attention=ATTENTION, state_space=MAMBA, feed_forward=FEED_FORWARD)
 VISION = llm("vision", attention=ATTENTION, feed_forward=FEED_FORWARD, vision=TOWER)
 VISION_MOE = llm("vision-moe", attention=ATTENTION, experts=EXPERTS, vision=TOWER)
 
@@ -175,9 +174,7 @@ def check_steady(engine: Any) -> None:
 
 
 @with_transformers
-@pytest.mark.parametrize(
-    "of", [DENSE, MOE, SSM, HYBRID, PARALLEL, VISION, VISION_MOE], ids=lambda x: x.id
-)
+@pytest.mark.parametrize("of", [DENSE, MOE, SSM, HYBRID, VISION, VISION_MOE], ids=lambda x: x.id)
 def test_transformers_runs_every_family_phase_by_phase(start: Callable[..., Any], of: Llm) -> None:
     engine, facts = start("transformers", of, step_tokens=200)  # two requests to a prefill pass
     whole = run(engine, TEXT)

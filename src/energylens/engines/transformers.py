@@ -399,7 +399,9 @@ class TransformersEngine:
             self._prefill(ready, -1)
             if batch.output_tokens > 1 and {Phase.DECODE, Phase.REQUEST} & set(phases):
                 self._set_back(ready)
-                for _ in range(min(3, pass_steps)):
+                self._step(ready)
+                self._check_step(ready)
+                for _ in range(min(2, pass_steps - 1)):
                     self._step(ready)
                 self._set_back(ready)
                 if self._graphs:
@@ -459,6 +461,17 @@ class TransformersEngine:
         for layer in ready.cache.layers:
             if getattr(layer, "keys", None) is not None:
                 layer.cumulative_length.fill_(next(starts))
+
+    def _check_step(self, ready: _Prepared) -> None:
+        """Refuse an LLM whose decode step does other work than one token for each sequence."""
+        attention = [c for c in ready.cache.layers if getattr(c, "keys", None) is not None]
+        went = {int(c.cumulative_length) - s for c, s in zip(attention, ready.starts, strict=True)}
+        if went - {1}:
+            raise EngineError(
+                f"this version of transformers decodes {sorted(went)} tokens in a step of one with "
+                f"{type(self._model).__name__}: use another version, or vllm",
+                reason=Reason.UNSUPPORTED,
+            )
 
     def _capture(self, ready: _Prepared) -> Callable[[], None]:
         import torch
