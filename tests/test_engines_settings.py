@@ -6,7 +6,9 @@ import os
 import pickle
 import subprocess
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -199,6 +201,29 @@ def test_why_vllm_did_not_start_is_told_with_its_kind(log: str, reason: Reason) 
     assert error.reason is reason
     assert "vLLM did not start" in str(error)
     assert "\n" not in str(error)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
+def test_a_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
+    code = (
+        "import subprocess, time; from energylens.engines.vllm_server import end_with_parent as e; "
+        "p = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=e); "
+        "print(p.pid, flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as parent:
+        assert parent.stdout is not None
+        server = int(parent.stdout.readline())
+        os.kill(server, 0)  # it runs
+        parent.kill()
+        parent.wait()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        state = Path(f"/proc/{server}/stat")
+        if not state.exists() or state.read_text().rsplit(")", 1)[1].split()[0] == "Z":
+            return
+        time.sleep(0.02)
+    os.kill(server, 9)
+    pytest.fail("the server outlived its parent")
 
 
 @pytest.mark.parametrize(

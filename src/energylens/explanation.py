@@ -332,12 +332,13 @@ def _sentences(
         f"one more of output {joules(tokens['output token'])}."
     )
     double = next(c for c in changes if c.what == "double the batch")
-    verb = "save" if double.difference_j < 0 else "cost another"
-    sentence = (
-        f"Twice the batch would {verb} {joules(abs(double.difference_j))} a request "
-        f"({abs(double.difference_j) / energy:.0%})"
-    )
-    if not double.feasible:
-        sentence += f", but it does not fit: {double.reason[0].lower()}{double.reason[1:]}"
+    if double.feasible:
+        verb = "save" if double.difference_j < 0 else "cost another"
+        sentence = (
+            f"Twice the batch would {verb} {joules(abs(double.difference_j))} a request "
+            f"({abs(double.difference_j) / energy:.0%})"
+        )
+    else:
+        sentence = f"Twice the batch does not fit: {double.reason[0].lower()}{double.reason[1:]}"
     sentences.append(sentence.rstrip(".") + ".")
     return sentences

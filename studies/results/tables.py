@@ -27,6 +27,7 @@ SHOWN = (
     "logistic-batch",
     "workload",
     "tdp-time-predicted",
+    "utilisation-power-predicted",
     "latency-predicted",
     "largest-batch-per-gpu",
 )
@@ -304,7 +305,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "few-shot": _simple("few-shot"),
     "curve-top1": lambda results: _curve(results, "top1_ratio", 1),
     "curve-regret": lambda results: _curve(results, "regret_mean_ratio", 2),
-    "curve-mape": lambda results: _curve(results, "mape_ratio", 1),
+    "curve-mape": lambda results: _curve(results, "median_ape_ratio", 1),
     "modalities": _modalities,
     "strict": _simple("strict"),
     "tuned": _simple("tuned"),

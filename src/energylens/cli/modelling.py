@@ -289,6 +289,9 @@ def _explain(arguments: argparse.Namespace) -> None:
         return
     print_paragraph(explanation.case)
     print()
+    for note in explanation.notes:
+        print_paragraph(f"Note: {note}")
+        print()
     for sentence in explanation.sentences:
         print_paragraph(sentence)
     print()
@@ -306,14 +309,11 @@ def _explain(arguments: argparse.Namespace) -> None:
             if t.total_j > 0
         ],
     )
-    for note in explanation.notes:
-        print()
-        print_paragraph(f"Note: {note}")
 
 
 def _select(arguments: argparse.Namespace) -> None:
     from energylens import catalog
-    from energylens.explanation import explain, joules, scope_notes
+    from energylens.explanation import explain, joules
     from energylens.selection import BATCH_SIZES, Candidates, Infeasible, Scenario, select
 
     model = _model(arguments.model)
@@ -383,7 +383,7 @@ def _select(arguments: argparse.Namespace) -> None:
         worst = float(ranking.energy_per_request_j[-1])
         sentence += (
             f", {joules(worst - winner.energy_per_request_j)} ({saving:.0%}) less than the "
-            "worst feasible choice"
+            f"worst feasible choice, {ranking.cases.case(-1).configuration.describe()}"
         )
     if winner.probability_best_ratio is not None and len(ranking) > 1:
         sentence += (
@@ -391,9 +391,10 @@ def _select(arguments: argparse.Namespace) -> None:
             f"it is expected to cost {percent(ranking.expected_regret_ratio)} over the true best"
         )
     print_paragraph(sentence + ".")
-    for line in explain(model, best).sentences[1:]:
+    explanation = explain(model, best)
+    for line in explanation.sentences[1:]:
         print_paragraph(line)
-    for note in scope_notes(model, best):
+    for note in explanation.notes:
         print_paragraph(f"Note: {note}")
     # One line for each layout: the batch sizes of one layout fail for the same reason.
     ruled_out: dict[tuple[str, str, str], Infeasible] = {}
@@ -403,7 +404,8 @@ def _select(arguments: argparse.Namespace) -> None:
     if ruled_out:
         print()
         print(
-            f"Not feasible: {len(ranking.ruled_out)} configurations of {len(ruled_out)} layouts"
+            f"Not feasible: {len(ranking.ruled_out)} configurations of {len(ruled_out)} "
+            f"layout{'s' * (len(ruled_out) > 1)}"
             + (", among them" if len(ruled_out) > LISTED else "")
         )
         for item in list(ruled_out.values())[:LISTED]:

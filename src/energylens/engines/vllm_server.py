@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import signal
@@ -21,6 +22,7 @@ from energylens.instrument import EngineError, Reason
 
 # Errors by which vLLM says that it cannot, a kernel missing from its build among them.
 _UNSUPPORTED = ("ValueError", "NotImplementedError", "ValidationError", "AttributeError")
+_PARENT_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 STOP_S = 20.0  # after which a server that was asked to stop is killed
 
 
@@ -63,7 +65,8 @@ class VllmServer:
                 stdout=handle,
                 stderr=subprocess.STDOUT,
                 env=os.environ | environment,
-                start_new_session=True,
+                start_new_session=True,  # so that stopping it stops its workers
+                preexec_fn=end_with_parent,
             )
         finally:
             os.close(handle)
@@ -128,6 +131,16 @@ class VllmServer:
             with suppress(subprocess.TimeoutExpired):
                 process.wait(STOP_S if number is signal.SIGTERM else 5.0)
         self._log.unlink(missing_ok=True)
+
+
+def end_with_parent() -> None:
+    """Ask the kernel to end this process when the one that started it is gone.
+
+    A sweep that is killed takes its process group along; a server has a group of its own.
+    Runs in the child, between fork and exec. Linux only: elsewhere it does nothing.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_DEATH_SIGNAL, signal.SIGTERM, 0, 0, 0)
 
 
 def command_line(arguments: Mapping[str, Any]) -> Sequence[str]:
