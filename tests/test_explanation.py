@@ -165,7 +165,7 @@ def test_a_change_that_does_not_fit_says_why(model, case):
     assert "weights take" in half.reason
     assert "half of it is not possible: weights take" in " ".join(e.sentences)
     assert not change(e, "double the batch").feasible
-    assert "but it does not fit" in " ".join(e.sentences)
+    assert "Twice the batch does not fit: " in " ".join(e.sentences)
     assert any("room for about" in note or "weights take" in note for note in e.notes)
 
 
