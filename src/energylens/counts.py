@@ -151,11 +151,14 @@ def _context(first: FloatArray, last: FloatArray, llm: dict[str, FloatArray]) ->
 
     A sliding-window layer sees at most its window.
     """
+    everywhere = llm["full_layers"] * (first + last) / 2.0
+    if not llm["window_layers"].any():
+        return everywhere
     window = llm["window"]
     start, stop = np.minimum(first, window), np.minimum(last, window)
     beyond = window * ((last - stop) - (first - start))
     clipped: FloatArray = ((stop * stop - start * start) / 2.0 + beyond) / (last - first)
-    return llm["full_layers"] * (first + last) / 2.0 + llm["window_layers"] * clipped
+    return everywhere + llm["window_layers"] * clipped
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,16 +238,19 @@ def count(cases: Cases) -> Counts:
     return _count(cases, in_flight(cases), _Tables.of(cases))
 
 
-def count_in_chunks(cases: Cases) -> Iterator[tuple[slice, Counts]]:
-    """Count a few thousand cases at a time: less memory, and faster, for millions."""
+def count_in_chunks(cases: Cases, *, routing: bool) -> Iterator[tuple[slice, Counts]]:
+    """Count a few thousand cases at a time: less memory, and faster, for millions.
+
+    Without ``routing`` the wait for the busiest experts is not counted (0).
+    """
     tables, running = _Tables.of(cases), in_flight(cases)
     for start in range(0, len(cases), CHUNK):
         rows = slice(start, start + CHUNK)
         part = cases.take(rows) if len(cases) > CHUNK else cases
-        yield rows, _count(part, running[rows], tables)
+        yield rows, _count(part, running[rows], tables, routing=routing)
 
 
-def _count(cases: Cases, running: FloatArray, tables: _Tables) -> Counts:
+def _count(cases: Cases, running: FloatArray, tables: _Tables, *, routing: bool = True) -> Counts:
     llm = {name: column[cases.llm_index] for name, column in zip(_LLM, tables.llm, strict=True)}
     width = len(cases.precisions)
     always_bytes, expert_bytes = tables.weights[:, cases.llm_index * width + cases.precision_index]
@@ -265,11 +271,13 @@ def _count(cases: Cases, running: FloatArray, tables: _Tables) -> Counts:
     step_weight_bytes = steps * stages * (replicas * always_bytes + read_experts)
     # Where experts are spread over GPUs, each holds some of those that a step needs, and all wait
     # for the one that holds the most: the expected maximum of as many binomial draws.
-    each = np.maximum(llm["experts"] / cases.expert_parallel, 1.0)
-    touched = np.maximum(covered, 1e-9)
-    deviation = np.sqrt(2.0 * np.log(cases.expert_parallel) * (1.0 - touched) / (each * touched))
-    excess = np.minimum(deviation, 1.0 / touched - 1.0)
-    waited = np.where(expert_bytes > 0, steps * stages * read_experts * excess, 0.0)
+    waited = np.zeros_like(covered)
+    if routing:
+        each = np.maximum(llm["experts"] / cases.expert_parallel, 1.0)
+        touched = np.maximum(covered, 1e-9)
+        spread = 2.0 * np.log(cases.expert_parallel) * (1.0 - touched) / (each * touched)
+        excess = np.minimum(np.sqrt(spread), 1.0 / touched - 1.0)
+        waited = np.where(expert_bytes > 0, steps * stages * read_experts * excess, 0.0)
     # Requests of a busy server arrive one by one, so each has its own prefill pass.
     passes = np.maximum(prompt / TOKENS_PER_PASS, 1.0)
     covered = coverage(llm["log_missed"], np.minimum(prompt, TOKENS_PER_PASS))
@@ -290,10 +298,11 @@ def _count(cases: Cases, running: FloatArray, tables: _Tables) -> Counts:
     link = ACTIVATION_BYTES * llm["hidden"] * (link + 2.0 * away * llm["routed"])
 
     vision_flop = llm["tower"] * llm["patches"] * cases.vision_tokens
-    idle = np.where(cases.node_boundary, cases.node_gpus - gpus, 0.0)
+    # Unknown sizes of nodes compare as false: no idle GPU is counted.
+    idle = np.where(cases.node_boundary & (cases.node_gpus > gpus), cases.node_gpus - gpus, 0.0)
     return Counts(
         gpus=gpus,
-        idle_gpus=np.maximum(np.nan_to_num(idle), 0.0),
+        idle_gpus=idle,
         running=running,
         passes=passes,
         steps=steps,
