@@ -238,19 +238,19 @@ def count(cases: Cases) -> Counts:
     return _count(cases, in_flight(cases), _Tables.of(cases))
 
 
-def count_in_chunks(cases: Cases, *, routing: bool) -> Iterator[tuple[slice, Counts]]:
+def count_in_chunks(cases: Cases, *, extensions: bool = True) -> Iterator[tuple[slice, Counts]]:
     """Count a few thousand cases at a time: less memory, and faster, for millions.
 
-    Without ``routing`` the wait for the busiest experts is not counted (0).
+    Without ``extensions`` the counts that only those read are 0.
     """
     tables, running = _Tables.of(cases), in_flight(cases)
     for start in range(0, len(cases), CHUNK):
         rows = slice(start, start + CHUNK)
         part = cases.take(rows) if len(cases) > CHUNK else cases
-        yield rows, _count(part, running[rows], tables, routing=routing)
+        yield rows, _count(part, running[rows], tables, extensions=extensions)
 
 
-def _count(cases: Cases, running: FloatArray, tables: _Tables, *, routing: bool = True) -> Counts:
+def _count(cases: Cases, running: FloatArray, tables: _Tables, *, extensions: bool = True) -> Counts:
     llm = {name: column[cases.llm_index] for name, column in zip(_LLM, tables.llm, strict=True)}
     width = len(cases.precisions)
     always_bytes, expert_bytes = tables.weights[:, cases.llm_index * width + cases.precision_index]
@@ -271,8 +271,9 @@ def _count(cases: Cases, running: FloatArray, tables: _Tables, *, routing: bool 
     step_weight_bytes = steps * stages * (replicas * always_bytes + read_experts)
     # Where experts are spread over GPUs, each holds some of those that a step needs, and all wait
     # for the one that holds the most: the expected maximum of as many binomial draws.
-    waited = np.zeros_like(covered)
-    if routing:
+    none = np.zeros(len(cases))
+    waited = none
+    if extensions:
         each = np.maximum(llm["experts"] / cases.expert_parallel, 1.0)
         touched = np.maximum(covered, 1e-9)
         spread = 2.0 * np.log(cases.expert_parallel) * (1.0 - touched) / (each * touched)
@@ -316,11 +317,11 @@ def _count(cases: Cases, running: FloatArray, tables: _Tables, *, routing: bool 
         prefill_link_bytes=link * prompt,
         decode_link_bytes=link * output,
         stage_hops=stages - 1.0,
-        narrow_ratio=tables.formats[0][cases.precision_index],
-        weight_only_ratio=tables.formats[1][cases.precision_index],
+        narrow_ratio=tables.formats[0][cases.precision_index] if extensions else none,
+        weight_only_ratio=tables.formats[1][cases.precision_index] if extensions else none,
         expert_wait_bytes=waited,
-        media=cases.images + cases.frames,
-        context_ratio=(prompt + output) / TOKENS_PER_PASS,
+        media=cases.images + cases.frames if extensions else none,
+        context_ratio=(prompt + output) / TOKENS_PER_PASS if extensions else none,
         prefill_roofline_s=(prefill_flop + vision_flop) / (peak * gpus),
         decode_roofline_s=((step_weight_bytes + cache_bytes) / bandwidth + decode_flop / peak)
         / gpus,

@@ -516,7 +516,7 @@ class EnergyModel:
         # Mostly one set and one GPU type answer for all: then coefficients are plain numbers.
         single = len(cases) > 0 and np.ptp(set_index) == 0 and np.ptp(cases.gpu_index) == 0
         only = scale[set_index[0], cases.gpu_index[0]] if single else None
-        for rows, counts in count_in_chunks(cases, routing="routing" in self.extensions):
+        for rows, counts in count_in_chunks(cases, extensions=bool(self.extensions)):
             here = only if only is not None else scale[set_index[rows], cases.gpu_index[rows]].T
             total = np.zeros(len(counts.gpus))
             for k, read in adding:
