@@ -250,7 +250,9 @@ def count_in_chunks(cases: Cases, *, extensions: bool = True) -> Iterator[tuple[
         yield rows, _count(part, running[rows], tables, extensions=extensions)
 
 
-def _count(cases: Cases, running: FloatArray, tables: _Tables, *, extensions: bool = True) -> Counts:
+def _count(
+    cases: Cases, running: FloatArray, tables: _Tables, *, extensions: bool = True
+) -> Counts:
     llm = {name: column[cases.llm_index] for name, column in zip(_LLM, tables.llm, strict=True)}
     width = len(cases.precisions)
     always_bytes, expert_bytes = tables.weights[:, cases.llm_index * width + cases.precision_index]
