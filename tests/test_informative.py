@@ -465,7 +465,6 @@ def curves(top1: list[float], regret: list[float], mape: list[float]) -> dict[st
         "top1_ratio": band(top1),
         "regret_ratio": band(regret),
         "mape_ratio": band(mape),
-        "met_ratio": band([0.85, 0.95, 0.9]),
         "information_nats": band([1.0, 2.0, 3.0]),
     }
     planned = {**made, "way": "planned", "information_nats": band([1.9, 2.5, 9.0])}
@@ -491,7 +490,6 @@ def test_rows_needed_are_those_from_which_on_both_marks_are_kept(
 def test_rows_needed_for_the_error_and_for_as_much_information() -> None:
     result = curves([1] * 3, [0] * 3, [0.2, 0.109, 0.1])
     assert needed(result, "random", "law", "error") == 8
-    assert needed(result, "random", "law", "sure") == 8
     assert needed(result, "random", "xgboost", "error") is None
     assert as_telling(result, "planned", 4) == 8
     assert as_telling(result, "planned", 12) is None

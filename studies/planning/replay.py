@@ -45,8 +45,7 @@ STATED = (
     "probability_ratio", "top1_ratio", "expected_regret_ratio", "regret_ratio", "change_ratio",
     "stop_ratio",
 )  # fmt: skip
-METRICS = ("top1_ratio", "regret_ratio", "mape_ratio", "met_ratio", "information_nats")
-SURE_RATIO = 0.9  # of the replays
+METRICS = ("top1_ratio", "regret_ratio", "mape_ratio", "information_nats")
 Scores = dict[str, float]
 Fit = Callable[[Dataset], Predictor]
 
@@ -244,9 +243,6 @@ def replay(
             scores = curve(subject, order, FITS[name](seed), sizes["random", name])
             runs.setdefault(("random", name), []).append(scores)
     datasheet = fitting.from_datasheet().predict_energy_j(subject.rows.cases)
-    for (_, name), replays in runs.items():
-        for score in (score for scores in replays for score in scores):
-            score["met_ratio"] = float(met(score, final.get(name, final["law"])))
     return {
         "rows": len(subject.rows),
         "scenarios": subject.scenarios,
@@ -290,36 +286,28 @@ def rounded(scores: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def met(score: Mapping[str, Any], final: Mapping[str, float]) -> Any:
-    """Whether a choice is as good as asked.
-
-    Top-1 at 95 % of the final one and regret at most 1 %; where the final regret is above that,
-    a quarter of a point above it. Ensembles are held to the final marks of the law.
-    """
-    regret = max(REGRET_RATIO, final["regret_ratio"] + REGRET_MARGIN_RATIO)
-    enough = score["top1_ratio"] >= TOP1_SHARE * final["top1_ratio"]
-    return enough & (score["regret_ratio"] <= regret)
-
-
 def needed(result: Mapping[str, Any], way: str, fit: str, question: str) -> int | None:
-    """Fewest rows from which on a question is answered as well as asked, at all sizes above too.
+    """Fewest rows from which on the mean over replays answers a question as well as asked.
 
-    ``choice``: on the mean over replays (see :func:`met`). ``sure``: in nine of ten replays.
-    ``error``: mean MAPE at most 1.1 times the final one.
+    ``choice``: Top-1 at 95 % of the final one and regret at most 1 % (where the final regret is
+    above that, a quarter of a point above it). ``error``: MAPE at most 1.1 times the final one.
+    Ensembles are held to the final marks of the law.
     """
     curve = next((c for c in result["curves"] if (c["way"], c["fit"]) == (way, fit)), None)
     if curve is None:
         return None
     final = result["final"].get(fit, result["final"]["law"])
     mean = {metric: np.array(curve[metric])[:, 0] for metric in METRICS if metric in curve}
-    answered = {
-        "choice": lambda: met(mean, final),
-        "sure": lambda: mean["met_ratio"] >= SURE_RATIO,
-        "error": lambda: mean["mape_ratio"] <= MAPE_SHARE * final["mape_ratio"],
-    }[question]()
-    if not answered[-1]:
+    if question == "choice":
+        regret = max(REGRET_RATIO, final["regret_ratio"] + REGRET_MARGIN_RATIO)
+        met = (mean["top1_ratio"] >= TOP1_SHARE * final["top1_ratio"]) & (
+            mean["regret_ratio"] <= regret
+        )
+    else:
+        met = mean["mape_ratio"] <= MAPE_SHARE * final["mape_ratio"]
+    if not met[-1]:
         return None
-    failed = np.flatnonzero(~answered)
+    failed = np.flatnonzero(~met)
     return int(curve["sizes"][failed[-1] + 1 if len(failed) else 0])
 
 

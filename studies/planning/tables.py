@@ -95,17 +95,13 @@ def _fewer(result: Results, fit: str, plan: int | None, chance: int | None) -> s
 
 
 def _ensembles(results: Results) -> str:
-    """Rows needed on the mean over replays, and in nine of ten of them."""
     rows = []
     for source, title in SOURCES.items():
         if source not in results:
             continue
         result = results[source]
         cells = [
-            " / ".join(
-                _rows(needed(result, way, fit, question), _most(result, way, fit))
-                for question in ("choice", "sure")
-            )
+            _rows(needed(result, way, fit, "choice"), _most(result, way, fit))
             for way, fit in (
                 ("planned", "law"), ("planned", "law, no prior"), ("random", "law"),
                 ("random", "law, no prior"), ("random", "random-forest"), ("random", "xgboost"),
@@ -190,7 +186,6 @@ def _verdicts(results: Results) -> str:
 TABLES: dict[str, Callable[[Results], str]] = {
     "marks": _marks,
     "choice": _needed("choice"),
-    "sure": _needed("sure"),
     "error": _needed("error"),
     "ensembles": _ensembles,
     "told": _told,
