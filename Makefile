@@ -18,9 +18,10 @@ test: $(VENV)/.installed-test
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 
-# Real engines on the CPU (vLLM, transformers): about 4 minutes and 2.5 GB to install.
+# Real engines on the CPU (vLLM, transformers), and sweeps on Ray and Slurm's local cluster:
+# about 4 minutes and 2.7 GB to install, and 10 minutes to run.
 test-engines: $(VENV)-engines/.installed
-	$(VENV)-engines/bin/python -m pytest tests/test_engines_real.py
+	$(VENV)-engines/bin/python -m pytest tests/test_engines_real.py tests/test_sweeps.py
 
 $(VENV)-engines/.installed: tools/engine_env/build.py
 	$(PYTHON) tools/engine_env/build.py $(VENV)-engines

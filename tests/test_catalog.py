@@ -90,9 +90,11 @@ def test_every_row_states_its_source_and_date_and_a_known_precision() -> None:
 
 def test_every_gpu_states_dense_figures_in_si_units_with_their_source() -> None:
     for row in catalog.gpus().values():
-        assert 10e9 < row.memory_bytes < 400e9, row.id
+        socket = row.id.startswith(("EPYC", "Xeon"))
+        assert 10e9 < row.memory_bytes < 450e9, row.id
         assert 200e9 < row.memory_bandwidth_bytes_per_s < 10e12, row.id
-        assert 50e12 < row.bf16_flop_per_s < 3e15, row.id  # a sparse figure lies outside
+        # a sparse figure lies outside
+        assert (4e12 if socket else 50e12) < row.bf16_flop_per_s < 3e15, row.id
         for narrow, widest in ((row.fp8_flop_per_s, 2.1), (row.fp4_flop_per_s, 6.5)):
             assert narrow is None or 1 <= narrow / row.bf16_flop_per_s <= widest, row.id
         assert 50 <= row.tdp_w <= 1500, row.id

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -18,6 +19,7 @@ from typing import Any
 import pytest
 
 from energylens import catalog
+from energylens.cli import main
 from energylens.engines import open_engine
 from energylens.engines.llm_folders import config_for, write_folder
 from energylens.engines.vllm_server import VllmServer
@@ -387,3 +389,89 @@ def test_the_openai_engine_is_exact_against_a_server_given_by_url(
         with pytest.raises(EngineError, match="maximum") as refused:
             engine.prepare(replace(TEXT, input_tokens=500), [])
         assert refused.value.usable
+
+
+# ------------------------------------------------------------------ from a plan to a choice
+
+
+CASES = (
+    *("--gpu", "EPYC-7763", "--gpus", "2", "--batch-sizes", "1,2,4", "--input-tokens", "32,64"),
+    *("--output-tokens", "8", "--quick"),
+)
+
+
+def sweep(folder: Path, of: Llm, *arguments: str) -> list[dict[str, Any]]:
+    """Plan and measure as a user does, into one table; return its rows."""
+    checkpoint = write_folder(config_for(of).config, folder)
+    plan, table = str(folder / "plan.jsonl"), folder / "runs.jsonl"
+    made = ["plan", "--llm", str(checkpoint), *CASES, *arguments, "-o", plan]
+    assert main(made) == 0
+    assert main(["measure", plan, "-o", str(table), "--meter", "estimated"]) == 0
+    records = table.with_suffix(".records.jsonl").read_text().splitlines()
+    failed = [r for r in map(json.loads, records) if r.get("reason")]
+    assert not failed
+    return [json.loads(line) for line in table.read_text().splitlines()]
+
+
+def choose(
+    folder: Path, rows: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
+    """Fit the rows and rank the configurations of their LLM; return what select says."""
+    model = str(folder / "model.json")
+    assert main(["fit", str(folder / "runs.jsonl"), "-o", model]) == 0
+    capsys.readouterr()
+    asked = ["select", model, "--llm", rows[0]["llm"], "--gpu", "EPYC-7763", "--max-gpus", "2"]
+    asked += ["--input-tokens", "64", "--output-tokens", "8", "--json"]
+    asked += ["--choose", "parallelism,batch_size", "--batch-sizes", "1,2,4"]
+    assert main(asked) == 0
+    ranked: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return ranked
+
+
+@with_vllm
+@pytest.mark.parametrize(
+    ("of", "precisions"), [(DENSE, "bf16,int8"), (MOE, "bf16,fp16")], ids=["dense", "moe"]
+)
+def test_a_plan_is_measured_on_vllm_fitted_and_chosen_from(
+    of: Llm,
+    precisions: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    layouts = ("--tensor-parallel", "1,2", "--pipeline-parallel", "1,2")
+    rows = sweep(tmp_path, of, "--engine", "vllm", "--precision", precisions, *layouts)
+    seen = {(r["precision"], r["tensor_parallel"], r["pipeline_parallel"]) for r in rows}
+    assert seen == {
+        (precision, tensor, pipeline)
+        for precision in precisions.split(",")
+        for tensor, pipeline in ((1, 1), (2, 1), (1, 2))
+    }
+    assert len({r["x_case"] for r in rows}) == len(rows) == 6 * 6
+    for row in rows:
+        assert row["source"] == "estimated"
+        assert row["engine"] == "vllm"
+        assert row["energy_per_request_j"] > 0
+    assert len(choose(tmp_path, rows, capsys)["ranking"]) == 9
+
+
+@with_vllm
+def test_a_plan_is_measured_on_a_server_that_energylens_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    rows = sweep(tmp_path, DENSE, "--engine", "vllm", "--option", "mode=server")
+    assert len(rows) == 6
+    assert all(row["ttft_s"] > 0 for row in rows)
+    assert choose(tmp_path, rows, capsys)["ranking"]
+
+
+@with_transformers
+def test_a_plan_is_measured_on_transformers_fitted_and_chosen_from(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    rows = sweep(tmp_path, DENSE, "--engine", "transformers")
+    assert {row["x_decode_method"] for row in rows} == {"windows"}
+    assert choose(tmp_path, rows, capsys)["ranking"]

