@@ -539,6 +539,40 @@ def test_extensions_are_taken_in_by_name(run, runs, model, tmp_path):
     assert_refused(run("fit", runs, "--extend", "lenght"), "Did you mean length?")
 
 
+def test_power_caps_are_fitted_explained_and_chosen(run, runs, model, tmp_path):
+    header, *rows = rows_of(runs)
+    joules = header.index("energy_per_request_j")
+    parts = [header.index(f"{phase}_energy_per_request_j") for phase in ("prefill", "decode")]
+    for i, row in enumerate(rows):
+        row.append("400" if i % 2 else "")
+        for place in (joules, *parts):
+            row[place] = str(float(row[place]) * (0.75 if i % 2 else 1)) if row[place] else ""
+    table = tmp_path / "capped.csv"
+    table.write_text("\n".join(map(",".join, [[*header, "power_cap_w"], *rows])) + "\n")
+    half = len(rows) // 2
+    unaware = run("fit", table)
+    assert f"{half} of the rows have a power cap" in " ".join(unaware.out.split())
+    assert_refused(run("fit", runs, "--extend", "power_cap"), "needs rows with a power_cap_w")
+
+    fitted = tmp_path / "capped.json"
+    said = run("fit", table, "--extend", "auto", "-o", fitted)
+    assert "capped_headroom" in said.out
+    assert_narrow(said)
+    explained = run("explain", fitted, *CASE, "--power-cap-w", "400")
+    assert_narrow(explained)
+    assert "400W" in explained.out
+    assert "the cap is ignored" in run("explain", model, *CASE, "--power-cap-w", "400").out
+
+    choose = (*CASE, "--choose", "power_cap,batch_size", "--batch-sizes", "8,64")
+    chosen = run("select", fitted, *choose, "--power-caps", "400,700")
+    assert_narrow(chosen)
+    assert re.search(r"Run TP1 PP1 B64 400W: ", chosen.out)
+    assert_refused(run("select", fitted, *choose), "the candidates must list some")
+    assert_refused(run("select", fitted, *choose, "--power-caps", "400000"), "70 and 735 W")
+    assert_refused(run("select", fitted, *CASE, "--power-cap-w", "40"), "70 and 735 W")
+    assert_refused(run("select", model, *choose, "--power-caps", "400,700"), "knows no power caps")
+
+
 def test_rows_are_kept_by_what_they_hold(run, runs):
     every = run("fit", runs, "--json").json()["rows"]
     llama = run("fit", runs, "--where", f"llm={LLM}", "--json").json()["rows"]
@@ -896,3 +930,21 @@ def test_the_package_runs_as_a_module_too():
     )
     assert done.stdout.startswith(b"energylens ")
     assert done.returncode == 0
+
+
+def documented_commands() -> list[str]:
+    """Every energylens command in a code block of the README and the documents."""
+    root = Path(__file__).parents[1]
+    found = []
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for line in text.splitlines():
+            command = line.strip().removeprefix("$ ")
+            if re.match(r"energylens [a-z]+( |$)", command) and "..." not in command:
+                found.append(re.split(r" && | \| | > |  +#", command)[0])
+    return found
+
+
+@pytest.mark.parametrize("command", documented_commands())
+def test_a_command_of_the_documents_can_be_typed(command):
+    build_parser().parse_args(shlex.split(command)[1:])

@@ -50,8 +50,13 @@ _PARTS: dict[str, type[Any]] = {
     "state_space": StateSpace,
     "vision": Vision,
 }
-_ADVICE_LLM = "To add one, run: energylens llm add config.json"
-_ADVICE_GPU = "To add one, write a [[gpu]] table to gpus.toml in {folder}"
+_ADVICE_LLM = (
+    "To see all, run: energylens llm list; to add one, run: energylens llm add config.json"
+)
+_ADVICE_GPU = (
+    "To see all, run: energylens gpu list; to add one, write a [[gpu]] table to gpus.toml in "
+    "{folder}"
+)
 
 
 def llm(name: str) -> Llm:

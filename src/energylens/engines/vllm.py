@@ -553,13 +553,16 @@ class VllmEngine:
                 reason=Reason.UNSUPPORTED,
                 usable=True,
             )
+        began = time.perf_counter()  # making prompts is work of the prefill, as for any client
         output_tokens = 1 if phase is Phase.PREFILL else batch.output_tokens
         text_tokens = self._text_tokens(batch)
         random = random_stream(batch.seed, repetition)
         prompts = [self._prompt(random, batch.media, text_tokens) for _ in range(batch.requests)]
         split = phase is Phase.REQUEST and output_tokens > 1 and self._splits(batch)
         with _translated(self):
-            return self._step_through(prompts, output_tokens, at_decode if split else None, batch)
+            return self._step_through(
+                began, prompts, output_tokens, at_decode if split else None, batch
+            )
 
     def _splits(self, batch: Batch) -> bool:
         """Whether no decode step can begin before the last prefill step has ended.
@@ -576,6 +579,7 @@ class VllmEngine:
 
     def _step_through(
         self,
+        began: float,
         prompts: list[dict[str, Any]],
         output_tokens: int,
         at_decode: Callable[[], None] | None,
@@ -583,10 +587,10 @@ class VllmEngine:
     ) -> Repetition:
         engine = self._engine()
         clock = time.perf_counter
-        began = clock()
+        submitted = clock()
         flights: dict[str, _Flight] = {}
         for prompt in prompts:
-            flights[self._add(prompt, output_tokens)] = _Flight(submitted_s=began)
+            flights[self._add(prompt, output_tokens)] = _Flight(submitted_s=submitted)
         waiting, steps = len(flights), 0
         boundary: tuple[float, float] | None = None
         vision_ids = _vision_ids(self._config)

@@ -7,10 +7,10 @@ rest on them. Spinning threads count as work.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 from energylens.instrument import Channel, ChannelKind, MeterError, Reading
 from energylens.meters.wall_clock import WallClockMeter
@@ -19,6 +19,11 @@ from energylens.records import Source
 # A server CPU of 165 W and 32 cores, a third of it drawn when idle: typical, and no more.
 WATTS_PER_BUSY_CORE = 3.6
 WATTS_PER_CORE = 1.5
+
+# How often to look for new processes. Theirs is a running total, so none of it is lost meanwhile;
+# a look costs milliseconds, which readings between two phases of an engine should not.
+SCAN_S = 1.0
+_SCHEDULER_CLOCK = 2  # CPUCLOCK_SCHED of the kernel: nanoseconds, ended threads included
 
 
 class EstimatedMeter(WallClockMeter):
@@ -48,13 +53,15 @@ class EstimatedMeter(WallClockMeter):
     ) -> None:
         if not (busy_core_w > 0 and core_w >= 0):
             raise MeterError(f"watts per core must be above 0, not {busy_core_w} and {core_w}.")
-        if not Path("/proc/self/schedstat").exists():
-            raise MeterError("the estimated meter needs Linux: it reads CPU times in /proc.")
+        if sys.platform != "linux":
+            raise MeterError("the estimated meter needs Linux: it reads CPU clocks of processes.")
         self._busy_core_w = busy_core_w
         self._idle_w = core_w * (os.cpu_count() or 1)
         self._root = process_id or os.getpid()
-        self._seen_ns: dict[tuple[int, int], int] = {}
+        self._seen_ns: dict[int, int] = {}
         self._total_ns = 0
+        self._scanned_s = -SCAN_S
+        self._processes: tuple[int, ...] = ()
         self._begin_s = time.monotonic()
         self._lock = threading.Lock()
         self.read()
@@ -62,10 +69,16 @@ class EstimatedMeter(WallClockMeter):
     def read(self) -> Reading:
         """Add up what the process tree has computed so far."""
         with self._lock:
-            for thread, nanoseconds in _cpu_times_ns(self._root):
-                # Threads end and take their last moments with them; what was seen stays.
-                self._total_ns += max(0, nanoseconds - self._seen_ns.get(thread, 0))
-                self._seen_ns[thread] = nanoseconds
+            now = time.monotonic()
+            if now - self._scanned_s >= SCAN_S:
+                self._scanned_s, self._processes = now, tuple(_process_tree(self._root))
+            for process in self._processes:
+                try:
+                    used_ns = time.clock_gettime_ns(~process << 3 | _SCHEDULER_CLOCK)
+                except OSError:
+                    continue  # it has just ended; what was seen stays
+                self._total_ns += max(0, used_ns - self._seen_ns.get(process, 0))
+                self._seen_ns[process] = used_ns
             now = time.monotonic()
             energy = self._busy_core_w * self._total_ns / 1e9
             energy += self._idle_w * (now - self._begin_s)
@@ -79,8 +92,8 @@ class EstimatedMeter(WallClockMeter):
         }
 
 
-def _cpu_times_ns(root: int) -> Iterator[tuple[tuple[int, int], int]]:
-    """CPU time of each thread of a process tree, by (process, thread)."""
+def _process_tree(root: int) -> Iterator[int]:
+    """A process and its descendants."""
     children: dict[int, list[int]] = {}
     for name in filter(str.isdigit, os.listdir("/proc")):  # noqa: PTH208 - called often
         try:
@@ -93,13 +106,4 @@ def _cpu_times_ns(root: int) -> Iterator[tuple[tuple[int, int], int]]:
     while waiting:
         process = waiting.pop()
         waiting += children.get(process, ())
-        try:
-            threads = os.listdir(f"/proc/{process}/task")  # noqa: PTH208
-        except OSError:
-            continue
-        for thread in threads:
-            try:
-                with open(f"/proc/{process}/task/{thread}/schedstat", encoding="ascii") as file:  # noqa: PTH123
-                    yield (process, int(thread)), int(file.read().split()[0])
-            except (OSError, IndexError):
-                continue
+        yield process
