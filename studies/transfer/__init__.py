@@ -1,0 +1,1 @@
+"""Which datasheet number scales which coefficient, from one GPU type to another."""
