@@ -1,0 +1,1 @@
+"""What each extension of the formula is worth, source by source."""
