@@ -1,7 +1,12 @@
 """Laws planted in rows of realistic cases: whether discovery finds them, and how far they carry.
 
-    python -m benchmarks.planted_laws --quick
-    python -m benchmarks.planted_laws --json planted.json --write docs/discovery.md
+    python -m benchmarks.planted_laws --quick                        # seconds
+    OMP_NUM_THREADS=1 python -m benchmarks.planted_laws --docs       # half an hour of one core
+    python -m benchmarks.planted_laws --read docs/planted-laws.json --docs    # tables and figure
+
+``--docs`` writes every trial to ``docs/planted-laws.json``, and from there the tables and the
+figure of ``docs/discovery.md``. A run that was stopped goes on with ``--docs --resume``. Matrices
+here are small: more than one thread for them only takes CPU time.
 
 Energies are computed from a known formula on feasible cases drawn from the catalog, with noise.
 Because they are made here, nothing in these tables says how well energy itself is predicted:
@@ -14,18 +19,26 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energylens import capacity, catalog
+from energylens import capacity, catalog, files
 from energylens.cases import Cases, FloatArray
 from energylens.dataset import Dataset
 from energylens.discovery import Engine, Expression, FrontPoint, OperonEngine, OwnEngine, discover
 from energylens.discovery.library import quantity_columns
+from energylens.plotting import PALETTE, Picture
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+CELLS = ((200, 0.02), (200, 0.05), (50, 0.02), (50, 0.05))  # rows and noise
+EXTRAPOLATION_BAR_RATIO = 0.05
 GPU = "H100-SXM-80GB"
 DENSE = (
     "Qwen/Qwen2.5-1.5B-Instruct",
@@ -275,6 +288,7 @@ def draw_cases(law: Planted, rows: int, rng: np.random.Generator, *, beyond: boo
         frames=np.zeros(rows),
         node_boundary=np.full(rows, law.node),
         node_gpus=np.full(rows, 8.0) if law.node else nan,
+        power_cap_w=nan,
         ttft_s=nan,
         tpot_s=nan,
         request_latency_s=nan,
@@ -436,128 +450,145 @@ def quick() -> list[Trial]:
     return [trial(law, 200, 0.02, 0, "own") for law in STRUCTURES if law.name in QUICK_LAWS]
 
 
-def suite(names: Sequence[str], seeds: int, operon_seeds: int) -> Iterator[Trial]:
-    """Every law, 200 and 50 rows, 2 and 5 % noise, every seed, every engine."""
-    for name in names:
-        for rows in (200, 50):
-            for noise_ratio in (0.02, 0.05):
-                for law in STRUCTURES:
-                    for seed in range(operon_seeds if name == "operon" else seeds):
+def suite(
+    names: Sequence[str], seeds: Mapping[str, range], done: Sequence[Trial] = ()
+) -> Iterator[Trial]:
+    """Every law, 200 and 50 rows, 2 and 5 % noise, every seed, every engine; not those done."""
+    known = {(t.engine, t.rows, t.noise_ratio, t.law, t.seed) for t in done}
+    for rows, noise_ratio in CELLS:
+        for name in names:
+            for law in STRUCTURES:
+                for seed in seeds[name]:
+                    if (name, rows, noise_ratio, law.name, seed) not in known:
                         yield trial(law, rows, noise_ratio, seed, name)
 
 
 def tables(trials: Sequence[Trial]) -> str:
     """The results as Markdown."""
-    lines = []
     names = list(dict.fromkeys(t.engine for t in trials))
-    lines += [
+    run = {t.law for t in trials}
+    lines = [
         "| rows | noise | engine | laws x seeds | structure recovered | extrapolation error, "
         "median over laws and seeds | CPU s each |",
         "|---|---|---|---|---|---|---|",
     ]
-    for rows in (200, 50):
-        for noise_ratio in (0.02, 0.05):
-            for name in names:
-                some = [
-                    t
-                    for t in trials
-                    if (t.rows, t.noise_ratio, t.engine) == (rows, noise_ratio, name)
-                    and t.in_library
-                ]
-                if some:
-                    lines.append(
-                        f"| {rows} | {noise_ratio:.0%} | {name} | {len(some)} | "
-                        f"{_percent(np.mean([t.recovered for t in some]))} | "
-                        f"{_percent(np.median([t.extrapolation_ratio for t in some]))} | "
-                        f"{np.median([t.cpu_s for t in some]):.1f} |"
-                    )
+    for rows, noise_ratio in CELLS:
+        for name in names:
+            some = [
+                t
+                for t in trials
+                if (t.rows, t.noise_ratio, t.engine) == (rows, noise_ratio, name) and t.in_library
+            ]
+            if some:
+                lines.append(
+                    f"| {rows} | {noise_ratio:.0%} | {name} | {len(some)} | "
+                    f"{_percent(np.mean([t.recovered for t in some]))} | "
+                    f"{_percent(np.median([t.extrapolation_ratio for t in some]))} | "
+                    f"{np.median([t.cpu_s for t in some]):.1f} |"
+                )
     for title, inside in (("True terms in the library", True), ("Not in the library", False)):
+        laws = [law for law in STRUCTURES if law.in_library is inside and law.name in run]
         lines += ["", f"{title}, 200 rows, 2 % noise:", ""]
         head = "| law | " + " | ".join(
             f"{name}: recovered | terms | held-out error | extrapolation (worst seed)"
             for name in names
         )
         lines += [head + " |", "|---" * (1 + 4 * len(names)) + "|"]
-        for law in STRUCTURES:
-            if law.in_library is not inside:
-                continue
+        for law in laws:
             cells = [law.name]
             for name in names:
-                some = [
-                    t
-                    for t in trials
-                    if (t.rows, t.noise_ratio, t.engine, t.law) == (200, 0.02, name, law.name)
-                ]
+                some = _cell(trials, name, law, *CELLS[0])
                 if not some:
                     cells += ["-"] * 4
                     continue
                 far = [t.extrapolation_ratio for t in some]
                 cells += [
-                    f"{sum(t.recovered for t in some)} of {len(some)}",
+                    _share(some),
                     f"{np.median([t.terms for t in some]):g} of {len(law.terms)}",
                     _percent(np.median([t.held_out_mape_ratio for t in some])),
                     f"{_percent(np.median(far))} ({_percent(max(far))})",
                 ]
             lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "Structure recovered, by rows and noise:", ""]
+    head = " | ".join(f"{n}: {r} rows, {x:.0%}" for n in names for r, x in CELLS)
+    lines += [f"| law | {head} |", "|---" * (1 + len(CELLS) * len(names)) + "|"]
+    for law in STRUCTURES:
+        if law.in_library and law.name in run:
+            shares = [_share(_cell(trials, name, law, *cell)) for name in names for cell in CELLS]
+            lines.append("| " + " | ".join([law.name, *shares]) + " |")
     return "\n".join(lines)
 
 
-def quick_table(trials: Sequence[Trial]) -> str:
-    """What the quick version gives, as Markdown."""
-    lines = [
-        "| law | recovered | terms | held-out error | extrapolation |",
-        "|---|---|---|---|---|",
-    ]
-    lines += [
-        f"| {t.law} | {'yes' if t.recovered else 'no'} | {t.terms} | "
-        f"{_percent(t.held_out_mape_ratio)} | {_percent(t.extrapolation_ratio)} |"
-        for t in trials
-    ]
-    return "\n".join(lines)
+def _cell(
+    trials: Sequence[Trial], engine: str, law: Planted, rows: int, noise_ratio: float
+) -> list[Trial]:
+    wanted = (engine, law.name, rows, noise_ratio)
+    return [t for t in trials if (t.engine, t.law, t.rows, t.noise_ratio) == wanted]
+
+
+def _share(some: Sequence[Trial]) -> str:
+    return f"{sum(t.recovered for t in some)} of {len(some)}" if some else "-"
 
 
 def _percent(ratio: float | np.floating) -> str:
     return f"{100 * ratio:.1f} %"
 
 
-def figure(trials: Sequence[Trial], path: Path) -> None:
-    """Draw recovery and extrapolation of every law, engines side by side."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "planted"
-    from matplotlib import pyplot as plt
-
+def picture(trials: Sequence[Trial]) -> Picture:
+    """Recovery and extrapolation of every law, engines side by side."""
     names = list(dict.fromkeys(t.engine for t in trials))
-    laws = [law.name for law in STRUCTURES]
-    fig, axes = plt.subplots(1, 2, figsize=(9, 6), sharey=True, layout="constrained")
-    height = 0.8 / len(names)
-    for i, name in enumerate(names):
-        some = [t for t in trials if (t.rows, t.noise_ratio, t.engine) == (200, 0.02, name)]
-        places = [y + height * (i - (len(names) - 1) / 2) for y in range(len(laws))]
-        own = [[t for t in some if t.law == law] for law in laws]
-        axes[0].barh(
-            places, [100 * np.mean([t.recovered for t in o]) if o else 0 for o in own], height,
-            label=name,
-        )  # fmt: skip
-        axes[1].barh(
-            places,
-            [100 * np.median([t.extrapolation_ratio for t in o]) if o else 0 for o in own],
-            height,
+    roles = {name: (f"category-{k + 1}", "osD"[k]) for k, name in enumerate(names)}
+    said = []
+    for name in names:
+        some = [t for law in STRUCTURES for t in _cell(trials, name, law, *CELLS[0])]
+        inside = [t for t in some if t.in_library]
+        said.append(
+            f"{name} recovers {_percent(np.mean([t.recovered for t in inside]))} of the laws whose "
+            "terms are in the library, with a median extrapolation error of "
+            f"{_percent(np.median([t.extrapolation_ratio for t in inside]))}"
         )
-    axes[0].set_yticks(
-        range(len(laws)),
-        [f"{law.name}{'' if law.in_library else ' (not in library)'}" for law in STRUCTURES],
+
+    def draw(figure: Figure) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        for k, name in enumerate(names):
+            role, marker = roles[name]
+            colour = PALETTE[role][0]
+            for y, law in enumerate(STRUCTURES):
+                some = _cell(trials, name, law, *CELLS[0])
+                if not some:
+                    continue
+                place = y + 0.36 * (k - (len(names) - 1) / 2)
+                label = name if y == 0 else None
+                share = 100 * float(np.mean([t.recovered for t in some]))
+                left.barh(place, share, 0.32, color=colour, label=label)
+                far = 100 * np.array([t.extrapolation_ratio for t in some])
+                right.plot([far.min(), far.max()], [place, place], color=colour, linewidth=1)
+                right.plot(np.median(far), place, marker, color=colour, markersize=4)
+        left.set_yticks(
+            range(len(STRUCTURES)),
+            [f"{law.name}{'' if law.in_library else ' (not in library)'}" for law in STRUCTURES],
+        )
+        left.set_ylim(len(STRUCTURES) - 0.4, -0.6)
+        for axes in (left, right):
+            axes.grid(visible=False, axis="y")
+        left.set_xlabel("structure recovered (% of seeds)")
+        right.set_xscale("log")
+        right.set_xticks((0.1, 1, 10, 100), ("0.1", "1", "10", "100"))
+        right.minorticks_off()
+        right.set_xlabel("error beyond the rows (%)")
+        right.axvline(
+            100 * EXTRAPOLATION_BAR_RATIO, color=PALETTE["muted"][0], linewidth=1, linestyle="--"
+        )
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+
+    return Picture(
+        name="planted",
+        title="Planted laws",
+        caption="",
+        alternative=f"Planted laws, 200 rows, 2 % noise: {'; '.join(said)}.",
+        size_in=(7.2, 6.0),
+        draw=draw,
     )
-    axes[0].invert_yaxis()
-    axes[0].set_xlabel("structure recovered, % of seeds")
-    axes[1].set_xlabel("error at 1-4x batch and 1-2x lengths, %")
-    axes[1].set_xscale("symlog", linthresh=1)
-    axes[1].axvline(5, color="0.5", linewidth=0.8)
-    axes[0].legend(loc="lower left", frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, metadata={"Date": None})
-    plt.close(fig)
 
 
 def write_between(path: Path, name: str, text: str) -> None:
@@ -568,13 +599,25 @@ def write_between(path: Path, name: str, text: str) -> None:
     _, found, after = rest.partition(end)
     if not found:
         sys.exit(f"{path} must hold the markers {begin} and {end}")
-    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+    files.write_text(path, f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def save(trials: Sequence[Trial], path: Path) -> None:
-    """Write trials as JSON."""
-    rows = json.dumps([asdict(t) for t in trials], indent=0)
-    path.write_text(rows + "\n", encoding="utf-8")
+    """Write trials as JSON, a line each, numbers to six digits."""
+
+    def short(value: object) -> object:
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    columns = json.dumps([field.name for field in fields(Trial)])
+    rows = ",\n".join(json.dumps([short(value) for value in astuple(t)]) for t in trials)
+    files.write_text(path, f'{{"columns": {columns},\n"trials": [\n{rows}\n]}}\n')
+
+
+def load(path: Path) -> list[Trial]:
+    """Read what :func:`save` wrote."""
+    document = files.read_json(path)
+    columns = document["columns"]
+    return [Trial(**dict(zip(columns, row, strict=True))) for row in document["trials"]]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -583,36 +626,39 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--engines", default="own,operon", help="comma list of own, operon")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--operon-seeds", type=int, default=3, help="pyoperon takes longer")
+    parser.add_argument("--first-seed", type=int, default=0, help="100 and up are for settling")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every trial")
-    parser.add_argument(
-        "--read", type=Path, nargs="+", metavar="FILE", help="tabulate trials of --json"
-    )
-    parser.add_argument("--write", type=Path, metavar="FILE", help="a page with the markers")
-    parser.add_argument("--figure", type=Path, metavar="FILE", help="an SVG")
+    parser.add_argument("--resume", action="store_true", help="keep the trials that are there")
+    parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="run nothing")
+    parser.add_argument("--docs", action="store_true", help="write docs/")
     given = parser.parse_args(arguments)
+    log = given.json or (DOCS / "planted-laws.json" if given.docs else None)
+    trials: list[Trial] = []
     if given.read:
-        texts = [path.read_text(encoding="utf-8") for path in given.read]
-        trials = [Trial(**row) for text in texts for row in json.loads(text)]
+        trials = [t for path in given.read for t in load(path)]
     elif given.quick:
         trials = quick()
     else:
-        trials = []
-        for done in suite(given.engines.split(","), given.seeds, given.operon_seeds):
+        if given.resume and log and log.exists():
+            trials = load(log)
+        first = given.first_seed
+        counts = {"own": given.seeds, "operon": given.operon_seeds}
+        seeds = {name: range(first, first + count) for name, count in counts.items()}
+        for done in suite(given.engines.split(","), seeds, trials):
             trials.append(done)
-            if given.json:  # after each, so that what was cut short is not lost
-                save(trials, given.json)
+            if log:  # after each, so that what was cut short is not lost
+                save(trials, log)
             print(
                 f"{done.engine} {done.rows} {done.noise_ratio} {done.law} {done.seed}: "
                 f"{'found' if done.recovered else 'missed'} {done.extrapolation_ratio:.3f}",
                 file=sys.stderr,
             )
-    if given.json:
-        save(trials, given.json)
-    table = quick_table(trials) if given.quick else tables(trials)
-    if given.write:
-        write_between(given.write, "planted-quick" if given.quick else "planted", table)
-    if given.figure:
-        figure(trials, given.figure)
+    if log:
+        save(trials, log)
+    table = tables(trials)
+    if given.docs:
+        write_between(DOCS / "discovery.md", "planted", table)
+        files.write_text(DOCS / "figures" / "planted-laws.svg", picture(trials).standalone_svg())
     print(table)
 
 

@@ -5,6 +5,7 @@ import re
 import sys
 from dataclasses import replace
 from html.parser import HTMLParser
+from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
@@ -12,7 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energylens import plotting
+from energylens import evaluation, files, plotting
+from energylens.cli import main
+from energylens.discovery import Expression, Front, FrontPoint, FrontTerm, Reference
 from energylens.errors import MissingExtraError, UsageError
 from energylens.fitting import FitOptions, diagnose, fit
 from energylens.formula import NAMES, TERMS, datasheet
@@ -267,6 +270,170 @@ def test_configurations_ruled_out_come_with_a_reason(full: Sample) -> None:
     (table,) = (t for t in tables(gathered(full, ranking=tight)) if t.title == "What was ruled out")
     assert f"{len(tight.ruled_out)} configurations" in table.caption
     assert all("GB" in row[-1] for row in table.rows)
+
+
+# ------------------------------------------------------------------------ what a search found
+
+
+def found(**changes: object) -> Front:
+    """A front of two expressions, with a term that is not settled."""
+    weights = FrontTerm(
+        expression=Expression("step_weight_bytes"),
+        coefficient=1.5e-10,
+        unit="J/byte",
+        meaning="reading <weights>",
+        share_ratio=0.8,
+        stability_ratio=0.9,
+    )
+    hops = FrontTerm(
+        expression=Expression("gpus * (pipeline_parallel - 1) * (passes + steps)"),
+        coefficient=0.25,
+        unit="J/pass",
+        share_ratio=0.2,
+        stability_ratio=0.4,
+        stand_ins={"output_tokens": 0.5},
+    )
+    simple = FrontPoint(
+        terms=(weights,),
+        size=1,
+        complexity=3,
+        criterion=-10.0,
+        in_sample_mape_ratio=0.31,
+        held_out_mape_ratio=0.333,
+        held_out_error_ratio=0.021,
+        top1_ratio=None,
+        regret_mean_ratio=None,
+    )
+    knee = replace(
+        simple, terms=(weights, hops), size=2, complexity=14, held_out_mape_ratio=0.123,
+        top1_ratio=0.912, regret_mean_ratio=0.0034, knee=True,
+    )  # fmt: skip
+    front = Front(
+        engine="own",
+        points=(simple, knee),
+        reference=Reference(
+            name="frozen law",
+            terms=12,
+            in_sample_mape_ratio=0.1,
+            held_out_mape_ratio=0.111,
+            top1_ratio=0.9,
+            regret_mean_ratio=0.01,
+        ),
+        rows=60,
+        candidates=99,
+        groups="workload",
+        folds=4,
+        samples=20,
+        seed=7,
+        choose=("tensor_parallel",),
+        dataset_digest=rows().digest,
+        sources={"published": 60},
+        notes=("A note with <b>markup</b>.",),
+    )
+    return replace(front, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def with_front(full: Sample) -> str:
+    return written(full, front=found())
+
+
+def test_a_front_is_shown_with_its_knee_errors_choices_and_stability(full: Sample) -> None:
+    (front,) = (t for t in tables(gathered(full, front=found())) if t.title == "The front")
+    assert front.columns[2:] == (
+        "Held-out error", "In sample", "Top-1", "Mean regret", "Stability", "Expression",
+    )  # fmt: skip
+    assert front.rows == (
+        ("3", "1", "33.3 % ± 2.1", "31.0 %", "–", "–", "90 %", "E = 1.5e-10 * step_weight_bytes"),
+        (
+            "14 (knee)", "2", "12.3 % ± 2.1", "31.0 %", "91.2 %", "0.34 %", "40 %",
+            "E = 1.5e-10 * step_weight_bytes"
+            " + 0.25 * gpus * (pipeline_parallel - 1) * (passes + steps)",
+        ),
+    )  # fmt: skip
+    assert front.highlight == "14 (knee)"
+
+
+def test_the_formula_of_the_knee_is_typeset_and_its_letters_explained(
+    full: Sample, with_front: str
+) -> None:
+    spoken = [a["aria-label"] for a in Page(with_front).all("svg") if "aria-label" in a]
+    assert "E = 1.5e-10 * step_weight_bytes" in spoken
+    assert "+ 0.25 * gpus * (pipeline_parallel - 1) * (passes + steps)" in spoken
+    assert "<var>W</var><sub>d</sub>" in with_front
+    shown = gathered(full, front=found())
+    (letters,) = (t for t in tables(shown) if t.title == "What its letters stand for")
+    assert {row[1] for row in letters.rows} == {
+        "step_weight_bytes", "gpus", "pipeline_parallel", "passes", "steps",
+    }  # fmt: skip
+
+
+def test_the_front_is_drawn_with_the_knee_and_the_frozen_law(with_front: str) -> None:
+    page = Page(with_front)
+    assert "front" in [f["id"] for f in page.all("figure")]
+    words = [data.strip() for tag, data in page.texts if tag == "text"]
+    assert "the knee: 2 terms" in words
+    assert "frozen law, 12 terms" in words
+    assert "complexity (names, numbers and operators)" in words
+
+
+def test_what_the_search_leaves_open_is_said_in_page_and_text(
+    full: Sample, with_front: str
+) -> None:
+    said = in_words(full, front=found())
+    for shown in (Page(with_front).text, " ".join(said.split())):
+        assert "is not settled: only 40 % of the resamples have it" in shown
+        assert "'output_tokens' (50 %) in its place" in shown
+        assert "A note with <b>markup</b>." in shown
+        assert "the frozen law, with 12 terms, is off by 11.1 %" in shown
+    assert "<b>markup" not in with_front
+    assert max(map(len, said.splitlines())) <= 80
+
+
+def test_ids_stay_unique_with_two_formulas_on_the_page(with_front: str) -> None:
+    ids = [a["id"] for _, a in Page(with_front).elements if "id" in a]
+    assert len(ids) == len(set(ids))
+
+
+def test_a_front_of_other_or_simulated_rows_says_so(full: Sample) -> None:
+    assert "saw other rows" not in in_words(full, front=found())
+    assert "saw other rows" in " ".join(
+        in_words(full, front=found(dataset_digest="0" * 64)).split()
+    )
+    assert not gathered(full, front=found()).banner.loud
+    assert gathered(full, front=found(sources={"simulated": 60})).banner.loud
+
+
+def test_a_front_without_resamples_or_reference_is_shown_all_the_same(full: Sample) -> None:
+    terms = tuple(replace(t, stability_ratio=None, stand_ins={}) for t in found().knee.terms)
+    bare = found(points=(replace(found().knee, terms=terms),), reference=None, samples=0, notes=())
+    report = gathered(full, front=bare)
+    (front,) = (t for t in tables(report) if t.title == "The front")
+    assert front.rows[0][6] == "–"
+    assert "frozen" not in _picture(report, "front").svg()
+
+
+def test_the_command_shows_a_front_and_refuses_what_is_none(
+    full: Sample,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
+) -> None:
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: full.evaluations[0])
+    measured = Path(plotting.__file__).parent / "data" / "simulated-demo.csv"
+    page = tmp_path / "page.html"
+    asked = ["report", str(measured), "-o", str(page), "--front"]
+    files.write_json(tmp_path / "model.json", {"format": "energylens-model"})
+    assert main([*asked, str(tmp_path / "model.json")]) == 1
+    assert "must be a front written by energylens discover" in capsys.readouterr().err
+    assert not page.exists()
+    files.write_json(tmp_path / "front.json", found().to_json())
+    assert main([*asked, str(tmp_path / "front.json")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    for shown in (said, Page(page.read_text(encoding="utf-8")).text):
+        assert "found 2 expressions in 60 rows" in shown
+        assert "saw other rows than those shown" in shown
 
 
 # ------------------------------------------------------------------------------ only what is known

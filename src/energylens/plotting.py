@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
+    from energylens.discovery import Front
+
 #: Colours by role, for light and for dark paper. Categories are those of Okabe and Ito, made
 #: darker or lighter where the paper asks for it; prefill is blue, decode orange in all figures.
 PALETTE: Mapping[str, tuple[str, str]] = {
@@ -1142,3 +1144,107 @@ def _scenario_name(dataset: Dataset, rows: IntArray, separator: str = ", ") -> s
     if separator == "\n":  # in the margin of a figure
         name = name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
     return f"{name}{separator}{', '.join(details)}"
+
+
+# ------------------------------------------------------------------------- 7 what discovery found
+
+
+def discovery_front(front: Front) -> Picture:
+    """Show the held-out error of every expression of a front against its complexity.
+
+    Parameters
+    ----------
+    front : Front
+        Its knee is marked; whiskers are one standard error over groups.
+    """
+    points, knee, reference = front.points, front.knee, front.reference
+    complexity = [point.complexity for point in points]
+    held_out = 100 * np.array([point.held_out_mape_ratio for point in points])
+    spread = 100 * np.array([point.held_out_error_ratio for point in points])
+    in_sample = 100 * np.array([point.in_sample_mape_ratio for point in points])
+
+    def draw(figure: Figure) -> None:
+        from matplotlib.ticker import FuncFormatter, NullLocator
+
+        axes = figure.subplots()
+        axes.plot(
+            complexity,
+            in_sample,
+            color=_colour("muted"),
+            linewidth=1,
+            linestyle=":",
+            label="the rows it was found in",
+        )
+        axes.errorbar(
+            complexity,
+            held_out,
+            # An error cannot be negative, and a logarithmic axis has no 0.
+            yerr=(np.minimum(spread, 0.9 * held_out), spread),
+            color=_colour("category-1"),
+            marker="o",
+            markersize=5,
+            linewidth=1.6,
+            elinewidth=0.9,
+            label="held-out rows",
+            zorder=3,
+        )
+        place = points.index(knee)
+        axes.plot(
+            complexity[place],
+            held_out[place],
+            "o",
+            markersize=13,
+            markerfacecolor="none",
+            markeredgecolor=_colour("category-2"),
+            markeredgewidth=2,
+            linestyle="none",
+            label=f"the knee: {_terms(len(knee.terms))}",
+            zorder=4,
+        )
+        if reference is not None:
+            axes.axhline(
+                100 * reference.held_out_mape_ratio,
+                color=_colour("category-3"),
+                linewidth=1.2,
+                linestyle="--",
+                label=f"{reference.name}, {_terms(reference.terms)}",
+            )
+        lowest, highest = float(in_sample.min()), float((held_out + spread).max())
+        if highest > 8 * lowest > 0:
+            axes.set_yscale("log")
+            _log_ticks(axes.yaxis, (1.0, 2.0, 5.0))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_locator(NullLocator())
+        else:
+            axes.set_ylim(bottom=0)
+        axes.set(
+            xlabel="complexity (names, numbers and operators)", ylabel="mean absolute error (%)"
+        )
+        figure.legend(loc="outside upper left", ncols=4)
+
+    return Picture(
+        name="front",
+        title="Error against complexity",
+        caption=(
+            "Every dot is the best expression of its size; whiskers are one standard error over "
+            "what was left out together. The knee is the simplest that is no worse than the best "
+            "by more than one standard error of the difference."
+        ),
+        alternative=(
+            f"{len(points)} expressions of complexity {complexity[0]} to {complexity[-1]}: the "
+            f"held-out error falls from {percent(held_out[0] / 100)} to "
+            f"{percent(float(held_out.min()) / 100)}; the knee has {_terms(len(knee.terms))}, "
+            f"complexity {knee.complexity} and {percent(knee.held_out_mape_ratio)}."
+            + (
+                f" The {reference.name} has {percent(reference.held_out_mape_ratio)}."
+                if reference is not None
+                else ""
+            )
+        ),
+        size_in=(WIDTH_IN, 3.4),
+        draw=draw,
+    )
+
+
+def _terms(number: int) -> str:
+    return f"{number} term{'' if number == 1 else 's'}"

@@ -29,9 +29,11 @@ from energylens.records import Boundary, Case, Source
 from energylens.selection import Infeasible, Ranking
 
 if TYPE_CHECKING:
+    from energylens.discovery import Front, FrontPoint, FrontTerm
     from energylens.fitting import Diagnostics
 
 COLUMNS = 80  # of the text
+TALLEST = 6  # lines of a cell of the text beyond which rows are set under each other
 LISTED = 40  # most lines of a table that grows with the data
 JOULES_PER_KWH = 3.6e6
 
@@ -50,9 +52,11 @@ _PROTOCOLS = {
     "few-shot": "fitted to rows drawn at random, judged on the others",
     "learning-curve": "fitted to more and more rows drawn at random, judged on the others",
     "unseen-batch": "fitted to some batch sizes, judged on the others",
+    "unseen-length": "fitted to some sequence lengths, judged on the others",
     "unseen-llm": "every LLM left out in turn, and judged by a fit to the others",
     "unseen-hardware": "every GPU type left out in turn, and judged by a fit to the others",
     "unseen-modality": "every modality left out in turn, and judged by a fit to the others",
+    "unseen-engine": "every engine version left out in turn, and judged by a fit to the others",
     "no-power": "without measured power, and with it",
     "split": "fitted to most rows, judged on the rest",
     "all": "judged on the very rows that it was fitted to: no test of anything but the form",
@@ -61,6 +65,7 @@ _GREEK = {
     "lambda": "λ", "beta": "β", "phi": "φ", "sigma": "σ", "kappa": "κ", "tau": "τ", "pi": "π",
     "iota": "ι", "alpha": "α", "gamma": "γ", "delta": "δ", "epsilon": "ε", "eta": "η", "mu": "μ",
     "nu": "ν", "rho": "ρ", "chi": "χ", "psi": "ψ", "omega": "ω", "theta": "θ", "zeta": "ζ",
+    "ell": "ℓ",
 }  # fmt: skip
 
 _SCRIPT = """(() => {
@@ -143,12 +148,13 @@ class Equation:
 
     tex: tuple[str, ...]
     lines: tuple[str, ...]
+    name: str = "equation"
     kind: str = "equation"
 
     def svg(self) -> list[str]:
         """Typeset each line."""
         return [
-            plotting.typeset(tex, " ".join(line.split()), f"equation-{i}")
+            plotting.typeset(tex, " ".join(line.split()), f"{self.name}-{i}")
             for i, (tex, line) in enumerate(zip(self.tex, self.lines, strict=True))
         ]
 
@@ -205,6 +211,7 @@ def report_html(
     ranking: Ranking | None = None,
     explanation: Explained | None = None,
     choose: Sequence[str] | None = None,
+    front: Front | None = None,
 ) -> str:
     """Set the report as one HTML page that needs nothing else.
 
@@ -225,6 +232,8 @@ def report_html(
     choose : sequence of str, optional
         Free knobs of the measured scenarios shown. Default: those of the ranking, else of the
         first evaluation, else parallelism and batch size.
+    front : Front, optional
+        What a search for the structure found, to be shown beside the law.
 
     Returns
     -------
@@ -249,6 +258,7 @@ def report_html(
         ranking=ranking,
         explanation=explanation,
         choose=choose,
+        front=front,
     )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("energylens", "templates"),
@@ -278,6 +288,7 @@ def report_text(
     ranking: Ranking | None = None,
     explanation: Explained | None = None,
     choose: Sequence[str] | None = None,
+    front: Front | None = None,
     brief: bool = False,
 ) -> str:
     """Set the same report as text of 80 columns; parameters as in :func:`report_html`.
@@ -293,6 +304,7 @@ def report_text(
         ranking=ranking,
         explanation=explanation,
         choose=choose,
+        front=front,
     )
     edge = "!" if report.banner.loud else "|"
     lines = [*_wrapped(report.title), *_wrapped(report.subtitle), ""]
@@ -309,10 +321,11 @@ def _marked_up(cell: str) -> str:
     """Set a symbol such as λ_p with its index lowered; other cells as they are."""
     import markupsafe
 
-    match = re.fullmatch(r"([α-ω])_(\w+)", cell)
+    match = re.fullmatch(r"([α-ω])_(\w+)|([A-Za-zℓ])_(\w)", cell)
     if match is None:
         return cell
-    return markupsafe.Markup("<var>{}</var><sub>{}</sub>").format(*match.groups())
+    letter, index = (part for part in match.groups() if part)
+    return markupsafe.Markup("<var>{}</var><sub>{}</sub>").format(letter, index)
 
 
 def _wrapped(text: str, width: int = COLUMNS, indent: str = "", first: str = "") -> list[str]:
@@ -384,17 +397,20 @@ def _table_text(table: Table) -> list[str]:
             )
         )
         return [*_table_text(upper), "", *_table_text(lower)]
-    if sum(floor) > room:
-        label = max(len(name) for name in table.columns[1:])
-        for row in table.rows:
-            lines += _wrapped(row[0])
-            for name, cell in zip(table.columns[1:], row[1:], strict=True):
-                lines += _wrapped(cell, indent=" " * (label + 4), first=f"  {name:<{label}}  ")
-        return lines
-    while sum(widths) > room:
+    while sum(widths) > room and widths != floor:
         # Narrow the widest column that can still be narrowed, words before numbers.
         able = [j for j in range(count) if widths[j] > floor[j]]
         widths[max(able, key=lambda j: widths[j])] -= 1
+    tallest = max(
+        (len(cell) / widths[j] for row in table.rows for j, cell in enumerate(row)), default=0
+    )
+    if sum(widths) > room or tallest > TALLEST:
+        label = max(len(name) for name in table.columns[1:])
+        for row in table.rows:
+            lines += _wrapped(f"{table.columns[0]} {row[0]}" if table.numeric(0) else row[0])
+            for name, cell in zip(table.columns[1:], row[1:], strict=True):
+                lines += _wrapped(cell, indent=" " * (label + 4), first=f"  {name:<{label}}  ")
+        return lines
 
     def set_row(row: tuple[str, ...]) -> list[str]:
         cells = [_wrapped(cell, widths[j]) for j, cell in enumerate(row)]
@@ -426,6 +442,7 @@ def gather(
     ranking: Ranking | None = None,
     explanation: Explained | None = None,
     choose: Sequence[str] | None = None,
+    front: Front | None = None,
 ) -> Report:
     """Gather what a report says; parameters as in :func:`report_html`."""
     if len(dataset) == 0:
@@ -447,6 +464,7 @@ def gather(
         _choice(model, dataset, ranking, choose),
         _judgement(model, dataset, evaluations),
         _law(model, dataset, diagnostics),
+        *([_structure(front, dataset)] if front else []),
         *([_fit(model, dataset, diagnostics)] if diagnostics else []),
         _rows(model, dataset),
     ]
@@ -466,7 +484,7 @@ def gather(
                 f"{_count(model.pooled.rows, 'row')}"
             )
         ),
-        banner=_banner(model, dataset, evaluations),
+        banner=_banner(model, dataset, evaluations, front),
         sections=tuple(sections),
     )
 
@@ -494,19 +512,24 @@ def _claims(source: str) -> bool:
     return source in tuple(Source) and Source(source).carries_accuracy_claim
 
 
-def _banner(model: EnergyModel, dataset: Dataset, evaluations: Sequence[Evaluation]) -> Banner:
+def _banner(
+    model: EnergyModel,
+    dataset: Dataset,
+    evaluations: Sequence[Evaluation],
+    front: Front | None,
+) -> Banner:
     sources = dataset.source_counts()
     unfit = {
         "shown": {name: n for name, n in sources.items() if not _claims(name)},
         "fitted": {name: n for name, n in model.sources.items() if not _claims(name)},
+        "searched": {n: c for n, c in (front.sources if front else {}).items() if not _claims(n)},
     }
     judged = [e for e in evaluations if any(not _claims(name) for name in e.source_counts)]
-    loud = bool(unfit["shown"] or unfit["fitted"] or judged)
+    loud = bool(judged) or any(unfit.values())
     if loud:
         kinds = sorted(
             {
-                *unfit["shown"],
-                *unfit["fitted"],
+                *(name for names in unfit.values() for name in names),
                 *(n for e in judged for n in e.source_counts if not _claims(n)),
             }
         )
@@ -1036,6 +1059,119 @@ def _verdict(k: int, model: EnergyModel, undetermined: dict[str, str]) -> str:
     if _theta_interval(fitted)[0][k] <= 0.5 * fitted.theta[k]:
         return f"determined loosely; it would help to have {term.needs}"
     return "determined"
+
+
+def _structure(front: Front, dataset: Dataset) -> Section:
+    """Show what a search found: the front, its knee as a formula, and what is not settled."""
+    knee, reference = front.knee, front.reference
+    best = min(point.held_out_mape_ratio for point in front.points)
+    lead = (
+        f"A search over {front.candidates} candidates ({front.engine} engine, seed {front.seed}) "
+        f"found {_count(len(front.points), 'expression')} in {_count(front.rows, 'row')}, from "
+        f"simple to complex. The knee has {_count(len(knee.terms), 'term')} and is off by "
+        f"{percent(knee.held_out_mape_ratio)} on rows left out of search and fit alike "
+        f"({front.folds} folds by {front.groups}); the best of any size by {percent(best)}."
+    )
+    if reference is not None:
+        lead += (
+            f" On the same folds the {reference.name}, with {_count(reference.terms, 'term')}, is "
+            f"off by {percent(reference.held_out_mape_ratio)}."
+        )
+    if front.dataset_digest != dataset.digest:
+        lead += f" The search saw other rows than those shown ({front.dataset_digest[:16]})."
+    blocks: list[Block] = [
+        Prose(text=lead),
+        _figure(plotting.discovery_front(front)),
+        Table(
+            title="The front",
+            caption="The knee is marked. Errors and choices are on held-out rows, ± one standard "
+            f"error; free are {_listed(name.replace('_', ' ') for name in front.choose)}. "
+            f"Stability: the share of {_count(front.samples, 'resample')} that find the least "
+            "settled of its terms.",
+            columns=(
+                "Complexity",
+                "Terms",
+                "Held-out error",
+                "In sample",
+                "Top-1",
+                "Mean regret",
+                "Stability",
+                "Expression",
+            ),
+            rows=tuple(_point_row(point) for point in front.points),
+            highlight=_complexity(knee),
+        ),
+        Equation(
+            name="knee",
+            tex=tuple(
+                line if k == 0 else rf"\quad {line}" for k, line in enumerate(knee.latex_lines())
+            ),
+            lines=tuple(
+                "\n      ".join(
+                    textwrap.wrap(f"{'+' if k else 'E ='} {_term_words(term)}", COLUMNS - 12)
+                )
+                for k, term in enumerate(knee.terms)
+            ),
+        ),
+        Table(
+            title="What its letters stand for",
+            caption="Each is determined by the case before anything is measured; E is in joules "
+            "per request.",
+            columns=("Symbol", "Name", "Unit", "Meaning"),
+            rows=tuple(
+                (_symbol(symbol), name, unit, meaning)
+                for name, (symbol, unit, meaning) in front.legend().items()
+                if name in knee.expression.names
+            ),
+        ),
+        Table(
+            title="The terms of the knee",
+            caption="Share: of the energy, mean over the rows. In resamples: the share of searches "
+            "over resampled rows that find the term; where they do not, what stands in its place.",
+            columns=("Term", "Coefficient", "Share", "In resamples", "Meaning", "In its place"),
+            rows=tuple(
+                (
+                    term.expression.text,
+                    f"{term.coefficient:.3g} {term.unit}",
+                    percent(term.share_ratio, 0),
+                    percent(term.stability_ratio, 0),
+                    term.meaning or "–",
+                    "; ".join(f"{t} ({percent(r, 0)})" for t, r in term.stand_ins.items()) or "–",
+                )
+                for term in knee.terms
+            ),
+        ),
+    ]
+    if front.cautions:
+        blocks.append(Items(title="What these rows do not settle", items=front.cautions))
+    if front.notes:
+        blocks.append(Items(items=front.notes))
+    return Section(
+        name="structure", title="The structure that a search found", blocks=tuple(blocks)
+    )
+
+
+def _term_words(term: FrontTerm) -> str:
+    body = term.expression.text
+    return f"{term.coefficient:.3g} * {f'({body})' if term.expression.is_sum else body}"
+
+
+def _complexity(point: FrontPoint) -> str:
+    return f"{point.complexity}{' (knee)' if point.knee else ''}"
+
+
+def _point_row(point: FrontPoint) -> tuple[str, ...]:
+    known = [t.stability_ratio for t in point.terms if t.stability_ratio is not None]
+    return (
+        _complexity(point),
+        f"{len(point.terms)}",
+        f"{percent(point.held_out_mape_ratio)} ± {100 * point.held_out_error_ratio:.1f}",
+        percent(point.in_sample_mape_ratio),
+        percent(point.top1_ratio),
+        percent(point.regret_mean_ratio, 2),
+        percent(min(known), 0) if known else "–",
+        "E = " + " + ".join(_term_words(term) for term in point.terms),
+    )
 
 
 def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Section:

@@ -114,8 +114,13 @@ def _discover(arguments: argparse.Namespace) -> None:
             stable = percent(term.stability_ratio, 0)
             print_paragraph(
                 f"{term.coefficient:.3g} {term.unit} x {term.expression.text}: "
-                f"{term.share_ratio:.0%} of the energy, in {stable} of the resamples"
+                f"{percent(term.share_ratio, 0)} of the energy, in {stable} of the resamples"
             )
+    if front.cautions:
+        print()
+        print("Warning: not every term of the knee is settled by these rows.")
+        for caution in front.cautions:
+            print_paragraph(f"- {caution}", hanging="  ")
     for note in front.notes:
         print_paragraph(f"Note: {note}")
     if arguments.output:

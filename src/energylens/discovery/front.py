@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from energylens.errors import ArtefactError, EnergyLensError
 
 FORMAT = "energylens-front"
 VERSION = 1
+UNSETTLED_RATIO = 0.5  # share of resamples below which a term is one guess among several
+STAND_IN_RATIO = 0.2  # share of resamples from which a term that stands in for another is named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,9 @@ class FrontTerm:
     stability_ratio : float or None
         Share of the searches over resampled rows (and other seeds) that have the term in their
         expression of this size; None where none were run.
+    stand_ins : mapping of str to float
+        Terms that those searches have in its place, and in what share of them: they do nearly the
+        same work on these rows. Most frequent first.
     """
 
     expression: Expression
@@ -44,6 +50,7 @@ class FrontTerm:
     meaning: str = ""
     share_ratio: float = 0.0
     stability_ratio: float | None = None
+    stand_ins: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +106,10 @@ class FrontPoint:
 
     def to_latex(self, digits: int = 3) -> str:
         r"""Typeset as ``E = ...`` in joules per request, without any dollar signs."""
+        return " ".join(self.latex_lines(digits))
+
+    def latex_lines(self, digits: int = 3) -> tuple[str, ...]:
+        """Typeset like :meth:`to_latex`, each term on a line of its own."""
         symbols = {name: quantity.symbol for name, quantity in quantities().items()}
         parts = []
         for term in self.terms:
@@ -108,7 +119,7 @@ class FrontPoint:
                 body = rf"\left({body}\right)"
             sign = "-" if term.coefficient < 0 else "+"
             parts.append(rf"{sign} {number} \, {body}")
-        return ("E = " + " ".join(parts)).replace("E = + ", "E = ")
+        return (f"E = {parts[0].removeprefix('+ ')}", *parts[1:])
 
     def to_sympy(self) -> Any:
         """Give it as a sympy expression over positive symbols named as the quantities.
@@ -164,6 +175,7 @@ class FrontPoint:
                     "meaning": term.meaning,
                     "share_ratio": term.share_ratio,
                     "stability_ratio": term.stability_ratio,
+                    "stand_ins": dict(term.stand_ins),
                 }
                 for term in self.terms
             ],
@@ -233,6 +245,40 @@ class Front:
         """The expression to take."""
         return next(point for point in self.points if point.knee)
 
+    @property
+    def cautions(self) -> tuple[str, ...]:
+        """Sentences about terms of the knee that these rows do not settle; empty for none.
+
+        A term that fewer than half of the resamples find, and terms that stand in for another in
+        a fifth of them or more.
+        """
+        said = []
+        for term in self.knee.terms:
+            if term.stability_ratio is None:
+                continue
+            unsettled = term.stability_ratio < UNSETTLED_RATIO
+            others = [
+                f"{text!r} ({_percent(share)})"
+                for text, share in term.stand_ins.items()
+                if share >= STAND_IN_RATIO
+            ]
+            instead, found = " or ".join(others), _percent(term.stability_ratio)
+            name = f"{term.expression.text!r}{f' ({term.meaning})' if term.meaning else ''}"
+            if unsettled and others:
+                said.append(
+                    f"{name} is not settled: only {found} of the resamples have it, "
+                    f"others have {instead} in its place. These do nearly the same work on "
+                    "these rows: read nothing into which of them stands here."
+                )
+            elif unsettled:
+                said.append(
+                    f"{name} is not settled: only {found} of the resamples have it, "
+                    "and no one term takes its place in the others: do not build on it."
+                )
+            elif others:
+                said.append(f"{name} has a near equivalent: some resamples have {instead} instead.")
+        return tuple(said)
+
     def legend(self) -> dict[str, tuple[str, str, str]]:
         """Symbol, unit and meaning of every quantity on the front, by name."""
         names = sorted({name for point in self.points for name in point.expression.names})
@@ -255,6 +301,7 @@ class Front:
             "dataset_digest": self.dataset_digest,
             "sources": dict(self.sources),
             "notes": list(self.notes),
+            "cautions": list(self.cautions),
             "reference": None if self.reference is None else self.reference.to_json(),
             "points": [point.to_json() for point in self.points],
             "legend": {
@@ -292,23 +339,8 @@ class Front:
                 raise ValueError("one point must be the knee")
             return cls(
                 points=points,
-                reference=None if reference is None else Reference(**reference),
-                choose=tuple(document["choose"]),
-                notes=tuple(document["notes"]),
-                sources=dict(document["sources"]),
-                **{
-                    key: document[key]
-                    for key in (
-                        "engine",
-                        "rows",
-                        "candidates",
-                        "groups",
-                        "folds",
-                        "samples",
-                        "seed",
-                        "dataset_digest",
-                    )
-                },
+                reference=None if reference is None else Reference(**_typed(reference, Reference)),
+                **_typed(document, cls, "points", "reference"),
             )
         except (KeyError, TypeError, ValueError, EnergyLensError) as error:
             raise ArtefactError(
@@ -318,18 +350,56 @@ class Front:
 
 def _point(given: Mapping[str, Any]) -> FrontPoint:
     terms = tuple(
-        FrontTerm(expression=Expression(term["expression"]), **_without(term, "expression"))
+        FrontTerm(
+            expression=Expression(term["expression"]), **_typed(term, FrontTerm, "expression")
+        )
         for term in given["terms"]
     )
     known = set(quantities())
     for term in terms:
         if set(term.expression.names) - known:
             raise ValueError(f"unknown quantities in {term.expression.text!r}")
-    return FrontPoint(terms=terms, **_without(given, "terms", "expression", "latex"))
+    if not terms:
+        raise ValueError("a point has no terms")
+    return FrontPoint(terms=terms, **_typed(given, FrontPoint, "terms"))
 
 
-def _without(given: Mapping[str, Any], *names: str) -> dict[str, Any]:
-    return {name: value for name, value in given.items() if name not in names}
+#: What the annotations of the dataclasses above allow in JSON: types, and those of what is inside.
+_KINDS: Mapping[str, tuple[tuple[type, ...], tuple[type, ...]]] = {
+    "str": ((str,), ()),
+    "bool": ((bool,), ()),
+    "int": ((int,), ()),
+    "float": ((int, float), ()),
+    "float | None": ((int, float, NoneType), ()),
+    "tuple[str, ...]": ((list,), (str,)),
+    "Mapping[str, int]": ((dict,), (int,)),
+    "Mapping[str, float]": ((dict,), (int, float)),
+}
+
+
+def _typed(given: Mapping[str, Any], made: type, *others: str) -> dict[str, Any]:
+    """Take the fields of a dataclass except some, each of the type that it declares."""
+    values = {}
+    for declared in fields(made):
+        if declared.name in others:
+            continue
+        if declared.name not in given and declared.default_factory is not MISSING:
+            continue  # a front from before there was such a field
+        value, annotation = given[declared.name], str(declared.type)
+        kinds, inside = _KINDS[annotation]
+        parts = list(value.values()) if isinstance(value, dict) else value
+        if not _is(value, kinds) or (inside and not all(_is(part, inside) for part in parts)):
+            raise ValueError(f"{declared.name} must be {annotation}, not {value!r}")
+        values[declared.name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _is(value: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * ratio:.0f} %"
 
 
 def _product(coefficient: float, expression: Expression) -> str:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset, freed_columns, group_rows
 from energylens.discovery.engines import Engine, Found, Problem
+from energylens.discovery.expression import Expression
 from energylens.discovery.front import Front, FrontPoint, FrontTerm, Reference
 from energylens.discovery.library import quantity_columns, quantity_units
 from energylens.discovery.units import JOULES_PER_REQUEST
@@ -20,6 +23,7 @@ GROUPS = ("llm", "workload", "row")
 FEWEST_ROWS = 8
 FEWEST_GROUPS = 4  # of a kind, for that kind to be what is left out
 GAUSS_NEWTON_STEPS = 12  # half steps, of the frozen law
+STAND_INS = 3  # of a term that are kept, the most frequent
 WORST_RATIO = 19.0  # relative error that a held-out prediction counts as at most, or if missing
 
 #: From held-out predictions to the share of scenarios chosen rightly and the mean regret.
@@ -98,7 +102,7 @@ def discover(
             best = _of_size(rivals, found.size)
             if best is not None:
                 held_out[i, outside] = best.predict_energy_j(columns)
-    stability = _stability(engine, problem, path, samples, seed)
+    resampled = _resampled(engine, problem, path, samples, seed)
     errors = _errors(held_out, dataset.energy_per_request_j)
     knee = _knee(path, errors, problem.weights, group)
     points = []
@@ -106,7 +110,7 @@ def discover(
         top1, regret = score(dataset, held_out[i])
         points.append(
             FrontPoint(
-                terms=_terms(engine, found, problem, stability[i]),
+                terms=_terms(engine, found, problem, resampled[i], samples),
                 size=found.size,
                 complexity=sum(e.complexity + 2 for _, e in found.terms) + len(found.terms) - 1,
                 criterion=found.criterion,
@@ -211,23 +215,50 @@ def _in_units(engine: Engine, path: list[Found]) -> tuple[list[Found], int]:
     return kept, len(path) - len(kept)
 
 
-def _stability(
+@dataclass(frozen=True, kw_only=True)
+class _Resampled:
+    """How many resampled searches have an addend, and what the others have in its place."""
+
+    having: Counter[str] = field(default_factory=Counter)
+    instead: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+
+
+def _resampled(
     engine: Engine, problem: Problem, path: list[Found], samples: int, seed: int
-) -> list[dict[str, float]]:
-    """Share of resampled searches that have each addend at each size."""
+) -> list[_Resampled]:
+    """Search resampled rows, and compare the addends of each size with those on the path."""
     n = len(problem.energy_j)
-    counts = [dict.fromkeys(found.skeletons, 0) for found in path]
+    results = [_Resampled() for _ in path]
+    directions: dict[str, FloatArray] = {}
+
+    def direction(expression: Expression) -> FloatArray:
+        known = directions.get(expression.text)
+        if known is None:
+            column = np.nan_to_num(problem.relative([expression])[:, 0], posinf=0.0, neginf=0.0)
+            known = directions[expression.text] = column / (np.linalg.norm(column) or 1.0)
+        return known
+
     rng = np.random.default_rng([seed, 1])
     for s in range(samples):
         draw = np.sort(rng.integers(0, n, n))
         rivals, _ = _in_units(
             engine, engine.search(problem.take(draw), seed=seed + 1000 + s, largest=path[-1].size)
         )
-        for found, count in zip(path, counts, strict=True):
+        for found, result in zip(path, results, strict=True):
             best = _of_size(rivals, found.size)
-            for skeleton in set(best.skeletons if best else ()) & set(count):
-                count[skeleton] += 1
-    return [{s: c / samples for s, c in count.items()} if samples else {} for count in counts]
+            if best is None:
+                continue
+            ours = dict(zip(found.skeletons, (e for _, e in found.terms), strict=True))
+            theirs = dict(zip(best.skeletons, (e for _, e in best.terms), strict=True))
+            result.having.update(ours.keys() & theirs.keys())
+            absent = [name for name in ours if name not in theirs]
+            for name, expression in theirs.items():
+                if name in ours or not absent:
+                    continue
+                # It does the work of the absent addend that it is most in proportion to.
+                place = max(absent, key=lambda a: float(direction(ours[a]) @ direction(expression)))
+                result.instead[place][name] += 1
+    return results
 
 
 def _errors(predicted: FloatArray, energy_j: FloatArray) -> FloatArray:
@@ -270,7 +301,7 @@ def _pareto(points: list[FrontPoint]) -> tuple[FrontPoint, ...]:
 
 
 def _terms(
-    engine: Engine, found: Found, problem: Problem, stability: dict[str, float]
+    engine: Engine, found: Found, problem: Problem, resampled: _Resampled, samples: int
 ) -> tuple[FrontTerm, ...]:
     units = quantity_units()
     n = len(problem.energy_j)
@@ -281,6 +312,8 @@ def _terms(
     shares = shares / shares.sum()
     terms = []
     for i, (coefficient, expression) in enumerate(found.terms):
+        skeleton = found.skeletons[i]
+        others = resampled.instead.get(skeleton, Counter()).most_common(STAND_INS)
         own = expression.unit(units, free_constants=engine.fitted_constants)
         terms.append(
             FrontTerm(
@@ -289,7 +322,8 @@ def _terms(
                 unit="fitted" if own is None else str(JOULES_PER_REQUEST / own),
                 meaning=found.meanings[i] if found.meanings else "",
                 share_ratio=float(shares[i]),
-                stability_ratio=stability.get(found.skeletons[i]) if stability else None,
+                stability_ratio=resampled.having[skeleton] / samples if samples else None,
+                stand_ins={text: count / samples for text, count in others},
             )
         )
     return tuple(sorted(terms, key=lambda term: -term.share_ratio))
