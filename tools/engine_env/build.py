@@ -3,9 +3,9 @@
     python3 tools/engine_env/build.py VENV
 
 It holds the CPU build of vLLM, the transformers that it brings, two quantization libraries, Ray
-and submitit, and energylens itself (editable), and takes about four minutes and 2.7 GB. Versions are pinned: the
-repairs below are for these. The CPU build of vLLM asks for torch "+cpu"; where pip does not find
-that by itself, name its source in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
+and submitit, and energylens itself (editable), and takes about four minutes and 2.7 GB. Versions
+are pinned: the repairs below are for these. The CPU build of vLLM asks for torch "+cpu"; where pip
+does not find that by itself, name its source in PIP_EXTRA_INDEX_URL or PIP_FIND_LINKS.
 
 Repairs that the CPU build of vLLM needs:
 
