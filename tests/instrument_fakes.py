@@ -287,6 +287,7 @@ class FakeNvml:
         self.period_s = period_s
         self.power_w = power_w
         self.mig = mig
+        self.limits_w = [700.0] * gpus  # as enforced; the default is 700 W
         self.init_error: int | None = None
         self.calls = 0
         self.begin_s = time.monotonic()
@@ -313,6 +314,9 @@ class FakeNvml:
         return [int(self.mig), int(self.mig)]
 
     def nvmlDeviceGetEnforcedPowerLimit(self, handle: int) -> int:
+        return int(1e3 * self.limits_w[handle]) if handle < len(self.limits_w) else 700_000
+
+    def nvmlDeviceGetPowerManagementDefaultLimit(self, handle: int) -> int:
         return 700_000
 
     def nvmlDeviceGetUUID(self, handle: int) -> str:

@@ -157,3 +157,14 @@ def test_factorizing_keeps_the_first_of_each_in_order(items):
     distinct, index = factorize(items, str)
     assert [distinct[i] for i in index] == items
     assert list(distinct) == list(dict.fromkeys(items))
+
+
+def test_a_power_cap_goes_from_the_record_to_the_column_and_back(several):
+    cases = Cases.of(several)
+    assert not cases.capped.any()
+    assert cases.case(0).configuration.power_cap_w is None
+    capped = cases.replace(power_cap_w=np.where(np.arange(len(cases)) < 3, 300.0, np.nan))
+    assert capped.capped.sum() == 3
+    again = Cases.of(capped.case(i) for i in range(len(capped)))
+    assert np.array_equal(again.power_cap_w, capped.power_cap_w, equal_nan=True)
+    assert capped.case(0).configuration.power_cap_w == 300.0

@@ -283,6 +283,7 @@ def test_scenarios_do_not_depend_on_the_order_of_rows(make_dataset, base, order)
     assert sorted(map(len, data.scenarios(["parallelism"]))) == [3, 3, 6]
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from([0.0, 1.0, np.nan]))))
 def test_grouping_numbers_equal_keys_alike(rows):
     keys = [np.array([a for a, _ in rows]), np.array([b for _, b in rows], dtype=float)]
@@ -299,3 +300,23 @@ def test_an_empty_dataset_has_no_scenarios(planted):
     assert empty.scenarios(["batch_size"]) == []
     assert empty.source_counts() == {}
     assert len(empty.digest) == 64
+
+
+# -------------------------------------------------------------------------------- power caps
+
+
+def test_rows_that_differ_in_their_power_cap_are_candidates_only_where_it_is_free(
+    base, make_dataset
+):
+    cases = [laid_out(base, power_cap_w=cap) for cap in (None, 400.0, 500.0, 500.0)]
+    data = make_dataset(cases)
+    assert scenarios(data, "power_cap") == [[0, 1, 2, 3]]
+    assert scenarios(data, "batch_size") == []
+
+
+def test_a_digest_knows_power_caps_and_does_not_change_without_them(base, make_dataset):
+    plain = make_dataset([base], 5.0)
+    capped = make_dataset([laid_out(base, power_cap_w=400.0)], 5.0)
+    assert plain.digest != capped.digest
+    # As it was before tables had the column.
+    assert plain.digest.startswith("cf5ca3e4161b")

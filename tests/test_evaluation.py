@@ -14,9 +14,11 @@ from hypothesis import strategies as st
 from scipy.optimize import nnls
 
 from energylens.cases import Cases, FloatArray
+from energylens.cli import judging
 from energylens.dataset import Dataset, freed_columns
 from energylens.errors import FitError, MissingExtraError, UsageError
-from energylens.evaluation import METRICS, PROTOCOLS, Evaluation, evaluate
+from energylens.evaluation import Evaluation, evaluate
+from energylens.folds import PROTOCOLS
 from energylens.importers import mlenergy_v3
 from energylens.records import (
     Attention,
@@ -29,6 +31,7 @@ from energylens.records import (
     Source,
     Workload,
 )
+from energylens.scoring import METRICS
 
 BF16 = Precision(id="bf16", weight_bits=16, compute_bits=16)
 FP8 = Precision(id="fp8", weight_bits=8, compute_bits=8)
@@ -75,6 +78,8 @@ class Row:
     source: str = "published"
     mean_batch: float | None = None
     power_w: float | None = None
+    engine: str = "vllm"
+    engine_version: str = "1"
 
 
 def table(rows: Sequence[Row]) -> Dataset:
@@ -105,8 +110,8 @@ def table(rows: Sequence[Row]) -> Dataset:
         decode_energy_per_request_j=np.full(n, np.nan),
         modality=text(lambda r: r.modality),
         task=text(lambda r: r.task),
-        engine=text(lambda _: "vllm"),
-        engine_version=text(lambda _: "1"),
+        engine=text(lambda r: r.engine),
+        engine_version=text(lambda r: r.engine_version),
         source=text(lambda r: r.source),
         origin=text(lambda _: "test"),
         assumed=text(lambda _: ""),
@@ -700,6 +705,165 @@ def test_a_group_with_one_batch_size_has_nothing_unseen_to_judge() -> None:
         judge(table(rows), by_batch({}), protocol="unseen-batch", batch_cut=64)
 
 
+def of_lengths(lengths: Mapping[float, int], **given: object) -> list[Row]:
+    """Rows of a few batches at each sequence length (input and output tokens alike)."""
+    return [
+        Row(
+            input_tokens=length / 2,
+            output_tokens=length / 2,
+            batch=2.0**b,
+            energy_j=length / 2.0**b + 1,
+            task="",
+            **given,  # type: ignore[arg-type]
+        )
+        for length, batches in lengths.items()
+        for b in range(batches)
+    ]
+
+
+def lengths_of(cases: Cases) -> set[float]:
+    return set(cases.input_tokens + cases.output_tokens)
+
+
+@pytest.mark.parametrize(
+    ("direction", "fitted", "asked"),
+    [("larger", {200, 400, 800}, {1600, 3200}), ("smaller", {1600, 3200}, {200, 400, 800})],
+)
+def test_unseen_length_fits_one_side_of_the_median_length_and_judges_the_other(
+    direction: str, fitted: set[float], asked: set[float]
+) -> None:
+    # The median is that of the distinct lengths, however many rows each has.
+    rows = of_lengths({200: 5, 400: 2, 800: 2, 1600: 3, 3200: 4})
+    watch = Watch()
+    result = evaluate(
+        table(rows),
+        {"it": watch},
+        protocol="unseen-length",
+        choose=["batch_size"],
+        direction=direction,
+    )
+    assert lengths_of(watch.seen[0].cases) == fitted
+    assert lengths_of(watch.asked[0]) == asked
+    score = result.estimators["it"]
+    assert (result.repeats, result.direction, score.fits) == (1, direction, 1)
+    assert len(score.scenarios) == result.scenarios == len(asked)
+    judged = np.isfinite(score.row_error_ratio)
+    assert {r.input_tokens * 2 for r, yes in zip(rows, judged, strict=True) if yes} == asked
+
+
+def test_unseen_length_counts_input_and_output_tokens_together() -> None:
+    rows = [
+        Row(input_tokens=lin, output_tokens=lout, batch=b, energy_j=lin + lout + b, task="")
+        for lin, lout in ((10, 900), (700, 100), (50, 50))
+        for b in (1, 2)
+    ]
+    watch = Watch()
+    evaluate(table(rows), {"it": watch}, protocol="unseen-length", choose=["batch_size"])
+    assert lengths_of(watch.seen[0].cases) == {100, 800}
+    assert lengths_of(watch.asked[0]) == {910}
+
+
+def test_runs_of_one_task_stay_on_one_side_of_the_length_cut_though_their_lengths_scatter() -> None:
+    rows = [
+        Row(task=task, output_tokens=length * scatter, batch=b, energy_j=b + length)
+        for task, length in (("short", 100.0), ("long", 500.0))
+        for b, scatter in ((1, 0.9), (2, 1.0), (4, 1.1))
+    ]
+    watch = Watch()
+    evaluate(table(rows), {"it": watch}, protocol="unseen-length", choose=["batch_size"])
+    assert set(watch.seen[0].task) == {"short"}
+    assert len(watch.asked[0]) == 3
+
+
+def test_a_length_cut_parts_all_rows_of_a_pooled_fit() -> None:
+    # By default LLM b, with one length, trains; a cut given parts it like all others.
+    rows = [*of_lengths({200: 3, 400: 3}), *of_lengths({800: 3}, llm=llm("b", 4))]
+    by_default, given = Watch(), Watch()
+    evaluate(table(rows), {"it": by_default}, protocol="unseen-length", choose=["batch_size"])
+    assert lengths_of(by_default.seen[0].cases) == {200, 800}
+    assert lengths_of(by_default.asked[0]) == {400}
+    result = evaluate(
+        table(rows), {"it": given}, protocol="unseen-length", choose=["batch_size"], length_cut=300
+    )
+    assert lengths_of(given.seen[0].cases) == {200}
+    assert lengths_of(given.asked[0]) == {400, 800}
+    assert result.to_json()["length_cut"] == 300
+    with pytest.raises(UsageError, match="both sides of the length cut"):
+        judge(table(rows), by_batch({}), protocol="unseen-length", length_cut=800)
+
+
+def test_a_group_with_one_length_has_nothing_unseen_to_judge() -> None:
+    rows = [*of_lengths({200: 3, 400: 3}), *of_lengths({800: 3}, llm=llm("b", 4))]
+    for direction in ("larger", "smaller"):
+        watch = Watch()
+        result = evaluate(
+            table(rows),
+            {"it": watch},
+            protocol="unseen-length",
+            choose=["batch_size"],
+            direction=direction,
+            per=["llm"],
+        )
+        assert [set(d.llm_ids) for d in watch.seen] == [{"a"}]
+        assert set(result.estimators["it"].llms) == {"a"}
+
+
+def test_a_scenario_that_reaches_over_the_length_cut_is_not_scored() -> None:
+    # With the precision free, the FP8 rows at 400 tokens are judged and the BF16 rows trained on.
+    rows = [
+        *of_lengths({400: 2, 800: 2}),
+        *of_lengths({200: 2, 400: 2}, precision=FP8),
+    ]
+    result = evaluate(
+        table(rows), {"it": Watch()}, protocol="unseen-length", choose=["precision", "batch_size"]
+    )
+    (scenario,) = result.estimators["it"].scenarios
+    assert "400+400 tokens" in scenario.scenario
+    assert np.isfinite(result.estimators["it"].row_error_ratio).sum() == 4
+
+
+def test_unseen_engine_leaves_each_engine_and_version_out_and_gives_k_rows_back() -> None:
+    engines = (("vllm", "0.5"), ("vllm", "0.11"), ("sglang", ""))
+    rows = [
+        replace(r, engine=name, engine_version=version, energy_j=r.energy_j + len(version))
+        for name, version in engines
+        for r in grid(llms=[ONE_LLM])
+    ]
+    watch = Watch()
+    result = evaluate(
+        table(rows),
+        {"it": watch},
+        protocol="unseen-engine",
+        choose=["batch_size"],
+        calibration=[0, 3],
+        repeats=1,
+    )
+
+    def engine_names(d: Dataset) -> list[str]:
+        return [f"{a} {b}".strip() for a, b in zip(d.engine, d.engine_version, strict=True)]
+
+    assert set(result.estimators["it"].groups) == {"sglang", "vllm 0.11", "vllm 0.5"}
+    left_out = ["sglang", "vllm 0.11", "vllm 0.5"]
+    for fitted, out in zip(watch.seen[:3], left_out, strict=True):
+        assert out not in engine_names(fitted)
+        assert len(fitted) == 20
+    for fitted, out in zip(watch.seen[3:], left_out, strict=True):
+        assert engine_names(fitted).count(out) == 3
+    for point, given_back in zip(result.points, (0, 3), strict=True):
+        assert np.isfinite(point.scores["it"].row_error_ratio).sum() == 3 * (10 - given_back)
+    # Nothing judged was trained on: what memorises knows none of it.
+    own = [replace(r, input_tokens=100.0 + i, task="") for i, r in enumerate(rows)]
+    memory = evaluate(
+        table(own), {"it": lambda _: Memorises()}, protocol="unseen-engine", calibration=[2]
+    ).estimators["it"]
+    assert memory.metrics.unanswered_ratio == 1.0
+
+
+def test_unseen_engine_needs_two_engines() -> None:
+    with pytest.raises(UsageError, match="two or more; they hold only vllm 1"):
+        judge(table(grid()), by_batch({}), protocol="unseen-engine")
+
+
 def test_unseen_llm_leaves_variants_of_one_architecture_out_together() -> None:
     rows = grid(llms=[llm("a"), llm("a-thinking"), llm("b", 4)])
     watch = Watch()
@@ -913,6 +1077,7 @@ HEADLINE = {
 @pytest.mark.parametrize("protocol", PROTOCOLS)
 def test_every_protocol_gives_one_document_with_the_agreed_keys_and_no_nan(protocol: str) -> None:
     rows = grid(gpus=[gpu(), gpu("A100-80")], tasks={"chat": "text", "vision": "image"})
+    rows += [replace(r, engine="sglang", output_tokens=900.0) for r in rows]
     document = evaluate(
         table(rows),
         {"memory": lambda _: Memorises(), "ranks": lambda _: Says(answer=len_of, ranks_only=True)},
@@ -931,6 +1096,10 @@ def test_every_protocol_gives_one_document_with_the_agreed_keys_and_no_nan(proto
 
 def len_of(cases: Cases) -> FloatArray:
     return np.full(len(cases), np.nan)
+
+
+def test_the_command_line_offers_every_protocol_there_is() -> None:
+    assert set(judging.PROTOCOLS) == set(PROTOCOLS)
 
 
 def test_bands_hold_percentiles_over_repeats() -> None:

@@ -284,3 +284,26 @@ def test_a_coefficient_at_its_bound_shows_no_joules(model, case):
     bounded = replace(model, pooled=Coefficients(**(fields | {"theta": zero})))
     share = explain(bounded, case).terms[NAMES.index("decode_cache")]
     assert (share.total_j, share.low_j, share.high_j) == (0, 0, 0)
+
+
+def test_a_cap_is_named_in_the_case_and_noted_where_the_model_knows_none(model, case):
+    capped = replace(case, configuration=replace(case.configuration, power_cap_w=400.0))
+    explained = explain(model, capped)
+    assert "TP2 PP1 B16 400W" in explained.case
+    assert any("the cap is ignored" in note for note in explained.notes)
+    assert explained.energy_per_request_j == explain(model, case).energy_per_request_j
+
+
+def test_a_model_that_knows_caps_says_what_they_leave(draw_cases, make_dataset, case):
+    cases = Cases.of(draw_cases(80))
+    caps = np.where(np.arange(80) % 2, np.nan, 350.0)
+    data = make_dataset(cases.replace(power_cap_w=caps), theta=np.ones(14), extend=("power_cap",))
+    model = fit(data, FitOptions(extend=("power_cap",)))
+    capped = replace(case, configuration=replace(case.configuration, power_cap_w=350.0))
+    explained = explain(model, capped)
+    assert not any("power" in note for note in explained.notes)
+    shares = {t.name: t.total_j for t in explained.terms}
+    assert shares["capped_headroom"] > 0
+    assert sum(shares.values()) == pytest.approx(explained.energy_per_request_j)
+    deeper = replace(case, configuration=replace(case.configuration, power_cap_w=200.0))
+    assert any("power_cap_w = 200 lies outside" in n for n in explain(model, deeper).notes)

@@ -24,6 +24,7 @@ from energylens.formula import EXTENSIONS, NAMES, SPREADS, TERMS, datasheet, des
 
 PLANTED = np.array([0.6, 1.4, 0.9, 1.8, 0.4, 1.1, 2.0, 0.7, 1.3, 0.5, 1.6, 0.8])
 NO_PRIOR = FitOptions(prior="none")
+LLAMA_8B = "meta-llama/Llama-3.1-8B-Instruct"
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +313,9 @@ def test_a_group_of_few_rows_stays_near_the_pooled_fit(draw_cases, make_dataset)
 
 @pytest.mark.parametrize("name", sorted(EXTENSIONS))
 def test_a_planted_surcharge_is_found_by_its_extension(draw_cases, make_dataset, name):
-    cases = draw_cases(200, precisions=("bf16", "fp8", "awq-int4"))
+    cases = Cases.of(draw_cases(200, precisions=("bf16", "fp8", "awq-int4")))
+    if name == "power_cap":
+        cases = with_caps(cases)
     surcharges = np.full(len(EXTENSIONS[name]), 1.5)
     theta = np.concatenate([PLANTED, surcharges])
     data = make_dataset(cases, theta=theta, extend=(name,))
@@ -339,6 +342,57 @@ def test_extensions_are_taken_in_where_they_pay_and_not_elsewhere(draw_cases, ma
     model = fit(plain, FitOptions(extend=("auto",)))
     assert model.extensions == ()
     assert np.array_equal(model.pooled.theta, fit(plain).pooled.theta)
+
+
+def with_caps(cases, *, seed=7):
+    """A third of the cases each: no cap, and caps somewhere below the TDP."""
+    rng = np.random.default_rng(seed)
+    ratio = np.where(rng.random(len(cases)) < 0.33, np.nan, rng.uniform(0.4, 0.95, len(cases)))
+    return cases.replace(power_cap_w=ratio * cases.of_gpu(lambda gpu: gpu.tdp_w))
+
+
+def test_power_caps_are_taken_in_where_they_pay_and_not_where_they_are_not_felt(
+    draw_cases, make_dataset
+):
+    cases = with_caps(Cases.of(draw_cases(150)))
+    felt = make_dataset(
+        cases, theta=np.append(PLANTED, [0.4, 1.2]), extend=("power_cap",), noise_ratio=0.05
+    )
+    model = fit(felt, FitOptions(extend=("auto",)))
+    assert model.extensions == ("power_cap",)
+    assert model.pooled.theta[12:] == pytest.approx([0.4, 1.2], abs=0.25)
+    assert diagnose(model, felt).mape_ratio < 0.4 * diagnose(fit(felt), felt).mape_ratio
+    assert model.scope.ranges["power_cap_w"][1] <= 700
+    # Drawn below every cap, as decode on some GPUs: the column is there, and says nothing.
+    unfelt = make_dataset(cases, theta=PLANTED, noise_ratio=0.05)
+    assert fit(unfelt, FitOptions(extend=("auto",))).extensions == ()
+
+
+def test_rows_with_caps_are_fitted_without_them_unless_asked(draw_cases, make_dataset):
+    cases = Cases.of(draw_cases(60))
+    plain = make_dataset(cases, theta=PLANTED, noise_ratio=0.1)
+    capped = make_dataset(with_caps(cases), plain.energy_per_request_j)
+    assert fit(capped).pooled.theta == pytest.approx(fit(plain).pooled.theta, rel=0.02)
+
+
+def test_power_caps_are_refused_where_no_row_has_one(small):
+    asked = FitOptions(extend=("power_cap",))
+    with pytest.raises(FitError, match="needs rows with a power_cap_w, and none of these 60 has"):
+        fit(small, asked)
+    # A fold, or a draw, may have none all the same: the datasheet then stands for them.
+    assert EnergyLens(options=asked).fit(small).pooled.theta[12:] == pytest.approx([1, 1])
+    few = np.where(np.arange(len(small)) == 5, 300.0, np.nan)
+    one = replace(small, cases=small.cases.replace(power_cap_w=few))
+    assert bootstrap(one, asked, samples=8).shape == (8, 14)
+
+
+def test_power_caps_and_measured_power_exclude_each_other(draw_cases, make_dataset):
+    with pytest.raises(UsageError, match="take one of the two"):
+        FitOptions(extend=("power_cap",), measured_power=True)
+    cases = with_caps(Cases.of(draw_cases(60)))
+    data = make_dataset(cases, theta=PLANTED, power_w=300.0)
+    options = FitOptions(extend=("auto",), measured_power=True)
+    assert "power_cap" not in fit(data, options).extensions
 
 
 def test_an_unknown_extension_is_refused(small):
@@ -429,8 +483,14 @@ def test_options_that_are_none_are_refused(options, message):
 # --------------------------------------------------------------------- rows left out, intervals
 
 
+def fitted(dataset):
+    """The minimum and what it knows of rows left out, before any widening is divided out."""
+    problem = fitting._Problem(dataset, np.ones(len(dataset)), FitOptions())
+    return problem._minimise(np.arange(len(dataset)), problem.expected, problem.spread)
+
+
 def test_residuals_of_rows_left_out_are_those_of_real_refits(small):
-    stated = fit(small).pooled.residuals_seen
+    stated = np.sort(fitted(small).without_rows()[0])
     refitted = []
     for row in range(60):
         without = fit(small.take(np.arange(60) != row))
@@ -447,7 +507,7 @@ def test_residuals_of_llms_left_out_are_those_of_real_refits(draw_cases, make_da
     part = Cases.of(draw_cases(120, seed=3, llms=llms))
     own = np.array([-0.15, 0.0, 0.15])[part.llm_index]
     data = make_dataset(part, np.exp(own) * energy(design(part), PLANTED))
-    pooled = fit(data).pooled
+    minimum = fitted(data)
     refitted = []
     for llm in llms:
         without = fit(data.take(data.llm_ids != llm))
@@ -455,10 +515,80 @@ def test_residuals_of_llms_left_out_are_those_of_real_refits(draw_cases, make_da
         refitted += np.log(
             held.energy_per_request_j / without.predict_energy_j(held.cases)
         ).tolist()
-    stated = pooled.residuals_unseen
+    stated = np.sort(minimum.without_groups(data.cases.llm_index)[0])
     assert np.sort(refitted) == pytest.approx(stated, abs=0.15)
     assert np.std(refitted) == pytest.approx(stated.std(), rel=0.15)
-    assert stated.std() > 1.3 * pooled.residuals_seen.std()
+    assert stated.std() > 1.3 * minimum.without_rows()[0].std()
+
+
+def test_the_leverage_of_a_row_left_out_is_that_by_the_moments_of_the_others(small):
+    minimum = fitted(small)
+    group = small.cases.llm_index
+    by_group, alone = minimum.without_groups(group)[1], minimum.without_rows()[1]
+    for row in range(0, 60, 7):
+        for left_out, stated in ((group == group[row], by_group), (np.arange(60) == row, alone)):
+            others = minimum.b[~left_out]
+            moments = others.T @ others + np.diag(minimum.pull[minimum.theta > 0])
+            b = minimum.b[row]
+            assert stated[row] == pytest.approx(b @ np.linalg.solve(moments, b))
+    assert (by_group > alone).all()
+
+
+def test_rows_of_one_llm_that_err_alike_count_for_less_than_independent_ones(
+    draw_cases, make_dataset
+):
+    part = Cases.of(draw_cases(200, seed=3))
+    joules = energy(design(part), PLANTED)
+    rng = np.random.default_rng(0)
+    alone = make_dataset(part, joules * np.exp(rng.normal(0, 0.15, 200)))
+    common = rng.normal(0, 0.15, len(part.llms))[part.llm_index]
+    together = make_dataset(part, joules * np.exp(common))
+    effects = [fit(data).pooled.design_effect for data in (alone, together)]
+    assert effects[0] < 2
+    assert effects[1] > 2 * effects[0]
+    one_llm = alone.take(part.llm_index == 0)
+    assert fit(one_llm).pooled.design_effect == 1
+
+
+def test_variants_of_one_architecture_are_left_out_together(draw_cases, make_dataset):
+    names = ("meta-llama/Llama-3.1-70B-Instruct", "meta-llama/Llama-3.3-70B-Instruct", LLAMA_8B)
+    data = make_dataset(draw_cases(60, seed=3, llms=names), theta=PLANTED, noise_ratio=0.05)
+    assert len(np.unique(data.cases.llm_index)) == 3
+    assert fit(data).pooled.llms == 2
+
+
+@pytest.mark.parametrize("larger", [True, False])
+def test_intervals_cover_cases_outside_the_range_of_the_rows(draw_cases, make_dataset, larger):
+    covered, narrow = [], []
+    for seed in range(6):
+        data = make_dataset(draw_cases(150, seed=seed), theta=PLANTED, noise_ratio=0.05, seed=seed)
+        judged = (data.cases.batch_size > 8) == larger
+        model = fit(data.take(~judged))
+        test = data.take(judged)
+        for pooled, shares in (
+            (model.pooled, covered),
+            (replace(model.pooled, design_effect=0.0), narrow),
+        ):
+            low, high = replace(model, pooled=pooled).interval_energy_j(test.cases)
+            joules = test.energy_per_request_j
+            shares.append(((low <= joules) & (joules <= high)).mean())
+    assert 0.72 < np.mean(covered) < 0.95
+    assert np.mean(narrow) < np.mean(covered) - 0.03
+
+
+def test_a_gpu_type_with_few_rows_borrows_the_residuals_of_all(draw_cases, make_dataset):
+    data = make_dataset(
+        draw_cases(90, seed=1, gpus=("H100", "A100-SXM-80GB")), theta=PLANTED, noise_ratio=0.1
+    )
+    mine = np.flatnonzero(data.gpu_ids == "A100-SXM-80GB")
+    few = np.concatenate([np.flatnonzero(data.gpu_ids != "A100-SXM-80GB"), mine[:3]])
+    model = fit(data.take(few))
+    group, pooled = model.groups["A100-SXM-80GB"], model.pooled
+    assert len(group.residuals_seen) == len(pooled.residuals_seen)
+    scaled = pooled.residuals_seen * (group.spread_ratio / pooled.spread_ratio)
+    assert group.residuals_seen == pytest.approx(scaled)
+    many = fit(data).groups["A100-SXM-80GB"]
+    assert len(many.residuals_seen) == many.rows == len(mine)
 
 
 @pytest.mark.parametrize("noise", [0.05, 0.2])
@@ -487,7 +617,7 @@ def test_few_rows_give_wider_intervals_and_not_too_narrow_ones(draw_cases, make_
             ((low < test.energy_per_request_j) & (test.energy_per_request_j < high)).mean()
         )
         width.append(np.log(high / low).mean())
-    assert np.mean(covered) > 0.7
+    assert np.mean(covered) > 0.65
     assert np.mean(width) > 2 * 1.2816 * 0.1
 
 

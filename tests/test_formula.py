@@ -30,6 +30,7 @@ from energylens.formula import (
     slopes,
     terms_of,
 )
+from energylens.records import Boundary, Case, Configuration, Workload
 
 GPUS = ("H100", "A100-SXM-80GB", "L4")
 FAST = settings(max_examples=40, deadline=None)
@@ -46,6 +47,9 @@ def coefficients(theta, **changes):
             "covariance": np.diag(np.full(12, 0.01)),
             "residuals_seen": RESIDUALS * 0.1,
             "residuals_unseen": RESIDUALS * 0.5,
+            "llms": 99,
+            "spread_ratio": 0.1,
+            "design_effect": 0.0,
             "within_ratio": 0.05,
             "between_ratio": 0.1,
             "reach_doublings": 3.0,
@@ -58,6 +62,10 @@ def coefficients(theta, **changes):
 def model_of(theta, **changes):
     scope = Scope(llms=("Qwen/Qwen3-32B",), gpus=("H100-SXM-80GB",), precisions=("bf16",))
     return EnergyModel(pooled=coefficients(theta), scope=scope, **changes)
+
+
+def knowing_gpus(model, cases):
+    return replace(model, scope=replace(model.scope, gpus=tuple(g.id for g in cases.gpus)))
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +106,7 @@ def test_extensions_are_surcharges_that_cost_nothing_unless_rows_say_so():
     assert terms_of() == TERMS
     for terms in EXTENSIONS.values():
         for term in terms:
-            assert term.expected == 0
+            assert (term.expected == 0) == (not term.name.startswith("capped_"))
             assert term.meaning
             assert term.needs
             assert term.name in names[12:]
@@ -378,7 +386,7 @@ def test_measured_power_that_is_missing_is_an_error(cases):
 
 
 def test_intervals_are_wider_for_an_llm_that_the_fit_has_not_seen(cases):
-    model = model_of(np.ones(12))
+    model = knowing_gpus(model_of(np.ones(12)), cases)
     low, high = model.interval_energy_j(cases, 0.8)
     joules = model.predict_energy_j(cases)
     seen = np.array([cases.llms[i].id == "Qwen/Qwen3-32B" for i in cases.llm_index])
@@ -408,6 +416,53 @@ def test_too_few_residuals_for_a_quantile_widen_the_interval():
     assert low < -0.1 * 1.25
     assert high > 0.2 * 1.25
     assert conformal_quantiles(np.array([0.3]), 0.8)[0] == 0  # it must hold the prediction
+
+
+def test_residuals_that_err_together_count_as_one_for_each_group():
+    # Two-sided 80 % of 10 groups leaves (1 - 0.8 * 11 / 10) / 2 = 6 % on either side, not 10 %.
+    groups = np.repeat(np.linspace(-1.0, 1.0, 10), 100)
+    low, high = conformal_quantiles(groups, 0.8, 10)
+    assert (low, high) == (-1.0, 1.0)
+    smooth = np.linspace(-1.0, 1.0, 1001)
+    assert conformal_quantiles(smooth, 0.8, 10)[1] == pytest.approx(1 - 2 * 0.06, abs=0.005)
+    assert conformal_quantiles(smooth, 0.8, 1001) == conformal_quantiles(smooth, 0.8)
+    assert conformal_quantiles(smooth, 0.8, 3)[1] > 1.25
+
+
+def interval_width(model, cases):
+    low, high = model.interval_energy_j(cases)
+    return np.log(high / low)
+
+
+def test_coefficients_that_are_uncertain_widen_the_intervals_of_cases_that_need_them(cases):
+    # Only decode_cache is uncertain: an interval grows with its share of the prediction.
+    k = NAMES.index("decode_cache")
+    covariance = np.zeros((12, 12))
+    covariance[k, k] = 0.3**2
+    sure = knowing_gpus(model_of(np.ones(12)), cases)
+    unsure = replace(
+        sure, pooled=coefficients(np.ones(12), covariance=covariance, design_effect=2.0)
+    )
+    share = sum(part[:, k] for part in sure.predict_parts_j(cases)) / sure.predict_energy_j(cases)
+    expected = np.sqrt(1 + 2.0 * (0.3 * share) ** 2 / 0.1**2)
+    grown = interval_width(unsure, cases) / interval_width(sure, cases)
+    assert grown == pytest.approx(expected, rel=1e-6)
+    assert grown.max() > 1.5 > 1.1 > grown.min()
+
+
+def test_a_gpu_type_that_no_row_speaks_of_has_wider_intervals(cases):
+    strange = np.array([g.id != "H100-SXM-80GB" for g in cases.gpus])[cases.gpu_index]
+    model = model_of(np.ones(12))
+    grown = interval_width(model, cases) / interval_width(knowing_gpus(model, cases), cases)
+    assert (grown[~strange] == 1).all()
+    assert (grown[strange] > 1.5).all()
+
+
+def test_an_interval_about_which_nothing_is_known_is_finite(cases):
+    lost = coefficients(np.ones(12), covariance=np.diag(np.full(12, 1e12)), design_effect=1.0)
+    low, high = replace(model_of(np.ones(12)), pooled=lost).interval_energy_j(cases)
+    assert (low > 0).all()
+    assert np.isfinite(high).all()
 
 
 def test_samples_spread_as_the_residuals_do(cases):
@@ -460,3 +515,117 @@ def test_coefficients_are_drawn_from_their_covariance_and_energies_not_below_zer
     assert (draws < 0).any()
     model = replace(model_of(np.ones(12)), pooled=uncertain)
     assert (model.sample_energy_j(cases, 50, seed=0) >= 0).all()
+
+
+# ------------------------------------------------------------------------------- power caps
+
+CAPPED = terms_of(("power_cap",))
+
+
+def capped_model(theta):
+    wide = coefficients(theta, covariance=np.zeros((len(CAPPED), len(CAPPED))))
+    return replace(model_of(np.ones(12)), pooled=wide, extensions=("power_cap",))
+
+
+def under(cases, ratio):
+    return cases.replace(power_cap_w=ratio * cases.of_gpu(lambda gpu: gpu.tdp_w))
+
+
+@pytest.fixture(scope="module")
+def served():
+    """A long prompt, all products, and decode of one sequence, all reading."""
+    base = {
+        "llm": catalog.llm("Qwen/Qwen3-32B"),
+        "gpu": catalog.gpu("H100"),
+        "precision": catalog.precision("bf16"),
+    }
+    return Cases.of(
+        Case(**base, workload=Workload(input_tokens=i, output_tokens=o), configuration=c)
+        for i, o, c in (
+            (16_000, 1, Configuration(batch_size=256, mean_batch_size=256)),
+            (8, 500, Configuration(batch_size=1, mean_batch_size=1)),
+        )
+    )
+
+
+def test_a_cap_at_the_tdp_is_no_cap_and_none_changes_nothing(cases):
+    theta = np.linspace(0.2, 2, len(CAPPED))
+    model, plain = capped_model(theta), model_of(theta[:12])
+    joules = plain.predict_energy_j(cases)
+    assert np.array_equal(model.predict_energy_j(cases), joules)
+    for ratio in (1.0, 1.05):
+        assert model.predict_energy_j(under(cases, ratio)) == pytest.approx(joules, rel=1e-12)
+
+
+def test_a_law_without_the_extension_does_not_see_a_cap(cases):
+    model = model_of(np.ones(12))
+    joules = model.predict_energy_j(cases)
+    assert np.array_equal(model.predict_energy_j(under(cases, 0.5)), joules)
+    assert np.array_equal(design(under(cases, 0.5)), design(cases))
+
+
+def test_a_prefill_that_draws_the_tdp_takes_the_cube_root_of_the_power_in_speed(served):
+    model = capped_model(np.ones(14))
+    free = model.predict_energy_j(served)[0]
+    for ratio in (0.9, 0.7, 0.5):
+        clock = ((ratio - 0.3) / 0.7) ** (1 / 3)
+        held = model.predict_energy_j(under(served, ratio))[0]
+        assert held / free == pytest.approx(ratio / clock, rel=0.01)
+
+
+def test_decode_that_draws_less_than_the_cap_does_not_feel_it(served):
+    model = capped_model(np.ones(14))
+    free = model.predict_energy_j(served)[1]
+    assert model.predict_energy_j(under(served, 0.75))[1] == pytest.approx(free, rel=0.005)
+    # Below what it draws, 0.4 + 0.3 of the time that it reads, power is left in proportion.
+    halves = [model.predict_energy_j(under(served, ratio))[1] for ratio in (0.4, 0.5)]
+    assert halves[0] < halves[1] < 0.9 * free
+    assert halves[0] / halves[1] == pytest.approx(0.4 / 0.5, rel=0.02)
+
+
+def test_without_the_surcharges_a_cap_leaves_its_share_of_the_joules(served):
+    model = capped_model(np.append(np.ones(12), [0.0, 0.0]))
+    joules = model.predict_energy_j(under(served, 0.6))
+    assert joules == pytest.approx(0.6 * model.predict_energy_j(served))
+
+
+def test_idle_gpus_go_on_drawing_what_they_drew():
+    case = Case(
+        llm=catalog.llm("Qwen/Qwen3-8B"),
+        gpu=catalog.gpu("H100"),
+        precision=catalog.precision("bf16"),
+        workload=Workload(input_tokens=500, output_tokens=100),
+        configuration=Configuration(batch_size=8),
+        boundary=Boundary.NODE,
+        node_gpus=8,
+    )
+    idle = NAMES.index("idle_gpus")
+    free, half = (
+        design(Cases.of([case]).replace(power_cap_w=cap), CAPPED)[0] for cap in (np.nan, 350.0)
+    )
+    assert half[idle] == free[idle] > 0
+    assert half[:idle] == pytest.approx(0.5 * free[:idle])
+
+
+@FAST
+@given(st.floats(0.11, 1.0), st.lists(st.floats(0.0, 3), min_size=14, max_size=14).map(np.array))
+def test_under_any_cap_the_joules_are_finite_positive_and_add_up(cases, ratio, theta):
+    theta[:12] += 0.01
+    model, capped = capped_model(theta), under(cases, ratio)
+    joules = model.predict_energy_j(capped)
+    assert np.isfinite(joules).all()
+    assert (joules >= ratio * model_of(theta[:12]).predict_energy_j(cases) * (1 - 1e-9)).all()
+    prefill, decode = model.predict_parts_j(capped)
+    assert (prefill + decode).sum(axis=1) == pytest.approx(joules)
+    assert energy(design(capped, CAPPED), theta) == pytest.approx(joules)
+    assert (design(capped, CAPPED) >= 0).all()
+
+
+def test_caps_are_counted_in_chunks_as_at_once(cases, monkeypatch):
+    capped = under(cases, 0.6).replace(
+        power_cap_w=np.where(np.arange(len(cases)) % 3, np.nan, 60.0)
+    )
+    model = capped_model(np.linspace(0.2, 2, 14))
+    whole = model.predict_energy_j(capped)
+    monkeypatch.setattr(counts_module, "CHUNK", 7)
+    assert np.array_equal(model.predict_energy_j(capped), whole)

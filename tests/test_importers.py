@@ -244,10 +244,8 @@ def v2_file(folder, name="bs32+tp8+pp2.json", **changes):
 
 def test_v2_fields_become_columns_and_the_folder_tells_the_task(tmp_path):
     v2_file(tmp_path / "llm_text_generation" / "chat" / "H100 80GB HBM3")
-    (row,) = zip(
-        *table.columns_of(mlenergy_v2.read(tmp_path, **NOTHING).dataset).values(), strict=True
-    )
-    row = dict(zip([c.name for c in table.COLUMNS], row, strict=True))
+    columns = table.columns_of(mlenergy_v2.read(tmp_path, **NOTHING).dataset)
+    row = {name: cell for name, (cell,) in columns.items()}
     assert (row["tensor_parallel"], row["pipeline_parallel"], row["batch_size"]) == (8, 2, 64)
     assert (row["task"], row["input_tokens"], row["assumed"]) == ("chat", 120, "input_tokens")
     assert row["request_latency_s"] == 60 / (800 / 400)

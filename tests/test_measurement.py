@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -377,6 +378,30 @@ def test_the_plan_may_not_name_another_gpu_than_there_is(
     result, rows, _ = swept(tmp_path, plan_of(planned(gpu="A100-SXM4-80GB")), engine)
     assert rows == []
     assert "set gpu to H100-SXM-80GB" in next(iter(result.failed.values()))
+
+
+@pytest.mark.parametrize(
+    ("caps", "written"),
+    [
+        ((None, None), None),
+        ((450.0, None), 450.0),  # GPUs of one deployment wait for the slowest
+        ((450.0, 400.0), 400.0),
+        ((40.0, None), None),  # this is none that the catalog describes: no table would take it
+    ],
+)
+def test_a_row_says_which_power_cap_was_set(
+    tmp_path: Path, caps: tuple[float | None, ...], written: float | None
+) -> None:
+    meter = VirtualMeter(gpus=3)
+    meter.channels = tuple(
+        replace(channel, power_cap_w=cap)
+        for channel, cap in zip(meter.channels, (*caps, 300.0), strict=True)  # the last is idle
+    )
+    case = planned(tensor_parallel=2)
+    result, rows, _ = swept(tmp_path, plan_of(case), FakeEngine(meter))
+    assert rows[0].get("power_cap_w") == written
+    read = table.read(result.table).cases.power_cap_w[0]
+    assert np.isnan(read) if written is None else read == written
 
 
 def test_a_server_elsewhere_must_say_which_gpus_it_has(tmp_path: Path) -> None:

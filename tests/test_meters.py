@@ -77,6 +77,22 @@ def test_the_nvml_meter_can_be_restricted_to_some_gpus(nvml: FakeNvml) -> None:
         meters.open_meter("nvml:a")
 
 
+def test_a_power_limit_is_a_cap_only_below_the_default(nvml: FakeNvml) -> None:
+    nvml.gpus = 3
+    nvml.limits_w = [700.0, 450.0, 720.0]
+    channels = meters.NvmlMeter().channels
+    assert [c.limit_w for c in channels] == [700.0, 450.0, 720.0]
+    assert [c.power_cap_w for c in channels] == [None, 450.0, None]
+
+
+def test_a_driver_that_does_not_say_its_default_limit_leaves_the_cap_unknown(
+    nvml: FakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml.limits_w = [450.0]
+    monkeypatch.delattr(FakeNvml, "nvmlDeviceGetPowerManagementDefaultLimit")
+    assert meters.NvmlMeter().channels[0].power_cap_w is None
+
+
 def test_uuids_are_hashed_and_states_are_read(nvml: FakeNvml) -> None:
     meter = meters.NvmlMeter()
     assert len(meter.channels[0].uuid_hash) == 12

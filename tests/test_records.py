@@ -259,6 +259,15 @@ def test_a_missing_package_names_its_extra():
     assert isinstance(error, EnergyLensError)
 
 
+@pytest.mark.parametrize("cap", [0.0, -400.0, float("nan"), 0.4, 69.0, 736.0, 400_000.0])
+def test_a_power_cap_that_no_gpu_can_have_is_refused(cap):
+    hundred = replace(CASE, gpu=replace(GPU, tdp_w=700.0))
+    with pytest.raises(InputError, match="power_cap_w must"):
+        replace(hundred, configuration=replace(CONFIGURATION, power_cap_w=cap))
+    capped = replace(CONFIGURATION, power_cap_w=400.0)
+    assert replace(hundred, configuration=capped).configuration.describe() == "TP2 PP1 B8 400W"
+
+
 @given(st.integers(1, 64), st.integers(1, 16), st.integers(1, 16), st.floats(0.1, 1e6))
 def test_the_gpus_are_the_product_of_the_three_degrees(tensor, pipeline, data, batch):
     layout = Configuration(

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from studies.results import tables
-from studies.results.runs import FREE, REPEATS, Data, judge
+from studies.results import calibration, tables
+from studies.results.runs import FREE, LONG_TOKENS, REPEATS, SIDES, Data, judge
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data"))
@@ -41,10 +41,22 @@ def test_the_tables_of_a_document_are_those_of_the_results_file(document: str) -
         assert tables.TABLES[name](results()).startswith("| ")
 
 
-def assert_same(ours: dict[str, float], stated: dict[str, float]) -> None:
+def test_the_calibration_figure_shows_the_bins_of_the_results_file() -> None:
+    drawn = (ROOT / "docs" / "figures" / "calibration.svg").read_text(encoding="utf-8")
+    shown = calibration.picture(results())
+    assert f'aria-label="{shown.alternative}"' in drawn
+    for b in results()["calibration"]["bins"]:
+        assert f"{100 * b['stated_ratio']:.1f} % stated" in shown.alternative
+        assert f">{b['candidates']:,}<" in drawn
+
+
+def assert_same(ours: dict[str, Any], stated: dict[str, Any]) -> None:
     """Every stated figure, to the last printed digit and beyond; times are not figures."""
     for metric, value in stated.items():
-        if metric != "fit_s":
+        if metric == "groups":
+            for name, figures in value.items():
+                assert_same(ours[metric][name], figures)
+        elif metric != "fit_s":
             assert ours[metric] == pytest.approx(value, rel=1e-6, abs=1e-9), metric
 
 
@@ -97,6 +109,71 @@ def test_the_unseen_batch_figures_of_the_law_can_be_had_again_and_reach_their_ba
         assert ours["mape_group_median_ratio"] <= bar
 
 
+@needs_data
+@pytest.mark.parametrize(
+    ("source", "options", "bars"),
+    [
+        ("code", {"choose": ("batch_size",), "per": ("llm", "precision")}, (0.15, 0.15)),
+        ("argonne", {"choose": ("tensor_parallel",)}, (0.04, 0.07)),
+        ("v3", {"choose": FREE, "length_cut": LONG_TOKENS}, (0.21, 0.19)),
+    ],
+)
+def test_the_unseen_length_figures_of_the_law_can_be_had_again(
+    source: str, options: dict[str, Any], bars: tuple[float, float]
+) -> None:
+    for side, bar in zip(SIDES, bars, strict=True):
+        again = judge(
+            getattr(data(), source), ("energylens",), (), protocol="unseen-length", direction=side,
+            **options,
+        )  # fmt: skip
+        ours = again["estimators"]["energylens"]
+        assert_same(
+            ours, results()["unseen-length"][f"{source} {side}"]["estimators"]["energylens"]
+        )
+        assert ours["mape_ratio"] <= bar
+
+
+@needs_data
+def test_the_unseen_engine_figures_of_the_law_can_be_had_again() -> None:
+    again = judge(
+        data().engines, ("energylens",), (), protocol="unseen-engine", choose=FREE,
+        repeats=results()["unseen-engine"]["repeats"],
+    )  # fmt: skip
+    ours = again["estimators"]["energylens"]
+    assert again["rows"] == 571
+    assert_same(ours, results()["unseen-engine"]["curve"][0]["energylens"])
+    # The order of configurations carries over from one version to another, joules do not.
+    assert ours["groups"]["vllm 0.11.1"]["pairwise_ratio"] >= 0.985
+    assert ours["groups"]["vllm 0.5.4"]["pairwise_ratio"] >= 0.92
+    assert ours["mape_ratio"] > 0.5
+
+
+@needs_data
+@pytest.mark.parametrize("source", ["v3", "v2"])
+@pytest.mark.parametrize("fitted", ["pooled", "alone"])
+def test_the_unseen_batch_figures_on_ml_energy_can_be_had_again_and_reach_their_bars(
+    source: str, fitted: str
+) -> None:
+    per = () if fitted == "pooled" else ("llm", "gpu", "precision", "task")
+    for side, bar in (("larger", 0.15), ("smaller", 0.20)):
+        again = judge(
+            getattr(data(), source), ("energylens",), (), protocol="unseen-batch", choose=FREE,
+            per=per, direction=side,
+        )  # fmt: skip
+        ours = again["estimators"]["energylens"]
+        stated = results()["batch-pooled"][f"{source} {fitted} {side}"]
+        assert_same(ours, stated["estimators"]["energylens"])
+        assert ours["mape_group_median_ratio"] <= bar
+
+
+def test_80_percent_intervals_hold_in_75_to_85_percent_of_the_rows() -> None:
+    every = results()
+    for study in ("few-shot", "strict", "limit", "unseen-llm", "unseen-modality", "argonne"):
+        assert 0.75 <= every[study]["estimators"]["energylens"]["interval_coverage_ratio"] <= 0.85
+    for point in every["unseen-gpu"]["curve"]:
+        assert 0.75 <= point["energylens"]["interval_coverage_ratio"] <= 0.85
+
+
 def test_no_ensemble_beats_the_law_on_fifty_rows() -> None:
     scores = results()["few-shot"]["estimators"]
     law = scores["energylens"]
@@ -107,10 +184,15 @@ def test_no_ensemble_beats_the_law_on_fifty_rows() -> None:
 
 
 def test_every_baseline_is_worse_on_unseen_batches() -> None:
-    for side in ("larger", "smaller"):
-        scores = dict(results()["batch"][side]["estimators"])
+    every = results()
+    cuts = [every["batch"][side] for side in SIDES]
+    cuts += [
+        every["batch-pooled"][f"{source} alone {side}"] for source in ("v3", "v2") for side in SIDES
+    ]
+    for cut in cuts:
+        scores = dict(cut["estimators"])
         law = scores.pop("energylens")["mape_group_median_ratio"]
         for name, score in scores.items():
             other = score.get("mape_group_median_ratio")
             if other is not None and not name.startswith("energylens-"):
-                assert other > law, (side, name)
+                assert other > law, (cut["protocol"], cut["rows"], name)

@@ -469,3 +469,42 @@ def test_the_document_lists_both_kinds_and_holds_no_nan() -> None:
 def test_a_coverage_outside_its_range_is_refused() -> None:
     with pytest.raises(UsageError, match="coverage_ratio must lie between 0 and 1"):
         select(Says(joules), SCENARIO, coverage_ratio=1.0)
+
+
+# -------------------------------------------------------------------------------- power caps
+
+
+def test_power_caps_are_candidates_where_they_are_free() -> None:
+    def hungry(cases: Cases) -> FloatArray:
+        """Least at 400 W."""
+        return joules(cases) * (1 + np.abs(np.nan_to_num(cases.power_cap_w, nan=700) - 400) / 700)
+
+    caps = Candidates(power_caps_w=(700.0, 300.0, 400.0))
+    ranking = select(Says(hungry), SCENARIO, choose=("power_cap",), candidates=caps)
+    assert names(ranking) == ["TP1 PP1 B8 400W", "TP1 PP1 B8 300W", "TP1 PP1 B8 700W"]
+    assert ranking.to_json()["ranking"][0]["power_cap_w"] == 400
+    assert ranking.saving_against_worst_ratio == pytest.approx(1 - 1 / (1 + 300 / 700))
+    free = select(Says(hungry), SCENARIO)
+    assert free.cases.capped.sum() == 0
+    assert "power_cap_w" not in free.to_json()["ranking"][0]
+    fixed = replace(SCENARIO, configuration=Configuration(batch_size=8, power_cap_w=300.0))
+    assert set(select(Says(hungry), fixed).cases.power_cap_w) == {300.0}
+
+
+def test_a_cap_that_one_gpu_type_cannot_have_is_left_out_there_and_refused_if_none_can() -> None:
+    weak = replace(H100, id="weak", tdp_w=300.0)
+    listed = Candidates(gpus=(H100, weak), power_caps_w=(250.0, 600.0))
+    cases = enumerate_configurations(SCENARIO, choose=("gpu", "power_cap"), candidates=listed)
+    pairs = zip(cases.gpu_index.tolist(), cases.power_cap_w.tolist(), strict=True)
+    assert sorted(pairs) == [(0, 250.0), (0, 600.0), (1, 250.0)]
+    for caps, words in (
+        ((), "to choose the power cap freely, the candidates must list some"),
+        ((400.0, 4e5), "a power cap must lie between 70 and 735 W on H100, not 400000"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            select(
+                Says(joules),
+                SCENARIO,
+                choose=("power_cap",),
+                candidates=Candidates(power_caps_w=caps),
+            )

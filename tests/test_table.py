@@ -90,6 +90,27 @@ def test_modality_is_told_by_what_a_row_carries():
     assert (image.modality[0], video.modality[0]) == ("image", "video")
 
 
+def test_a_power_cap_is_read_and_one_that_the_gpu_cannot_have_is_refused():
+    assert np.isnan(one().cases.power_cap_w[0])
+    assert one(power_cap_w=400).cases.power_cap_w[0] == 400
+    for cap in (40, 0.4e5):
+        assert refusal(power_cap_w=cap).startswith(
+            "t.csv line 2: power_cap_w must lie between 70 and 735 W, for the TDP of a "
+            f"H100-SXM-80GB is 700 W; it is {cap:g}."
+        )
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_power_caps_are_written_only_where_there_are_some(tmp_path, suffix):
+    path = tmp_path / f"t{suffix}"
+    table.write(one(), path)
+    assert "power_cap_w" not in path.read_text()
+    capped = table.dataset_from_table(raw_of(ROW, ROW | {"power_cap_w": 400}))
+    table.write(capped, path)
+    assert table.read(path).digest == capped.digest != one().digest
+    assert table.read(path).cases.capped.tolist() == [False, True]
+
+
 def test_columns_of_ones_own_are_ignored_and_others_refused_with_the_nearest_name():
     assert one(x_note="mine").digest == one().digest
     message = refusal(energy_per_request="5")

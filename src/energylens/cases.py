@@ -31,7 +31,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cases:
-    """Cases as columns of length n; NaN means not known.
+    """Cases as columns of length n; NaN means not known, or for ``power_cap_w`` not set.
 
     The last four columns are what a run without an energy meter can tell: predictors that
     rank by latency or power read them, the law does not need them.
@@ -56,6 +56,7 @@ class Cases:
     frames: FloatArray
     node_boundary: BoolArray
     node_gpus: FloatArray
+    power_cap_w: FloatArray
     ttft_s: FloatArray
     tpot_s: FloatArray
     request_latency_s: FloatArray
@@ -115,6 +116,7 @@ class Cases:
             frames=column(lambda c: c.workload.frames),
             node_boundary=np.array([c.boundary is Boundary.NODE for c in rows], dtype=np.bool_),
             node_gpus=column(lambda c: c.node_gpus),
+            power_cap_w=column(lambda c: c.configuration.power_cap_w),
             ttft_s=empty,
             tpot_s=empty,
             request_latency_s=empty,
@@ -191,6 +193,7 @@ class Cases:
                 data_parallel=int(self.data_parallel[row]),
                 batch_size=float(self.batch_size[row]),
                 mean_batch_size=known(self.mean_batch_size[row]),
+                power_cap_w=known(self.power_cap_w[row]),
             ),
             boundary=Boundary.NODE if self.node_boundary[row] else Boundary.ACTIVE_GPUS,
             node_gpus=None if node_gpus is None else int(node_gpus),
@@ -208,6 +211,11 @@ class Cases:
         """Look a number up in each case's precision; shape (n,)."""
         values = np.array([read(item) for item in self.precisions], dtype=np.float64)
         return values[self.precision_index]
+
+    @cached_property
+    def capped(self) -> BoolArray:
+        """Whether each case has a power cap; shape (n,)."""
+        return ~np.isnan(self.power_cap_w)
 
     @cached_property
     def occupied_gpus(self) -> FloatArray:

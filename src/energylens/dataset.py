@@ -32,6 +32,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "batch_size": ("batch_size",),
     "precision": ("precision_index",),
     "gpu": ("gpu_index",),
+    "power_cap": ("power_cap_w",),
 }
 
 # Rows of one task may differ in their mean lengths by chance (ML.ENERGY's output means move by
@@ -152,6 +153,8 @@ class Dataset:
             getattr(self.cases, name)
             for name in Cases.column_names()
             if not name.endswith("_index")
+            # Rows without a cap keep the digest that they had before there were any.
+            and (name != "power_cap_w" or self.cases.capped.any())
         ]
         columns += [getattr(self, name) for name in self.column_names()]
         state = hashlib.sha256()
@@ -212,6 +215,7 @@ class Dataset:
             "batch_size",
             "precision_index",
             "gpu_index",
+            "power_cap_w",
         ):
             if column not in freed:
                 keys.append(getattr(c, column))

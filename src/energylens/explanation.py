@@ -35,6 +35,8 @@ SUBJECTS = {
     "media_waiting": "waiting for images or frames",
     "weight_only_weights": "widening the weights",
     "narrow_weights": "narrowing the activations",
+    "capped_headroom": "what the power cap does not take away",
+    "capped_compute": "multiplying for longer under the power cap",
 }
 
 
@@ -220,7 +222,12 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         "input_tokens": w.input_tokens,
         "output_tokens": w.output_tokens,
         "vision_tokens": w.vision_tokens,
+        "power_cap_w": case.gpu.tdp_w if c.power_cap_w is None else c.power_cap_w,
     }
+    if c.power_cap_w is not None and "power_cap" not in model.extensions:
+        notes.append(
+            "This model knows no power caps, so the cap is ignored: fit it with --extend power_cap."
+        )
     for column, (low, high) in model.scope.ranges.items():
         value = values[column]
         if not low <= value <= high:

@@ -17,11 +17,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from energylens import __version__
-from energylens.cases import BoolArray, FloatArray, IntArray
+from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.formula import (
@@ -55,6 +56,8 @@ PAYING_RATIO = 0.03  # by which an extension must lower the error on rows left o
 OVERLAP_FLOOR = 0.5  # least theta at which an overlapped term's spread is taken
 FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
+LENT_ROWS = 5.0  # that the pooled fit's residual spread counts for in a group's
+ENOUGH = 9  # residuals from which a group can tell its own 80 % interval
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
 REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
@@ -114,6 +117,11 @@ class FitOptions:
             )
         if len(set(self.extend)) != len(self.extend):
             raise UsageError(f"extend takes each name at most once; given {', '.join(self.extend)}")
+        if self.measured_power and "power_cap" in self.extend:
+            raise UsageError(
+                "the extension power_cap says what caps do to power, and measured power says it "
+                "already: take one of the two"
+            )
         if self.idle_power_w is not None and not 0 < self.idle_power_w < np.inf:
             raise UsageError(f"idle_power_w must be above 0 W, not {self.idle_power_w!r}")
 
@@ -139,11 +147,22 @@ def fit(
     Raises
     ------
     FitError
-        If there is no row, or the energy of one cannot be in joules per request.
+        If there is no row, or the energy of one cannot be in joules per request; or if the
+        extension power_cap is asked for and no row has one.
     InputError
         If power is asked for and a row has none.
     """
     options = options or FitOptions()
+    if "power_cap" in options.extend and not dataset.cases.capped.any():
+        raise FitError(
+            f"the extension power_cap needs rows with a power_cap_w, and none of these "
+            f"{len(dataset)} has one: add the column, or leave the extension out"
+        )
+    return _fit(dataset, options, weights)
+
+
+def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = None) -> EnergyModel:
+    """Fit, even where a part of the rows has none that an extension is about."""
     if len(dataset) == 0:
         raise FitError("a fit needs one measured row or more; the dataset has none")
     if weights is None:
@@ -152,16 +171,8 @@ def fit(
         raise FitError("weights must be finite numbers above 0, one for each row")
     if options.extend == ("auto",):
         options = replace(options, extend=paying_extensions(dataset, options, weights=weights))
-    terms = terms_of(options.extend)
-    x = design(dataset.cases, terms)
-    if options.measured_power:
-        x = x * power_ratio(dataset.cases)[:, None]
-    _check_size(x.sum(axis=1), dataset)
-    problem = _Problem(dataset, x, weights, options)
-    spreads = np.array([term.spread for term in terms])
-    expected = np.array([term.expected for term in terms])
-    spread = spreads if options.prior == "datasheet" else np.full(len(terms), NO_PRIOR_SPREAD)
-    pooled = problem.solve(np.arange(len(dataset)), expected, spread)
+    problem = _Problem(dataset, weights, options)
+    pooled = problem.solve(np.arange(len(dataset)), problem.expected, problem.spread)
     groups = {}
     per = options.per
     if per is None:
@@ -171,7 +182,8 @@ def fit(
         keys = np.array([" ".join(row) for row in zip(*(ids[n] for n in per), strict=True)])
         for key in np.unique(keys):
             rows = np.flatnonzero(keys == key)
-            groups[str(key)] = problem.solve(rows, pooled.theta, GROUP_SPREAD * spreads)
+            group = problem.solve(rows, pooled.theta, GROUP_SPREAD * problem.spreads)
+            groups[str(key)] = _borrowing(group, pooled)
     return EnergyModel(
         pooled=pooled,
         per=per,
@@ -205,19 +217,22 @@ def paying_extensions(
         Names from ``formula.EXTENSIONS``; empty if none pays.
     """
     options = options or FitOptions()
+    if weights is None:
+        weights = np.ones(len(dataset))
+    candidates = [
+        name
+        for name in EXTENSIONS
+        if name != "power_cap" or (dataset.cases.capped.any() and not options.measured_power)
+    ]
 
     def errors(extend: tuple[str, ...]) -> tuple[float, float]:
-        fitted = fit(dataset, replace(options, extend=extend, per=()), weights=weights).pooled
-        return (
-            float(np.abs(fitted.residuals_unseen).mean()),
-            float(np.abs(fitted.residuals_seen).mean()),
-        )
+        return _Problem(dataset, weights, replace(options, extend=extend)).errors()
 
     several = len(np.unique(dataset.cases.llm_index)) > 1
     chosen: tuple[str, ...] = ()
     best = errors(chosen)
     while True:
-        tried = {name: errors((*chosen, name)) for name in EXTENSIONS if name not in chosen}
+        tried = {name: errors((*chosen, name)) for name in candidates if name not in chosen}
         if not tried:
             return chosen
         name = min(tried, key=lambda n: tried[n][0 if several else 1])
@@ -240,6 +255,9 @@ def from_datasheet() -> EnergyModel:
             covariance=np.diag(SPREADS**2),
             residuals_seen=residuals,
             residuals_unseen=residuals,
+            llms=len(residuals),
+            spread_ratio=float(residuals.std()),
+            design_effect=0.0,
             within_ratio=PRIOR_ROW_RATIO,
             between_ratio=float(residuals.std()),
             reach_doublings=REACH_DOUBLINGS,
@@ -265,15 +283,24 @@ def _check_size(expected: FloatArray, dataset: Dataset) -> None:
 class _Problem:
     """The least-squares problem of one dataset; solved for all rows or some."""
 
-    def __init__(
-        self, dataset: Dataset, x: FloatArray, weights: FloatArray, options: FitOptions
-    ) -> None:
+    def __init__(self, dataset: Dataset, weights: FloatArray, options: FitOptions) -> None:
         y = dataset.energy_per_request_j
         cases = dataset.cases
+        terms = terms_of(options.extend)
+        self.expected = np.array([term.expected for term in terms])
+        self.spreads = np.array([term.spread for term in terms])
+        no_prior = np.full(len(terms), NO_PRIOR_SPREAD)
+        self.spread = self.spreads if options.prior == "datasheet" else no_prior
+        x = design(cases, terms)
+        if options.measured_power:
+            x = x * power_ratio(cases)[:, None]
+        _check_size(x.sum(axis=1), dataset)
         self.relative = x / y[:, None]
         self.weights = weights * (y / y.mean()) ** 2 if options.loss == "absolute" else weights
         self.loss = options.loss
         self.llm_index = cases.llm_index
+        same = {llm.architecture: i for i, llm in enumerate(cases.llms)}
+        self.architecture = np.array([same[llm.architecture] for llm in cases.llms])[self.llm_index]
         self.scenario = group_rows(
             [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
         )
@@ -289,8 +316,14 @@ class _Problem:
                 )
             self.fixed[k] = options.idle_power_w / float(datasheet(cases.gpus)[kinds[0], k])
 
-    def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
-        """Fit some rows, with theta expected at ``mean`` within ``spread``."""
+    def errors(self) -> tuple[float, float]:
+        """Mean absolute log error of rows left out with their LLM, and one by one."""
+        fitted = self._minimise(np.arange(len(self.weights)), self.expected, self.spread)
+        unseen, _ = fitted.without_groups(self.llm_index)
+        seen, _ = fitted.without_rows()
+        return float(np.abs(unseen).mean()), float(np.abs(seen).mean())
+
+    def _minimise(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> _Fitted:
         relative, weights = self.relative[rows], self.weights[rows]
         mean, spread = mean.copy(), spread.copy()
         for k, value in self.fixed.items():
@@ -326,64 +359,156 @@ class _Problem:
                 used = np.trace(np.linalg.solve(normal + np.diag(pull[active]), normal))
                 squares = float(row_weights @ residual**2) + PRIOR_ROW_RATIO**2
                 variance = max(squares / (max(n - used, 0.0) + 1.0), VARIANCE_FLOOR)
-        pull = variance / spread**2
-        active = theta > 0
+        return _Fitted(
+            theta=theta,
+            slopes=a,
+            weights=row_weights,
+            residual=residual,
+            pull=variance / spread**2,
+            variance=variance,
+        )
+
+    def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
+        """Fit some rows, with theta expected at ``mean`` within ``spread``."""
+        fitted = self._minimise(rows, mean, spread)
         # An overlapped term has no slope at 0, yet rows forbid it to be large: the spread is that
         # of a slope some way off.
-        apart = theta.copy()
+        apart = fitted.theta.copy()
         overlapped = np.array(OVERLAPS).reshape(-1)
         apart[overlapped] = np.maximum(apart[overlapped], OVERLAP_FLOOR)
-        steep = slopes(relative, apart)
-        curvature = (steep * row_weights[:, None]).T @ steep + np.diag(pull)
-        covariance: FloatArray = variance * np.linalg.inv(curvature).astype(np.float64)
-        seen, unseen = self._left_out(a, row_weights, residual, pull, active, self.llm_index[rows])
+        steep = slopes(self.relative[rows], apart)
+        curvature = (steep * fitted.weights[:, None]).T @ steep + np.diag(fitted.pull)
+        covariance: FloatArray = fitted.variance * np.linalg.inv(curvature).astype(np.float64)
+        seen, seen_leverage = fitted.without_rows()
         within, between, reach = _spreads(seen, self.scenario[rows], self.place[rows])
+        architecture = self.architecture[rows]
+        unseen, unseen_leverage = fitted.without_groups(architecture)
+        effect = fitted.design_effect(architecture)
+        # What rows left out were off by. With few rows it can be less than the variance that the
+        # fit assumes, which a pseudo-row holds up and with it the covariance: rows too alike to
+        # contradict the coefficients do not make them certain elsewhere.
+        scale = np.sqrt(max(float((seen**2).mean()), VARIANCE_FLOOR))
         return Coefficients(
-            theta=theta,
+            theta=fitted.theta,
             covariance=covariance,
-            residuals_seen=np.sort(seen),
-            residuals_unseen=np.sort(unseen),
+            residuals_seen=np.sort(seen / np.sqrt(1.0 + effect * seen_leverage)),
+            residuals_unseen=np.sort(unseen / np.sqrt(1.0 + effect * unseen_leverage)),
+            llms=len(np.unique(architecture)),
+            spread_ratio=float(scale),
+            design_effect=effect,
             within_ratio=within,
             between_ratio=between,
             reach_doublings=reach,
-            rows=n,
+            rows=len(rows),
         )
 
-    @staticmethod
-    def _left_out(
-        a: FloatArray,
-        row_weights: FloatArray,
-        residual: FloatArray,
-        pull: FloatArray,
-        active: BoolArray,
-        llm_index: IntArray,
-    ) -> tuple[FloatArray, FloatArray]:
-        """log(measured / predicted) of each row by a fit without it, and without its LLM.
 
-        Exact for the coefficients that are not at their bound: leaving rows g out of a ridge
-        fit with N = B^T B + prior changes their residuals to (I - B_g N^-1 B_g^T)^-1 r_g.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Fitted:
+    """The minimum of a problem, linearised there: what it would have been without some rows.
+
+    Exact for the coefficients that are not at their bound: leaving rows g out of a ridge fit with
+    N = B^T B + prior changes their residuals to (I - B_g N^-1 B_g^T)^-1 r_g.
+    """
+
+    theta: FloatArray
+    slopes: FloatArray  # of relative energy, shape (n, terms)
+    weights: FloatArray
+    residual: FloatArray  # relative: predicted / measured - 1
+    pull: FloatArray  # of the prior
+    variance: float
+
+    @cached_property
+    def root(self) -> FloatArray:
+        return np.sqrt(self.weights)
+
+    @cached_property
+    def b(self) -> FloatArray:
+        """Weighted slopes of the coefficients above 0."""
+        weighted: FloatArray = self.slopes[:, self.theta > 0] * self.root[:, None]
+        return weighted
+
+    @cached_property
+    def normal(self) -> FloatArray:
+        moments: FloatArray = self.b.T @ self.b + np.diag(self.pull[self.theta > 0])
+        return moments
+
+    @cached_property
+    def leverage(self) -> FloatArray:
+        """How much of its own prediction each row is; at most 1."""
+        own: FloatArray = (self.b * np.linalg.solve(self.normal, self.b.T).T).sum(axis=1)
+        return own
+
+    def without_rows(self) -> tuple[FloatArray, FloatArray]:
+        """log(measured / predicted) of each row by a fit without it, and its leverage on that.
+
+        The leverage is the variance that the coefficients add to the prediction, in units of that
+        of a residual.
         """
-        root = np.sqrt(row_weights)
-        b = a[:, active] * root[:, None]
-        scaled = residual * root
-        normal = b.T @ b + np.diag(pull[active])
-        leverage = (b * np.linalg.solve(normal, b.T).T).sum(axis=1)
-        alone = scaled / np.maximum(1.0 - leverage, 1e-3)
-        # (I - B_g N^-1 B_g^T)^-1 r_g = r_g + B_g (N - B_g^T B_g)^-1 B_g^T r_g (Woodbury): one small
-        # system for each LLM, all solved at once.
-        order = np.argsort(llm_index, kind="stable")
-        starts = np.flatnonzero(np.diff(llm_index[order], prepend=-1))
-        sorted_b = b[order]
+        rest = np.maximum(1.0 - self.leverage, 1e-3)
+        return self._log(self.residual * self.root / rest), self.leverage / rest
+
+    def without_groups(self, group: IntArray) -> tuple[FloatArray, FloatArray]:
+        """Leave out each row with all rows of its group.
+
+        (I - B_g N^-1 B_g^T)^-1 r_g = r_g + B_g (N - B_g^T B_g)^-1 B_g^T r_g (Woodbury): one small
+        system for each group, all solved at once.
+        """
+        order, starts, moment = self._moments(group)
+        sorted_b = self.b[order]
         own = np.add.reduceat(sorted_b[:, :, None] * sorted_b[:, None, :], starts)
-        moment = np.add.reduceat(sorted_b * scaled[order, None], starts)
-        shift = np.linalg.solve(normal - own, moment[:, :, None])[:, :, 0]
-        sizes = np.diff(np.append(starts, len(order)))
-        together = np.empty_like(scaled)
-        together[order] = scaled[order] + (sorted_b * np.repeat(shift, sizes, axis=0)).sum(axis=1)
-        return (
-            -np.log(np.maximum(1.0 + alone / root, 0.05)),
-            -np.log(np.maximum(1.0 + together / root, 0.05)),
-        )
+        inverse = np.linalg.inv(self.normal - own)
+        place = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(order))))
+        gain = np.einsum("ij,ijk->ik", sorted_b, inverse[place])
+        together, leverage = np.empty_like(self.residual), np.empty_like(self.residual)
+        together[order] = (gain * moment[place]).sum(axis=1)
+        together += self.residual * self.root
+        leverage[order] = (gain * sorted_b).sum(axis=1)
+        return self._log(together), leverage
+
+    def design_effect(self, group: IntArray) -> float:
+        """How much larger the variance of predictions is because rows of one group err alike.
+
+        The sandwich estimate of clusters (Liang and Zeger, 1986) over that of independent rows,
+        averaged over the rows; not below 1, and 1 for fewer than three groups.
+        """
+        _, starts, moment = self._moments(group)
+        count = len(starts)
+        if count < 3:
+            return 1.0
+        pushed = np.linalg.solve(self.normal, moment.T)
+        clustered = ((self.b @ pushed) ** 2).sum() * count / (count - 1)
+        return float(max(clustered / (self.variance * self.leverage.sum()), 1.0))
+
+    def _moments(self, group: IntArray) -> tuple[IntArray, IntArray, FloatArray]:
+        """Rows in the order of their groups, where each starts, and its share of the gradient."""
+        order = np.argsort(group, kind="stable")
+        starts = np.flatnonzero(np.diff(group[order], prepend=-1))
+        scaled = (self.residual * self.root)[order]
+        return order, starts, np.add.reduceat(self.b[order] * scaled[:, None], starts)
+
+    def _log(self, scaled: FloatArray) -> FloatArray:
+        logs: FloatArray = -np.log(np.maximum(1.0 + scaled / self.root, 0.05))
+        return logs
+
+
+def _borrowing(group: Coefficients, pooled: Coefficients) -> Coefficients:
+    """Lend a group with few rows or LLMs the residuals of the pooled fit, at its own scale."""
+    n = group.rows
+    own, lent = group.spread_ratio, pooled.spread_ratio
+    spread = float(np.sqrt((n * own**2 + LENT_ROWS * lent**2) / (n + LENT_ROWS)))
+    few, strange = n < ENOUGH, group.llms < ENOUGH
+    seen, seen_scale = (pooled.residuals_seen, lent) if few else (group.residuals_seen, own)
+    unseen, unseen_scale = (
+        (pooled.residuals_unseen, lent) if strange else (group.residuals_unseen, own)
+    )
+    return replace(
+        group,
+        residuals_seen=seen * (spread / seen_scale),
+        residuals_unseen=unseen * (spread / unseen_scale),
+        llms=pooled.llms if strange else group.llms,
+        spread_ratio=spread,
+    )
 
 
 def _nonnegative(
@@ -442,14 +567,18 @@ def _scope(dataset: Dataset) -> Scope:
     def names(ids: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(set(ids)))
 
+    ranges = {
+        column: (float(getattr(c, column).min()), float(getattr(c, column).max()))
+        for column in SCOPE_COLUMNS
+    }
+    if c.capped.any():
+        caps = np.where(c.capped, c.power_cap_w, c.of_gpu(lambda gpu: gpu.tdp_w))
+        ranges["power_cap_w"] = (float(caps.min()), float(caps.max()))
     return Scope(
         llms=names(dataset.llm_ids.tolist()),
         gpus=names(dataset.gpu_ids.tolist()),
         precisions=names(dataset.precision_ids.tolist()),
-        ranges={
-            column: (float(getattr(c, column).min()), float(getattr(c, column).max()))
-            for column in SCOPE_COLUMNS
-        },
+        ranges=ranges,
     )
 
 
@@ -473,9 +602,10 @@ def bootstrap(
     if samples < 1:
         raise UsageError(f"a bootstrap needs 1 sample or more, not {samples}")
     rng = np.random.default_rng(seed)
+    options = options or FitOptions()
     n = len(dataset)
     draws = (dataset.take(rng.integers(0, n, n)) for _ in range(samples))
-    return np.array([fit(draw, options).pooled.theta for draw in draws])
+    return np.array([_fit(draw, options).pooled.theta for draw in draws])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -577,8 +707,8 @@ class EnergyLens:
     ranks_only: bool = False
 
     def fit(self, dataset: Dataset) -> EnergyModel:
-        """Fit the law to measured rows."""
-        return fit(dataset, self.options)
+        """Fit the law to measured rows; a fold of them may have none with a power cap."""
+        return _fit(dataset, self.options)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,7 @@ To add, drop or exchange a term, edit :data:`TERMS`: one row is one term and its
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,19 @@ SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
 # Share of the spread within scenarios that the drawn coefficients do not already bring along;
 # stated probabilities come true with it (docs/results.md).
 OWN_RATIO = 0.7
+# What a power cap meets: bytes at full speed add 0.3 of TDP to that of waiting (0.7, as above),
+# tensor cores 0.6, so that a prefill draws the whole. 0.3 of TDP, memory and leakage, does not
+# follow the core clock, and drivers do not go below a fifth of the highest.
+READING_POWER_RATIO = WORKING_POWER_RATIO - WAITING_POWER_RATIO
+MULTIPLYING_POWER_RATIO = 0.6
+CLOCKLESS_POWER_RATIO = 0.3
+SLOWEST_CLOCK_RATIO = 0.2
 HOP_S = 10e-3  # from one pipeline stage to the next, bubbles included
+
+# How far the coefficients of a GPU type that no row speaks of may lie from the fitted ones, in
+# units of each term's spread; half as far as those of one with rows may (docs/results.md).
+UNSEEN_GPU_SPREAD = 0.25
+WIDEST_LOG = float(np.log(1e6))  # an interval that wide says that nothing is known, as any wider
 
 LABEL_DOUBLINGS = 2.0  # how far apart another GPU type, precision or LLM is, as `knob_place` counts
 
@@ -293,11 +305,158 @@ EXTENSIONS: dict[str, tuple[Term, ...]] = {
             needs="rows in an 8-bit format beside rows in 16 bits",
         ),
     ),
+    "power_cap": (
+        Term(
+            name="capped_headroom",
+            symbol=r"\omega",
+            unit="J/J",
+            meaning="drawing less than the TDP without a cap, so that a cap takes less away",
+            datasheet=lambda _: 1.0,
+            prefill=lambda n: _capped(n).prefill_headroom_j,
+            decode=lambda n: _capped(n).decode_headroom_j,
+            needs="rows with a power_cap_w beside rows without",
+        ),
+        Term(
+            name="capped_compute",
+            symbol=r"\phi_c",
+            unit="J/FLOP",
+            meaning="multiplying for longer, where a power cap holds the core clock down",
+            datasheet=_per_flop,
+            prefill=lambda n: _capped(n).prefill_slowed_flop,
+            decode=lambda n: _capped(n).decode_slowed_flop,
+            needs="rows with a power_cap_w well below the TDP, long prompts among them",
+        ),
+    ),
 }
+
+
+# ------------------------------------------------------------------------------- power caps
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CappedCounts(Counts):
+    """Counts, and what the power caps of n cases do to each phase; each of shape (n,).
+
+    Attributes
+    ----------
+    power_left_ratio : ndarray
+        Cap over TDP: the power that is left of a GPU that draws its TDP; 1 without a cap.
+    prefill_headroom_j, decode_headroom_j : ndarray
+        Joules that such a cap would not take from a GPU that draws what its datasheet suggests.
+    prefill_slowed_flop, decode_slowed_flop : ndarray
+        FLOPs, times how much longer they take, at the power that is left.
+    """
+
+    power_left_ratio: FloatArray
+    prefill_headroom_j: FloatArray
+    decode_headroom_j: FloatArray
+    prefill_slowed_flop: FloatArray
+    decode_slowed_flop: FloatArray
+
+
+def _capped(n: Counts) -> CappedCounts:
+    """Counts with caps, or with what none of them does: nothing."""
+    if isinstance(n, CappedCounts):
+        return n
+    zero = np.zeros(len(n.gpus))
+    return CappedCounts(
+        **{f.name: getattr(n, f.name) for f in fields(Counts)},
+        power_left_ratio=zero + 1.0,
+        prefill_headroom_j=zero,
+        decode_headroom_j=zero,
+        prefill_slowed_flop=zero,
+        decode_slowed_flop=zero,
+    )
+
+
+def _left(read: Callable[[Counts], FloatArray] | None) -> Callable[[Counts], FloatArray] | None:
+    """Count at the power that a cap leaves."""
+    if read is None:
+        return None
+    return lambda n: read(n) * n.power_left_ratio if isinstance(n, CappedCounts) else read(n)
+
+
+def _under_cap(
+    left_ratio: FloatArray, waiting_s: FloatArray, reading_s: FloatArray, multiplying_s: FloatArray
+) -> tuple[FloatArray, FloatArray]:
+    """Power held, and how much longer FLOPs take, in one phase; each of shape (n,)."""
+    total = waiting_s + np.maximum(reading_s, multiplying_s)
+    busy = READING_POWER_RATIO * reading_s + MULTIPLYING_POWER_RATIO * multiplying_s
+    draw = np.minimum(WAITING_POWER_RATIO + busy / np.where(total > 0, total, 1.0), 1.0)
+    drawn = np.minimum(left_ratio, draw)
+    moving = np.maximum(drawn - CLOCKLESS_POWER_RATIO, 0.0) / (draw - CLOCKLESS_POWER_RATIO)
+    clock = np.maximum(np.cbrt(moving), SLOWEST_CLOCK_RATIO)
+    return drawn / draw, 1.0 / clock - 1.0
+
+
+def with_power_caps(cases: Cases, counts: Counts) -> Counts:
+    r"""Work out what power caps do to the counts.
+
+    A GPU that draws its TDP and keeps its pace costs, under a cap of p TDP, p times the joules:
+    the least that is possible. Two things are on top of that. In a phase it may draw but
+
+    .. math:: u = \min\Big(1,\; 0.4 + \frac{0.3\, t_{bytes} + 0.6\, t_{FLOP}}
+                                           {t_{wait} + \max(t_{bytes}, t_{FLOP})}\Big)
+
+    of its TDP, by the times of its datasheet; then :math:`\min(1, p / u)` of the joules are left,
+    not p. And where p < u the driver lowers the core clock to the share c with
+    :math:`0.3 + (u - 0.3)\, c^3 = p` (dynamic power is :math:`f V^2`, the voltage follows the
+    clock, memory and leakage do not), so that FLOPs take 1 / c the time, at the power left.
+    Memory has a clock of its own, and keeps it.
+
+    Published: decode is bound by memory and may draw less than any cap leaves (Ma et al., arXiv
+    2605.11999: 137 to 300 of 700 W on an H200); where a cap is felt it saves energy for little
+    time (Samsi et al., arXiv 2310.03003: from 250 to 175 W, 23 % less energy and 6 to 7 % more
+    time); prefill is what reaches the TDP (Patel et al., POLCA, arXiv 2308.12908).
+
+    Returns
+    -------
+    Counts
+        A :class:`CappedCounts`; the same counts if no case has a cap.
+    """
+    if not cases.capped.any():
+        return counts
+    left = cases.power_cap_w / cases.of_gpu(lambda gpu: gpu.tdp_w)
+    left = np.where(cases.capped, np.minimum(left, 1.0), 1.0)
+    bandwidth = BANDWIDTH_RATIO * cases.of_gpu(lambda gpu: gpu.memory_bandwidth_bytes_per_s)
+    flop_per_s = COMPUTE_RATIO * cases.of_gpu(lambda gpu: gpu.bf16_flop_per_s)
+    expected = datasheet(cases.gpus)[cases.gpu_index]
+    busy = np.array([term.name != "idle_gpus" for term in TERMS], dtype=np.float64)
+    launch_s = LAUNCH_S * counts.gpus * counts.kernels
+    headroom, slowed = {}, {}
+    for phase, passes, read_bytes, flop in (
+        (
+            "prefill",
+            counts.passes,
+            counts.pass_weight_bytes,
+            counts.prefill_flop + counts.vision_flop,
+        ),
+        (
+            "decode",
+            counts.steps,
+            counts.step_weight_bytes + counts.cache_bytes,
+            counts.decode_flop,
+        ),
+    ):
+        held, longer = _under_cap(
+            left, launch_s * passes, read_bytes / bandwidth, flop / flop_per_s
+        )
+        whole = energy(_of_phase(phase, counts, expected, TERMS), busy)
+        headroom[phase], slowed[phase] = (held - left) * whole, left * longer * flop
+    return CappedCounts(
+        **{f.name: getattr(counts, f.name) for f in fields(Counts)},
+        power_left_ratio=left,
+        prefill_headroom_j=headroom["prefill"],
+        decode_headroom_j=headroom["decode"],
+        prefill_slowed_flop=slowed["prefill"],
+        decode_slowed_flop=slowed["decode"],
+    )
 
 
 def terms_of(extensions: Sequence[str] = ()) -> tuple[Term, ...]:
     """Return the twelve terms, then those of the extensions.
+
+    With ``power_cap`` those of others than idle GPUs are at the power that the cap leaves.
 
     Raises
     ------
@@ -309,7 +468,16 @@ def terms_of(extensions: Sequence[str] = ()) -> tuple[Term, ...]:
             raise UnknownNameError(
                 "extension", name, EXTENSIONS, f"There are {', '.join(EXTENSIONS)}."
             )
-    return (*TERMS, *(term for name in extensions for term in EXTENSIONS[name]))
+    terms = (*TERMS, *(term for name in extensions for term in EXTENSIONS[name]))
+    if "power_cap" not in extensions:
+        return terms
+    own = {"idle_gpus", *(term.name for term in EXTENSIONS["power_cap"])}
+    return tuple(
+        term
+        if term.name in own
+        else replace(term, prefill=_left(term.prefill), decode=_left(term.decode))
+        for term in terms
+    )
 
 
 NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
@@ -341,16 +509,23 @@ def design_by_phase(cases: Cases, terms: Sequence[Term] = TERMS) -> tuple[FloatA
     prefill, decode : ndarray, shape (n, 12)
     """
     counts = count(cases)
+    if any(term in EXTENSIONS["power_cap"] for term in terms):
+        counts = with_power_caps(cases, counts)
     expected = datasheet(cases.gpus, terms)[cases.gpu_index]
-    phases = []
-    for phase in ("prefill", "decode"):
-        part = np.zeros((len(cases), len(terms)))
-        for k, term in enumerate(terms):
-            read = getattr(term, phase)
-            if read is not None:
-                part[:, k] = read(counts) * expected[:, k]
-        phases.append(part)
-    return phases[0], phases[1]
+    prefill, decode = (_of_phase(phase, counts, expected, terms) for phase in ("prefill", "decode"))
+    return prefill, decode
+
+
+def _of_phase(
+    phase: str, counts: Counts, expected: FloatArray, terms: Sequence[Term]
+) -> FloatArray:
+    """Joules of one phase per request and term at theta = 1, shape (n, 12)."""
+    part = np.zeros((len(expected), len(terms)))
+    for k, term in enumerate(terms):
+        read = getattr(term, phase)
+        if read is not None:
+            part[:, k] = read(counts) * expected[:, k]
+    return part
 
 
 def design(cases: Cases, terms: Sequence[Term] = TERMS) -> FloatArray:
@@ -424,7 +599,15 @@ class Coefficients:
         Of ``theta``, before the bound at 0.
     residuals_seen, residuals_unseen : ndarray
         Sorted ``log(measured / predicted)`` of rows left out of the fit one by one, and with
-        all rows of their LLM: what to expect for LLMs in and out of the fit.
+        all rows of their LLM's architecture: what to expect for LLMs in and out of the fit.
+        Each divided by its :func:`widening`, so that they are those of known coefficients.
+    llms : int
+        Architectures left out: as many of the unseen residuals are independent of each other.
+    spread_ratio : float
+        Standard deviation of a residual with known coefficients.
+    design_effect : float
+        How much larger than ``covariance`` says that of the coefficients is, because rows of one
+        LLM err alike.
     within_ratio, between_ratio : float
         Standard deviation of those logs inside one scenario, and of its mean over scenarios.
     reach_doublings : float
@@ -438,6 +621,9 @@ class Coefficients:
     covariance: FloatArray
     residuals_seen: FloatArray
     residuals_unseen: FloatArray
+    llms: int
+    spread_ratio: float
+    design_effect: float
     within_ratio: float
     between_ratio: float
     reach_doublings: float
@@ -516,7 +702,10 @@ class EnergyModel:
         # Mostly one set and one GPU type answer for all: then coefficients are plain numbers.
         single = len(cases) > 0 and np.ptp(set_index) == 0 and np.ptp(cases.gpu_index) == 0
         only = scale[set_index[0], cases.gpu_index[0]] if single else None
+        capped = "power_cap" in self.extensions and bool(cases.capped.any())
         for rows, counts in count_in_chunks(cases, extensions=bool(self.extensions)):
+            if capped:
+                counts = with_power_caps(cases.take(rows), counts)
             here = only if only is not None else scale[set_index[rows], cases.gpu_index[rows]].T
             total = np.zeros(len(counts.gpus))
             for k, read in adding:
@@ -550,7 +739,8 @@ class EnergyModel:
         """Lower and upper joules that a new measurement lies between, each of shape (n,).
 
         Conformal: the quantiles are those of rows that a fit without them (or, for an LLM the
-        fit has not seen, without any row of their LLM) mispredicted.
+        fit has not seen, without any row of its architecture) mispredicted, wider or narrower
+        as the coefficients are more or less certain about the case than they were about those.
         """
         joules = self.predict_energy_j(cases)
         sets, set_index = self._sets(cases)
@@ -558,13 +748,44 @@ class EnergyModel:
         tails = np.array(
             [
                 [
-                    conformal_quantiles(r, coverage_ratio)
-                    for r in (s.residuals_unseen, s.residuals_seen)
+                    conformal_quantiles(s.residuals_unseen, coverage_ratio, s.llms),
+                    conformal_quantiles(s.residuals_seen, coverage_ratio),
                 ]
                 for s in sets
             ]
         )[set_index, known.astype(np.intp)]
-        return joules * np.exp(tails[:, 0]), joules * np.exp(tails[:, 1])
+        logs = self._widening(cases, joules, sets, set_index)[:, None] * tails
+        factor = np.exp(np.clip(logs, -WIDEST_LOG, WIDEST_LOG))
+        return joules * factor[:, 0], joules * factor[:, 1]
+
+    def _widening(
+        self,
+        cases: Cases,
+        joules: FloatArray,
+        sets: list[Coefficients],
+        set_index: NDArray[np.intp],
+    ) -> FloatArray:
+        """Spread of each case over that of a residual with known coefficients, shape (n,).
+
+        Both add up as variances. A GPU type that no row speaks of may have coefficients of its
+        own besides: each as far from the fitted ones as ``UNSEEN_GPU_SPREAD`` of its term's spread.
+        """
+        x = design(cases, self.terms)
+        if self.measured_power:
+            x = x * power_ratio(cases)[:, None]
+        spoken_of = self.scope.gpus
+        strange = np.array([bool(spoken_of) and g.id not in spoken_of for g in cases.gpus])
+        strange = strange[cases.gpu_index]
+        apart = UNSEEN_GPU_SPREAD * np.array([term.spread for term in self.terms])
+        ratio = np.ones(len(cases))
+        for s, coefficients in enumerate(sets):
+            mine = set_index == s
+            steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
+            of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
+            of_gpu = strange[mine] * ((steep * apart) ** 2).sum(axis=1)
+            added = coefficients.design_effect * of_theta + of_gpu
+            ratio[mine] = np.sqrt(1.0 + added / coefficients.spread_ratio**2)
+        return ratio
 
     def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
         """Draw joint predictions, shape (samples, n).
@@ -599,8 +820,15 @@ class EnergyModel:
 
 
 def knob_place(cases: Cases) -> FloatArray:
-    """Where each configuration stands among others, in doublings of its knobs; shape (n, 4)."""
-    knobs = (in_flight(cases), cases.tensor_parallel, cases.pipeline_parallel, cases.data_parallel)
+    """Where each configuration stands among others, in doublings of its knobs; shape (n, 5)."""
+    tdp = cases.of_gpu(lambda gpu: gpu.tdp_w)
+    knobs = (
+        in_flight(cases),
+        cases.tensor_parallel,
+        cases.pipeline_parallel,
+        cases.data_parallel,
+        np.where(cases.capped, cases.power_cap_w, tdp) / tdp,
+    )
     return np.log2(np.column_stack(knobs))
 
 
@@ -612,17 +840,22 @@ def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generato
     return coefficients.theta + draws
 
 
-def conformal_quantiles(residuals: FloatArray, coverage_ratio: float) -> tuple[float, float]:
+def conformal_quantiles(
+    residuals: FloatArray, coverage_ratio: float, groups: int | None = None
+) -> tuple[float, float]:
     """Both quantiles of sorted residuals that cover a new one with the probability asked.
 
     Split-conformal: of n residuals, the k-th from each end with k = (n + 1) (1 - coverage) / 2;
     where n is too small for that, the extremes, widened by a quarter for each missing rank.
+    Residuals of g groups that err together count as g (hierarchical conformal prediction, Lee,
+    Barber and Willett, arXiv 2306.06342): the same share of them as k is of g.
     """
     n = len(residuals)
-    rank = (n + 1) * (1.0 - coverage_ratio) / 2.0
-    if rank >= 1.0:
-        place = np.array([rank - 1.0, n - rank])
-        low, high = np.interp(place, np.arange(n), residuals)
+    g = n if groups is None else min(groups, n)
+    rank = (g + 1) * (1.0 - coverage_ratio) / 2.0
+    place = (rank - 0.5) * n / g - 0.5
+    if place >= 0.0:
+        low, high = np.interp([place, n - 1 - place], np.arange(n), residuals)
         return float(low), float(high)
     wide = 1.25 + (1.0 - rank)
     return wide * min(float(residuals[0]), 0.0), wide * max(float(residuals[-1]), 0.0)

@@ -707,7 +707,8 @@ def _same_case(cases: Cases, n: int) -> IntArray:
     key = group_rows(
         [
             cases.llm_index, cases.gpu_index, cases.precision_index, cases.images, cases.frames,
-            cases.node_boundary, cases.node_gpus, *(getattr(cases, name) for name in _KNOBS),
+            cases.node_boundary, cases.node_gpus, cases.power_cap_w,
+            *(getattr(cases, name) for name in _KNOBS),
         ]
     )  # fmt: skip
     lengths = np.log1p(np.column_stack([getattr(cases, name) for name in _LENGTHS]))
@@ -758,7 +759,10 @@ def _scenarios(
     cases: Cases, served: IntArray, freed: frozenset[str], feasible: BoolArray
 ) -> list[IntArray]:
     """Feasible candidates that differ in the free knobs alone, two configurations or more."""
-    columns = (*_KNOBS, "gpu_index", "precision_index", "node_gpus", "llm_index", "node_boundary")
+    columns = (
+        *_KNOBS, "gpu_index", "precision_index", "power_cap_w", "node_gpus", "llm_index",
+        "node_boundary",
+    )  # fmt: skip
     keys: list[NDArray[Any]] = [served]
     keys += [getattr(cases, name) for name in columns if name not in freed]
     scenario = group_rows(keys)

@@ -422,6 +422,7 @@ class Channel:
     name: str = ""  # as the driver calls the device
     uuid_hash: str = ""
     limit_w: float | None = None  # no honest counter says more than a small multiple of this
+    power_cap_w: float | None = None  # where that limit was set below the default
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -66,7 +66,7 @@ from energylens.instrument import (
 from energylens.meters.combined import CombinedMeter
 from energylens.meters.remote import HttpMeter
 from energylens.meters.trail import Trail
-from energylens.records import Boundary, Source
+from energylens.records import Boundary, Source, power_cap_range_w
 from energylens.windows import (
     Bench,
     Measured,
@@ -155,6 +155,7 @@ def row_of(
         "average_power_w": energy.power_w * ranks,
         "boundary": case.boundary.value,
         "node_gpus": node_gpus if at_node else None,
+        "power_cap_w": _power_cap_w(planned, [channels[i] for i in active]),
         "source": source.value,
         "x_mode": planned.mode.value,
         "x_stable": measured.stable,
@@ -177,6 +178,16 @@ def row_of(
         **_states(measured.states, [channels[i].id for i in active]),
     }
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _power_cap_w(planned: PlannedCase, active: Sequence[Channel]) -> float | None:
+    """The lowest cap that someone has set on a GPU of the deployment; the others wait for it.
+
+    Left out where no table could hold it, because the GPU is none that the catalog describes.
+    """
+    low, high = power_cap_range_w(planned.case.gpu)
+    cap = min((c.power_cap_w for c in active if c.power_cap_w is not None), default=None)
+    return cap if cap is not None and low <= cap <= high else None
 
 
 def _batch_sizes(planned: PlannedCase, measured: Measured) -> dict[str, float]:

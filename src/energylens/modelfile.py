@@ -16,7 +16,7 @@ from energylens.errors import ArtefactError, UnknownNameError
 from energylens.formula import STRUCTURE, Coefficients, EnergyModel, Scope, terms_of
 
 FORMAT = "energylens-model"
-VERSION = 1
+VERSION = 2
 
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 
@@ -30,6 +30,9 @@ class _Coefficients(_Strict):
     covariance: list[list[FiniteFloat]]
     residuals_seen: list[FiniteFloat] = Field(min_length=1)
     residuals_unseen: list[FiniteFloat] = Field(min_length=1)
+    llms: Annotated[int, Field(ge=1)]
+    spread_ratio: Annotated[FiniteFloat, Field(gt=0)]
+    design_effect: NotNegative
     within_ratio: NotNegative
     between_ratio: NotNegative
     reach_doublings: Annotated[FiniteFloat, Field(gt=0)]
@@ -183,6 +186,9 @@ def _coefficients_json(c: Coefficients, names: list[str]) -> dict[str, Any]:
         "covariance": c.covariance.tolist(),
         "residuals_seen": c.residuals_seen.tolist(),
         "residuals_unseen": c.residuals_unseen.tolist(),
+        "llms": c.llms,
+        "spread_ratio": c.spread_ratio,
+        "design_effect": c.design_effect,
         "within_ratio": c.within_ratio,
         "between_ratio": c.between_ratio,
         "reach_doublings": c.reach_doublings,
@@ -207,6 +213,9 @@ def _coefficients(read: _Coefficients, names: list[str], name: str) -> Coefficie
         covariance=covariance,
         residuals_seen=np.sort(_array(read.residuals_seen)),
         residuals_unseen=np.sort(_array(read.residuals_unseen)),
+        llms=read.llms,
+        spread_ratio=read.spread_ratio,
+        design_effect=read.design_effect,
         within_ratio=read.within_ratio,
         between_ratio=read.between_ratio,
         reach_doublings=read.reach_doublings,

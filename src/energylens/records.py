@@ -48,6 +48,10 @@ MODALITIES = tuple(Modality)
 BOUNDARIES = tuple(Boundary)
 SOURCES = tuple(Source)
 
+#: Power caps that a GPU can be given, in units of its TDP: drivers allow about a quarter of it at
+#: least, and some boards a little more than their datasheet says.
+POWER_CAP_RATIOS = (0.1, 1.05)
+
 
 def _require(condition: bool, owner: str, must: str) -> None:
     if not condition:
@@ -312,6 +316,21 @@ class Llm:
             return "hybrid-moe" if self.experts is not None else "hybrid"
         return "moe" if self.experts is not None else "dense"
 
+    @property
+    def architecture(self) -> tuple[object, ...]:
+        """What it computes with, whatever its name: variants of one LLM share it."""
+        return (
+            self.layers,
+            self.hidden_size,
+            self.vocabulary_size,
+            self.tied_embeddings,
+            self.attention,
+            self.feed_forward,
+            self.experts,
+            self.state_space,
+            self.vision,
+        )
+
     @cached_property
     def embedding_parameters(self) -> float:
         """One vocabulary matrix: the input embedding, looked up rather than read."""
@@ -411,6 +430,12 @@ class Gpu:
         return self.bf16_flop_per_s
 
 
+def power_cap_range_w(gpu: Gpu) -> tuple[float, float]:
+    """Lowest and highest power cap, in W, that one GPU of a type can have been given."""
+    low, high = POWER_CAP_RATIOS
+    return low * gpu.tdp_w, high * gpu.tdp_w
+
+
 @dataclass(frozen=True, kw_only=True)
 class Precision:
     """A number format for serving: what weights take in memory, and what multiplies them.
@@ -488,7 +513,8 @@ class Configuration:
     GPUs = tensor x pipeline x data parallel. Expert parallelism splits the experts over GPUs
     that are already there (tensor x data parallel ones), as vLLM counts it, so it adds none.
     ``batch_size`` is the limit set, summed over data-parallel replicas;
-    ``mean_batch_size`` what was observed (``None``: not known).
+    ``mean_batch_size`` what was observed (``None``: not known). ``power_cap_w`` is the limit
+    set on the power of each GPU (``nvidia-smi -pl``; ``None``: its TDP).
     """
 
     tensor_parallel: int = 1
@@ -497,6 +523,7 @@ class Configuration:
     data_parallel: int = 1
     batch_size: float = 1.0
     mean_batch_size: float | None = None
+    power_cap_w: float | None = None
 
     def __post_init__(self) -> None:
         _require_whole(
@@ -507,7 +534,10 @@ class Configuration:
             data_parallel=self.data_parallel,
         )
         _require_positive(
-            "configuration", batch_size=self.batch_size, mean_batch_size=self.mean_batch_size
+            "configuration",
+            batch_size=self.batch_size,
+            mean_batch_size=self.mean_batch_size,
+            power_cap_w=self.power_cap_w,
         )
 
     @property
@@ -516,13 +546,16 @@ class Configuration:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     def describe(self) -> str:
-        """Give a short human name, as in ``TP2 PP1 B64``."""
+        """Give a short human name, as in ``TP2 PP1 B64``, or ``TP2 PP1 B64 400W`` with a cap."""
         parts = [f"TP{self.tensor_parallel}", f"PP{self.pipeline_parallel}"]
         if self.expert_parallel > 1:
             parts.append(f"EP{self.expert_parallel}")
         if self.data_parallel > 1:
             parts.append(f"DP{self.data_parallel}")
-        return " ".join([*parts, f"B{self.batch_size:g}"])
+        parts.append(f"B{self.batch_size:g}")
+        if self.power_cap_w is not None:
+            parts.append(f"{self.power_cap_w:g}W")
+        return " ".join(parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -539,3 +572,11 @@ class Case:
 
     def __post_init__(self) -> None:
         _require_whole("case", node_gpus=self.node_gpus)
+        cap = self.configuration.power_cap_w
+        low, high = power_cap_range_w(self.gpu)
+        _require(
+            cap is None or low <= cap <= high,
+            "case",
+            f"power_cap_w must lie between {low:g} and {high:g} W on a {self.gpu.id} "
+            f"(TDP {self.gpu.tdp_w:g} W), not {cap}",
+        )

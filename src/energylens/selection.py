@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import nan
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,7 +18,16 @@ from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import freed_columns
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.protocols import IntervalPredictor, Predictor
-from energylens.records import Boundary, Case, Configuration, Gpu, Llm, Precision, Workload
+from energylens.records import (
+    Boundary,
+    Case,
+    Configuration,
+    Gpu,
+    Llm,
+    Precision,
+    Workload,
+    power_cap_range_w,
+)
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
 DEGREES = (1, 2, 4, 8)
@@ -72,7 +82,10 @@ class Scenario:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidates:
-    """Values that free knobs may take. No ``precisions`` or ``gpus``: the scenario's own."""
+    """Values that free knobs may take. No ``precisions`` or ``gpus``: the scenario's own.
+
+    ``power_caps_w`` are limits on the power of each GPU; a cap at the TDP is no cap.
+    """
 
     tensor_parallel: tuple[int, ...] = DEGREES
     pipeline_parallel: tuple[int, ...] = DEGREES
@@ -81,6 +94,7 @@ class Candidates:
     batch_size: tuple[float, ...] = BATCH_SIZES
     precisions: tuple[Precision, ...] = ()
     gpus: tuple[Gpu, ...] = ()
+    power_caps_w: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -148,14 +162,25 @@ def enumerate_configurations(
     freed, listed = freed_columns(choose), candidates or Candidates()
     gpus = listed.gpus if "gpu_index" in freed else ()
     precisions = listed.precisions if "precision_index" in freed else ()
+    caps = listed.power_caps_w if "power_cap_w" in freed else ()
     for name, free, given in (
         ("gpu", "gpu_index", gpus),
         ("precision", "precision_index", precisions),
+        ("power cap", "power_cap_w", caps),
     ):
         if free in freed and not given:
             raise UsageError(f"to choose the {name} freely, the candidates must list some")
     gpus, precisions = gpus or (scenario.gpu,), precisions or (scenario.precision,)
     fixed = scenario.configuration
+    caps = caps or (nan if fixed.power_cap_w is None else fixed.power_cap_w,)
+    ranges = np.array([power_cap_range_w(gpu) for gpu in gpus])
+    for cap in caps:
+        # A list for several GPU types may hold what is possible on one of them alone.
+        if ((cap < ranges[:, 0]) | (cap > ranges[:, 1])).all():
+            raise UsageError(
+                f"a power cap must lie between {ranges[:, 0].min():g} and "
+                f"{ranges[:, 1].max():g} W on {', '.join(gpu.id for gpu in gpus)}, not {cap:g}"
+            )
 
     def values(name: str) -> FloatArray:
         chosen = getattr(listed, name) if name in freed else (getattr(fixed, name),)
@@ -176,26 +201,29 @@ def enumerate_configurations(
         keep &= (ep == 1) | ((ep == tp * dp) & (scenario.llm.experts is not None))
     layouts = np.column_stack([tp, pp, ep, dp])[keep]
     batches = values("batch_size")
-    layout, batch, precision, gpu = (
+    layout, batch, precision, gpu, cap_w = (
         grid.reshape(-1)
         for grid in np.meshgrid(
             np.arange(len(layouts)),
             batches,
             np.arange(len(precisions)),
             np.arange(len(gpus)),
+            np.unique(np.asarray(caps, dtype=np.float64)),
             indexing="ij",
         )
     )
-    split = layouts[layout, 3] <= batch
-    layout, batch = layout[split], batch[split]
+    possible = layouts[layout, 3] <= batch
+    possible &= ~((cap_w < ranges[gpu, 0]) | (cap_w > ranges[gpu, 1]))
+    layout, batch = layout[possible], batch[possible]
     return _cases(
         scenario,
         layouts[layout],
         batch,
         gpus,
-        gpu[split],
+        gpu[possible],
         precisions,
-        precision[split],
+        precision[possible],
+        cap_w[possible],
     )
 
 
@@ -207,6 +235,7 @@ def _cases(
     gpu: IntArray,
     precisions: tuple[Precision, ...],
     precision: IntArray,
+    power_cap_w: FloatArray,
 ) -> Cases:
     n, w = len(batch), scenario.workload
 
@@ -234,6 +263,7 @@ def _cases(
         frames=filled(w.frames),
         node_boundary=np.full(n, scenario.boundary is Boundary.NODE),
         node_gpus=filled(scenario.node_gpus),
+        power_cap_w=power_cap_w,
         ttft_s=unknown,
         tpot_s=unknown,
         request_latency_s=unknown,
@@ -413,6 +443,7 @@ def _saving_ratio(energy_j: float, against_j: float) -> float | None:
 
 
 def _configuration_json(configuration: Configuration, gpu: str, precision: str) -> dict[str, Any]:
+    cap = configuration.power_cap_w
     return {
         "configuration": configuration.describe(),
         "gpu": gpu,
@@ -423,6 +454,7 @@ def _configuration_json(configuration: Configuration, gpu: str, precision: str) 
         "expert_parallel": configuration.expert_parallel,
         "data_parallel": configuration.data_parallel,
         "batch_size": configuration.batch_size,
+        **({} if cap is None else {"power_cap_w": cap}),
     }
 
 

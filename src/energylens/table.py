@@ -27,6 +27,7 @@ from energylens.records import (
     Llm,
     Modality,
     Precision,
+    power_cap_range_w,
 )
 
 #: How far the parts of an energy may be from its whole, and a mean batch above its limit.
@@ -170,6 +171,14 @@ COLUMNS: tuple[Column, ...] = (
         high=1e5,
         meaning="GPUs that the joules of boundary node cover",
     ),
+    Column(
+        name="power_cap_w",
+        kind="positive",
+        unit="W",
+        low=1,
+        high=1e5,
+        meaning="limit set on the power of each GPU; empty: none, its TDP",
+    ),
     Column(name="engine", kind="text", meaning="serving engine, as in vllm"),
     Column(name="engine_version", kind="text", meaning="its version"),
     Column(
@@ -259,7 +268,10 @@ def write(dataset: Dataset, path: str | Path) -> None:
 
 
 def columns_of(dataset: Dataset) -> dict[str, list[Any]]:
-    """Cells of the tidy table by column; None where a value is not known."""
+    """Cells of the tidy table by column; None where a value is not known.
+
+    ``power_cap_w`` is among them only where a row has one.
+    """
     cases = dataset.cases
     cells: dict[str, list[Any]] = {
         "llm": dataset.llm_ids.tolist(),
@@ -276,7 +288,10 @@ def columns_of(dataset: Dataset) -> dict[str, list[Any]]:
         cells[name] = _number_cells(getattr(dataset, name), False)
     for name in _TEXTS:
         cells[name] = [str(value) for value in getattr(dataset, name)]
-    return {column.name: cells[column.name] for column in COLUMNS}
+    # Tables without caps stay as they were before there was a column for them.
+    capped = bool(cases.capped.any())
+    names = [column.name for column in COLUMNS if capped or column.name != "power_cap_w"]
+    return {name: cells[name] for name in names}
 
 
 def _number_cells(values: FloatArray, whole: bool) -> list[Any]:
@@ -384,6 +399,8 @@ class _Check:
                     "in the catalog"
                 ),
             )
+        if gpus is not None:
+            self._power_cap(*gpus)
         if self.found or llms is None or gpus is None:
             return None
         cases = Cases(
@@ -587,6 +604,18 @@ class _Check:
         )
         self.flag("boundary", known & silent, "must be given where node_gpus is")
         self._parts()
+
+    def _power_cap(self, gpus: tuple[Gpu, ...], index: IntArray) -> None:
+        cap = self.number["power_cap_w"]
+        low, high = np.array([power_cap_range_w(gpu) for gpu in gpus]).T[:, index]
+        self.flag(
+            "power_cap_w",
+            (cap < low) | (cap > high),
+            lambda row: (
+                f"must lie between {low[row]:g} and {high[row]:g} W, for the TDP of a "
+                f"{gpus[index[row]].id} is {gpus[index[row]].tdp_w:g} W; it is {cap[row]:g}"
+            ),
+        )
 
     def _parts(self) -> None:
         whole, prefill, decode = (self.number[name] for name in _ENERGIES)

@@ -4,7 +4,8 @@
 
     python -m studies.results                 # everything; about an hour on two cores
     python -m studies.results --only argonne,unseen-llm
-    python -m studies.results --write-only    # set the tables from docs/results.json again
+    python -m studies.results --only argonne --estimators energylens    # the others as they stand
+    python -m studies.results --write-only    # set tables and figures from docs/results.json again
 
 The public measurements are read from ``$ENERGYLENS_DATA`` (default ``../shared/data``; their
 sources are in docs/data-format.md); none of them is kept in this repository. Results go to
@@ -17,12 +18,22 @@ from __future__ import annotations
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
 from energylens import files
-from studies.results import tables
+from studies.results import calibration, tables
 from studies.results.runs import STUDIES, Data
 
 ROOT = Path(__file__).resolve().parents[2]
+
+
+def merged(old: Any, new: Any) -> Any:
+    """Put new values in the place of old ones, as deep as both have the same form."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        return {**old, **{key: merged(old.get(key), value) for key, value in new.items()}}
+    if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
+        return [merged(a, b) for a, b in zip(old, new, strict=True)]
+    return new
 
 
 def main() -> None:
@@ -39,10 +50,14 @@ def main() -> None:
         estimators = tuple(arguments.estimators.split(",")) if arguments.estimators else None
         for name in arguments.only.split(","):
             print(f"{name} ...", flush=True)
-            results[name] = STUDIES[name](data, estimators)
+            again = STUDIES[name](data, estimators)
+            # Named estimators take the place of theirs alone: the others stand as they were.
+            results[name] = merged(results.get(name), again) if estimators else again
             files.write_json(path, results)
     if "curve" in results:
         tables.draw_curves(results, ROOT / "docs" / "figures" / "learning-curves.svg")
+    if "calibration" in results:
+        calibration.write(ROOT / "docs" / "figures" / "calibration.svg", results)
     for document in (ROOT / "docs" / "results.md", ROOT / "README.md"):
         text = document.read_text()
         document.write_text(tables.fill(text, results))

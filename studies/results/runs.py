@@ -14,10 +14,14 @@ from energylens.cli.judging import contestants
 from energylens.dataset import Dataset
 from energylens.evaluation import Score, evaluate
 from energylens.formula import EnergyModel
+from studies.structure.split import choosing
 
 SEED = 0
 REPEATS = 50
 CURVE_REPEATS = 20  # at each of six sizes
+SIDES = ("larger", "smaller")  # of a cut: which is judged
+FEW_GROUPS = 3  # things left out: as many are shown one by one
+LONG_TOKENS = 4000.0  # between the chats of ML.ENERGY v3 and its long reasoning answers
 FREE = ("parallelism", "batch_size")
 ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
 ENHANCED = tuple(f"{name}-enhanced" for name in ENSEMBLES)
@@ -78,6 +82,11 @@ class Data:
         return self.read("mlenergy-v2", "mlenergy-v2")
 
     @cached_property
+    def engines(self) -> Dataset:
+        """The H100 rows of ML.ENERGY v2 and v3: two versions of vLLM."""
+        return Dataset.concatenate([self.v2.take(self.v2.gpu_ids == "H100-SXM-80GB"), self.v3])
+
+    @cached_property
     def argonne(self) -> Dataset:
         """DeciLM-7B on a node of four H100 of Argonne's LLM-Inference-Bench."""
         every = self.read("argonne", "argonne/power.csv")
@@ -120,6 +129,11 @@ def _kept(score: Score) -> Result:
     kept = {m: value for m in METRICS if (value := score.to_json().get(m)) is not None}
     if band := score.bands.get("mape_ratio"):
         kept["mape_median_of_draws_ratio"] = band[1]
+    if 1 < len(score.groups) <= FEW_GROUPS:
+        kept["groups"] = {
+            name: {m: value for m, value in group.to_json().items() if m in METRICS and value}
+            for name, group in score.groups.items()
+        }
     return kept
 
 
@@ -210,9 +224,50 @@ def batch(data: Data, names: Names) -> Result:
             data.code, names, (*OURS, *ENSEMBLES, *ANALYTICAL), protocol="unseen-batch",
             choose=("batch_size",), per=("llm", "precision"), batch_cut=32, direction=side,
         )
-        for side in ("larger", "smaller")
+            for side in SIDES
     }  # fmt: skip
     return {**sides, "phases": _phases(data.code)}
+
+
+def batch_pooled(data: Data, names: Names) -> Result:
+    """Cut batches at the median of each scenario of ML.ENERGY; fit pooled, and each alone."""
+    return {
+        f"{source} {fitted} {side}": judge(
+            getattr(data, source), names, EVERYONE, protocol="unseen-batch", choose=FREE,
+            per=per, direction=side,
+        )
+        for source in ("v3", "v2")
+        for fitted, per in (("pooled", ()), ("alone", ("llm", "gpu", "precision", "task")))
+        for side in SIDES
+    }  # fmt: skip
+
+
+def unseen_length(data: Data, names: Names) -> Result:
+    """Fit short sequences and judge long ones, and the reverse, where sources hold both.
+
+    energy-code-eval and Argonne sweep lengths: the cut is the median. In ML.ENERGY v3 lengths
+    are those of tasks, and no row on the judged side of one cut for all is fitted.
+    """
+    sources: dict[str, tuple[Dataset, Mapping[str, Any]]] = {
+        "code": (data.code, {"choose": ("batch_size",), "per": ("llm", "precision")}),
+        "argonne": (data.argonne, {"choose": ("tensor_parallel",)}),
+        "v3": (data.v3, {"choose": FREE, "length_cut": LONG_TOKENS}),
+    }
+    return {
+        f"{source} {side}": judge(
+            dataset, names, EVERYONE, protocol="unseen-length", direction=side, **options
+        )
+        for source, (dataset, options) in sources.items()
+        for side in SIDES
+    }
+
+
+def unseen_engine(data: Data, names: Names) -> Result:
+    """Leave out vLLM 0.5.4 or 0.11.1; then give back a few of its rows."""
+    return judge(
+        data.engines, names, EVERYONE, protocol="unseen-engine", choose=FREE,
+        calibration=(0, 3, 5, 10), repeats=5,
+    )  # fmt: skip
 
 
 def _phases(dataset: Dataset) -> Result:
@@ -238,6 +293,36 @@ def _phases(dataset: Dataset) -> Result:
     return {
         phase: {"groups": len(values), "mape_group_median_ratio": float(np.median(values))}
         for phase, values in errors.items()
+    }
+
+
+def intervals(data: Data, _names: Names) -> Result:
+    """Coverage of 80 % intervals on the half of ML.ENERGY v3 that chose how they are made.
+
+    And on the other half, which was looked at afterwards: each fitted and judged alone.
+    """
+    chose = choosing(data.v3)
+    asked: dict[str, Mapping[str, Any]] = {
+        "50 rows": {"protocol": "few-shot", "train": 50, "repeats": REPEATS},
+        "50 rows, strict": {
+            "protocol": "few-shot",
+            "train": 50,
+            "repeats": REPEATS,
+            "strict": True,
+        },
+        "unseen LLM": {"protocol": "unseen-llm"},
+        "unseen modality": {"protocol": "unseen-modality"},
+        "larger batches": {"protocol": "unseen-batch", "direction": "larger"},
+        "smaller batches": {"protocol": "unseen-batch", "direction": "smaller"},
+    }
+    return {
+        half: {
+            name: judge(data.v3.take(rows), ("energylens",), (), choose=FREE, **options)[
+                "estimators"
+            ]["energylens"]["interval_coverage_ratio"]
+            for name, options in asked.items()
+        }
+        for half, rows in (("chose", chose), ("did not choose", ~chose))
     }
 
 
@@ -368,6 +453,10 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "batch": batch,
     "unseen-modality": unseen_modality,
     "unseen-gpu": unseen_gpu,
+    "unseen-engine": unseen_engine,
+    "unseen-length": unseen_length,
+    "batch-pooled": batch_pooled,
+    "intervals": intervals,
     "calibration": calibration,
     "few-shot": few_shot,
     "strict": strict,

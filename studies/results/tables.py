@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -187,6 +188,131 @@ def _gpu(results: Results) -> str:
     return markdown(("pairwise / MAPE", "0 rows", "3 rows", "5 rows", "10 rows"), rows)
 
 
+def _columns(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
+    """Pairwise and MAPE side by side under several conditions, least error first."""
+    scores = {key: results[key]["estimators"] for key in titles}
+
+    def error(score: Mapping[str, float]) -> float | None:
+        return score.get("mape_group_median_ratio", score.get("mape_ratio"))
+
+    def total(name: str) -> tuple[bool, float]:
+        errors = [error(scores[key][name]) for key in titles]
+        known = [value for value in errors if value is not None]
+        return not known, sum(known)
+
+    rows = [
+        (
+            f"**{name}**" if name == "energylens" else name,
+            *(
+                f"{percent(score.get('pairwise_ratio'))} / {percent(error(score))}"
+                for score in (scores[key][name] for key in titles)
+            ),
+        )
+        for name in sorted(next(iter(scores.values())), key=total)
+    ]
+    return markdown(("pairwise / MAPE", *titles.values()), rows)
+
+
+def _batch_pooled(source: str) -> Callable[[Results], str]:
+    titles = {
+        f"{source} {fitted} {side}": f"{words}, {side} judged"
+        for fitted, words in (("pooled", "one fit"), ("alone", "a fit each"))
+        for side in ("larger", "smaller")
+    }
+    return lambda results: _columns(results["batch-pooled"], titles)
+
+
+def _length(results: Results) -> str:
+    titles = {
+        f"{source} {side}": f"{words}, {judged} judged"
+        for source, words in (("code", "code"), ("argonne", "Argonne"), ("v3", "v3"))
+        for side, judged in (("larger", "longer"), ("smaller", "shorter"))
+    }
+    return _columns(results["unseen-length"], titles)
+
+
+def _engine(engine: str) -> Callable[[Results], str]:
+    """One engine version left out, then some of its rows given back."""
+
+    def table(results: Results) -> str:
+        points = results["unseen-engine"]["curve"]
+        judged = [{name: score["groups"][engine] for name, score in p.items()} for p in points]
+        rows = [
+            (
+                f"**{name}**" if name == "energylens" else name,
+                *(
+                    f"{percent(p[name].get('pairwise_ratio'))} / "
+                    f"{percent(p[name].get('mape_ratio'))}"
+                    for p in judged
+                ),
+            )
+            for name in sorted(judged[0], key=lambda n: judged[0][n].get("mape_ratio", math.inf))
+        ]
+        return markdown(("pairwise / MAPE", "0 rows", "3 rows", "5 rows", "10 rows"), rows)
+
+    return table
+
+
+def _coverage(results: Results) -> str:
+    """How often the law's 80 % intervals held, protocol by protocol."""
+    conditions: list[tuple[str, Results]] = [
+        ("v3, 50 rows", results["few-shot"]["estimators"]),
+        ("v3, 50 rows, strict", results["strict"]["estimators"]),
+        ("v3, batch limit alone", results["limit"]["estimators"]),
+        ("v3, unseen LLM", results["unseen-llm"]["estimators"]),
+        ("v3, unseen modality", results["unseen-modality"]["estimators"]),
+        *(
+            (f"v2, unseen GPU, {k} rows", point)
+            for k, point in zip((0, 3, 5, 10), results["unseen-gpu"]["curve"], strict=True)
+        ),
+        *(
+            (f"H100, unseen engine version, {k} rows", point)
+            for k, point in zip((0, 3, 5, 10), results["unseen-engine"]["curve"], strict=True)
+        ),
+        ("Argonne, 40 rows", results["argonne"]["estimators"]),
+        *(
+            (f"energy-code-eval, {side} batches", results["batch"][side]["estimators"])
+            for side in ("larger", "smaller")
+        ),
+        *(
+            (
+                f"{source}, {side} batches, {words}",
+                results["batch-pooled"][f"{source} {fitted} {side}"]["estimators"],
+            )
+            for source in ("v3", "v2")
+            for fitted, words in (("pooled", "one fit"), ("alone", "a fit each"))
+            for side in ("larger", "smaller")
+        ),
+        *(
+            (
+                f"{words}, {judged} sequences",
+                results["unseen-length"][f"{key} {side}"]["estimators"],
+            )
+            for key, words in (("code", "energy-code-eval"), ("argonne", "Argonne"), ("v3", "v3"))
+            for side, judged in (("larger", "longer"), ("smaller", "shorter"))
+        ),
+    ]
+    names = ("energylens", "energylens-extended", "energylens-no-prior", "energylens-datasheet")
+    return markdown(
+        ("80 % intervals hold", *names),
+        [
+            (title, *(percent(scores[name].get("interval_coverage_ratio"), 0) for name in names))
+            for title, scores in conditions
+        ],
+    )
+
+
+def _halves(results: Results) -> str:
+    halves = results["intervals"]
+    return markdown(
+        ("80 % intervals hold", *(f"LLMs that {half}" for half in halves)),
+        [
+            (name, *(percent(half[name], 0) for half in halves.values()))
+            for name in next(iter(halves.values()))
+        ],
+    )
+
+
 def _workload(results: Results) -> str:
     return markdown(
         ("rows", "number", "ordinary loss: MAPE", "relative loss: MAPE"),
@@ -314,6 +440,11 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "unseen-llm": _simple("unseen-llm"),
     "unseen-modality": _simple("unseen-modality"),
     "unseen-gpu": _gpu,
+    "engine-new": _engine("vllm 0.11.1"),
+    "engine-old": _engine("vllm 0.5.4"),
+    "unseen-length": _length,
+    "batch-v3": _batch_pooled("v3"),
+    "batch-v2": _batch_pooled("v2"),
     "argonne": _simple("argonne"),
     "batch": _batch,
     "phases": _phases,
@@ -322,4 +453,6 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "coefficients": _coefficients,
     "catching-up": _catching_up,
     "calibration": _calibration,
+    "coverage": _coverage,
+    "halves": _halves,
 }

@@ -228,6 +228,9 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--batch-size", type=positive_int, default=32, metavar="N", help="default: 32"
     )
+    group.add_argument(
+        "--power-cap-w", type=_positive, metavar="W", help="power limit of each GPU; default: none"
+    )
     group.add_argument("--input-tokens", type=_positive, required=True, metavar="N")
     group.add_argument("--output-tokens", type=_positive, required=True, metavar="N")
     group.add_argument(
@@ -290,6 +293,7 @@ def case_of(arguments: argparse.Namespace) -> Case:
             expert_parallel=arguments.expert_parallel,
             data_parallel=arguments.data_parallel,
             batch_size=arguments.batch_size,
+            power_cap_w=arguments.power_cap_w,
         ),
         boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
         node_gpus=arguments.node_gpus,

@@ -23,6 +23,7 @@ from energylens.cli.console import (
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
+    from energylens.discovery import Front
     from energylens.evaluation import Evaluation
     from energylens.formula import EnergyModel
     from energylens.protocols import Estimator
@@ -32,9 +33,11 @@ PROTOCOLS = (
     "few-shot",
     "learning-curve",
     "unseen-batch",
+    "unseen-length",
     "unseen-llm",
     "unseen-hardware",
     "unseen-modality",
+    "unseen-engine",
     "no-power",
     "split",
     "all",
@@ -74,6 +77,7 @@ def add_verbs(verbs: Any) -> None:
             "energylens evaluate runs.csv --protocol few-shot "
             "--choose parallelism,batch_size --train 50 --repeats 50 --seed 0",
             "energylens evaluate runs.csv --protocol unseen-llm --choose batch_size --json",
+            "energylens evaluate runs.csv --protocol unseen-engine --calibration 0,3,5,10",
             "energylens evaluate runs.csv --protocol learning-curve "
             "--estimators energylens,random-forest",
         ),
@@ -136,9 +140,21 @@ def add_verbs(verbs: Any) -> None:
         "--direction",
         choices=("larger", "smaller"),
         default="larger",
-        help="side of the batch cut that unseen-batch judges",
+        help="side of the cut that unseen-batch and unseen-length judge (default: larger)",
     )
-    parser.add_argument("--batch-cut", type=float, metavar="B")
+    parser.add_argument(
+        "--batch-cut",
+        type=float,
+        metavar="B",
+        help="largest batch of the smaller side (default: the median of each group)",
+    )
+    parser.add_argument(
+        "--length-cut",
+        type=float,
+        metavar="TOKENS",
+        help="longest sequence, input and output together, of the smaller side "
+        "(default: the median of each group)",
+    )
     parser.add_argument(
         "--per", type=comma_list, default=(), metavar="COLUMNS", help="fit apart for each of these"
     )
@@ -162,6 +178,7 @@ def add_verbs(verbs: Any) -> None:
         (
             "energylens report runs.csv -o report.html --choose parallelism,batch_size",
             "energylens report runs.csv -o report.html --repeats 5",
+            "energylens report runs.csv -o report.html --front front.json",
         ),
     )
     add_tables(parser)
@@ -175,6 +192,11 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--repeats", type=int, default=10, metavar="N", help="draws of the learning curve"
+    )
+    parser.add_argument(
+        "--front",
+        metavar="FRONT.json",
+        help="show this front, as energylens discover wrote it, in a section of its own",
     )
     add_seed(parser)
     add_json(parser)
@@ -265,6 +287,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             calibration=arguments.calibration,
             direction=arguments.direction,
             batch_cut=arguments.batch_cut,
+            length_cut=arguments.length_cut,
             per=arguments.per,
             leave=arguments.leave,
             allow_simulated=arguments.allow_simulated,
@@ -370,6 +393,10 @@ REPORT_CURVE = (10, 25, 50, 100, 200)
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from energylens import files
+    from energylens.discovery import Front
+
+    path = arguments.front
     _tell(
         read_tables(arguments),
         arguments.output,
@@ -378,6 +405,7 @@ def _report(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
         as_json=arguments.json,
         brief=False,
+        front=Front.from_json(files.read_json(path), path) if path else None,
     )
 
 
@@ -408,6 +436,7 @@ def _tell(
     seed: int,
     as_json: bool,
     brief: bool,
+    front: Front | None = None,
 ) -> None:
     """Fit, choose and judge on a dataset; write the page and print it as text."""
     from energylens import files, fitting
@@ -441,6 +470,7 @@ def _tell(
         evaluations=(evaluation,),
         ranking=ranking,
         choose=choose,
+        front=front,
     )
     files.write_text(output, page)
     if as_json:
@@ -451,6 +481,7 @@ def _tell(
                 "source_counts": dataset.source_counts(),
                 "ranking": None if ranking is None else ranking.to_json(),
                 "evaluation": evaluation.to_json(),
+                "front": None if front is None else front.to_json(),
             }
         )
         return
@@ -461,6 +492,7 @@ def _tell(
         evaluations=(evaluation,),
         ranking=ranking,
         choose=choose,
+        front=front,
         brief=brief,
     )
     print(text, end="")

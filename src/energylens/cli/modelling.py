@@ -89,7 +89,7 @@ def add_verbs(verbs: Any) -> None:
         default=("tensor_parallel", "pipeline_parallel"),
         metavar="KNOBS",
         help="free knobs, a comma list of tensor_parallel, pipeline_parallel, expert_parallel, "
-        "data_parallel, parallelism, batch_size, precision, gpu "
+        "data_parallel, parallelism, batch_size, precision, gpu, power_cap "
         "(default: tensor_parallel,pipeline_parallel)",
     )
     parser.add_argument(
@@ -101,6 +101,9 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--gpus", type=comma_list, default=(), help="values of a free gpu")
     parser.add_argument(
         "--precisions", type=comma_list, default=(), help="values of a free precision"
+    )
+    parser.add_argument(
+        "--power-caps", type=numbers, metavar="LIST", help="values of a free power_cap, in W"
     )
     parser.add_argument(
         "--top",
@@ -138,8 +141,8 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         type=comma_list,
         default=(),
         metavar="NAMES",
-        help="extensions of the formula: length, routing, frames, quantization, or auto for those "
-        "that pay on rows left out",
+        help="extensions of the formula: length, routing, frames, quantization, power_cap, or auto "
+        "for those that pay on rows left out",
     )
     group.add_argument(
         "--measured-power",
@@ -239,6 +242,12 @@ def _fit(arguments: argparse.Namespace) -> None:
             + ", ".join(model.groups)
             + "."
         )
+    capped = int(dataset.cases.capped.sum())
+    if capped and "power_cap" not in model.extensions:
+        print_paragraph(
+            f"{capped} of the rows have a power cap, which this fit ignores: --extend power_cap "
+            "takes it in, --extend auto if it pays."
+        )
     if not dataset.carries_accuracy_claim.all():
         print_paragraph(
             "Some rows are neither measured nor published: no accuracy claim may rest on this fit."
@@ -313,6 +322,7 @@ def _explain(arguments: argparse.Namespace) -> None:
 
 def _select(arguments: argparse.Namespace) -> None:
     from energylens import catalog
+    from energylens.errors import UsageError
     from energylens.explanation import explain, joules
     from energylens.selection import BATCH_SIZES, Candidates, Infeasible, Scenario, select
 
@@ -322,7 +332,13 @@ def _select(arguments: argparse.Namespace) -> None:
         gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
         precisions=tuple(catalog.precision(name) for name in arguments.precisions),
         batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
+        power_caps_w=tuple(map(float, arguments.power_caps or ())),
     )
+    if "power_cap" in arguments.choose and "power_cap" not in model.extensions:
+        raise UsageError(
+            f"{arguments.model} knows no power caps, so it cannot choose one: fit it with "
+            "--extend power_cap, to rows that have power_cap_w"
+        )
     ranking = select(
         model,
         Scenario(
@@ -399,7 +415,7 @@ def _select(arguments: argparse.Namespace) -> None:
     # One line for each layout: the batch sizes of one layout fail for the same reason.
     ruled_out: dict[tuple[str, str, str], Infeasible] = {}
     for item in ranking.infeasible():
-        layout = item.configuration.describe().rsplit(" ", 1)[0]
+        layout = item.configuration.describe().partition(" B")[0]
         ruled_out.setdefault((layout, item.gpu, item.precision), item)
     if ruled_out:
         print()

@@ -106,6 +106,7 @@ class _Nvml(WallClockMeter):
                 "instances together. Measure on a whole GPU."
             )
         limit = self._try("nvmlDeviceGetEnforcedPowerLimit", handle)
+        default = self._try("nvmlDeviceGetPowerManagementDefaultLimit", handle)
         uuid = _text(self._try("nvmlDeviceGetUUID", handle) or "")
         return Channel(
             id=f"gpu{index}",
@@ -114,6 +115,7 @@ class _Nvml(WallClockMeter):
             name=_text(self._try("nvmlDeviceGetName", handle) or ""),
             uuid_hash=hashlib.sha256(uuid.encode()).hexdigest()[:12] if uuid else "",
             limit_w=limit / 1e3 if limit else None,
+            power_cap_w=limit / 1e3 if limit and default and limit < default else None,
         )
 
     def states(self) -> tuple[DeviceState, ...]:
