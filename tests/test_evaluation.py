@@ -78,6 +78,7 @@ class Row:
     source: str = "published"
     mean_batch: float | None = None
     power_w: float | None = None
+    cap_w: float | None = None
     engine: str = "vllm"
     engine_version: str = "1"
 
@@ -93,6 +94,7 @@ def table(rows: Sequence[Row]) -> Dataset:
                 tensor_parallel=r.tensor_parallel,
                 batch_size=r.batch,
                 mean_batch_size=r.mean_batch,
+                power_cap_w=r.cap_w,
             ),
         )
         for r in rows
@@ -1210,3 +1212,12 @@ def test_on_published_rows_a_physical_form_ranks_and_a_random_pick_does_not(v3: 
 def test_published_rows_are_marked_as_the_document_words_it(v3: Dataset) -> None:
     predicted = FewTerms().fit(v3.take(slice(0, None, 9))).predict_energy_j(v3.cases)
     same_by_the_book(v3, ["parallelism", "batch_size"], predicted)
+
+
+def test_rows_without_a_cap_are_one_candidate_of_a_free_power_cap() -> None:
+    cap = 0.5 * ONE_GPU.tdp_w
+    rows = [Row(energy_j=4.0), Row(energy_j=6.0), Row(energy_j=4.5, cap_w=cap)]
+    halved = Says(answer=lambda cases: np.where(cases.capped, 1.0, 2.0))
+    [scenario] = judge(table(rows), halved, choose=["power_cap"]).estimators["it"].scenarios
+    assert scenario.candidates == 2
+    assert scenario.best == f"{cap:g}W"

@@ -94,7 +94,10 @@ class Board:
             members = scenario[among[scenario]]
             if len(members) == 0 or (whole and len(members) < len(scenario)):
                 continue
-            keys = np.column_stack([getattr(cases, name)[members] for name in freed])
+            # What is not set, as a power cap may be, is a value like any other.
+            keys = np.nan_to_num(
+                np.column_stack([getattr(cases, name)[members] for name in freed]), nan=-1.0
+            )
             # A configuration measured twice is one candidate with the mean of its joules.
             distinct, place = np.unique(keys, axis=0, return_inverse=True)
             if len(distinct) < 2:
@@ -256,11 +259,14 @@ def _layout(cases: Cases, row: int, freed: Sequence[str], *, listed_if_free: boo
         "data_parallel": "DP",
         "batch_size": "B",
     }
-    return [
+    parts = [
         f"{symbol}{getattr(cases, name)[row]:g}"
         for name, symbol in symbols.items()
         if (name in freed) == listed_if_free
     ]
+    if cases.capped[row] and ("power_cap_w" in freed) == listed_if_free:
+        parts.append(f"{cases.power_cap_w[row]:g}W")
+    return parts
 
 
 def _share(part: NDArray[Any], whole: NDArray[Any]) -> float:

@@ -90,7 +90,7 @@ def add_verbs(verbs: Any) -> None:
         default=("tensor_parallel", "pipeline_parallel"),
         metavar="KNOBS",
         help="free knobs: tensor_parallel, pipeline_parallel, expert_parallel, data_parallel, "
-        "parallelism, batch_size, precision, gpu",
+        "parallelism, batch_size, precision, gpu, power_cap",
     )
     parser.add_argument("--train", type=int, metavar="N", help="training rows (default: 50)")
     parser.add_argument("--repeats", type=int, metavar="N", help="draws (default: 50)")
