@@ -23,6 +23,8 @@ SIDES = ("larger", "smaller")  # of a cut: which is judged
 FEW_GROUPS = 3  # things left out: as many are shown one by one
 LONG_TOKENS = 4000.0  # between the chats of ML.ENERGY v3 and its long reasoning answers
 FREE = ("parallelism", "batch_size")
+KNOBS = {"both": FREE, "parallelism": ("parallelism",), "batch size": ("batch_size",)}
+SURE_RATIO = 0.95  # of the draws: above it a scenario is not counted as missed
 ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
 ENHANCED = tuple(f"{name}-enhanced" for name in ENSEMBLES)
 TUNED = ("random-forest-tuned", "xgboost-tuned")
@@ -47,6 +49,7 @@ METRICS = (
     "top1_ratio",
     "top1_within_noise_ratio",
     "pairwise_ratio",
+    "pairwise_clear_ratio",
     "regret_mean_ratio",
     "regret_p95_ratio",
     "mape_ratio",
@@ -207,6 +210,40 @@ def unseen_gpu(data: Data, names: Names) -> Result:
         data.v2, names, (*OURS, *ENSEMBLES, "log-linear"), protocol="unseen-hardware",
         choose=FREE, calibration=(0, 3, 5, 10), repeats=20,
     )  # fmt: skip
+
+
+def unseen_gpu_knobs(data: Data, names: Names) -> Result:
+    """The same with no row given back, one free knob at a time."""
+    return {
+        label: judge(
+            data.v2, names, ("energylens", *ENSEMBLES, "log-linear", *TRIVIAL),
+            protocol="unseen-hardware", choose=choose, repeats=1,
+        )
+        for label, choose in KNOBS.items()
+    }  # fmt: skip
+
+
+def misses(data: Data, _: Names) -> Result:
+    """Scenarios whose best candidate the law misses in a twentieth of the draws or more."""
+    options: dict[str, tuple[Dataset, dict[str, Any]]] = {
+        "v3, 50 rows": (data.v3, {"protocol": "few-shot", "train": 50, "repeats": REPEATS}),
+        "v3, unseen LLM": (data.v3, {"protocol": "unseen-llm"}),
+        "v2, unseen GPU": (data.v2, {"protocol": "unseen-hardware", "repeats": 1}),
+    }
+    estimators, _ = contestants(("energylens", "energylens-extended"))
+    result: Result = {}
+    for label, (dataset, how) in options.items():
+        judged = evaluate(dataset, estimators, seed=SEED, choose=FREE, **how)
+        result[label] = {
+            name: [
+                s.to_json()
+                for s in sorted(score.scenarios, key=lambda s: -s.regret_mean_ratio)
+                if s.top1_ratio <= SURE_RATIO
+            ]
+            for name, score in judged.estimators.items()
+        }
+        result[label]["scenarios"] = judged.scenarios
+    return result
 
 
 def argonne(data: Data, names: Names) -> Result:
@@ -453,6 +490,8 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "batch": batch,
     "unseen-modality": unseen_modality,
     "unseen-gpu": unseen_gpu,
+    "unseen-gpu-knobs": unseen_gpu_knobs,
+    "misses": misses,
     "unseen-engine": unseen_engine,
     "unseen-length": unseen_length,
     "batch-pooled": batch_pooled,

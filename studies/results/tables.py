@@ -13,6 +13,8 @@ from energylens.formula import NAMES
 Results = Mapping[str, Any]
 MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+LISTED = 8  # scenarios missed, worst first
+
 #: Who stands in the README's table.
 SHOWN = (
     "energylens",
@@ -186,6 +188,46 @@ def _gpu(results: Results) -> str:
             cells.append(f"{percent(score['pairwise_ratio'])} / {percent(score['mape_ratio'])}")
         rows.append((f"**{name}**" if name == "energylens" else name, *cells))
     return markdown(("pairwise / MAPE", "0 rows", "3 rows", "5 rows", "10 rows"), rows)
+
+
+def _knobs(results: Results) -> str:
+    """Pairs ordered rightly, near ties left out in brackets, and choices within noise."""
+    by_knob = results["unseen-gpu-knobs"]
+    rows = []
+    for name in next(iter(by_knob.values()))["estimators"]:
+        cells = []
+        for found in by_knob.values():
+            score = found["estimators"][name]
+            cells.append(
+                f"{percent(score['pairwise_ratio'])} ({percent(score['pairwise_clear_ratio'])}) / "
+                f"{percent(score['top1_within_noise_ratio'])}"
+            )
+        rows.append((f"**{name}**" if name == "energylens" else name, *cells))
+    heads = (f"free: {knob} ({found['scenarios']} scenarios)" for knob, found in by_knob.items())
+    return markdown(("pairwise (clear pairs) / Top-1 in noise", *heads), rows)
+
+
+def _misses(label: str) -> Callable[[Results], str]:
+    def table(results: Results) -> str:
+        found = results["misses"][label]
+        other = {s["scenario"]: s for s in found["energylens-extended"]}
+        rows = []
+        for s in found["energylens"][:LISTED]:
+            extended = other.get(s["scenario"], {}).get("top1_ratio")
+            rows.append(
+                (
+                    s["scenario"].replace(" | ", ", "),
+                    s["best"],
+                    s["chosen"] or "-",
+                    percent(s["regret_mean_ratio"]),
+                    percent(s["top1_ratio"], 0),
+                    "over 95 %" if extended is None else percent(extended, 0),
+                )
+            )
+        header = ("scenario", "best", "chosen (most often)", "regret", "Top-1", "extended: Top-1")
+        return markdown(header, rows)
+
+    return table
 
 
 def _columns(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
@@ -440,6 +482,10 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "unseen-llm": _simple("unseen-llm"),
     "unseen-modality": _simple("unseen-modality"),
     "unseen-gpu": _gpu,
+    "unseen-gpu-knobs": _knobs,
+    "misses-few-shot": _misses("v3, 50 rows"),
+    "misses-unseen-llm": _misses("v3, unseen LLM"),
+    "misses-unseen-gpu": _misses("v2, unseen GPU"),
     "engine-new": _engine("vllm 0.11.1"),
     "engine-old": _engine("vllm 0.5.4"),
     "unseen-length": _length,
