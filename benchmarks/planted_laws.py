@@ -1,7 +1,7 @@
 """Laws planted in rows of realistic cases: whether discovery finds them, and how far they carry.
 
     python -m benchmarks.planted_laws --quick                        # seconds
-    OMP_NUM_THREADS=1 python -m benchmarks.planted_laws --docs       # half an hour of one core
+    OMP_NUM_THREADS=1 python -m benchmarks.planted_laws --docs       # 25 minutes of one core
     python -m benchmarks.planted_laws --read docs/planted-laws.json --docs    # tables and figure
 
 ``--docs`` writes every trial to ``docs/planted-laws.json``, and from there the tables and the

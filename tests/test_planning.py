@@ -54,6 +54,11 @@ def test_media_need_a_vision_tower() -> None:
     assert all(c.case.workload.vision_tokens > 0 for c in pictured)
 
 
+def test_a_format_of_experts_needs_experts() -> None:
+    with pytest.raises(UsageError, match="mxfp4 is a format of experts, and the LLM has none"):
+        planning.plan(space(llms=(SMALL,), precisions=("mxfp4",)))
+
+
 def test_nothing_feasible_is_an_error_that_says_why() -> None:
     with pytest.raises(UsageError, match="does not fit in memory"):
         planning.plan(space(llms=(LARGE,)))

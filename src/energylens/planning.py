@@ -206,6 +206,8 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
         return f"needs more than the {gpus} GPUs there are"
     if planned.media.modality is not Modality.TEXT and case.llm.vision is None:
         return "the LLM has no vision tower"
+    if case.precision.scope == "experts" and case.llm.experts is None:
+        return f"{case.precision.id} is a format of experts, and the LLM has none"
     if c.batch_size < c.data_parallel:
         return "the batch is smaller than the number of replicas"
     layout = capacity.layout_problem(
