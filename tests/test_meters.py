@@ -271,6 +271,44 @@ def test_edges_between_two_steps_of_a_counter_are_found_by_a_line(
     assert joules == pytest.approx(power * length, rel=0.02)
 
 
+class JumpingMeter(VirtualMeter):
+    """A counter that moves every 100 ms, of a device whose power jumps between two phases."""
+
+    real_time = True  # so that it is taken for a stepped one
+
+    def __init__(self, levels_w: tuple[float, float], lengths_s: tuple[float, float]) -> None:
+        super().__init__(period_s=0.1)
+        self.levels_w, self.lengths_s = levels_w, lengths_s
+
+    def drawn_j(self, moment_s: float) -> float:
+        """Joules since the first prefill began."""
+        cycles, rest = divmod(moment_s, sum(self.lengths_s))
+        first = min(rest, self.lengths_s[0])
+        joules = [level * length for level, length in zip(self.levels_w, self.lengths_s, strict=True)]
+        return cycles * sum(joules) + first * self.levels_w[0] + (rest - first) * self.levels_w[1]
+
+    def read(self) -> Reading:
+        moved_s = math.floor(self._now_s / self.period_s) * self.period_s
+        return Reading(time_s=self._now_s, energy_j=(1.0 + self.drawn_j(moved_s),))
+
+
+@pytest.mark.parametrize("levels", [(700.0, 350.0), (650.0, 250.0), (300.0, 600.0), (500.0, 500.0)])
+def test_a_phase_between_two_jumps_of_power_keeps_its_joules(levels: tuple[float, float]) -> None:
+    lengths = (0.537, 2.113)  # of prefill and decode: their edges fall anywhere in a step
+    meter = JumpingMeter(levels, lengths)
+    trail = Trail(meter, [0])
+    while meter.now_s() < 40 * sum(lengths):
+        trail._look()
+        meter.wait(0.0201)
+    decode_j = lengths[1] * levels[1]
+    found = []
+    for cycle in range(1, 39):
+        begin = cycle * sum(lengths) + lengths[0]
+        found.append(trail.energy_inside_j(begin, begin + lengths[1])[0])
+    assert math.fsum(found) / len(found) == pytest.approx(decode_j, rel=0.002)
+    assert found == pytest.approx([decode_j] * len(found), rel=0.02)
+
+
 @given(st.lists(st.floats(0.5, 5.0), min_size=2, max_size=6))
 def test_windows_that_follow_each_other_add_up_to_the_whole(lengths: list[float]) -> None:
     meter = VirtualMeter(period_s=0.1)

@@ -275,7 +275,8 @@ def _window(bench: Bench, phase: Phase, chunk: _Chunk, end_s: float) -> Window:
         shortest = min(end - begin for begin, end in chunk.decode_spans)
         # Each part has two edges of its own: only long ones are read directly.
         if shortest > bench.procedure.min_periods * bench.meter.period_s:
-            parts = [bench.trail.energy_j(begin, end) for begin, end in chunk.decode_spans]
+            spans = chunk.decode_spans
+            parts = [bench.trail.energy_inside_j(begin, end) for begin, end in spans]
             decode_j = tuple(math.fsum(column) for column in zip(*parts, strict=True))
     apart = len(chunk.parts_s) == chunk.repetitions
     return Window(

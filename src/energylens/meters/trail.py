@@ -4,7 +4,8 @@ A counter with a period of 100 ms says at 1.07 s what was true at 1.00 s. Taken 
 each edge of a window is wrong by up to a period. A trail looks often enough to see *when* the
 counter moved, and draws straight lines between those moments: as power is level across the
 edges of a window (repetitions follow each other without pause), what remains is the
-uncertainty of a look, a fifth of a period.
+uncertainty of a look, a fifth of a period. Between prefill and decode it is not level:
+:meth:`Trail.energy_inside_j` is for those.
 
 It is also where a counter that lies is found out: one that goes back, stands still, or runs
 faster than the device can draw.
@@ -187,10 +188,36 @@ class Trail:
         with self._lock:
             return tuple(self._between(place, begin_s, end_s) for place in range(len(self._times)))
 
-    def _between(self, place: int, begin_s: float, end_s: float) -> float:
+    def energy_inside_j(self, begin_s: float, end_s: float) -> tuple[float, ...]:
+        """Joules of each channel between two moments at which power jumps.
+
+        A straight line across the step in which power jumped would spread the joules of one side
+        over the other. So only moves of the counter inside are taken, and what they say of the
+        power there is extended to the edges.
+
+        Returns
+        -------
+        tuple of float
+            As :meth:`energy_j`.
+
+        Raises
+        ------
+        MeterError
+            As :meth:`energy_j`.
+        """
+        if self._error is not None:
+            raise self._error
+        with self._lock:
+            places = range(len(self._times))
+            return tuple(self._between(place, begin_s, end_s, inside=True) for place in places)
+
+    def _between(self, place: int, begin_s: float, end_s: float, *, inside: bool = False) -> float:
         fault = self._faults[place] or self._stuck(place, begin_s, end_s)
         if fault is None:
-            joules = self._at(place, end_s) - self._at(place, begin_s)
+            if inside:
+                joules = self._inside(place, begin_s, end_s)
+            else:
+                joules = self._at(place, end_s) - self._at(place, begin_s)
             if joules > 0:
                 return joules
             fault = (
@@ -221,6 +248,21 @@ class Trail:
                     "it is stuck."
                 )
         return None
+
+    def _inside(self, place: int, begin_s: float, end_s: float) -> float:
+        """Joules between two moments, by the moves of the counter between them."""
+        times, values = self._times[place], self._joules[place]
+        first, last = bisect.bisect_left(times, begin_s), bisect.bisect_right(times, end_s) - 1
+        reach = min(LOOKS_PER_PERIOD, last - first)
+        if not self._stepped or reach < 1:
+            return self._at(place, end_s) - self._at(place, begin_s)
+
+        def power(begin: int, end: int) -> float:
+            return (values[end] - values[begin]) / (times[end] - times[begin])
+
+        before = power(first, first + reach) * (times[first] - begin_s)
+        after = power(last - reach, last) * (end_s - times[last])
+        return before + values[last] - values[first] + after
 
     def _at(self, place: int, moment_s: float) -> float:
         """Joules at a moment: on the line between two moves, or on as it went last."""
