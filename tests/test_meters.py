@@ -284,7 +284,9 @@ class JumpingMeter(VirtualMeter):
         """Joules since the first prefill began."""
         cycles, rest = divmod(moment_s, sum(self.lengths_s))
         first = min(rest, self.lengths_s[0])
-        joules = [level * length for level, length in zip(self.levels_w, self.lengths_s, strict=True)]
+        joules = [
+            level * length for level, length in zip(self.levels_w, self.lengths_s, strict=True)
+        ]
         return cycles * sum(joules) + first * self.levels_w[0] + (rest - first) * self.levels_w[1]
 
     def read(self) -> Reading:
