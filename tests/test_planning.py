@@ -136,6 +136,20 @@ def test_scaling_needs_to_be_given_and_is_marked() -> None:
     assert [llm.id for llm in planning.llms_beyond_catalog(made)] == [f"{SMALL} (2 layers)"]
 
 
+def test_an_llm_is_cut_down_and_never_stretched() -> None:
+    layers = catalog.llm(SMALL).layers
+    whole = planning.plan(space(scaled_layers=layers), scale=halved).plan
+    assert whole.cases[0].case.llm == catalog.llm(SMALL)
+    with pytest.raises(UsageError, match=f"has {layers}, not {layers + 1}"):
+        planning.plan(space(scaled_layers=layers + 1), scale=halved)
+
+
+@pytest.mark.parametrize("budget", [{"budget_cases": 0}, {"budget_minutes": -1.0}])
+def test_a_budget_must_be_above_zero(budget: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match="must be above 0"):
+        planning.plan(space(), **budget)
+
+
 def test_an_engine_is_started_for_the_largest_of_its_cases() -> None:
     cases = planning.plan(space(batch_sizes=(1, 64), input_tokens=(128, 4096))).plan.cases
     layout = layout_of(cases)

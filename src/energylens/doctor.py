@@ -216,7 +216,7 @@ def _disk(folder: Path) -> Finding:
             name=name,
             status=Status.WARNING,
             detail=f"cannot be written: {error.strerror}",
-            advice="Give -o a folder that can be written.",
+            advice="Name a folder that can be written (--folder).",
         )
     little = free < _ENOUGH_DISK_BYTES
     return Finding(

@@ -86,14 +86,16 @@ class MissingExtraError(EnergyLensError):
     ----------
     package : str
         The package that could not be imported.
-    extra : str
-        The extra of energylens that brings it.
+    extra : str or None
+        The extra of energylens that brings it; None if it has an environment of its own.
     purpose : str
         What it is needed for.
     """
 
-    def __init__(self, package: str, extra: str, purpose: str) -> None:
-        super().__init__(
-            f"{purpose} needs the package {package}, which is not installed: "
-            f"pip install 'energylens[{extra}]'."
+    def __init__(self, package: str, extra: str | None, purpose: str) -> None:
+        how = (
+            f"pip install 'energylens[{extra}]'"
+            if extra
+            else f"make an environment of its own, and pip install {package} and energylens there"
         )
+        super().__init__(f"{purpose} needs the package {package}, which is not installed: {how}.")

@@ -608,6 +608,7 @@ class _Ledger:
         self.failed: dict[str, dict[str, Any]] = {}
         self.lost: dict[str, int] = {}
         self.references: dict[str, float] = {}
+        self._recorded: set[Any] = set()
         for record in files.read_json_lines(records, allow_torn_end=True):
             self._note(record)
         self._mend_table()
@@ -617,6 +618,7 @@ class _Ledger:
             kind, case = record["kind"], str(record["case"])
             if kind == "case" and record["status"] == "measured":
                 self.measured[case] = dict(record["row"])
+                self._recorded.add(record["row"].get("x_run"))
                 self.failed.pop(case, None)
             elif kind == "case":
                 self.failed[case] = dict(record)
@@ -635,6 +637,13 @@ class _Ledger:
             for row in files.read_json_lines(self._table, allow_torn_end=True):
                 if isinstance(row, Mapping):
                     present.add(row.get("x_run"))
+        strange = present - self._recorded - {None}
+        if strange:
+            raise UsageError(
+                f"every row of {self._table} that a sweep measured must have its record in "
+                f"{self._records}, and {len(strange)} have none there: put that file back beside "
+                "the table, or give another name for the table."
+            )
         for row in self.measured.values():
             if row.get("x_run") not in present:
                 files.append_json_line(self._table, row)
@@ -692,7 +701,8 @@ def measure(
     Raises
     ------
     UsageError
-        If ``out`` is no JSON Lines file, is no table of a sweep, or another sweep writes to it.
+        If ``out`` is no JSON Lines file, is no table of a sweep, has rows without their records,
+        or another sweep writes to it.
     MeasurementError
         If no case can be measured at all: a package is missing, or an engine has no such name.
     """

@@ -118,12 +118,22 @@ def llms_beyond_catalog(plan: Plan) -> list[Llm]:
     return [llm for name, llm in found.items() if name not in known]
 
 
+def _cut(llm: Llm, layers: int | None, scale: Scale) -> Llm:
+    """Cut an LLM down to so many layers, if it has more."""
+    if layers is None or layers == llm.layers:
+        return llm
+    if layers > llm.layers:
+        raise UsageError(
+            f"an LLM can be cut down to fewer layers only: {llm.id} has {llm.layers}, not {layers}."
+        )
+    return scale(llm, layers)
+
+
 def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
     llms = []
     for name in space.llms:
         llm, path = find_llm(name)
-        if space.scaled_layers is not None and llm.layers > space.scaled_layers:
-            llm = scale(llm, space.scaled_layers)
+        llm = _cut(llm, space.scaled_layers, scale)
         llms.append((llm, path))
     axes: Iterator[Any] = itertools.product(
         llms,
@@ -276,6 +286,8 @@ def plan(
         f"order must be shuffled, interleaved or given, not {order!r}",
     )
     _require(repeats >= 1, f"repeats must be 1 or more, not {repeats}")
+    for name, budget in (("cases", budget_cases), ("minutes", budget_minutes)):
+        _require(budget is None or budget > 0, f"a budget of {name} must be above 0, not {budget}")
     procedure = procedure or Procedure()
     skipped: Counter[str] = Counter()
     feasible = []
@@ -707,8 +719,7 @@ def _from_line(line: Any, scale: Scale, llms: dict[str, tuple[Llm, str | None]])
         llms[name] = find_llm(name)
     llm, path = llms[name]
     layers = line.get("scaled_layers")
-    if layers is not None and llm.layers > layers:
-        llm = scale(llm, layers)
+    llm = _cut(llm, layers, scale)
     media = Media(
         images=line.get("images", 0),
         image_pixels=_pair(line, "image_pixels"),

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from energylens import __version__
-from energylens.errors import EnergyLensError
+from energylens.errors import EnergyLensError, UsageError
 
 #: Modules of this package in the order their verbs are listed; each has ``add_verbs(verbs)``.
 _MODULES = ("data", "modelling", "judging", "names", "instrument", "discovering")
@@ -58,6 +58,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(end="", flush=True)
             raise
         program += f" {parsed.verb}"
+        _spare(parsed)
         parsed.run(parsed)
         print(end="", flush=True)
     except EnergyLensError as error:
@@ -77,6 +78,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _close_stdout()
         return 1
     return 0
+
+
+def _spare(parsed: argparse.Namespace) -> None:
+    """Refuse to write over what the command reads, and over measurements.
+
+    Raises
+    ------
+    UsageError
+        If it would.
+    """
+    output = getattr(parsed, "output", None)
+    if not output or output == "-" or not os.path.isfile(output):  # noqa: PTH113 - imports nothing
+        return
+    for name, value in vars(parsed).items():
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if name != "output" and isinstance(text, str) and _same(text, output):
+                raise UsageError(
+                    f"{output} is read by this command and would be written over: give -o another "
+                    "name"
+                )
+    if parsed.verb not in ("measure", "import") and _is_table(output):
+        raise UsageError(
+            f"{output} is a table of measurements and would be written over: give -o another name, "
+            "or remove it first"
+        )
+
+
+def _same(path: str, other: str) -> bool:
+    try:
+        return os.path.samefile(path, other)  # noqa: PTH121 - imports nothing
+    except (OSError, ValueError):
+        return False
+
+
+def _is_table(path: str) -> bool:
+    try:
+        with open(path, "rb") as file:  # noqa: PTH123 - imports nothing
+            first = file.readline(65536)
+    except OSError:
+        return False
+    return first.startswith(b"PAR1") or (b"energy_per_request_j" in first and b"llm" in first)
 
 
 def _close_stdout() -> None:

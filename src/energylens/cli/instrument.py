@@ -266,6 +266,7 @@ def _space(arguments: argparse.Namespace) -> Space:
 def _plan(arguments: argparse.Namespace) -> None:
     from energylens import catalog, planning
     from energylens.engines.llm_folders import scaled_down
+    from energylens.errors import UsageError
     from energylens.instrument import Procedure
 
     quick = Procedure(
@@ -277,6 +278,14 @@ def _plan(arguments: argparse.Namespace) -> None:
         reference_every=0,
         phase_limit_s=20.0,
     )
+    if arguments.measured and arguments.next is None:
+        raise UsageError("--measured is read for --next alone: say how many runs to choose")
+    if arguments.next is not None and arguments.next < 1:
+        raise UsageError(f"--next must be 1 or more, not {arguments.next}")
+    if arguments.output.lower().endswith((".csv", ".parquet", ".html")):
+        raise UsageError(
+            f"a plan is JSON Lines: give it a name like plan.jsonl, not {arguments.output}"
+        )
     draft = planning.plan(
         _space(arguments),
         design=arguments.design,
@@ -395,7 +404,10 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
     for row in rows:
         if row.problem:
             print_paragraph(f"{row.case.case.configuration.describe()}: {row.problem}")
-    print(f"{len(rows)} cases, about {planning.minutes(made):.0f} minutes.")
+    print_paragraph(
+        f"{len(rows)} cases in {len(made.groups())} engine starts, about "
+        f"{planning.minutes(made):.0f} minutes with loading and windows."
+    )
 
 
 def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
@@ -423,6 +435,7 @@ def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
 def _measure(arguments: argparse.Namespace) -> None:
     import sys
     import time
+    from pathlib import Path
 
     from energylens import engines, meters, planning
     from energylens.engines.llm_folders import scaled_down
@@ -436,6 +449,13 @@ def _measure(arguments: argparse.Namespace) -> None:
         return
     if not arguments.output:
         raise UsageError("a sweep needs a table to write to: give -o RUNS.jsonl, or --dry-run")
+    folder = Path(arguments.output).parent
+    if not folder.is_dir():
+        raise UsageError(
+            f"the folder of the table must exist, and {folder} does not: make it first"
+        )
+    if arguments.meter != "auto" and {case.engine for case in made.cases} == {"simulated"}:
+        raise UsageError("the simulated engine brings a meter of its own: leave --meter out")
     live = sys.stderr.isatty()
     pause_s = 0.5 if live else LOG_PAUSE_S  # a log wants a line now and then, no moving one
     shown = [0.0 if live else time.monotonic()]

@@ -191,7 +191,7 @@ class VllmEngine:
         if url := options.text("url", ""):
             return self._connect(layout, url)
         if importlib.util.find_spec("vllm") is None:
-            raise MissingExtraError("vllm", "vllm", "the vllm engine")
+            raise MissingExtraError("vllm", None, "the vllm engine")
         replicated = layout.data_parallel > 1
         mode = options.choice(
             "mode", ("server", "offline") if replicated else ("offline", "server")

@@ -1,0 +1,105 @@
+"""What the command line never does to files: write over its input, or over measurements."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files as resources
+from pathlib import Path
+
+import pytest
+
+from energylens.cli import main
+
+PLAN = ("plan", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--engine", "simulated")
+
+
+@pytest.fixture(autouse=True)
+def own_catalog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    lines = (resources("energylens") / "data" / "simulated-demo.csv").read_text().splitlines()
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(lines[:30]) + "\n")
+    return path
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> Path:
+    path = tmp_path / "plan.jsonl"
+    assert main([*PLAN, "--batch-sizes", "1,8", "--input-tokens", "64", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("fit", "{table}", "-o", "{table}"),
+        ("report", "{table}", "-o", "{folder}/../{name}/runs.csv"),
+        ("discover", "{table}", "-o", "{table}"),
+        ("import", "argonne", "{table}", "-o", "{table}"),
+        (*PLAN, "--next", "2", "--measured", "{table}", "-o", "{table}"),
+        ("measure", "{plan}", "-o", "{plan}"),
+    ],
+    ids=lambda command: command[0],
+)
+def test_a_command_does_not_write_over_what_it_reads(
+    command: tuple[str, ...], table: Path, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = table.read_bytes(), plan.read_bytes()
+    names = {"table": table, "plan": plan, "folder": table.parent, "name": table.parent.name}
+    assert main([word.format(**names) for word in command]) == 1
+    assert "is read by this command and would be written over" in capsys.readouterr().err
+    assert (table.read_bytes(), plan.read_bytes()) == before
+
+
+def test_a_plan_or_a_model_does_not_replace_a_table_of_measurements(
+    table: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other.csv"
+    other.write_bytes(table.read_bytes())
+    for command in (PLAN, ("fit", str(table))):
+        assert main([*command, "-o", str(other)]) == 1
+        assert "is a table of measurements and would be written over" in capsys.readouterr().err
+    assert other.read_bytes() == table.read_bytes()
+
+
+def test_a_table_without_its_records_is_not_gone_on_with(
+    plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = plan.parent / "runs.jsonl"
+    measure = ["measure", str(plan), "-o", str(runs)]
+    assert main(measure) == 0
+    assert main(measure) == 0
+    before = runs.read_bytes()
+    runs.with_name("runs.records.jsonl").rename(plan.parent / "elsewhere.jsonl")
+    capsys.readouterr()
+    assert main(measure) == 1
+    assert "2 have none there: put that file back" in capsys.readouterr().err
+    assert runs.read_bytes() == before
+    assert len({json.loads(line)["x_run"] for line in before.splitlines()}) == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ((*PLAN, "--measured", "{plan}", "-o", "{new}.jsonl"), "--measured is read for --next"),
+        ((*PLAN, "--next", "0", "-o", "{new}.jsonl"), "--next must be 1 or more, not 0"),
+        ((*PLAN, "-o", "{new}.csv"), "a plan is JSON Lines"),
+        (("measure", "{plan}", "-o", "{new}/runs.jsonl"), "the folder of the table must exist"),
+        (
+            ("measure", "{plan}", "-o", "{new}.jsonl", "--meter", "bogus"),
+            "the simulated engine brings a meter of its own",
+        ),
+    ],
+)
+def test_what_would_have_no_effect_is_refused(
+    command: tuple[str, ...], told: str, plan: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = plan.parent / "new"
+    capsys.readouterr()
+    assert main([word.format(plan=plan, new=new) for word in command]) == 1
+    assert told in capsys.readouterr().err
+    assert not list(plan.parent.glob("new*"))
