@@ -996,7 +996,7 @@ def test_trials_of_planted_laws_can_be_had_again_to_the_digit() -> None:
     assert len(again) == 4
     for now in again:
         then = stated[now.law, now.rows, now.noise_ratio, now.seed]
-        assert (now.recovered, now.terms) == (then.recovered, then.terms), now.law
+        assert (now.recovered, now.near, now.terms) == (then.recovered, then.near, then.terms)
         for name in ("held_out_mape_ratio", "extrapolation_ratio"):
             assert getattr(now, name) == pytest.approx(getattr(then, name), rel=1e-5), now.law
 
@@ -1008,7 +1008,17 @@ def test_planted_laws_within_the_library_are_recovered_and_carry_beyond_the_rows
     assert len({t.law for t in judged}) >= 12
     assert {t.seed for t in judged} == set(range(10))
     assert np.mean([t.recovered for t in judged]) >= 0.9
+    assert (sum(not t.recovered for t in judged), sum(not t.near for t in judged)) == (14, 6)
     assert np.median([t.extrapolation_ratio for t in judged]) <= 0.05
+
+
+def test_a_neighbour_that_predicts_alike_counts_to_one_percent_and_not_as_the_term_itself() -> None:
+    law = next(law for law in planted_laws.STRUCTURES if law.name == "rooflines in quadrature")
+    judged = [planted_laws.trial(law, 200, 0.02, seed, "own") for seed in (1, 2, 5)]
+    assert [t.recovered for t in judged] == [False, True, False]
+    assert [t.near for t in judged] == [False, True, True]
+    assert all(t.near for t in trials() if t.recovered)
+    assert all(t.near == t.recovered for t in trials() if t.engine not in planted_laws.EXACT)
 
 
 def test_a_run_of_planted_laws_that_was_stopped_goes_on_where_it_was(

@@ -573,7 +573,7 @@ def test_a_prefill_that_draws_the_tdp_takes_the_cube_root_of_the_power_in_speed(
         assert held / free == pytest.approx(ratio / clock, rel=0.01)
 
 
-def test_decode_that_draws_less_than_the_cap_does_not_feel_it(served):
+def test_at_the_datasheet_decode_that_draws_less_than_the_cap_does_not_feel_it(served):
     model = capped_model(np.ones(14))
     free = model.predict_energy_j(served)[1]
     assert model.predict_energy_j(under(served, 0.75))[1] == pytest.approx(free, rel=0.005)
@@ -581,6 +581,20 @@ def test_decode_that_draws_less_than_the_cap_does_not_feel_it(served):
     halves = [model.predict_energy_j(under(served, ratio))[1] for ratio in (0.4, 0.5)]
     assert halves[0] < halves[1] < 0.9 * free
     assert halves[0] / halves[1] == pytest.approx(0.4 / 0.5, rel=0.02)
+
+
+@FAST
+@given(st.floats(0.75, 1.0), st.lists(st.floats(0.0, 3), min_size=14, max_size=14).map(np.array))
+def test_above_the_draw_a_cap_does_nothing_only_where_fit_and_headroom_agree(served, ratio, theta):
+    theta[:12] += 0.01
+    decode = served.take(np.array([1]))
+    free = capped_model(theta).predict_energy_j(decode)
+    expected = model_of(np.ones(12)).predict_energy_j(decode)
+    felt = capped_model(theta).predict_energy_j(under(decode, ratio)) - free
+    # The formula of docs/formula.md where p >= u; here u is 0.4 + 0.3 of the time that it reads.
+    assert felt == pytest.approx((1 - ratio) * (theta[12] * expected - free), rel=1e-9, abs=1e-9)
+    agreed = np.append(theta[:12], [free[0] / expected[0], theta[13]])
+    assert capped_model(agreed).predict_energy_j(under(decode, ratio)) == pytest.approx(free)
 
 
 def test_without_the_surcharges_a_cap_leaves_its_share_of_the_joules(served):

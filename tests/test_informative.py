@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
@@ -14,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
-from studies.planning import tables
+from studies.planning import figure, tables
 from studies.planning.replay import Subject, as_telling, needed
 
 from energylens import catalog, informative
@@ -506,6 +507,37 @@ def test_a_replay_judges_the_choice_in_each_scenario(
     assert tied["top1_ratio"] == pytest.approx(1 / 6)
     unanswered = subject.score(np.full(len(rows), np.nan))
     assert unanswered["regret_ratio"] == pytest.approx(tied["regret_ratio"])
+
+
+def test_planning_halves_the_rows_that_chance_needs_in_as_many_lines_as_the_page_says() -> None:
+    results = json.loads((ROOT / "docs" / "planning.json").read_text())
+
+    def rows(source: str, way: str, fit: str) -> int:
+        count = needed(results[source], way, fit, "choice")
+        assert count is not None
+        return count
+
+    halved = {
+        (source, fit)
+        for source in results
+        for fit in tables.LAWS
+        if rows(source, "random", fit) >= 2 * rows(source, "planned", fit)
+    }
+    assert "in 3 of 8 lines" in (ROOT / "docs" / "planning.md").read_text()
+    assert halved == {("v3", "law, no prior"), ("v2-h100", "law, no prior"), ("v2-h100", "law")}
+
+
+def test_the_figure_of_the_page_shows_its_results(tmp_path: Path) -> None:
+    results = json.loads((ROOT / "docs" / "planning.json").read_text())
+    figure.write(tmp_path / "planning.svg", results)
+    number = re.compile(r"-?\d+(?:\.\d+)?")
+    drawn, again = (
+        path.read_text(encoding="utf-8")
+        for path in (ROOT / "docs" / "figures" / "planning.svg", tmp_path / "planning.svg")
+    )
+    assert number.sub("#", drawn) == number.sub("#", again)
+    places = [np.array(number.findall(text), dtype=float) for text in (drawn, again)]
+    assert places[0] == pytest.approx(places[1], abs=0.5)
 
 
 def test_the_tables_of_the_page_are_those_of_its_results() -> None:

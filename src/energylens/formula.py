@@ -399,7 +399,9 @@ def with_power_caps(cases: Cases, counts: Counts) -> Counts:
                                            {t_{wait} + \max(t_{bytes}, t_{FLOP})}\Big)
 
     of its TDP, by the times of its datasheet; then :math:`\min(1, p / u)` of the joules are left,
-    not p. And where p < u the driver lowers the core clock to the share c with
+    not p. What is left on top of p is counted in joules of the datasheet, so that the law stays
+    linear: above u a cap does nothing only where the fitted joules are omega times those. And
+    where p < u the driver lowers the core clock to the share c with
     :math:`0.3 + (u - 0.3)\, c^3 = p` (dynamic power is :math:`f V^2`, the voltage follows the
     clock, memory and leakage do not), so that FLOPs take 1 / c the time, at the power left.
     Memory has a clock of its own, and keeps it.

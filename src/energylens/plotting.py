@@ -65,6 +65,7 @@ PALETTE: Mapping[str, tuple[str, str]] = {
 MARKERS = "os^Dvp"
 
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
+FRAME_RATIO = 6.0  # of the median: longer bars leave the frame
 POINTS = 1500  # most rows that a scatter draws
 BARS = 12  # most configurations or scenarios that a figure lists
 LABEL = 40  # most letters of a name beside an axis
@@ -486,6 +487,9 @@ def energy_breakdown(
 
     # Where one bar dwarfs another, a second panel shows what each consists of.
     panels = 2 if float(total.max() / total.min()) > COMPARABLE_RATIO else 1
+    # A few that are far longer than the rest leave the frame, lest the rest be slivers.
+    within = total <= FRAME_RATIO * float(np.median(total))
+    frame_j = 1.25 * float(total[within].max())
 
     def draw(figure: Figure) -> None:
         axes, *more = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
@@ -503,6 +507,20 @@ def energy_breakdown(
                     label=name,
                 )
                 start += joules / size
+        for row in np.flatnonzero(~within):
+            axes.annotate(
+                f"{si(float(total[row]), 'J')} \N{RIGHTWARDS ARROW}",
+                (frame_j, float(row)),
+                xytext=(-4, 0),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontsize=8.5,
+                color=_colour("ink"),
+                bbox={"facecolor": _colour("paper"), "edgecolor": "none", "pad": 1.5},
+            )
+        if not within.all():
+            axes.set_xlim(0, frame_j)
         if measured is not None:
             axes.plot(
                 measured,
@@ -533,6 +551,7 @@ def energy_breakdown(
             f"{case.workload.output_tokens:.0f} out. Blue is prefill, orange decode, the rest what "
             "the layout adds. GPUs that wait are in the launch and sequence terms."
             + (" Diamonds are measured." if measured is not None else "")
+            + ("" if within.all() else " A bar that leaves the frame says how long it is.")
             + (" Evenly spaced from the fewest joules to the most." if thinned else "")
         ),
         alternative=(

@@ -2,7 +2,7 @@
 
 ML.ENERGY v2 ran the same LLMs on A100 and on H100. The law is fitted on one of them and asked for
 the joules of the other, with the coefficients of one kind of work scaled by other numbers of the
-datasheet than the law's. Nothing is chosen here: the law was frozen before.
+datasheet than the law's. The law was frozen before, by these rows among others.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ does not find that by itself, name its source in PIP_EXTRA_INDEX_URL or PIP_FIND
 
 Repairs that the CPU build of vLLM needs:
 
-1. torchvision from the registry is a CUDA build. Its library does not load beside a CPU torch,
+1. torchvision's usual build is one for CUDA. Its library does not load beside a CPU torch,
    and importing it fails with "operator torchvision::nms does not exist". Declaring the two
    missing operators first is enough: processors of images and videos use its Python part only.
 2. ``vllm`` asks for the metadata of a distribution called vllm, and takes the machine for one

@@ -1,6 +1,6 @@
 """Declares two operators of torchvision as soon as torchvision is imported.
 
-Installed next to a CPU build of torch, the registry's torchvision (a CUDA build) cannot load
+Installed next to a CPU build of torch, torchvision's usual build (one for CUDA) cannot load
 its library, and its Python part then misses the operators that it registers fakes for. This
 module is imported at interpreter start through a ``.pth`` file, in child processes too.
 """
