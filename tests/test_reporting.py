@@ -491,6 +491,18 @@ def test_bars_of_very_different_length_get_a_second_panel(full: Sample) -> None:
     assert "share of the prediction (%)" not in alike.svg()
 
 
+def test_a_bar_that_dwarfs_the_rest_leaves_the_frame_and_says_how_long_it_is(full: Sample) -> None:
+    order = np.argsort(full.model.predict_energy_j(full.dataset.cases))
+    near = full.dataset.cases.take(order[:5])
+    far = full.dataset.cases.take(np.append(order[:5], order[-1]))
+    longest_j = float(full.model.predict_energy_j(far)[-1])
+    assert longest_j > 6 * float(full.model.predict_energy_j(near).max())
+    drawn = plotting.energy_breakdown(full.model, far)
+    assert "leaves the frame" in drawn.caption
+    assert f">{plotting.si(longest_j, 'J')} →<" in drawn.svg()
+    assert "leaves the frame" not in plotting.energy_breakdown(full.model, near).caption
+
+
 def test_parts_of_the_breakdown_add_up_to_the_prediction(full: Sample) -> None:
     picture = plotting.energy_breakdown(full.model, full.dataset.cases.take(slice(0, 12)))
 
