@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from energylens.cli import build_parser, main
+from energylens.cli import build_parser, main, modelling
 
 COMMAND = Path(sys.executable).with_name("energylens")
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -948,3 +948,169 @@ def documented_commands() -> list[str]:
 @pytest.mark.parametrize("command", documented_commands())
 def test_a_command_of_the_documents_can_be_typed(command):
     build_parser().parse_args(shlex.split(command)[1:])
+
+
+# ------------------------------------------------------------------- what a newcomer may try
+
+
+def words(result):
+    """What was printed, on one line."""
+    assert_narrow(result)
+    return " ".join(result.out.split())
+
+
+@pytest.fixture(scope="module")
+def capped_model(runs) -> Path:
+    """A fit whose rows have caps of 300 and 500 W, and none."""
+    header, *rows = rows_of(runs)
+    for i, row in enumerate(rows):
+        row.append(("", "300", "500")[i % 3])
+    table = runs.with_name("caps.csv")
+    table.write_text("\n".join(map(",".join, [[*header, "power_cap_w"], *rows])) + "\n")
+    path = runs.with_name("caps.json")
+    assert main(["fit", str(table), "--extend", "power_cap", "-o", str(path)]) == 0
+    return path
+
+
+LARGE = ("--llm", "Qwen/Qwen3-32B", *CASE[2:])
+
+
+def test_a_batch_limit_beyond_memory_is_shown_with_what_runs(run, model):
+    choose = ("--choose", "batch_size", "--batch-sizes", "8,100000,200000")
+    said = words(run("select", model, *LARGE, *choose))
+    assert re.search(r"Run TP1 PP1 B100000 \((\d+) run\): .* holds about \1 sequences", said)
+    assert "Note: A batch size is a limit: beyond what memory holds" in said
+    assert "TP1 PP1 B200000: weights and activations leave" in said
+    explained = words(run("explain", model, *LARGE, "--batch-size", "100000"))
+    assert "B100000 is a limit: memory holds about" in explained
+    assert "Twice the batch would change nothing" in explained
+    document = run("select", model, *LARGE, *choose, "--json").json()
+    assert document["notes"][0].startswith("A batch size is a limit")
+    assert "A batch size is a limit" not in words(run("select", model, *CASE))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--tensor-parallel", "4"), "--tensor-parallel 4 has no effect: tensor_parallel is free"),
+        (("--pipeline-parallel", "1"), "--pipeline-parallel 1 has no effect"),
+        (("--choose", "parallelism", "--data-parallel", "2"), "--data-parallel 2 has no effect"),
+        (("--choose", "parallelism", "--expert-parallel", "2"), "--expert-parallel 2 has no"),
+        (("--choose", "batch_size", "--batch-size", "32"), "--batch-size 32 has no effect"),
+        (
+            ("--choose", "precision", "--precisions", "fp8", "--precision", "fp8"),
+            "--precision fp8 has no effect",
+        ),
+        (
+            ("--choose", "power_cap", "--power-caps", "300", "--power-cap-w", "300"),
+            "--power-cap-w 300 has no effect: power_cap is free",
+        ),
+        (("--batch-sizes", "1,2"), "--batch-sizes has no effect: batch_size is not free"),
+        (("--gpus", "A100"), "--gpus has no effect: gpu is not free"),
+        (("--precisions", "fp8"), "--precisions has no effect: precision is not free"),
+        (("--power-caps", "300"), "--power-caps has no effect: power_cap is not free"),
+        (("--choose", "gpu"), "give --gpus"),
+        (("--choose", "precision"), "give --precisions"),
+        (("--choose", "power_cap"), "give --power-caps"),
+    ],
+)
+def test_an_option_of_select_without_effect_is_refused_and_one_missing_is_named(
+    run, capped_model, options, words
+):
+    assert_refused(run("select", capped_model, *CASE, *options), words)
+
+
+def test_a_knob_that_is_not_free_is_fixed_by_its_option(run, model):
+    fixed = ("--choose", "batch_size", "--tensor-parallel", "2", "--precision", "fp8", "--json")
+    document = run("select", model, *CASE, *fixed).json()
+    assert {entry["tensor_parallel"] for entry in document["ranking"]} == {2}
+    assert {entry["precision"] for entry in document["ranking"]} == {"fp8"}
+    default = run("select", model, *CASE, "--json").json()
+    assert {entry["batch_size"] for entry in default["ranking"]} == {32}
+
+
+def test_a_cap_that_the_fit_has_not_seen_or_a_gpu_cannot_have_is_not_feasible(run, capped_model):
+    caps = ("--choose", "power_cap,gpu", "--gpus", "H100,A100", "--power-caps", "71,300,600")
+    said = words(run("select", capped_model, *CASE, *caps))
+    assert "71 W on H100-SXM-80GB: the fit has seen caps from 300 to 700 W" in said
+    assert "71 W on A100-SXM-80GB: the fit has seen caps from 171 to 400 W" in said
+    assert "600 W on A100-SXM-80GB: a power cap must lie between 40 and 420 W" in said
+    assert "No row of the fit has the GPU A100-SXM-80GB" in said
+    document = run("select", capped_model, *CASE, *caps, "--json").json()
+    ranked = {(entry["gpu"], entry["power_cap_w"]) for entry in document["ranking"]}
+    assert ranked == {("H100-SXM-80GB", 300), ("H100-SXM-80GB", 600), ("A100-SXM-80GB", 300)}
+    assert document["infeasible_counts"] == {"power caps seen": 2, "power cap": 1}
+
+
+@pytest.mark.parametrize("verb", ["explain", "select"])
+def test_a_format_that_contradicts_the_name_of_the_llm_is_refused(run, model, verb):
+    case = ("--llm", "Qwen/Qwen3-32B-FP8", *CASE[2:])
+    assert_refused(run(verb, model, *case, "--precision", "bf16"), "is bf16", "says fp8")
+    assert run(verb, model, *case, "--precision", "fp8").code == 0
+
+
+def test_a_degree_beyond_what_is_accounted_for_is_refused_with_the_limit(run, model):
+    for degree, code in ((modelling.MOST_GPUS, 0), (modelling.MOST_GPUS + 1, 1)):
+        said = run("explain", model, *CASE, "--data-parallel", degree)
+        assert said.code == code
+    assert_refused(said, "--data-parallel must be 32767 or less, not 32768")
+
+
+def test_an_explanation_cuts_no_label(run, model):
+    said = run("explain", model, *CASE, "--tensor-parallel", "2")
+    assert "…" not in said.out
+    assert re.search(r"^reading the weights for each decode +- .*\n  step$", said.out, re.MULTILINE)
+
+
+def test_a_fit_says_what_its_extensions_and_its_table_are_of(run, runs, tmp_path):
+    assert "--extend auto took in" in words(run("fit", runs, "--extend", "auto"))
+    assert "took in" not in words(run("fit", runs))
+    assert_refused(run("fit", runs, "--extend", "auto,length"), "--extend auto stands alone")
+    table = changed(runs, tmp_path, "gpu", "A100-SXM-80GB")
+    said = words(run("fit", table))
+    assert "the rows of A100-SXM-80GB, H100-SXM-80GB together" in said
+    assert "values are those of H100-SXM-80GB, which has the most" in said
+    assert 'list them, under "groups"' in said
+
+
+def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, runs, tmp_path):
+    assert not run("fit", runs, "--json").json()["notes"]
+    assert "Note: 1 row is there twice" in words(run("fit", twice(runs, tmp_path)))
+    header, *rows = rows_of(runs)
+    for i, row in enumerate(rows):
+        row[header.index("engine")] = "vllm"
+        row[header.index("engine_version")] = ("0.11.1", "0.5.4")[i % 2]
+    table = tmp_path / "versions.csv"
+    table.write_text("\n".join(map(",".join, [header, *rows])) + "\n")
+    (note,) = run("fit", table, "--json").json()["notes"]
+    assert "Rows of 2 engine versions (vllm 0.5.4, vllm 0.11.1)" in note
+    assert not run("fit", table, "--where", "engine_version=0.5.4", "--json").json()["notes"]
+
+
+def twice(runs, tmp_path):
+    """A copy of the table with its first row once more."""
+    lines = runs.read_text().splitlines()
+    path = tmp_path / "twice.csv"
+    path.write_text("\n".join([*lines, lines[1]]) + "\n")
+    return path
+
+
+def test_a_coefficient_that_few_rows_speak_of_asks_for_more_of_them(run, runs, tmp_path):
+    header, *rows = rows_of(runs)
+    few = [rows[0], next(row for row in rows if row[header.index("tensor_parallel")] == "2")]
+    table = tmp_path / "few.csv"
+    table.write_text("\n".join(map(",".join, [header, *few])) + "\n")
+    undetermined = run("fit", table, "--json").json()["diagnostics"]["undetermined"]
+    assert undetermined["tensor_parallel"].startswith("more of: ")
+    assert not undetermined["pipeline_parallel"].startswith("more of: ")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--where", "llm"), "--where takes COLUMN=VALUE"),
+        (("--idle-power-w", "1e9"), "below the TDP of H100-SXM-80GB, 700 W"),
+    ],
+)
+def test_an_option_of_the_fit_that_makes_no_sense_gets_one_sentence(run, runs, options, words):
+    assert_refused(run("fit", runs, *options), words)

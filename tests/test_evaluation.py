@@ -29,6 +29,7 @@ from energylens.records import (
     Llm,
     Precision,
     Source,
+    Vision,
     Workload,
 )
 from energylens.scoring import METRICS
@@ -879,6 +880,19 @@ def test_unseen_llm_leaves_variants_of_one_architecture_out_together() -> None:
     watch = Watch()
     evaluate(table(rows), {"it": watch}, protocol="unseen-llm", leave="id")
     assert len(watch.seen) == 3
+
+
+def test_a_text_llm_and_the_one_that_sees_and_is_built_on_it_leave_together_by_backbone() -> None:
+    tower = Vision(parameters=10**5, layers=1, hidden_size=8, patch_pixels=14)
+    sees = replace(llm("a-vl"), vision=tower)
+    rows = grid(llms=[llm("a"), sees, llm("b", 4)])
+    for leave, groups in (
+        ("architecture", {"a", "a-vl", "b"}),
+        ("backbone", {"a / a-vl", "b"}),
+    ):
+        result = evaluate(table(rows), {"it": Watch()}, protocol="unseen-llm", leave=leave)
+        assert set(result.estimators["it"].groups) == groups
+        assert result.to_json()["leave"] == leave
 
 
 def test_unseen_hardware_gives_back_k_calibration_rows_that_are_not_judged() -> None:

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 
 from energylens import catalog
+from energylens.capacity import memory
 from energylens.cases import Cases
 from energylens.explanation import SUBJECTS, describe, explain, joules, scope_notes
 from energylens.fitting import FitOptions, fit, from_datasheet
 from energylens.formula import EXTENSIONS, NAMES, Coefficients, terms_of
 from energylens.records import Boundary, Case, Configuration, Modality, Workload
+from energylens.selection import Scenario, select
 
 
 @pytest.fixture(scope="module")
@@ -164,9 +166,49 @@ def test_a_change_that_does_not_fit_says_why(model, case):
     assert not half.feasible
     assert "weights take" in half.reason
     assert "half of it is not possible: weights take" in " ".join(e.sentences)
-    assert not change(e, "double the batch").feasible
-    assert "Twice the batch does not fit: " in " ".join(e.sentences)
-    assert any("room for about" in note or "weights take" in note for note in e.notes)
+    larger = explain(model, laid_out(large, tensor_parallel=1))
+    assert not change(larger, "double the batch").feasible
+    assert "Twice the batch does not fit: weights take" in " ".join(larger.sentences)
+    assert any(note.startswith("Weights take") for note in larger.notes)
+
+
+def test_a_batch_limit_beyond_memory_runs_at_what_memory_holds(model, case):
+    case = laid_out(case, tensor_parallel=1)
+    room = memory(case).largest_batch
+    assert 32 < room < 64  # or the test shows nothing
+    waiting, held = laid_out(case, batch_size=64), laid_out(case, batch_size=room)
+    e = explain(model, waiting)
+    assert e.energy_per_request_j == pytest.approx(predicted(model, held), rel=1e-3)
+    said = f"B64 is a limit: memory holds about {room:.0f} sequences, at which it runs"
+    assert said in " ".join(e.sentences)
+    assert not any("sequences" in note for note in e.notes)
+
+
+def test_what_a_change_does_is_told_by_the_rule_of_the_ranking(model, case):
+    case = laid_out(case, tensor_parallel=1, batch_size=32)
+    scenario = Scenario(
+        llm=case.llm,
+        gpu=case.gpu,
+        precision=case.precision,
+        workload=case.workload,
+        configuration=case.configuration,
+    )
+    ranking = select(model, scenario, choose=["batch_size"])
+    by_batch = {
+        entry.configuration.batch_size: entry.energy_per_request_j for entry in ranking.entries()
+    }
+    doubled = change(explain(model, case), "double the batch")
+    assert doubled.feasible
+    assert doubled.energy_per_request_j == pytest.approx(by_batch[64.0])
+    assert "sequences at once: memory holds no more" in explain(model, case).sentences[-1]
+    again = explain(model, laid_out(case, batch_size=64))
+    assert 128.0 not in by_batch
+    assert not change(again, "double the batch").feasible
+    assert "Twice the batch would change nothing: memory holds" in again.sentences[-1]
+    two = explain(model, laid_out(case, tensor_parallel=2, batch_size=64))
+    half = change(two, "half the tensor parallelism")
+    assert half.feasible
+    assert half.energy_per_request_j == pytest.approx(by_batch[64.0])
 
 
 @pytest.mark.parametrize(

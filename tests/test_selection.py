@@ -28,6 +28,7 @@ from energylens.records import (
 from energylens.selection import (
     SAMPLED,
     Candidates,
+    CapsSeen,
     Ranking,
     Scenario,
     enumerate_configurations,
@@ -312,6 +313,10 @@ def test_the_smallest_batch_beyond_memory_is_kept_with_what_really_runs() -> Non
     ruled_out = {entry.configuration.batch_size for entry in ranking.infeasible()}
     assert ruled_out == {b for b in 2.0 ** np.arange(10) if b > beyond}
     assert "the rest would wait in the queue" in ranking.infeasible()[0].reason
+    (note,) = ranking.notes
+    assert "A batch size is a limit" in note
+    assert ranking.to_json()["notes"] == [note]
+    assert not select(Says(joules), SCENARIO).notes
 
 
 def test_without_a_queue_every_batch_beyond_memory_is_ruled_out() -> None:
@@ -491,12 +496,17 @@ def test_power_caps_are_candidates_where_they_are_free() -> None:
     assert set(select(Says(hungry), fixed).cases.power_cap_w) == {300.0}
 
 
-def test_a_cap_that_one_gpu_type_cannot_have_is_left_out_there_and_refused_if_none_can() -> None:
+def test_a_cap_that_one_gpu_type_cannot_have_is_ruled_out_there_and_refused_if_none_can() -> None:
     weak = replace(H100, id="weak", tdp_w=300.0)
     listed = Candidates(gpus=(H100, weak), power_caps_w=(250.0, 600.0))
-    cases = enumerate_configurations(SCENARIO, choose=("gpu", "power_cap"), candidates=listed)
-    pairs = zip(cases.gpu_index.tolist(), cases.power_cap_w.tolist(), strict=True)
-    assert sorted(pairs) == [(0, 250.0), (0, 600.0), (1, 250.0)]
+    choose = ("gpu", "power_cap")
+    ranking = select(Says(joules), SCENARIO, choose=choose, candidates=listed)
+    kept = {(entry.gpu, entry.configuration.power_cap_w) for entry in ranking.entries()}
+    assert kept == {("H100", 250.0), ("H100", 600.0), ("weak", 250.0)}
+    (impossible,) = ranking.infeasible()
+    assert (impossible.gpu, impossible.configuration.power_cap_w) == ("weak", 600.0)
+    assert impossible.reason == "a power cap must lie between 30 and 315 W on weak"
+    assert ranking.to_json()["infeasible_counts"] == {"power cap": 1}
     for caps, words in (
         ((), "to choose the power cap freely, the candidates must list some"),
         ((400.0, 4e5), "a power cap must lie between 70 and 735 W on H100, not 400000"),
@@ -508,3 +518,17 @@ def test_a_cap_that_one_gpu_type_cannot_have_is_left_out_there_and_refused_if_no
                 choose=("power_cap",),
                 candidates=Candidates(power_caps_w=caps),
             )
+
+
+def test_caps_far_outside_those_seen_are_ruled_out_in_watts_of_the_gpu() -> None:
+    seen = CapsSeen(low_ratio=300 / 700, high_ratio=500 / 700)
+    ranking = select(
+        Says(joules),
+        SCENARIO,
+        choose=("power_cap",),
+        candidates=Candidates(power_caps_w=(71.0, 239.0, 241.0, 624.0, 626.0)),
+        limits=[seen],
+    )
+    assert {e.configuration.power_cap_w for e in ranking.entries()} == {241.0, 624.0}
+    assert {i.reason for i in ranking.infeasible()} == {"the fit has seen caps from 300 to 500 W"}
+    assert len(select(Says(joules), SCENARIO, limits=[seen])) > 0  # no cap is none far outside

@@ -18,6 +18,7 @@ from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, freed_columns
 from energylens.errors import EnergyLensError, InputError, MissingExtraError, UsageError
 from energylens.folds import (
+    ALIKE,
     CUTS,
     FOLDS,
     PROTOCOLS,
@@ -325,7 +326,7 @@ def evaluate(
         Fit separately for each of these: llm, gpu, precision, modality, task, engine_version.
     leave : str
         What leaves together in ``unseen-llm``: ``architecture`` (all LLMs of the same
-        architecture) or ``id``.
+        architecture), ``backbone`` (vision towers apart) or ``id``.
     interval_ratio : float
         Nominal coverage of the intervals that are judged.
     allow_simulated : bool
@@ -349,7 +350,7 @@ def evaluate(
         ("objective", objective, ("request", "output_token")),
         ("batch", batch, ("observed", "limit", "limit-judged")),
         ("direction", direction, ("larger", "smaller")),
-        ("leave", leave, ("architecture", "id")),
+        ("leave", leave, (*ALIKE, "id")),
     ):
         if given not in allowed:
             raise UsageError(f"{option} must be one of {', '.join(allowed)}; given {given!r}")

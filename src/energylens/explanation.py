@@ -11,6 +11,7 @@ from energylens import capacity
 from energylens.cases import Cases
 from energylens.formula import EnergyModel
 from energylens.records import Case, Configuration, Workload
+from energylens.selection import as_run
 
 COVERAGE_RATIO = 0.8
 NORMAL_80 = 1.2816  # half width of a central 80 % interval, in standard deviations
@@ -58,13 +59,17 @@ class TermShare:
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """What another setting of the same case would cost, by the model."""
+    """What another setting of the same case would cost, by the model.
+
+    ``running_batch_size`` is set where memory holds fewer sequences than the batch limit allows.
+    """
 
     what: str
     energy_per_request_j: float
     difference_j: float
     feasible: bool
     reason: str = ""
+    running_batch_size: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,7 +87,7 @@ class Explanation:
     changes : tuple of Change
         Half the tensor and pipeline parallelism, double the batch, where they make sense.
     notes : tuple of str
-        Where the case lies outside what the fit has seen, and why it may not fit in memory.
+        Where the case lies outside what the fit has seen, and why it does not fit in memory.
     sentences : tuple of str
         All of it in words.
     """
@@ -125,6 +130,7 @@ class Explanation:
                     "difference_j": c.difference_j,
                     "feasible": c.feasible,
                     "reason": c.reason,
+                    "running_batch_size": c.running_batch_size,
                 }
                 for c in self.changes
             ],
@@ -136,6 +142,9 @@ class Explanation:
 def explain(model: EnergyModel, case: Case) -> Explanation:
     """Explain one case.
 
+    Of a batch limit beyond what memory holds, what memory holds runs, as in
+    :func:`energylens.selection.select`.
+
     Parameters
     ----------
     model : EnergyModel
@@ -146,6 +155,7 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     -------
     Explanation
     """
+    case = as_run(case)
     variants = _variants(case)
     cases = Cases.of([case, *(variant for _, variant in variants)])
     energies = model.predict_energy_j(cases)
@@ -237,14 +247,14 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
 
 def _memory_notes(case: Case) -> tuple[str, ...]:
     memory = capacity.memory(case)
-    return () if memory.fits else (memory.reason,)
+    return () if memory.runs else (f"{memory.reason[0].upper()}{memory.reason[1:]}.",)
 
 
 def _variants(case: Case) -> list[tuple[str, Case]]:
     c, w = case.configuration, case.workload
 
     def laid_out(configuration: Configuration) -> Case:
-        return replace(case, configuration=configuration)
+        return as_run(replace(case, configuration=configuration))
 
     def asked(workload: Workload) -> Case:
         return replace(case, workload=workload)
@@ -275,14 +285,25 @@ def _variants(case: Case) -> list[tuple[str, Case]]:
 
 
 def _change(what: str, case: Case, energy: float, before: float) -> Change:
-    memory = capacity.memory(case)
+    memory, held = capacity.memory(case), _held(case)
+    reason = "" if memory.runs else memory.reason
+    # As in a ranking, a limit above one that is beyond memory already only lengthens the queue.
+    if what == "double the batch" and held and held < case.configuration.batch_size / 2:
+        reason = f"memory holds about {held:.0f} sequences, so the others would only wait"
     return Change(
         what=what,
         energy_per_request_j=energy,
         difference_j=energy - before,
-        feasible=memory.fits,
-        reason=memory.reason,
+        feasible=not reason,
+        reason=reason,
+        running_batch_size=held,
     )
+
+
+def _held(case: Case) -> float | None:
+    """Sequences that memory holds, where they run and the batch limit is beyond them."""
+    room = capacity.memory(case).largest_batch
+    return room if 1.0 <= room < case.configuration.batch_size else None
 
 
 def joules(value: float) -> str:
@@ -309,6 +330,12 @@ def _sentences(
         f"{joules(high)} with 80 % probability): {prefill / energy:.0%} in prefill, "
         f"{1 - prefill / energy:.0%} in decode."
     ]
+    held = _held(case)
+    if held is not None:
+        sentences.append(
+            f"B{case.configuration.batch_size:g} is a limit: memory holds about {held:.0f} "
+            "sequences, at which it runs; the others wait."
+        )
     largest = [t for t in sorted(terms, key=lambda t: -t.total_j)[:3] if t.total_j > 0]
     sentences.append(
         "Most of it goes into "
@@ -331,6 +358,8 @@ def _sentences(
         if half and half.feasible:
             verb = "save" if half.difference_j < 0 else "cost another"
             sentence += f"; half of it would {verb} {joules(abs(half.difference_j))} a request"
+            if half.running_batch_size:
+                sentence += f", with about {half.running_batch_size:.0f} sequences at once"
         elif half:
             sentence += f"; half of it is not possible: {half.reason[0].lower()}{half.reason[1:]}"
         sentences.append(sentence.rstrip(".") + ".")
@@ -345,6 +374,13 @@ def _sentences(
             f"Twice the batch would {verb} {joules(abs(double.difference_j))} a request "
             f"({abs(double.difference_j) / energy:.0%})"
         )
+        if double.running_batch_size:
+            sentence += (
+                f", with about {double.running_batch_size:.0f} sequences at once: memory holds "
+                "no more"
+            )
+    elif double.running_batch_size:
+        sentence = f"Twice the batch would change nothing: {double.reason}"
     else:
         sentence = f"Twice the batch does not fit: {double.reason[0].lower()}{double.reason[1:]}"
     sentences.append(sentence.rstrip(".") + ".")

@@ -22,7 +22,7 @@ from functools import cached_property
 import numpy as np
 
 from energylens import __version__
-from energylens.cases import FloatArray, IntArray
+from energylens.cases import BoolArray, FloatArray, IntArray
 from energylens.dataset import Dataset, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.formula import (
@@ -208,8 +208,8 @@ def paying_extensions(
     """Find the extensions that pay on rows left out.
 
     One after the other, the one that lowers the mean absolute log error of rows left out with
-    their LLM the most is taken, as long as it lowers it by ``PAYING_RATIO`` or more, and that of
-    rows left out one by one too. With one LLM only the latter is asked.
+    their architecture the most is taken, as long as it lowers it by ``PAYING_RATIO`` or more, and
+    that of rows left out one by one too. With one architecture only the latter is asked.
 
     Returns
     -------
@@ -228,7 +228,8 @@ def paying_extensions(
     def errors(extend: tuple[str, ...]) -> tuple[float, float]:
         return _Problem(dataset, weights, replace(options, extend=extend)).errors()
 
-    several = len(np.unique(dataset.cases.llm_index)) > 1
+    llms = [dataset.cases.llms[i] for i in np.unique(dataset.cases.llm_index)]
+    several = len({llm.architecture for llm in llms}) > 1
     chosen: tuple[str, ...] = ()
     best = errors(chosen)
     while True:
@@ -298,9 +299,10 @@ class _Problem:
         self.relative = x / y[:, None]
         self.weights = weights * (y / y.mean()) ** 2 if options.loss == "absolute" else weights
         self.loss = options.loss
-        self.llm_index = cases.llm_index
         same = {llm.architecture: i for i, llm in enumerate(cases.llms)}
-        self.architecture = np.array([same[llm.architecture] for llm in cases.llms])[self.llm_index]
+        self.architecture = np.array([same[llm.architecture] for llm in cases.llms])[
+            cases.llm_index
+        ]
         self.scenario = group_rows(
             [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
         )
@@ -317,9 +319,9 @@ class _Problem:
             self.fixed[k] = options.idle_power_w / float(datasheet(cases.gpus)[kinds[0], k])
 
     def errors(self) -> tuple[float, float]:
-        """Mean absolute log error of rows left out with their LLM, and one by one."""
+        """Mean absolute log error of rows left out with their architecture, and one by one."""
         fitted = self._minimise(np.arange(len(self.weights)), self.expected, self.spread)
-        unseen, _ = fitted.without_groups(self.llm_index)
+        unseen, _ = fitted.without_groups(self.architecture)
         seen, _ = fitted.without_rows()
         return float(np.abs(unseen).mean()), float(np.abs(seen).mean())
 
@@ -667,14 +669,25 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     predicted = model.predict_energy_j(dataset.cases)
     theta = model.pooled.theta
     a = slopes(x / y[:, None], theta)
-    present = (x > 0).any(axis=0)
+    present: BoolArray = np.any(x > 0, axis=0)
     size = np.sqrt((a[:, present] ** 2).sum(axis=0))
     size[size == 0] = 1.0
     spread = np.sqrt(np.diag(model.pooled.covariance))
     told = spread / spreads
     rests_on_prior = ~present | (told > 0.9)
+    alike = np.abs(model.pooled.covariance) / np.maximum(np.outer(spread, spread), 1e-300)
+    np.fill_diagonal(alike, 0.0)
+
+    def needs(k: int) -> str:
+        """Say which rows would tell; with such rows there, more of them, and from what to tell."""
+        if not present[k]:
+            return terms[k].needs
+        other = int(alike[k].argmax())
+        least = f" (least told apart from {terms[other].name})" if alike[k, other] > 0.2 else ""
+        return f"more of: {terms[k].needs}{least}"
+
     undetermined = {
-        term.name: term.needs for k, term in enumerate(terms) if rests_on_prior[k] and spread[k] > 0
+        term.name: needs(k) for k, term in enumerate(terms) if rests_on_prior[k] and spread[k] > 0
     }
     active = (theta > 0) & present
     b = a[:, active]

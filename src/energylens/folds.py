@@ -10,6 +10,7 @@ import numpy as np
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import UsageError
+from energylens.records import Llm, Vision
 from energylens.scoring import Board
 
 DEFAULT_TRAIN = 50
@@ -172,9 +173,23 @@ FOLDS: dict[str, Folds] = {
 PROTOCOLS = tuple(FOLDS)
 
 
-def _same_architecture(cases: Cases) -> StrArray:
-    """Name each row by all LLMs that have its architecture: variants of one leave together."""
-    keys = {llm.id: llm.architecture for llm in (cases.llms[i] for i in np.unique(cases.llm_index))}
+def _backbone(llm: Llm) -> tuple[object, ...]:
+    """Take the vision tower from what an LLM computes with: what is left reads and writes text."""
+    return tuple(None if isinstance(part, Vision) else part for part in llm.architecture)
+
+
+#: What ``leave`` may be, but for single ids, and what LLMs that leave together have in common.
+ALIKE: dict[str, Callable[[Llm], tuple[object, ...]]] = {
+    "architecture": lambda llm: llm.architecture,
+    "backbone": _backbone,
+}
+
+
+def _alike(cases: Cases, leave: str) -> StrArray:
+    """Name each row by all LLMs that have what its own has: variants of one leave together."""
+    keys = {
+        llm.id: ALIKE[leave](llm) for llm in (cases.llms[i] for i in np.unique(cases.llm_index))
+    }
     names = {
         name: " / ".join(other for other, k in keys.items() if k == key)
         for name, key in keys.items()
@@ -219,8 +234,8 @@ def _left_out_labels(dataset: Dataset, protocol: str, leave: str) -> StrArray:
     if protocol == "unseen-engine":
         names = zip(dataset.engine, dataset.engine_version, strict=True)
         return np.array([" ".join(map(str, n)).strip() or "no engine" for n in names], dtype=object)
-    if protocol == "unseen-llm" and leave == "architecture":
-        return _same_architecture(dataset.cases)
+    if protocol == "unseen-llm" and leave in ALIKE:
+        return _alike(dataset.cases, leave)
     return dataset.llm_ids
 
 

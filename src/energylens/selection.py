@@ -38,6 +38,9 @@ BATCH_SIZES = tuple(2.0**power for power in range(10))
 SAMPLED = 256
 SAMPLES = 1000
 
+# How far below the lowest and above the highest power cap of the measured rows one may choose.
+CAP_REACH_RATIOS = (0.8, 1.25)
+
 
 # -------------------------------------------------------------------------------- what is asked
 
@@ -128,6 +131,31 @@ class Limit(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class CapsSeen:
+    """The limit that power caps are not chosen far outside those that a fit has seen.
+
+    ``low_ratio`` and ``high_ratio`` are the lowest and the highest cap seen, over the TDP. A case
+    without a cap meets it.
+    """
+
+    low_ratio: float
+    high_ratio: float
+    name: str = "power caps seen"
+
+    def broken(self, cases: Cases) -> BoolArray:
+        """Whether the cap lies far outside; shape (n,)."""
+        ratio = cases.power_cap_w / cases.of_gpu(lambda gpu: gpu.tdp_w)
+        low, high = CAP_REACH_RATIOS
+        outside: BoolArray = (ratio < low * self.low_ratio) | (ratio > high * self.high_ratio)
+        return outside
+
+    def reason(self, case: Case) -> str:
+        """Say which caps the fit has seen, for the GPU of the case."""
+        low, high = (ratio * case.gpu.tdp_w for ratio in (self.low_ratio, self.high_ratio))
+        return f"the fit has seen caps from {low:.0f} to {high:.0f} W"
+
+
 def enumerate_configurations(
     scenario: Scenario,
     *,
@@ -213,7 +241,6 @@ def enumerate_configurations(
         )
     )
     possible = layouts[layout, 3] <= batch
-    possible &= ~((cap_w < ranges[gpu, 0]) | (cap_w > ranges[gpu, 1]))
     layout, batch = layout[possible], batch[possible]
     return _cases(
         scenario,
@@ -308,17 +335,19 @@ class Ranked:
 
 @dataclass(frozen=True, kw_only=True)
 class Infeasible:
-    """One configuration that was ruled out, and why."""
+    """One configuration that was ruled out, and why: ``cause`` in a word, ``reason`` in full."""
 
     configuration: Configuration
     gpu: str
     precision: str
+    cause: str
     reason: str
 
     def to_json(self) -> dict[str, Any]:
         """Names and values."""
         return {
             **_configuration_json(self.configuration, self.gpu, self.precision),
+            "cause": self.cause,
             "reason": self.reason,
         }
 
@@ -398,13 +427,8 @@ class Ranking:
         """Return the first ``count`` configurations that were ruled out, or all."""
         stop = len(self.ruled_out) if count is None else min(count, len(self.ruled_out))
         return tuple(
-            Infeasible(
-                configuration=case.configuration,
-                gpu=case.gpu.id,
-                precision=case.precision.id,
-                reason=_reason(case, int(self.ruled_out_because[i]), self.limits),
-            )
-            for i, case in ((i, self.ruled_out.case(i)) for i in range(stop))
+            _infeasible(self.ruled_out, i, int(self.ruled_out_because[i]), self.causes, self.limits)
+            for i in range(stop)
         )
 
     def infeasible_counts(self) -> dict[str, int]:
@@ -412,6 +436,18 @@ class Ranking:
         counts = np.bincount(self.ruled_out_because, minlength=len(self.causes))
         order = np.argsort(-counts, kind="stable")
         return {self.causes[i]: int(counts[i]) for i in order if counts[i]}
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What must be known to read the ranking, in sentences."""
+        if np.isnan(self.cases.mean_batch_size).all():
+            return ()
+        note = (
+            "A batch size is a limit: beyond what memory holds, as many sequences run as it holds"
+        )
+        if "batch_size" in self.choose:
+            note += ". The smallest such limit is kept; larger ones would only lengthen the queue"
+        return (f"{note}.",)
 
     def to_json(self, listed: int = 100) -> dict[str, Any]:
         """One document with the first ``listed`` configurations of either kind."""
@@ -434,6 +470,7 @@ class Ranking:
             "infeasible": len(self.ruled_out),
             "infeasible_counts": self.infeasible_counts(),
             "infeasible_listed": [entry.to_json() for entry in self.infeasible(listed)],
+            "notes": list(self.notes),
         }
 
 
@@ -461,7 +498,7 @@ def _configuration_json(configuration: Configuration, gpu: str, precision: str) 
 # ------------------------------------------------------------------------------------ selection
 
 # Why a configuration is ruled out, by number; after the limits comes having no prediction.
-_LAYOUT, _MEMORY, _FIRST_LIMIT = 0, 1, 2
+_LAYOUT, _MEMORY, _CAP, _FIRST_LIMIT = 0, 1, 2, 3
 
 
 def select(
@@ -478,10 +515,11 @@ def select(
 ) -> Ranking:
     """Rank the feasible configurations of a scenario by predicted joules per request.
 
-    A configuration is feasible if the LLM can be laid out so, memory allows it, and no limit is
-    broken. An engine runs as many sequences as its cache has room for and lets the others wait;
-    so of the batch limits beyond that the smallest is kept, with the batch that really runs, and
-    the larger ones are ruled out: they would only lengthen the queue.
+    A configuration is feasible if the LLM can be laid out so, memory allows it, the GPU can have
+    the power cap, and no limit is broken. An engine runs as many sequences as its cache has room
+    for and lets the others wait; so of the batch limits beyond that the smallest is kept, with
+    the batch that really runs, and the larger ones are ruled out: they would only lengthen the
+    queue.
 
     Parameters
     ----------
@@ -525,7 +563,7 @@ def select(
             "parallelism and batch sizes given allow none within that many GPUs; allow more "
             "GPUs, or smaller degrees"
         )
-    causes = ("layout", "memory", *(limit.name for limit in limits), "no prediction")
+    causes = ("layout", "memory", "power cap", *(limit.name for limit in limits), "no prediction")
     every, because = _rule_out(every, limits, queueing)
     left = np.flatnonzero(because < 0)
     energy = np.asarray(predictor.predict_energy_j(every.take(left)), dtype=np.float64)
@@ -608,10 +646,34 @@ def _rule_out(cases: Cases, limits: Sequence[Limit], queueing: bool) -> tuple[Ca
         data_parallel=cases.data_parallel,
     )
     because[~possible] = _LAYOUT
+    ranges = np.array([power_cap_range_w(gpu) for gpu in cases.gpus])[cases.gpu_index]
+    because[(cases.power_cap_w < ranges[:, 0]) | (cases.power_cap_w > ranges[:, 1])] = _CAP
     for number, limit in enumerate(limits, start=_FIRST_LIMIT):
         left = np.flatnonzero(because < 0)
         because[left[limit.broken(cases.take(left))]] = number
     return cases, because
+
+
+def _infeasible(
+    cases: Cases, row: int, cause: int, causes: Sequence[str], limits: Sequence[Limit]
+) -> Infeasible:
+    """Describe a case that was ruled out."""
+    if cause != _CAP:
+        case = cases.case(row)
+        configuration, reason = case.configuration, _reason(case, cause, limits)
+    else:
+        # No case can have such a cap.
+        case = cases.replace(power_cap_w=nan).case(row)
+        configuration = replace(case.configuration, power_cap_w=float(cases.power_cap_w[row]))
+        low, high = power_cap_range_w(case.gpu)
+        reason = f"a power cap must lie between {low:g} and {high:g} W on {case.gpu.id}"
+    return Infeasible(
+        configuration=configuration,
+        gpu=case.gpu.id,
+        precision=case.precision.id,
+        cause=causes[cause],
+        reason=reason,
+    )
 
 
 def _reason(case: Case, cause: int, limits: Sequence[Limit]) -> str:
@@ -645,11 +707,11 @@ def _nothing_feasible(
     rows = np.flatnonzero(because == cause)
     # The one that comes closest: the most GPUs, and of those the smallest batch.
     closest = rows[np.lexsort((cases.batch_size[rows], -cases.occupied_gpus[rows]))[0]]
-    case = cases.case(int(closest))
+    item = _infeasible(cases, int(closest), cause, causes, limits)
     return InfeasibleError(
         f"no configuration of {scenario.describe()} is feasible; {counts[cause]} of {len(cases)} "
-        f"fail on {causes[cause]}, as {case.configuration.describe()} does: "
-        f"{_reason(case, cause, limits)}. Allow more GPUs, a narrower precision or a smaller "
+        f"fail on {causes[cause]}, as {item.configuration.describe()} does: "
+        f"{item.reason}. Allow more GPUs, a narrower precision or a smaller "
         "batch, or relax a limit."
     )
 
@@ -668,8 +730,14 @@ def _reference_energy_j(
         boundary=scenario.boundary,
         node_gpus=scenario.node_gpus,
     )
-    room = memory(case).largest_batch
-    if 0 < room < case.configuration.batch_size:
-        case = replace(case, configuration=replace(case.configuration, mean_batch_size=room))
-    energy = float(predictor.predict_energy_j(Cases.of([case]))[0])
+    energy = float(predictor.predict_energy_j(Cases.of([as_run(case)]))[0])
     return energy if np.isfinite(energy) else None
+
+
+def as_run(case: Case) -> Case:
+    """Set the batch that runs where the limit, or the mean given, is beyond what memory holds."""
+    c = case.configuration
+    room = memory(case).largest_batch
+    if 0 < room < (c.mean_batch_size or c.batch_size):
+        return replace(case, configuration=replace(c, mean_batch_size=room))
+    return case

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def picture(results: Mapping[str, Any]) -> Picture:
     """Show how often candidates were best against the probability stated for them."""
-    bins = results["calibration"]["bins"]
+    bins, chosen = (results["calibration"][key] for key in ("bins", "chosen"))
     stated, best, near = (
         100 * np.array([b[key] for b in bins])
         for key in ("stated_ratio", "best_ratio", "within_noise_ratio")
@@ -33,6 +33,23 @@ def picture(results: Mapping[str, Any]) -> Picture:
             stated, near, "s-", color=PALETTE["category-2"][0], label="was within 2 % of the best"
         )
         axes.plot(stated, best, "o-", color=PALETTE["category-1"][0], label="was the best")
+        axes.plot(
+            [100 * b["stated_ratio"] for b in chosen],
+            [100 * b["best_ratio"] for b in chosen],
+            "^:",
+            color=PALETTE["category-3"][0],
+            label="chosen, was the best",
+        )
+        for b in chosen:
+            if b["from_ratio"] < 0.5:  # above, whoever has it is the one chosen
+                axes.annotate(
+                    f"{b['candidates']:,}",
+                    (100 * b["stated_ratio"], 100 * b["best_ratio"]),
+                    xytext=(-4, 8),
+                    textcoords="offset points",
+                    fontsize=7.5,
+                    color=PALETTE["muted"][0],
+                )
         for k, (x, y, b) in enumerate(zip(stated, best, bins, strict=True)):
             axes.annotate(
                 f"{b['candidates']:,}",
@@ -48,7 +65,7 @@ def picture(results: Mapping[str, Any]) -> Picture:
             xlabel="stated probability of being the best (%), mean of a bin",
             ylabel="came true (%)",
         )
-        figure.legend(loc="outside upper left", ncols=3)
+        figure.legend(loc="outside upper left", ncols=2)
 
     return Picture(
         name="calibration",
@@ -60,8 +77,13 @@ def picture(results: Mapping[str, Any]) -> Picture:
             f"{percent(b['within_noise_ratio'])} within 2 % of it"
             for b in bins
         )
+        + ". Of those chosen: "
+        + "; ".join(
+            f"{percent(b['stated_ratio'])} stated, {percent(b['best_ratio'])} were best"
+            for b in chosen
+        )
         + ".",
-        size_in=(5.6, 3.8),
+        size_in=(6.4, 3.8),
         draw=draw,
     )
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from energylens import fitting, importers
+from energylens.cases import FloatArray
 from energylens.cli.judging import contestants
 from energylens.dataset import Dataset
 from energylens.evaluation import Score, evaluate
@@ -124,6 +125,12 @@ def judge(dataset: Dataset, names: Names, default: Sequence[str], **options: Any
         for name, score in evaluation.estimators.items()
         if name in OURS
     }
+    if evaluation.protocol == "unseen-llm":
+        kept["covered"] = {
+            name: {group: m.interval_coverage_ratio for group, m in score.groups.items()}
+            for name, score in evaluation.estimators.items()
+            if name in OURS
+        }
     return kept
 
 
@@ -179,8 +186,8 @@ def strict(data: Data, names: Names) -> Result:
 def limit(data: Data, names: Names) -> Result:
     """Know only the batch limit, in training and judgement: what one knows beforehand."""
     return judge(
-        data.v3, names, (*OURS, "random-forest", "xgboost"), protocol="few-shot", choose=FREE,
-        train=50, repeats=REPEATS, batch="limit",
+        data.v3, names, EVERYONE, protocol="few-shot", choose=FREE, train=50,
+        repeats=REPEATS, batch="limit",
     )  # fmt: skip
 
 
@@ -197,18 +204,21 @@ def unseen_llm(data: Data, names: Names) -> Result:
     return judge(data.v3, names, EVERYONE, protocol="unseen-llm", choose=FREE)
 
 
+def unseen_backbone(data: Data, names: Names) -> Result:
+    """Leave out each text backbone: with an LLM go those that see and are built on it."""
+    return judge(data.v3, names, EVERYONE, protocol="unseen-llm", choose=FREE, leave="backbone")
+
+
 def unseen_modality(data: Data, names: Names) -> Result:
     """Leave out text, images or video."""
-    return judge(
-        data.v3, names, (*OURS, *ENSEMBLES, "log-linear"), protocol="unseen-modality", choose=FREE
-    )
+    return judge(data.v3, names, EVERYONE, protocol="unseen-modality", choose=FREE)
 
 
 def unseen_gpu(data: Data, names: Names) -> Result:
     """Leave out A100 or H100; then give back a few of its rows."""
     return judge(
-        data.v2, names, (*OURS, *ENSEMBLES, "log-linear"), protocol="unseen-hardware",
-        choose=FREE, calibration=(0, 3, 5, 10), repeats=20,
+        data.v2, names, EVERYONE, protocol="unseen-hardware", choose=FREE,
+        calibration=(0, 3, 5, 10), repeats=20,
     )  # fmt: skip
 
 
@@ -216,8 +226,7 @@ def unseen_gpu_knobs(data: Data, names: Names) -> Result:
     """The same with no row given back, one free knob at a time."""
     return {
         label: judge(
-            data.v2, names, ("energylens", *ENSEMBLES, "log-linear", *TRIVIAL),
-            protocol="unseen-hardware", choose=choose, repeats=1,
+            data.v2, names, EVERYONE, protocol="unseen-hardware", choose=choose, repeats=1,
         )
         for label, choose in KNOBS.items()
     }  # fmt: skip
@@ -258,10 +267,10 @@ def batch(data: Data, names: Names) -> Result:
     """Fit each LLM and format of energy-code-eval on one side of batch 32, judge the other."""
     sides = {
         side: judge(
-            data.code, names, (*OURS, *ENSEMBLES, *ANALYTICAL), protocol="unseen-batch",
-            choose=("batch_size",), per=("llm", "precision"), batch_cut=32, direction=side,
+            data.code, names, EVERYONE, protocol="unseen-batch", choose=("batch_size",),
+            per=("llm", "precision"), batch_cut=32, direction=side,
         )
-            for side in SIDES
+        for side in SIDES
     }  # fmt: skip
     return {**sides, "phases": _phases(data.code)}
 
@@ -430,36 +439,59 @@ def assumptions(data: Data, _names: Names) -> Result:
 def calibration(data: Data, _names: Names) -> Result:
     """Compare the stated probability of being best with how often candidates are.
 
-    Learned from 50 rows, 20 draws; every candidate of every scenario is one statement.
+    Learned from 50 rows, 20 draws. Every candidate of every scenario is one statement, and what
+    is said of the candidate chosen, the one predicted to take least, is shown by itself: over
+    all scenarios and over those that hold no training row.
     """
     edges = np.array([0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-    scenarios = data.v3.scenarios(FREE)
-    energy = data.v3.energy_per_request_j
-    stated, came_true, noise = [], [], []
+    energy, said = data.v3.energy_per_request_j, []
     for draw in range(20):
-        rows = np.random.default_rng([SEED, draw]).permutation(len(energy))[:50]
-        model = fitting.fit(data.v3.take(rows))
-        for rows in scenarios:
-            drawn = model.sample_energy_j(data.v3.cases.take(rows), 400, draw)
-            best = drawn == drawn.min(axis=1, keepdims=True)
-            stated.append(best.mean(axis=0))
-            came_true.append(energy[rows] == energy[rows].min())
-            noise.append(energy[rows] <= 1.02 * energy[rows].min())
-    probability, true, near = map(np.concatenate, (stated, came_true, noise))
-    place = np.clip(np.digitize(probability, edges) - 1, 0, len(edges) - 2)
-    return {
-        "bins": [
+        trained = np.random.default_rng([SEED, draw]).permutation(len(energy))[:50]
+        model = fitting.fit(data.v3.take(trained))
+        for rows in data.v3.scenarios(FREE):
+            cases = data.v3.cases.take(rows)
+            drawn = model.sample_energy_j(cases, 400, draw)
+            predicted = model.predict_energy_j(cases)
+            said.append(
+                np.column_stack(
+                    [
+                        (drawn == drawn.min(axis=1, keepdims=True)).mean(axis=0),
+                        energy[rows] == energy[rows].min(),
+                        energy[rows] <= 1.02 * energy[rows].min(),
+                        predicted == predicted.min(),
+                        np.full(len(rows), not np.isin(rows, trained).any()),
+                    ]
+                )
+            )
+    every = np.concatenate(said)
+    chosen = every[every[:, 3] > 0]
+
+    def outcome(statements: FloatArray) -> Result:
+        stated, best, near = statements[:, :3].mean(axis=0).tolist()
+        return {
+            "candidates": len(statements),
+            "stated_ratio": stated,
+            "best_ratio": best,
+            "within_noise_ratio": near,
+        }
+
+    def bins(statements: FloatArray) -> list[Result]:
+        place = np.clip(np.digitize(statements[:, 0], edges) - 1, 0, len(edges) - 2)
+        return [
             {
                 "from_ratio": float(edges[k]),
                 "to_ratio": float(edges[k + 1]),
-                "candidates": int((place == k).sum()),
-                "stated_ratio": float(probability[place == k].mean()),
-                "best_ratio": float(true[place == k].mean()),
-                "within_noise_ratio": float(near[place == k].mean()),
+                **outcome(statements[place == k]),
             }
             for k in range(len(edges) - 1)
             if (place == k).any()
         ]
+
+    return {
+        "bins": bins(every),
+        "chosen": bins(chosen),
+        "chosen_in_all": outcome(chosen),
+        "chosen_untrained": outcome(chosen[chosen[:, 4] > 0]),
     }
 
 
@@ -484,6 +516,7 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "workload": workload,
     "argonne": argonne,
     "unseen-llm": unseen_llm,
+    "unseen-backbone": unseen_backbone,
     "power": power,
     "limit": limit,
     "assumptions": assumptions,

@@ -13,6 +13,7 @@ from energylens.formula import NAMES
 Results = Mapping[str, Any]
 MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+MODALITIES = ("text", "image", "video")
 LISTED = 8  # scenarios missed, worst first
 
 #: Who stands in the README's table.
@@ -82,16 +83,37 @@ def _error(score: Mapping[str, float]) -> float | None:
     return score.get("mape_median_of_draws_ratio", score.get("mape_ratio"))
 
 
+def _bold(name: str) -> str:
+    return f"**{name}**" if name == "energylens" else name
+
+
+def _cells(score: Mapping[str, float], columns: Any) -> list[str]:
+    return [
+        percent(_error(score) if metric == "mape_ratio" else score.get(metric), digits)
+        for _, metric, digits in columns
+    ]
+
+
+#: What stands in one cell where a table compares conditions side by side.
+TOGETHER = "Top-1 / pairwise / regret / MAPE, %"
+
+
+def _together(score: Mapping[str, float], error: float | None) -> str:
+    """Say how well an estimator chooses, orders and predicts, in one cell, in percent."""
+    nought = 0.0 if "pairwise_ratio" in score else None  # groups are kept without their zeros
+    values = (
+        (score.get("top1_ratio", nought), 1),
+        (score.get("pairwise_ratio"), 1),
+        (score.get("regret_mean_ratio", nought), 2),
+        (error, 1),
+    )
+    return " / ".join(percent(value, digits).removesuffix(" %") for value, digits in values)
+
+
 def scores(estimators: Mapping[str, Mapping[str, float]], columns: Any = COLUMNS) -> str:
     """One line for each estimator, least regret first."""
     rows = [
-        (
-            f"**{name}**" if name == "energylens" else name,
-            *(
-                percent(_error(score) if metric == "mape_ratio" else score.get(metric), digits)
-                for _, metric, digits in columns
-            ),
-        )
+        (_bold(name), *_cells(score, columns))
         for name, score in sorted(estimators.items(), key=_regret)
     ]
     return markdown(("estimator", *(title for title, _, _ in columns)), rows)
@@ -103,7 +125,7 @@ def _curve(results: Results, metric: str, digits: int) -> str:
     names = sorted(points[2].items(), key=_regret)
     rows = [
         (
-            f"**{name}**" if name == "energylens" else name,
+            _bold(name),
             *(
                 percent(
                     _error(point[name]) if metric == "mape_ratio" else point[name].get(metric),
@@ -125,7 +147,7 @@ def _headline(results: Results) -> str:
             other = unseen[name]
             rows.append(
                 (
-                    f"**{name}**" if name == "energylens" else name,
+                    _bold(name),
                     percent(score["top1_ratio"]),
                     percent(score["pairwise_ratio"]),
                     percent(score["regret_mean_ratio"], 2),
@@ -142,30 +164,50 @@ def _headline(results: Results) -> str:
 def _modalities(results: Results) -> str:
     by_name = results["few-shot"]["modalities"]["energylens"]
     return markdown(
-        ("modality", *(title for title, _, _ in COLUMNS[:5])),
+        ("modality", *(title for title, _, _ in COLUMNS)),
         [
-            (name, *(percent(m.get(metric, 0.0), digits) for _, metric, digits in COLUMNS[:5]))
+            (name, *(percent(m.get(metric, 0.0), digits) for _, metric, digits in COLUMNS))
             for name, m in by_name.items()
         ],
     )
 
 
-def _batch(results: Results) -> str:
-    larger, smaller = (results["batch"][side]["estimators"] for side in ("larger", "smaller"))
-    metric = "mape_group_median_ratio"
-    names = sorted(larger, key=lambda name: larger[name].get(metric, 99))
+def _coverage_apart(results: Results) -> str:
+    """How the law's coverage comes about: modality by modality."""
+    studies = {
+        "v3, 50 rows": "few-shot",
+        "v3, 50 rows, strict": "strict",
+        "v3, unseen LLM": "unseen-llm",
+        "v3, unseen text backbone": "unseen-backbone",
+        "v3, unseen modality": "unseen-modality",
+    }
+    rows = []
+    for title, study in studies.items():
+        law = results[study]["modalities"]["energylens"]
+        overall = results[study]["estimators"]["energylens"]["interval_coverage_ratio"]
+        apart = (law[m].get("interval_coverage_ratio", 0.0) for m in MODALITIES)
+        rows.append((title, *(percent(value, 0) for value in (overall, *apart))))
+    return markdown(("80 % intervals of the law hold", "all rows", *MODALITIES), rows)
+
+
+def _coverage_llms(results: Results) -> str:
+    """Architectures left out whose rows the law's intervals hold least often."""
+    covered = results["unseen-llm"]["covered"]["energylens"]
+    least = sorted(covered.items(), key=lambda item: item[1])
+    rows = [(name, percent(value, 0)) for name, value in least if value < 1]
+    whole = sum(value == 1 for value in covered.values())
     return markdown(
-        ("estimator", "fitted on batch <= 32, judged above", "fitted above 32, judged below"),
-        [
-            (
-                f"**{name}**" if name == "energylens" else name,
-                percent(larger[name].get(metric)),
-                percent(smaller[name].get(metric)),
-            )
-            for name in names
-            if larger[name].get(metric) is not None
-        ],
+        ("architecture left out", "80 % intervals hold"),
+        [*rows, (f"each of the other {whole}", "100 %")],
     )
+
+
+def _batch(results: Results) -> str:
+    titles = {
+        "larger": "fitted to batch <= 32, judged above",
+        "smaller": "fitted above, judged below",
+    }
+    return _columns(results["batch"], titles)
 
 
 def _phases(results: Results) -> str:
@@ -180,14 +222,13 @@ def _phases(results: Results) -> str:
 
 def _gpu(results: Results) -> str:
     points = results["unseen-gpu"]["curve"]
-    rows = []
-    for name in points[0]:
-        cells = []
-        for point in points:
-            score = point[name]
-            cells.append(f"{percent(score['pairwise_ratio'])} / {percent(score['mape_ratio'])}")
-        rows.append((f"**{name}**" if name == "energylens" else name, *cells))
-    return markdown(("pairwise / MAPE", "0 rows", "3 rows", "5 rows", "10 rows"), rows)
+    return markdown(
+        (TOGETHER, "0 rows", "3 rows", "5 rows", "10 rows"),
+        [
+            (_bold(name), *(_together(point[name], _error(point[name])) for point in points))
+            for name in sorted(points[0], key=lambda n: _error(points[0][n]) or math.inf)
+        ],
+    )
 
 
 def _knobs(results: Results) -> str:
@@ -202,7 +243,7 @@ def _knobs(results: Results) -> str:
                 f"{percent(score['pairwise_ratio'])} ({percent(score['pairwise_clear_ratio'])}) / "
                 f"{percent(score['top1_within_noise_ratio'])}"
             )
-        rows.append((f"**{name}**" if name == "energylens" else name, *cells))
+        rows.append((_bold(name), *cells))
     heads = (f"free: {knob} ({found['scenarios']} scenarios)" for knob, found in by_knob.items())
     return markdown(("pairwise (clear pairs) / Top-1 in noise", *heads), rows)
 
@@ -231,7 +272,7 @@ def _misses(label: str) -> Callable[[Results], str]:
 
 
 def _columns(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
-    """Pairwise and MAPE side by side under several conditions, least error first."""
+    """Choice, order and error side by side under several conditions, least error first."""
     scores = {key: results[key]["estimators"] for key in titles}
 
     def error(score: Mapping[str, float]) -> float | None:
@@ -244,15 +285,12 @@ def _columns(results: Mapping[str, Any], titles: Mapping[str, str]) -> str:
 
     rows = [
         (
-            f"**{name}**" if name == "energylens" else name,
-            *(
-                f"{percent(score.get('pairwise_ratio'))} / {percent(error(score))}"
-                for score in (scores[key][name] for key in titles)
-            ),
+            _bold(name),
+            *(_together(scores[key][name], error(scores[key][name])) for key in titles),
         )
         for name in sorted(next(iter(scores.values())), key=total)
     ]
-    return markdown(("pairwise / MAPE", *titles.values()), rows)
+    return markdown((TOGETHER, *titles.values()), rows)
 
 
 def _batch_pooled(source: str) -> Callable[[Results], str]:
@@ -281,16 +319,12 @@ def _engine(engine: str) -> Callable[[Results], str]:
         judged = [{name: score["groups"][engine] for name, score in p.items()} for p in points]
         rows = [
             (
-                f"**{name}**" if name == "energylens" else name,
-                *(
-                    f"{percent(p[name].get('pairwise_ratio'))} / "
-                    f"{percent(p[name].get('mape_ratio'))}"
-                    for p in judged
-                ),
+                _bold(name),
+                *(_together(p[name], p[name].get("mape_ratio")) for p in judged),
             )
             for name in sorted(judged[0], key=lambda n: judged[0][n].get("mape_ratio", math.inf))
         ]
-        return markdown(("pairwise / MAPE", "0 rows", "3 rows", "5 rows", "10 rows"), rows)
+        return markdown((TOGETHER, "0 rows", "3 rows", "5 rows", "10 rows"), rows)
 
     return table
 
@@ -302,6 +336,7 @@ def _coverage(results: Results) -> str:
         ("v3, 50 rows, strict", results["strict"]["estimators"]),
         ("v3, batch limit alone", results["limit"]["estimators"]),
         ("v3, unseen LLM", results["unseen-llm"]["estimators"]),
+        ("v3, unseen text backbone", results["unseen-backbone"]["estimators"]),
         ("v3, unseen modality", results["unseen-modality"]["estimators"]),
         *(
             (f"v2, unseen GPU, {k} rows", point)
@@ -373,10 +408,7 @@ def _workload(results: Results) -> str:
 def _assumptions(results: Results) -> str:
     return markdown(
         ("assumed lengths", *(title for title, _, _ in COLUMNS[:5])),
-        [
-            (name, *(percent(score.get(metric), digits) for _, metric, digits in COLUMNS[:5]))
-            for name, score in results["assumptions"].items()
-        ],
+        [(name, *_cells(score, COLUMNS[:5])) for name, score in results["assumptions"].items()],
     )
 
 
@@ -394,17 +426,30 @@ def _coefficients(results: Results) -> str:
 def _calibration(results: Results) -> str:
     return markdown(
         ("stated", "candidates", "mean stated", "were best", "were within 2 % of it"),
+        [(_from_to(b), *_kept(b)) for b in results["calibration"]["bins"]],
+    )
+
+
+def _calibration_chosen(results: Results) -> str:
+    """Say what was said of the candidate chosen, by itself."""
+    found = results["calibration"]
+    return markdown(
+        ("stated", "choices", "mean stated", "were best", "were within 2 % of it"),
         [
-            (
-                f"{percent(b['from_ratio'], 0)} to {percent(b['to_ratio'], 0)}",
-                str(b["candidates"]),
-                percent(b["stated_ratio"]),
-                percent(b["best_ratio"]),
-                percent(b["within_noise_ratio"]),
-            )
-            for b in results["calibration"]["bins"]
+            *((_from_to(b), *_kept(b)) for b in found["chosen"]),
+            ("all", *_kept(found["chosen_in_all"])),
+            ("no training row in the scenario", *_kept(found["chosen_untrained"])),
         ],
     )
+
+
+def _from_to(b: Mapping[str, float]) -> str:
+    return f"{percent(b['from_ratio'], 0)} to {percent(b['to_ratio'], 0)}"
+
+
+def _kept(b: Mapping[str, float]) -> tuple[str, ...]:
+    ratios = (b[key] for key in ("stated_ratio", "best_ratio", "within_noise_ratio"))
+    return str(b["candidates"]), *(percent(value) for value in ratios)
 
 
 def _catching_up(results: Results) -> str:
@@ -480,6 +525,7 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "limit": _simple("limit"),
     "power": _simple("power"),
     "unseen-llm": _simple("unseen-llm"),
+    "unseen-backbone": _simple("unseen-backbone"),
     "unseen-modality": _simple("unseen-modality"),
     "unseen-gpu": _gpu,
     "unseen-gpu-knobs": _knobs,
@@ -499,6 +545,9 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "coefficients": _coefficients,
     "catching-up": _catching_up,
     "calibration": _calibration,
+    "calibration-chosen": _calibration_chosen,
     "coverage": _coverage,
+    "coverage-modalities": _coverage_apart,
+    "coverage-llms": _coverage_llms,
     "halves": _halves,
 }

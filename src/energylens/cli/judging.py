@@ -160,9 +160,10 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--leave",
-        choices=("architecture", "id"),
+        choices=("architecture", "backbone", "id"),
         default="architecture",
-        help="what leaves together in unseen-llm (default: LLMs of the same architecture)",
+        help="what leaves together in unseen-llm: LLMs of the same architecture (default), those "
+        "that are the same but for a vision tower (backbone), or none (id)",
     )
     parser.add_argument(
         "--allow-simulated",

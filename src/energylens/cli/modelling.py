@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
+import textwrap
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
+    WIDTH,
     Subparsers,
     add_case,
     add_json,
@@ -24,9 +28,30 @@ from energylens.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from energylens.dataset import Dataset
     from energylens.formula import EnergyModel
+    from energylens.records import Case, Configuration
+    from energylens.selection import Limit, Ranking
 
 LISTED = 4  # infeasible layouts shown
+NAMED = 6  # engine versions named in a note
+MOST_GPUS = 32_767  # in one degree of parallelism, as far as memory is accounted for
+DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
+
+# What fixes a knob that --choose can free: argument, column that frees it, value by default.
+FIXED: tuple[tuple[str, str, Any], ...] = (
+    *((degree, degree, 1) for degree in DEGREES),
+    ("batch_size", "batch_size", 32),
+    ("precision", "precision_index", None),
+    ("power_cap_w", "power_cap_w", None),
+)
+# What lists the values of a free knob: argument, column that frees it, knob.
+LISTS = (
+    ("batch_sizes", "batch_size", "batch_size"),
+    ("gpus", "gpu_index", "gpu"),
+    ("precisions", "precision_index", "precision"),
+    ("power_caps", "power_cap_w", "power_cap"),
+)
 
 
 def add_verbs(verbs: Any) -> None:
@@ -112,6 +137,8 @@ def add_verbs(verbs: Any) -> None:
         metavar="N",
         help="configurations to list (default: 8)",
     )
+    # None tells a knob that was not fixed from one fixed at its default.
+    parser.set_defaults(**{name: None for name, _, _ in FIXED})
     add_seed(parser)
     add_json(parser)
 
@@ -153,9 +180,15 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
 
 def fit_options(arguments: argparse.Namespace) -> Any:
     """Make the options that :func:`add_fit_options` describes."""
+    from energylens.errors import UsageError
     from energylens.fitting import FitOptions
 
     per = arguments.per
+    if "auto" in arguments.extend and len(arguments.extend) > 1:
+        raise UsageError(
+            "--extend auto stands alone, for it finds the extensions that pay itself; given "
+            + ",".join(arguments.extend)
+        )
     return FitOptions(
         loss=arguments.loss,
         prior=arguments.prior,
@@ -176,7 +209,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     from energylens.formula import datasheet
 
     options = fit_options(arguments)
-    dataset = read_tables(arguments)
+    dataset = _rows(arguments)
+    notes = _row_notes(dataset)
     model = fitting.fit(dataset, options)
     diagnosis = fitting.diagnose(model, dataset)
     if arguments.output:
@@ -215,10 +249,16 @@ def _fit(arguments: argparse.Namespace) -> None:
                 "diagnostics": asdict(diagnosis),
                 "extensions": list(model.extensions),
                 "dataset_digest": model.dataset_digest,
+                "notes": notes,
             }
         )
         return
     print(f"{len(dataset)} rows; coefficients for {gpu.id} (theta = 1: as its datasheet suggests)")
+    if len(model.scope.gpus) > 1:
+        print_paragraph(
+            f"theta is that of the rows of {', '.join(model.scope.gpus)} together; values are "
+            f"those of {gpu.id}, which has the most."
+        )
     print()
     print_table(
         ("coefficient", "theta", "80 % interval", "value", "unit", "determined"),
@@ -240,7 +280,13 @@ def _fit(arguments: argparse.Namespace) -> None:
         print_paragraph(
             f"Coefficients of their own for {len(model.groups)} values of {' x '.join(model.per)}: "
             + ", ".join(model.groups)
-            + "."
+            + '. --json and the model file list them, under "groups".'
+        )
+    if options.extend == ("auto",):
+        print_paragraph(
+            f"--extend auto took in: {', '.join(model.extensions)}."
+            if model.extensions
+            else "--extend auto took in nothing: no extension pays on rows left out."
         )
     capped = int(dataset.cases.capped.sum())
     if capped and "power_cap" not in model.extensions:
@@ -252,8 +298,70 @@ def _fit(arguments: argparse.Namespace) -> None:
         print_paragraph(
             "Some rows are neither measured nor published: no accuracy claim may rest on this fit."
         )
+    for note in notes:
+        print_paragraph(f"Note: {note}")
     if arguments.output:
         print(f"Model written to {arguments.output}.")
+
+
+def _rows(arguments: argparse.Namespace) -> Dataset:
+    """Read the rows to fit to, and check the options that only they can tell about."""
+    import numpy as np
+
+    from energylens.errors import UsageError
+
+    for condition in arguments.where:
+        if "=" not in condition:
+            raise UsageError(
+                f"--where takes COLUMN=VALUE, as in --where gpu=H100-SXM-80GB, not {condition!r}"
+            )
+    dataset = read_tables(arguments)
+    idle_w = arguments.idle_power_w
+    weakest = min(
+        (dataset.cases.gpus[i] for i in np.unique(dataset.cases.gpu_index)),
+        key=lambda gpu: gpu.tdp_w,
+    )
+    if idle_w is not None and idle_w > weakest.tdp_w:
+        raise UsageError(
+            f"--idle-power-w must be below the TDP of {weakest.id}, {weakest.tdp_w:g} W, "
+            f"not {idle_w:g}"
+        )
+    return dataset
+
+
+def _row_notes(dataset: Dataset) -> list[str]:
+    """Say what the rows of one fit should not have in them."""
+    import numpy as np
+
+    from energylens.cases import Cases
+    from energylens.dataset import group_rows
+
+    notes = []
+    columns: list[Any] = [dataset.llm_ids, dataset.gpu_ids, dataset.precision_ids]
+    columns += [getattr(dataset.cases, name) for name in Cases.column_names()]
+    columns += [getattr(dataset, name) for name in dataset.column_names()]
+    columns = [column.astype(str) if column.dtype == object else column for column in columns]
+    again = len(dataset) - len(np.unique(group_rows(columns)))
+    if again:
+        notes.append(
+            f"{again} row{'s are' if again > 1 else ' is'} there twice: the same as another row in "
+            "every column, and counted twice by the fit."
+        )
+    versions = sorted(
+        {
+            f"{engine} {version}"
+            for engine, version in zip(dataset.engine, dataset.engine_version, strict=True)
+            if version
+        },
+        key=lambda name: [int(part) for part in re.findall(r"[0-9]+", name)],
+    )
+    if len(versions) > 1:
+        named = ", ".join(versions[:NAMED]) + ", ..." * (len(versions) > NAMED)
+        notes.append(
+            f"Rows of {len(versions)} engine versions ({named}): joules differ between them "
+            "(docs/results.md); fit each alone with --where engine_version=..."
+        )
+    return notes
 
 
 def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
@@ -288,11 +396,36 @@ def _model(path: str) -> EnergyModel:
     return fitting.from_datasheet() if path == "datasheet" else modelfile.load(path)
 
 
+def _case(arguments: argparse.Namespace) -> Case:
+    """Make the case, whose name and format must not contradict each other."""
+    from energylens import catalog
+    from energylens.errors import UsageError
+
+    for name in DEGREES:
+        if getattr(arguments, name) > MOST_GPUS:
+            raise UsageError(
+                f"{_flag(name)} must be {MOST_GPUS} or less, not {getattr(arguments, name)}"
+            )
+    llm, stated = catalog.split_precision(arguments.llm)
+    if arguments.precision and stated and arguments.llm != llm:
+        given = catalog.precision(arguments.precision).id
+        if given != stated:
+            raise UsageError(
+                f"--precision is {given}, but the name {arguments.llm} says {stated}: leave one "
+                f"of the two out (the LLM without a format is {llm})"
+            )
+    return case_of(arguments)
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
 def _explain(arguments: argparse.Namespace) -> None:
     from energylens.explanation import SUBJECTS, explain, joules
 
     model = _model(arguments.model)
-    explanation = explain(model, case_of(arguments))
+    explanation = explain(model, _case(arguments))
     if arguments.json:
         print_json(explanation.to_json())
         return
@@ -304,7 +437,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     for sentence in explanation.sentences:
         print_paragraph(sentence)
     print()
-    print_table(
+    _print_wrapped(
         ("where the joules go", "prefill", "decode", "share", "80 % interval"),
         [
             (
@@ -320,14 +453,82 @@ def _explain(arguments: argparse.Namespace) -> None:
     )
 
 
+def _print_wrapped(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column goes on below where it is too wide."""
+    rest = [max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header))]
+    room = max(WIDTH - sum(rest) - 2 * len(rest), len(header[0]))
+    lines: list[Sequence[str]] = []
+    for first, *cells in rows:
+        head, *more = textwrap.wrap(first, room, subsequent_indent="  ", break_on_hyphens=False)
+        lines.append((head, *cells))
+        lines += [(line, *("" for _ in rest)) for line in more]
+    print_table(header, lines)
+
+
+def _knobs(arguments: argparse.Namespace) -> None:
+    """Refuse what would have no effect, name what is missing, and fill in the defaults."""
+    from energylens.dataset import freed_columns
+    from energylens.errors import UsageError
+
+    freed = freed_columns(arguments.choose)
+    for name, column, default in FIXED:
+        given = getattr(arguments, name)
+        if given is not None and column in freed:
+            knob = {"power_cap_w": "power_cap"}.get(name, name)
+            shown = f"{given:g}" if isinstance(given, float) else given
+            raise UsageError(
+                f"{_flag(name)} {shown} has no effect: {knob} is free (--choose); give --choose "
+                "without it, or leave the option out"
+            )
+        if given is None:
+            setattr(arguments, name, default)
+    for name, column, knob in LISTS:
+        if getattr(arguments, name) and column not in freed:
+            raise UsageError(
+                f"{_flag(name)} has no effect: {knob} is not free; add {knob} to --choose, or "
+                "leave the option out"
+            )
+        if column in freed and not getattr(arguments, name) and name != "batch_sizes":
+            raise UsageError(
+                f"to choose the {knob} freely, the candidates must list some: give {_flag(name)}"
+            )
+
+
+def _caps_seen(model: EnergyModel) -> tuple[Limit, ...]:
+    """Limit free power caps to those that the fit can speak of."""
+    from energylens import catalog
+    from energylens.errors import UnknownNameError
+    from energylens.selection import CapsSeen
+
+    if "power_cap_w" not in model.scope.ranges:
+        return ()
+    low, high = model.scope.ranges["power_cap_w"]
+    try:
+        tdp_w = [catalog.gpu(name).tdp_w for name in model.scope.gpus]
+    except UnknownNameError:
+        return ()  # fitted with a catalog of someone else
+    # Which GPU type had which cap is not kept: of several, those that rule out the least.
+    return (CapsSeen(low_ratio=low / max(tdp_w), high_ratio=high / min(tdp_w)),)
+
+
+def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
+    """Note GPU types that no row speaks of, but for the best one's, which is explained anyway."""
+    ids = {gpu.id for gpu in ranking.cases.gpus} - set(model.scope.gpus) - {ranking.best.gpu}
+    return [
+        f"No row of the fit has the GPU {name}: its joules rest on its datasheet."
+        for name in sorted(ids)
+    ]
+
+
 def _select(arguments: argparse.Namespace) -> None:
     from energylens import catalog
     from energylens.errors import UsageError
     from energylens.explanation import explain, joules
-    from energylens.selection import BATCH_SIZES, Candidates, Infeasible, Scenario, select
+    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
 
     model = _model(arguments.model)
-    case = case_of(arguments)
+    _knobs(arguments)
+    case = _case(arguments)
     candidates = Candidates(
         gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
         precisions=tuple(catalog.precision(name) for name in arguments.precisions),
@@ -353,11 +554,14 @@ def _select(arguments: argparse.Namespace) -> None:
         ),
         choose=arguments.choose,
         candidates=candidates,
+        limits=_caps_seen(model) if "power_cap" in arguments.choose else (),
         seed=arguments.seed,
     )
+    notes = [*ranking.notes, *_unseen_gpus(model, ranking)]
     best = ranking.cases.case(0)
     if arguments.json:
         document = ranking.to_json()
+        document["notes"] = notes
         document["explanation"] = explain(model, best).to_json()
         print_json(document)
         return
@@ -367,7 +571,7 @@ def _select(arguments: argparse.Namespace) -> None:
     several_precisions = len(ranking.cases.precisions) > 1
     rows = []
     for entry in ranking.entries(arguments.top):
-        name = entry.configuration.describe()
+        name = entry.configuration.describe() + _running(entry.configuration)
         name += f" {entry.gpu}" if several_gpus else ""
         name += f" {entry.precision}" if several_precisions else ""
         interval = (
@@ -384,14 +588,14 @@ def _select(arguments: argparse.Namespace) -> None:
                 percent(entry.probability_best_ratio, 0),
             )
         )
-    print_table(("configuration", "GPUs", "per request", "80 % interval", "is best"), rows)
+    _print_wrapped(("configuration", "GPUs", "per request", "80 % interval", "is best"), rows)
     more = len(ranking) - len(rows)
     if more > 0:
         print(f"... and {more} more")
     print()
     winner = ranking.best
     saving = ranking.saving_against_worst_ratio
-    sentence = f"Run {winner.configuration.describe()}"
+    sentence = f"Run {winner.configuration.describe()}{_running(winner.configuration)}"
     if several_gpus or several_precisions:
         sentence += f" in {winner.precision} on {winner.gpu}"
     sentence += f": {joules(winner.energy_per_request_j)} a request"
@@ -410,19 +614,33 @@ def _select(arguments: argparse.Namespace) -> None:
     explanation = explain(model, best)
     for line in explanation.sentences[1:]:
         print_paragraph(line)
-    for note in explanation.notes:
+    for note in (*explanation.notes, *notes):
         print_paragraph(f"Note: {note}")
-    # One line for each layout: the batch sizes of one layout fail for the same reason.
-    ruled_out: dict[tuple[str, str, str], Infeasible] = {}
+    # One line for each layout, whose batch sizes fail for the same reason, and for each cap.
+    layouts = set()
+    ruled_out: dict[tuple[str, ...], tuple[str, str]] = {}
     for item in ranking.infeasible():
         layout = item.configuration.describe().partition(" B")[0]
-        ruled_out.setdefault((layout, item.gpu, item.precision), item)
+        layouts.add((layout, item.gpu, item.precision))
+        name, cap_w = item.configuration.describe(), item.configuration.power_cap_w
+        if item.cause.startswith("power cap"):
+            name = f"{cap_w:g} W on {item.gpu}"
+            layout = name
+        ruled_out.setdefault((layout, item.gpu, item.precision), (name, item.reason))
     if ruled_out:
         print()
         print(
-            f"Not feasible: {len(ranking.ruled_out)} configurations of {len(ruled_out)} "
-            f"layout{'s' * (len(ruled_out) > 1)}"
+            f"Not feasible: {len(ranking.ruled_out)} configurations of {len(layouts)} "
+            f"layout{'s' * (len(layouts) > 1)}"
             + (", among them" if len(ruled_out) > LISTED else "")
         )
-        for item in list(ruled_out.values())[:LISTED]:
-            print_paragraph(f"{item.configuration.describe()}: {item.reason}", "  ")
+        # Caps first: there are few, and layouts would crowd them out.
+        lines = sorted(ruled_out.values(), key=lambda line: " W on " not in line[0])
+        for name, reason in lines[:LISTED]:
+            print_paragraph(f"{name}: {reason}", "  ")
+
+
+def _running(configuration: Configuration) -> str:
+    """Say how many sequences run where memory holds fewer than the batch limit."""
+    running = configuration.mean_batch_size
+    return "" if running is None else f" ({running:.0f} run)"
