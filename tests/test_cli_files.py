@@ -93,6 +93,10 @@ def test_a_table_without_its_records_is_not_gone_on_with(
             ("measure", "{plan}", "-o", "{new}.jsonl", "--meter", "bogus"),
             "the simulated engine brings a meter of its own",
         ),
+        (
+            ("evaluate", "{plan}", "--protocol", "few-shot", "--length-cut", "100"),
+            "--length-cut is for --protocol unseen-length, not few-shot",
+        ),
     ],
 )
 def test_what_would_have_no_effect_is_refused(

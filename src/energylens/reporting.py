@@ -614,9 +614,12 @@ def _answer(ranking: Ranking) -> list[Block]:
     energy = best.energy_per_request_j
     saving, reference = ranking.saving_against_reference_ratio, ranking.reference
     against_j = ranking.reference_energy_per_request_j
+    running = best.configuration.mean_batch_size
+    # A limit beyond what memory holds is reached by no batch.
+    held = "" if running is None else f" ({running:.0f} run)"
     lead = (
-        f"Run {name} on {_count(best.configuration.gpus, 'GPU')} ({best.gpu}, {best.precision}): "
-        f"{si(energy, 'J')} per request"
+        f"Run {name}{held} on {_count(best.configuration.gpus, 'GPU')} "
+        f"({best.gpu}, {best.precision}): {si(energy, 'J')} per request"
     )
     facts = [
         (

@@ -266,8 +266,14 @@ def contestants(
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
+    from energylens.errors import UsageError
     from energylens.evaluation import DEFAULT_CURVE, evaluate
 
+    for what, cut in (("batch", arguments.batch_cut), ("length", arguments.length_cut)):
+        if cut is not None and arguments.protocol != f"unseen-{what}":
+            raise UsageError(
+                f"--{what}-cut is for --protocol unseen-{what}, not {arguments.protocol}"
+            )
     estimators, left_out = contestants(arguments.estimators)
     dataset = read_tables(arguments)
     progress = Progress("fitting")
