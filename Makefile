@@ -19,7 +19,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 
 # Real engines on the CPU (vLLM, transformers), and sweeps on Ray and Slurm's local cluster:
-# about 4 minutes and 2.7 GB to install, and 10 minutes to run.
+# about 4 minutes and 2.7 GB to install, and 16 minutes to run.
 test-engines: $(VENV)-engines/.installed
 	$(VENV)-engines/bin/python -m pytest tests/test_engines_real.py tests/test_sweeps.py
 

@@ -1,7 +1,7 @@
 """Real engines on the CPU, tiny LLMs: vLLM and transformers, and vLLM's own server.
 
 They need the environment that ``tools/engine_env/build.py`` makes; ``make test-engines`` builds
-it and runs this file there (about ten minutes). Nothing is asserted about how long work takes.
+it and runs this file there (16 minutes). Nothing is asserted about how long work takes.
 """
 
 from __future__ import annotations
@@ -395,7 +395,7 @@ def test_the_openai_engine_is_exact_against_a_server_given_by_url(
 
 
 CASES = (
-    *("--gpu", "EPYC-7763", "--gpus", "2", "--batch-sizes", "1,2,4", "--input-tokens", "32,64"),
+    *("--gpu", "EPYC-7763", "--gpus", "2", "--batch-sizes", "1,4", "--input-tokens", "64"),
     *("--output-tokens", "8", "--quick"),
 )
 
@@ -422,7 +422,7 @@ def choose(
     capsys.readouterr()
     asked = ["select", model, "--llm", rows[0]["llm"], "--gpu", "EPYC-7763", "--max-gpus", "2"]
     asked += ["--input-tokens", "64", "--output-tokens", "8", "--json"]
-    asked += ["--choose", "parallelism,batch_size", "--batch-sizes", "1,2,4"]
+    asked += ["--choose", "parallelism,batch_size", "--batch-sizes", "1,4"]
     assert main(asked) == 0
     ranked: dict[str, Any] = json.loads(capsys.readouterr().out)
     return ranked
@@ -430,7 +430,7 @@ def choose(
 
 @with_vllm
 @pytest.mark.parametrize(
-    ("of", "precisions"), [(DENSE, "bf16,int8"), (MOE, "bf16,fp16")], ids=["dense", "moe"]
+    ("of", "precisions"), [(DENSE, "bf16,int8"), (MOE, "bf16")], ids=["dense", "moe"]
 )
 def test_a_plan_is_measured_on_vllm_fitted_and_chosen_from(
     of: Llm,
@@ -448,12 +448,12 @@ def test_a_plan_is_measured_on_vllm_fitted_and_chosen_from(
         for precision in precisions.split(",")
         for tensor, pipeline in ((1, 1), (2, 1), (1, 2))
     }
-    assert len({r["x_case"] for r in rows}) == len(rows) == 6 * 6
+    assert len({r["x_case"] for r in rows}) == len(rows) == 2 * len(seen)
     for row in rows:
         assert row["source"] == "estimated"
         assert row["engine"] == "vllm"
         assert row["energy_per_request_j"] > 0
-    assert len(choose(tmp_path, rows, capsys)["ranking"]) == 9
+    assert choose(tmp_path, rows, capsys)["feasible"] >= 2 * 3
 
 
 @with_vllm
@@ -462,7 +462,7 @@ def test_a_plan_is_measured_on_a_server_that_energylens_starts(
 ) -> None:
     monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
     rows = sweep(tmp_path, DENSE, "--engine", "vllm", "--option", "mode=server")
-    assert len(rows) == 6
+    assert len(rows) == 2
     assert all(row["ttft_s"] > 0 for row in rows)
     assert choose(tmp_path, rows, capsys)["ranking"]
 
