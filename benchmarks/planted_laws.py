@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from energylens import capacity, catalog, files
+from energylens import capacity, catalog, files, records
 from energylens.cases import Cases, FloatArray
 from energylens.dataset import Dataset
 from energylens.discovery import Engine, Expression, FrontPoint, OperonEngine, OwnEngine, discover
@@ -274,9 +274,11 @@ def draw_cases(law: Planted, rows: int, rng: np.random.Generator, *, beyond: boo
         llms=llms,
         gpus=(gpu,),
         precisions=(precision,),
+        engines=(records.Engine(name="planted"),),
         llm_index=llm_index[keep].astype(np.intp),
         gpu_index=zero,
         precision_index=zero,
+        engine_index=zero,
         tensor_parallel=tensor[keep],
         pipeline_parallel=pipeline[keep],
         expert_parallel=np.ones(rows),
@@ -329,8 +331,6 @@ def dataset_of(cases: Cases, energy_j: FloatArray) -> Dataset:
     texts = {
         "modality": "text",
         "task": "",
-        "engine": "planted",
-        "engine_version": "",
         "source": "simulated",
         "origin": "benchmarks.planted_laws",
         "assumed": "",

@@ -13,7 +13,7 @@ from energylens import catalog
 from energylens.cases import Cases, FloatArray
 from energylens.dataset import Dataset
 from energylens.formula import NAMES, design, energy, terms_of
-from energylens.records import Boundary, Case, Configuration, Modality, Workload
+from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
 
 PUBLIC_DATA = Path(
     os.environ.get("ENERGYLENS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
@@ -111,10 +111,16 @@ def make_dataset() -> MakeDataset:
         power_w: FloatArray | float | None = None,
         task: str | Sequence[str] = "",
         source: str = "measured",
+        engine: str | Sequence[str] = "vllm",
+        engine_version: str | Sequence[str] = "0.11",
         **columns: object,
     ) -> Dataset:
         if not isinstance(cases, Cases):
             cases = Cases.of(cases)
+        served = np.broadcast_arrays(engine, engine_version, np.zeros(len(cases)))[:2]
+        cases = cases.served_by(
+            [Engine(name=str(a), version=str(b)) for a, b in zip(*served, strict=True)]
+        )
         n = len(cases)
         if power_w is not None:
             cases = cases.replace(average_power_w=power_w)
@@ -129,8 +135,6 @@ def make_dataset() -> MakeDataset:
             "decode_energy_per_request_j": np.nan,
             "modality": text,
             "task": task,
-            "engine": "vllm",
-            "engine_version": "0.11",
             "source": source,
             "origin": "planted",
             "assumed": "",

@@ -18,6 +18,7 @@ from energylens.records import (
     Attention,
     Case,
     Configuration,
+    Engine,
     Experts,
     FeedForward,
     Gpu,
@@ -111,14 +112,14 @@ def rows(source: Source = Source.PUBLISHED) -> Dataset:
         return np.full(n, value, dtype=object)
 
     return Dataset(
-        cases=cases.replace(request_latency_s=latency),
+        cases=cases.replace(request_latency_s=latency).served_by(
+            Engine(name="vllm", version="0.11.1")
+        ),
         energy_per_request_j=energy,
         prefill_energy_per_request_j=np.full(n, np.nan),
         decode_energy_per_request_j=np.full(n, np.nan),
         modality=filled("text"),
         task=filled("chat"),
-        engine=filled("vllm"),
-        engine_version=filled("0.11.1"),
         source=filled(source.value),
         origin=filled("<b>a table</b>"),
         assumed=filled(""),

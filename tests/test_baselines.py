@@ -24,6 +24,7 @@ from energylens.records import (
     Boundary,
     Case,
     Configuration,
+    Engine,
     Experts,
     FeedForward,
     Gpu,
@@ -110,8 +111,6 @@ def dataset_of(cases: Cases, energy_j: FloatArray) -> Dataset:
         for name, value in (
             ("modality", "text"),
             ("task", ""),
-            ("engine", "simulator"),
-            ("engine_version", "1"),
             ("source", "simulated"),
             ("origin", "test"),
             ("assumed", ""),
@@ -119,7 +118,7 @@ def dataset_of(cases: Cases, energy_j: FloatArray) -> Dataset:
     }
     unknown = np.full(n, np.nan)
     return Dataset(
-        cases=cases,
+        cases=cases.served_by(Engine(name="simulator", version="1")),
         energy_per_request_j=np.asarray(energy_j, dtype=np.float64),
         prefill_energy_per_request_j=unknown,
         decode_energy_per_request_j=unknown,
@@ -506,6 +505,27 @@ def test_a_logistic_curve_is_found_whether_it_falls_or_rises(steepness: float) -
 def test_a_flat_curve_stays_flat() -> None:
     x = np.arange(6.0)
     np.testing.assert_allclose(analytical.fit_logistic(x, np.full(6, 4.0))(x), 4.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "name", ["log-linear", "logistic-batch", "workload", "tdp-time-predicted", "lightgbm"]
+)
+def test_a_contestant_tells_engines_apart_where_training_has_several(name: str) -> None:
+    world = roofline_world(120)
+    old, new = Engine(name="vllm", version="1"), Engine(name="vllm", version="2")
+    served = [old if i % 2 else new for i in range(120)]
+    dearer = np.array([2.0 if e is old else 1.0 for e in served])
+    predictor = baselines.ESTIMATORS[name](0).fit(
+        replace(
+            world,
+            cases=world.cases.served_by(served),
+            energy_per_request_j=world.energy_per_request_j * dearer,
+        )
+    )
+    on_old, on_new = (
+        predictor.predict_energy_j(world.cases.served_by(engine)) for engine in (old, new)
+    )
+    assert np.median(on_old / on_new) == pytest.approx(2.0, rel=0.2)
 
 
 def test_a_group_with_one_row_takes_the_shape_that_other_groups_share() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from energylens.cases import Cases, factorize
 from energylens.errors import InputError
-from energylens.records import Boundary, Modality
+from energylens.records import UNKNOWN_ENGINE, Boundary, Engine, Modality
 
 
 @pytest.fixture(scope="module")
@@ -140,7 +140,13 @@ def test_columns_of_different_length_are_refused(several):
     columns = {name: getattr(cases, name) for name in Cases.column_names()}
     columns["images"] = np.zeros(3)
     with pytest.raises(InputError, match=r"length of the first \(40\); images has shape \(3,\)"):
-        Cases(llms=cases.llms, gpus=cases.gpus, precisions=cases.precisions, **columns)
+        Cases(
+            llms=cases.llms,
+            gpus=cases.gpus,
+            precisions=cases.precisions,
+            engines=cases.engines,
+            **columns,
+        )
 
 
 def test_a_number_is_looked_up_in_the_record_of_each_row(several):
@@ -150,6 +156,19 @@ def test_a_number_is_looked_up_in_the_record_of_each_row(several):
     assert cases.of_precision(lambda p: p.weight_bits).tolist() == [
         c.precision.weight_bits for c in several
     ]
+
+
+def test_cases_keep_their_engines_apart_when_they_are_taken_joined_and_read(several):
+    two = [Engine(name="vllm", version="0.5.4"), Engine(name="vllm", version="0.11.1")]
+    cases = Cases.of(several).served_by(two * 20)
+    assert cases.engines == tuple(two)
+    assert cases.case(1).engine.id == "vllm 0.11.1"
+    joined = Cases.concatenate([cases.take([1]), Cases.of(several), cases])
+    assert [e.id for e in joined.engines] == ["vllm 0.5.4", "vllm 0.11.1", ""]
+    assert [joined.case(i).engine for i in (0, 1, 41, 42)] == [two[1], UNKNOWN_ENGINE, *two]
+    # "a b c" names two engines, and they stay two
+    alike = [Engine(name="a b", version="c"), Engine(name="a", version="b c")]
+    assert Cases.of(several).served_by(alike * 20).engines == tuple(alike)
 
 
 @given(st.lists(st.sampled_from(["", "a", "b", "ab"])))

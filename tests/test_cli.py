@@ -453,7 +453,7 @@ def test_a_file_that_is_not_there_is_named(run, tmp_path, verb):
         (b"[]", "not an energy model"),
         (b'{"format": "energylens-plan"}', "not an energy model"),
         (b'{"format": "energylens-model", "version": 99}', "version 99"),
-        (b'{"format": "energylens-model", "version": 2}', "not a valid energy model"),
+        (b'{"format": "energylens-model", "version": 3}', "not a valid energy model"),
     ],
 )
 def test_a_file_that_is_no_model_gets_one_clear_sentence(run, tmp_path, verb, content, words):
@@ -1084,7 +1084,18 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     table.write_text("\n".join(map(",".join, [header, *rows])) + "\n")
     (note,) = run("fit", table, "--json").json()["notes"]
     assert "Rows of 2 engine versions (vllm 0.5.4, vllm 0.11.1)" in note
+    assert "each has coefficients of its own" in note
     assert not run("fit", table, "--where", "engine_version=0.5.4", "--json").json()["notes"]
+    (note,) = run("fit", table, "--per", "gpu", "--json").json()["notes"]
+    assert "add engine to --per" in note
+    model = tmp_path / "versions.json"
+    run("fit", table, "-o", model)
+    assert "are of 2 engine versions" in words(run("explain", model, *CASE))
+    known = words(run("explain", model, *CASE, "--engine", "vLLM==0.5.4"))
+    assert "engine" not in known.partition("where the joules go")[0]
+    asked = words(run("select", model, *CASE, "--engine", "vllm 9"))
+    assert "No row of the fit has the engine vllm 9: they are of vllm 0.11.1, vllm 0.5.4." in asked
+    assert "tokens, on vllm 9" in asked
 
 
 def twice(runs, tmp_path):

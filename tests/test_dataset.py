@@ -11,7 +11,7 @@ from energylens import catalog
 from energylens.cases import Cases
 from energylens.dataset import KNOBS, Dataset, freed_columns, group_rows
 from energylens.errors import InputError, UsageError
-from energylens.records import Boundary, Case, Configuration, Workload
+from energylens.records import Boundary, Case, Configuration, Engine, Workload
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +134,7 @@ def test_the_digest_knows_the_llm_and_where_a_text_stands(make_dataset, base):
     other = make_dataset([replace(base, llm=catalog.llm("Qwen/Qwen3-14B"))], energy_j=1.0)
     assert other.digest != make_dataset([base], energy_j=1.0).digest
     moved = [
-        replace(data, engine=np.array([a], object), engine_version=np.array([b], object)).digest
+        replace(data, cases=data.cases.served_by(Engine(name=a, version=b))).digest
         for a, b in (("vllm", "1"), ("vllm1", ""), ("", "vllm1"))
     ]
     assert len(set(moved)) == 3

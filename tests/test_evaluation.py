@@ -24,6 +24,7 @@ from energylens.records import (
     Attention,
     Case,
     Configuration,
+    Engine,
     FeedForward,
     Gpu,
     Llm,
@@ -106,15 +107,14 @@ def table(rows: Sequence[Row]) -> Dataset:
     def text(read: Callable[[Row], str]) -> np.ndarray:
         return np.array([read(r) for r in rows], dtype=object)
 
+    served = [Engine(name=r.engine, version=r.engine_version) for r in rows]
     return Dataset(
-        cases=cases.replace(average_power_w=power),
+        cases=cases.replace(average_power_w=power).served_by(served),
         energy_per_request_j=np.array([r.energy_j for r in rows]),
         prefill_energy_per_request_j=np.full(n, np.nan),
         decode_energy_per_request_j=np.full(n, np.nan),
         modality=text(lambda r: r.modality),
         task=text(lambda r: r.task),
-        engine=text(lambda r: r.engine),
-        engine_version=text(lambda r: r.engine_version),
         source=text(lambda r: r.source),
         origin=text(lambda _: "test"),
         assumed=text(lambda _: ""),

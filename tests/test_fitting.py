@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from energylens import catalog, fitting
 from energylens.cases import Cases
+from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError, UnknownNameError, UsageError
 from energylens.fitting import (
     LOSSES,
@@ -21,6 +22,7 @@ from energylens.fitting import (
     from_datasheet,
 )
 from energylens.formula import EXTENSIONS, NAMES, SPREADS, TERMS, datasheet, design, energy
+from energylens.records import UNKNOWN_ENGINE, Engine
 
 PLANTED = np.array([0.6, 1.4, 0.9, 1.8, 0.4, 1.1, 2.0, 0.7, 1.3, 0.5, 1.6, 0.8])
 NO_PRIOR = FitOptions(prior="none")
@@ -273,6 +275,58 @@ def test_gpu_types_get_their_own_coefficients_where_there_are_several(two_gpus, 
     assert diagnose(model, two_gpus).mape_ratio < 0.05
     assert fit(small).per == ()
     assert fit(small).groups == {}
+
+
+OLD, NEW = Engine(name="vllm", version="0.5.4"), Engine(name="vllm", version="0.11.1")
+
+
+def test_engine_versions_get_their_own_coefficients_where_there_are_several(two_gpus):
+    engines = [OLD if i % 2 else NEW for i in range(300)]
+    dearer = np.array([2.0 if e is OLD else 1.0 for e in engines])
+    data = replace(
+        two_gpus,
+        cases=two_gpus.cases.served_by(engines),
+        energy_per_request_j=two_gpus.energy_per_request_j * dearer,
+    )
+    model = fit(data)
+    assert model.per == ("gpu", "engine")
+    h100, a100 = (gpu.id for gpu in data.cases.gpus)
+    pairs = {f"{gpu} {e.id}" for gpu in (h100, a100) for e in (OLD, NEW)}
+    assert set(model.groups) == pairs | {h100, a100}
+    assert diagnose(model, data).mape_ratio < 0.05
+    assert diagnose(fit(data, FitOptions(per=("gpu",))), data).mape_ratio > 0.2
+    # an engine that is not named, or not seen, is answered by all rows of its GPU type
+    level = model.groups[h100].theta
+    for engine in ("", "vllm 9"):
+        assert model.coefficients("any", h100, "bf16", engine).theta is level
+    alone = fit(data, FitOptions(per=("engine",)))
+    assert set(alone.groups) == {OLD.id, NEW.id}
+    assert alone.coefficients("any", h100, "bf16") is alone.pooled
+
+
+def test_a_few_rows_of_another_engine_version_move_its_answers_and_no_others(two_gpus):
+    many = two_gpus.cases.served_by(OLD)
+    few = Dataset.concatenate([replace(two_gpus, cases=many), two_gpus.take(slice(0, 8))])
+    few = replace(
+        few,
+        cases=few.cases.served_by([OLD] * 300 + [NEW] * 8),
+        energy_per_request_j=np.append(
+            two_gpus.energy_per_request_j, 2.0 * two_gpus.energy_per_request_j[:8]
+        ),
+    )
+    model = fit(few)
+    asked = few.cases.take(slice(50, 60))
+    doubled = model.predict_energy_j(asked.served_by(NEW)) / model.predict_energy_j(asked)
+    assert np.median(doubled) > 1.4  # eight rows between two GPU types
+    before = fit(replace(two_gpus, cases=many)).predict_energy_j(asked)
+    assert model.predict_energy_j(asked) == pytest.approx(before, rel=0.02)
+
+
+def test_rows_whose_engine_is_unknown_are_no_group_of_their_own(two_gpus):
+    cases = two_gpus.cases.served_by([OLD, NEW, UNKNOWN_ENGINE] * 100)
+    model = fit(replace(two_gpus, cases=cases), FitOptions(per=("engine",)))
+    assert set(model.groups) == {OLD.id, NEW.id}
+    assert model.scope.engines == (NEW.id, OLD.id)
 
 
 def test_one_pooled_fit_is_had_by_asking(two_gpus):

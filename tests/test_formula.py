@@ -30,7 +30,7 @@ from energylens.formula import (
     slopes,
     terms_of,
 )
-from energylens.records import Boundary, Case, Configuration, Workload
+from energylens.records import Boundary, Case, Configuration, Engine, Workload
 
 GPUS = ("H100", "A100-SXM-80GB", "L4")
 FAST = settings(max_examples=40, deadline=None)
@@ -456,6 +456,16 @@ def test_a_gpu_type_that_no_row_speaks_of_has_wider_intervals(cases):
     grown = interval_width(model, cases) / interval_width(knowing_gpus(model, cases), cases)
     assert (grown[~strange] == 1).all()
     assert (grown[strange] > 1.5).all()
+
+
+def test_an_engine_that_no_row_speaks_of_has_wider_intervals_and_one_not_named_has_not(cases):
+    model = model_of(np.ones(12))
+    model = replace(model, scope=replace(model.scope, engines=("vllm 1", "vllm 2")))
+    plain = interval_width(model, cases)
+    seen = cases.served_by(Engine(name="vllm", version="2"))
+    strange = cases.served_by(Engine(name="vllm", version="3"))
+    assert interval_width(model, seen) == pytest.approx(plain)
+    assert (interval_width(model, strange) > 1.1 * plain).all()
 
 
 def test_an_interval_about_which_nothing_is_known_is_finite(cases):

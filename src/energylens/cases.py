@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any, Self, TypeVar
@@ -15,6 +15,7 @@ from energylens.records import (
     Boundary,
     Case,
     Configuration,
+    Engine,
     Gpu,
     Llm,
     Modality,
@@ -28,6 +29,14 @@ BoolArray = NDArray[np.bool_]
 
 T = TypeVar("T")
 
+#: Distinct records that cases refer to, and the column that says which is whose.
+RECORDS = {
+    "llms": "llm_index",
+    "gpus": "gpu_index",
+    "precisions": "precision_index",
+    "engines": "engine_index",
+}
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cases:
@@ -40,9 +49,11 @@ class Cases:
     llms: tuple[Llm, ...]
     gpus: tuple[Gpu, ...]
     precisions: tuple[Precision, ...]
+    engines: tuple[Engine, ...]
     llm_index: IntArray
     gpu_index: IntArray
     precision_index: IntArray
+    engine_index: IntArray
     tensor_parallel: FloatArray
     pipeline_parallel: FloatArray
     expert_parallel: FloatArray
@@ -78,7 +89,7 @@ class Cases:
     @classmethod
     def column_names(cls) -> tuple[str, ...]:
         """Names of the array columns, in order."""
-        return tuple(f.name for f in fields(cls) if f.name not in ("llms", "gpus", "precisions"))
+        return tuple(f.name for f in fields(cls) if f.name not in RECORDS)
 
     @classmethod
     def of(cls, cases: Iterable[Case]) -> Self:
@@ -90,19 +101,20 @@ class Cases:
             values = (read(row) for row in rows)
             return np.array([nan if v is None else v for v in values], dtype=np.float64)
 
-        llms, llm_index = factorize([row.llm for row in rows], lambda item: item.id)
-        gpus, gpu_index = factorize([row.gpu for row in rows], lambda item: item.id)
-        precisions, precision_index = factorize(
-            [row.precision for row in rows], lambda item: item.id
-        )
+        llms, llm_index = factorize([row.llm for row in rows], _key)
+        gpus, gpu_index = factorize([row.gpu for row in rows], _key)
+        precisions, precision_index = factorize([row.precision for row in rows], _key)
+        engines, engine_index = factorize([row.engine for row in rows], _key)
         empty = np.full(len(rows), nan)
         return cls(
             llms=llms,
             gpus=gpus,
             precisions=precisions,
+            engines=engines,
             llm_index=llm_index,
             gpu_index=gpu_index,
             precision_index=precision_index,
+            engine_index=engine_index,
             tensor_parallel=column(lambda c: c.configuration.tensor_parallel),
             pipeline_parallel=column(lambda c: c.configuration.pipeline_parallel),
             expert_parallel=column(lambda c: c.configuration.expert_parallel),
@@ -126,7 +138,7 @@ class Cases:
     def take(self, index: NDArray[Any] | slice) -> Self:
         """Return the cases at ``index`` (integers, booleans or a slice)."""
         columns = {name: getattr(self, name)[index] for name in self.column_names()}
-        return type(self)(llms=self.llms, gpus=self.gpus, precisions=self.precisions, **columns)
+        return type(self)(**self._records(), **columns)
 
     def replace(self, **columns: FloatArray | float) -> Self:
         """Return the same cases with other columns; a number fills its column."""
@@ -138,7 +150,17 @@ class Cases:
             present[name] = np.broadcast_to(
                 np.asarray(value, dtype=present[name].dtype), (len(self),)
             )
-        return type(self)(llms=self.llms, gpus=self.gpus, precisions=self.precisions, **present)
+        return type(self)(**self._records(), **present)
+
+    def _records(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in RECORDS}
+
+    def served_by(self, engines: Engine | Sequence[Engine]) -> Self:
+        """Return the same cases on one engine, or each on its own (n of them)."""
+        each = [engines] * len(self) if isinstance(engines, Engine) else list(engines)
+        present = {name: getattr(self, name) for name in self.column_names()}
+        distinct, present["engine_index"] = factorize(each, _key)
+        return type(self)(**{**self._records(), "engines": distinct}, **present)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -148,13 +170,9 @@ class Cases:
         columns: dict[str, Any] = {
             name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.column_names()
         }
-        for records, index in (
-            ("llms", "llm_index"),
-            ("gpus", "gpu_index"),
-            ("precisions", "precision_index"),
-        ):
+        for records, index in RECORDS.items():
             every = [item for p in parts for item in getattr(p, records)]
-            joined, places = factorize(every, lambda item: item.id)
+            joined, places = factorize(every, _key)
             starts = np.cumsum([0, *(len(getattr(p, records)) for p in parts)])
             columns[records] = joined
             columns[index] = np.concatenate(
@@ -197,6 +215,7 @@ class Cases:
             ),
             boundary=Boundary.NODE if self.node_boundary[row] else Boundary.ACTIVE_GPUS,
             node_gpus=None if node_gpus is None else int(node_gpus),
+            engine=self.engines[self.engine_index[row]],
         )
 
     def of_llm(self, read: Callable[[Llm], float]) -> FloatArray:
@@ -223,9 +242,14 @@ class Cases:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
 
-def factorize(items: Sequence[T], key: Callable[[T], str]) -> tuple[tuple[T, ...], IntArray]:
+def _key(item: Llm | Gpu | Precision | Engine) -> Hashable:
+    """Tell records apart: by id, but for engines, of which "a b" may be two."""
+    return item if isinstance(item, Engine) else item.id
+
+
+def factorize(items: Sequence[T], key: Callable[[T], Hashable]) -> tuple[tuple[T, ...], IntArray]:
     """Distinct items in order of first appearance, and the place of each item among them."""
-    places: dict[str, int] = {}
+    places: dict[Hashable, int] = {}
     distinct: list[T] = []
     index = np.empty(len(items), dtype=np.intp)
     for i, item in enumerate(items):

@@ -68,8 +68,6 @@ class Dataset:
     decode_energy_per_request_j: FloatArray
     modality: StrArray
     task: StrArray
-    engine: StrArray
-    engine_version: StrArray
     source: StrArray
     origin: StrArray
     assumed: StrArray
@@ -134,6 +132,21 @@ class Dataset:
         return _names([item.id for item in self.cases.precisions], self.cases.precision_index)
 
     @cached_property
+    def engine(self) -> StrArray:
+        """Name of the engine of each row; shape (n,)."""
+        return _names([item.name for item in self.cases.engines], self.cases.engine_index)
+
+    @cached_property
+    def engine_version(self) -> StrArray:
+        """Version of the engine of each row; shape (n,)."""
+        return _names([item.version for item in self.cases.engines], self.cases.engine_index)
+
+    @cached_property
+    def engine_ids(self) -> StrArray:
+        """Engine and version of each row, as in ``vllm 0.11.1``; shape (n,)."""
+        return _names([item.id for item in self.cases.engines], self.cases.engine_index)
+
+    @cached_property
     def carries_accuracy_claim(self) -> BoolArray:
         """Whether an accuracy figure may rest on each row: measured or published joules."""
         allowed = {source for source in Source if source.carries_accuracy_claim}
@@ -156,7 +169,9 @@ class Dataset:
             # Rows without a cap keep the digest that they had before there were any.
             and (name != "power_cap_w" or self.cases.capped.any())
         ]
-        columns += [getattr(self, name) for name in self.column_names()]
+        # In the order in which the columns once were, so that digests stay what they were.
+        before, after = self.column_names()[:5], self.column_names()[5:]
+        columns += [getattr(self, name) for name in (*before, "engine", "engine_version", *after)]
         state = hashlib.sha256()
         for column in columns:
             if column.dtype == object:
@@ -204,8 +219,7 @@ class Dataset:
             c.llm_index,
             self.workload_index,
             np.where(c.node_boundary, c.node_gpus, 0.0),  # 0: the active_gpus boundary
-            self.engine.astype(str),
-            self.engine_version.astype(str),
+            c.engine_index,
         ]
         for column in (
             "tensor_parallel",

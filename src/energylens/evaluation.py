@@ -323,7 +323,8 @@ def evaluate(
         median of the distinct lengths of each group of ``per``, or of each (LLM, GPU,
         precision, modality).
     per : sequence of str
-        Fit separately for each of these: llm, gpu, precision, modality, task, engine_version.
+        Fit separately for each of these: llm, gpu, precision, modality, task, engine (with
+        its version), engine_version.
     leave : str
         What leaves together in ``unseen-llm``: ``architecture`` (all LLMs of the same
         architecture), ``backbone`` (vision towers apart) or ``id``.

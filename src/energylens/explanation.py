@@ -222,6 +222,15 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
     ):
         if name not in known:
             notes.append(f"No row of the fit has the {what} {name}.")
+    engines = model.scope.engines
+    if case.engine.id and case.engine.id not in engines:
+        told = f": they are of {', '.join(engines)}" if engines else ""
+        notes.append(f"No row of the fit has the engine {case.engine.id}{told}.")
+    elif not case.engine.id and len(engines) > 1:
+        notes.append(
+            f"The rows are of {len(engines)} engine versions, whose joules differ, and this "
+            f"rests on all of them: name yours with --engine ({', '.join(engines)})."
+        )
     c, w = case.configuration, case.workload
     values = {
         "tensor_parallel": c.tensor_parallel,

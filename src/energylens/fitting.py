@@ -23,7 +23,7 @@ import numpy as np
 
 from energylens import __version__
 from energylens.cases import BoolArray, FloatArray, IntArray
-from energylens.dataset import Dataset, group_rows
+from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.formula import (
     EXTENSIONS,
@@ -37,6 +37,7 @@ from energylens.formula import (
     datasheet,
     design,
     energy,
+    group_key,
     knob_place,
     power_ratio,
     slopes,
@@ -45,7 +46,7 @@ from energylens.formula import (
 
 LOSSES = ("relative", "log", "huber", "absolute")
 PRIORS = ("datasheet", "none")
-GROUPINGS = ("gpu", "llm", "precision")
+GROUPINGS = ("gpu", "llm", "precision", "engine")
 
 HUBER_RATIO = 0.15  # relative residual beyond which the huber loss grows linearly
 STEP_LENGTHS = (1.0, 0.6, 0.3, 0.1, 0.03)  # tried until one lowers the loss
@@ -86,9 +87,9 @@ class FitOptions:
         ``log`` weighs over- and underprediction alike, ``huber`` grows linearly beyond 15 %,
         ``absolute`` is ordinary least squares in joules, for comparison.
     prior : {"datasheet", "none"}
-    per : tuple of {"gpu", "llm", "precision"}, optional
+    per : tuple of {"gpu", "llm", "precision", "engine"}, optional
         Columns whose values get coefficients of their own besides the pooled ones. By default
-        each GPU type does, where there is more than one.
+        each GPU type and each engine version does, where there is more than one.
     idle_power_w : float, optional
         Known draw of an idle GPU: fixes that coefficient.
     measured_power : bool
@@ -173,17 +174,21 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
         options = replace(options, extend=paying_extensions(dataset, options, weights=weights))
     problem = _Problem(dataset, weights, options)
     pooled = problem.solve(np.arange(len(dataset)), problem.expected, problem.spread)
-    groups = {}
+    groups: dict[str, Coefficients] = {}
     per = options.per
     if per is None:
-        per = ("gpu",) if len(np.unique(dataset.cases.gpu_index)) > 1 else ()
-    if per:
-        ids = {"gpu": dataset.gpu_ids, "llm": dataset.llm_ids, "precision": dataset.precision_ids}
-        keys = np.array([" ".join(row) for row in zip(*(ids[n] for n in per), strict=True)])
-        for key in np.unique(keys):
+        kinds = {"gpu": dataset.gpu_ids, "engine": dataset.engine_ids}
+        per = tuple(name for name, ids in kinds.items() if len(set(ids)) > 1)
+    # Groups without the engine come first: those with it shrink toward them.
+    parents = _group_keys(dataset, ())
+    for level in dict.fromkeys((tuple(name for name in per if name != "engine"), per)):
+        keys = _group_keys(dataset, level)
+        for key in sorted(set(keys) - {"", *groups}):
             rows = np.flatnonzero(keys == key)
-            group = problem.solve(rows, pooled.theta, GROUP_SPREAD * problem.spreads)
-            groups[str(key)] = _borrowing(group, pooled)
+            parent = groups.get(parents[rows[0]], pooled)
+            group = problem.solve(rows, parent.theta, GROUP_SPREAD * problem.spreads)
+            groups[key] = _borrowing(group, parent)
+        parents = keys
     return EnergyModel(
         pooled=pooled,
         per=per,
@@ -200,6 +205,17 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
         extensions=options.extend,
         energylens_version=__version__,
     )
+
+
+def _group_keys(dataset: Dataset, per: Sequence[str]) -> StrArray:
+    ids = {
+        "gpu": dataset.gpu_ids,
+        "llm": dataset.llm_ids,
+        "precision": dataset.precision_ids,
+        "engine": dataset.engine_ids,
+    }
+    rows = zip(*(ids[name] for name in per), strict=True) if per else [()] * len(dataset)
+    return np.array([group_key(row) for row in rows], dtype=object)
 
 
 def paying_extensions(
@@ -580,6 +596,7 @@ def _scope(dataset: Dataset) -> Scope:
         llms=names(dataset.llm_ids.tolist()),
         gpus=names(dataset.gpu_ids.tolist()),
         precisions=names(dataset.precision_ids.tolist()),
+        engines=tuple(name for name in names(dataset.engine_ids.tolist()) if name),
         ranges=ranges,
     )
 

@@ -204,6 +204,7 @@ _PER: dict[str, Callable[[Dataset], StrArray]] = {
     "precision": lambda d: d.precision_ids,
     "modality": lambda d: d.modality,
     "task": lambda d: d.task,
+    "engine": lambda d: d.engine_ids,
     "engine_version": lambda d: d.engine_version,
 }
 
@@ -232,8 +233,7 @@ def _left_out_labels(dataset: Dataset, protocol: str, leave: str) -> StrArray:
     if protocol == "unseen-modality":
         return np.array([str(value) for value in dataset.modality], dtype=object)
     if protocol == "unseen-engine":
-        names = zip(dataset.engine, dataset.engine_version, strict=True)
-        return np.array([" ".join(map(str, n)).strip() or "no engine" for n in names], dtype=object)
+        return np.where(dataset.engine_ids == "", "no engine", dataset.engine_ids)
     if protocol == "unseen-llm" and leave in ALIKE:
         return _alike(dataset.cases, leave)
     return dataset.llm_ids

@@ -62,6 +62,7 @@ HOP_S = 10e-3  # from one pipeline stage to the next, bubbles included
 # How far the coefficients of a GPU type that no row speaks of may lie from the fitted ones, in
 # units of each term's spread; half as far as those of one with rows may (docs/results.md).
 UNSEEN_GPU_SPREAD = 0.25
+UNSEEN_ENGINE_SPREAD = 0.5  # the same of an engine version: as far as one with rows may
 WIDEST_LOG = float(np.log(1e6))  # an interval that wide says that nothing is known, as any wider
 
 LABEL_DOUBLINGS = 2.0  # how far apart another GPU type, precision or LLM is, as `knob_place` counts
@@ -639,6 +640,7 @@ class Scope:
     llms: tuple[str, ...]
     gpus: tuple[str, ...]
     precisions: tuple[str, ...]
+    engines: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -647,8 +649,9 @@ class EnergyModel:
     """The fitted law: a Predictor with intervals.
 
     ``groups`` holds coefficients of their own for the values of the columns named in ``per``
-    ("gpu", "llm", "precision"; joined by a space), each shrunk toward ``pooled``, which answers
-    for every other case.
+    ("gpu", "llm", "precision", "engine"; joined by a space), each shrunk toward ``pooled``, which
+    answers for every other case. Where ``per`` has "engine" and more, there are also groups
+    without the engine: they stand between the two, and answer where it is unknown or was not seen.
     """
 
     pooled: Coefficients
@@ -668,26 +671,31 @@ class EnergyModel:
         """The twelve, then those of the extensions."""
         return terms_of(self.extensions)
 
-    def coefficients(self, llm: str, gpu: str, precision: str) -> Coefficients:
-        """Return the set that answers for one LLM, GPU type and precision, by id."""
-        names = {"llm": llm, "gpu": gpu, "precision": precision}
-        return self.groups.get(" ".join(names[key] for key in self.per), self.pooled)
+    def coefficients(self, llm: str, gpu: str, precision: str, engine: str = "") -> Coefficients:
+        """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
+        names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
+        for known in (names, names | {"engine": ""}):
+            key = group_key([known[name] for name in self.per])
+            if key in self.groups:
+                return self.groups[key]
+        return self.pooled
 
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
-        sizes = (len(cases.llms), len(cases.gpus), len(cases.precisions))
         if not self.groups or not len(cases):
             return [self.pooled], np.zeros(len(cases), dtype=np.intp)
+        records = (cases.llms, cases.gpus, cases.precisions, cases.engines)
+        sizes = tuple(map(len, records))
         combined = np.ravel_multi_index(
-            (cases.llm_index, cases.gpu_index, cases.precision_index), sizes
+            (cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index), sizes
         )
         places, index = np.unique(combined, return_inverse=True)
-        sets = []
-        for place in places:
-            m, g, p = np.unravel_index(place, sizes)
-            sets.append(
-                self.coefficients(cases.llms[m].id, cases.gpus[g].id, cases.precisions[p].id)
+        sets = [
+            self.coefficients(
+                *(of[i].id for of, i in zip(records, np.unravel_index(p, sizes), strict=True))
             )
+            for p in places
+        ]
         return sets, index.reshape(-1)
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
@@ -769,23 +777,28 @@ class EnergyModel:
     ) -> FloatArray:
         """Spread of each case over that of a residual with known coefficients, shape (n,).
 
-        Both add up as variances. A GPU type that no row speaks of may have coefficients of its
-        own besides: each as far from the fitted ones as ``UNSEEN_GPU_SPREAD`` of its term's spread.
+        Both add up as variances. A GPU type or engine that no row speaks of may have coefficients
+        of its own besides: each as far from the fitted ones as ``UNSEEN_GPU_SPREAD`` or
+        ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named is one of those seen.
         """
         x = design(cases, self.terms)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
-        spoken_of = self.scope.gpus
-        strange = np.array([bool(spoken_of) and g.id not in spoken_of for g in cases.gpus])
-        strange = strange[cases.gpu_index]
-        apart = UNSEEN_GPU_SPREAD * np.array([term.spread for term in self.terms])
+        gpus, engines = self.scope.gpus, self.scope.engines
+        new_gpu = np.array([bool(gpus) and g.id not in gpus for g in cases.gpus])
+        new_engine = np.array(
+            [bool(engines and e.id) and e.id not in engines for e in cases.engines]
+        )
+        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.gpu_index] ** 2
+        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[cases.engine_index] ** 2
+        spreads = np.array([term.spread for term in self.terms])
         ratio = np.ones(len(cases))
         for s, coefficients in enumerate(sets):
             mine = set_index == s
             steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
             of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
-            of_gpu = strange[mine] * ((steep * apart) ** 2).sum(axis=1)
-            added = coefficients.design_effect * of_theta + of_gpu
+            of_strangers = apart[mine] * ((steep * spreads) ** 2).sum(axis=1)
+            added = coefficients.design_effect * of_theta + of_strangers
             ratio[mine] = np.sqrt(1.0 + added / coefficients.spread_ratio**2)
         return ratio
 
@@ -819,6 +832,11 @@ class EnergyModel:
         common = rng.normal(0.0, between, (samples, 1))
         drawn: FloatArray = joules * np.exp(common + own)
         return drawn
+
+
+def group_key(names: Sequence[str]) -> str:
+    """Name a group of coefficients; an engine that is not known leaves no trace."""
+    return " ".join(filter(None, names))
 
 
 def knob_place(cases: Cases) -> FloatArray:

@@ -16,7 +16,7 @@ from energylens.errors import ArtefactError, UnknownNameError
 from energylens.formula import STRUCTURE, Coefficients, EnergyModel, Scope, terms_of
 
 FORMAT = "energylens-model"
-VERSION = 2
+VERSION = 3
 
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 
@@ -43,6 +43,7 @@ class _Scope(_Strict):
     llms: list[str]
     gpus: list[str]
     precisions: list[str]
+    engines: list[str]
     ranges: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
 
 
@@ -56,7 +57,7 @@ class _Document(_Strict):
     options: dict[str, str]
     measured_power: bool
     extensions: list[str]
-    per: list[Literal["gpu", "llm", "precision"]]
+    per: list[Literal["gpu", "llm", "precision", "engine"]]
     scope: _Scope
     pooled: _Coefficients
     groups: dict[str, _Coefficients]
@@ -104,6 +105,7 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
             "llms": list(model.scope.llms),
             "gpus": list(model.scope.gpus),
             "precisions": list(model.scope.precisions),
+            "engines": list(model.scope.engines),
             "ranges": {name: list(ends) for name, ends in model.scope.ranges.items()},
         },
         "pooled": _coefficients_json(model.pooled, names),
@@ -173,6 +175,7 @@ def from_json(document: Any, name: str) -> EnergyModel:
             llms=tuple(read.scope.llms),
             gpus=tuple(read.scope.gpus),
             precisions=tuple(read.scope.precisions),
+            engines=tuple(read.scope.engines),
             ranges={name: (ends[0], ends[1]) for name, ends in read.scope.ranges.items()},
         ),
         pooled=_coefficients(read.pooled, names, name),

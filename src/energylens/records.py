@@ -472,6 +472,22 @@ class Precision:
         return self.weight_bits < self.compute_bits
 
 
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """What serves an LLM: software whose versions differ in joules. Empty where not known."""
+
+    name: str = ""
+    version: str = ""
+
+    @property
+    def id(self) -> str:
+        """Name and version, as in ``vllm 0.11.1``."""
+        return f"{self.name} {self.version}".strip()
+
+
+UNKNOWN_ENGINE = Engine()
+
+
 # ---------------------------------------------------------------------------- what is served
 
 
@@ -569,6 +585,7 @@ class Case:
     configuration: Configuration
     boundary: Boundary = Boundary.ACTIVE_GPUS
     node_gpus: int | None = None
+    engine: Engine = UNKNOWN_ENGINE
 
     def __post_init__(self) -> None:
         _require_whole("case", node_gpus=self.node_gpus)

@@ -696,6 +696,7 @@ def _reference_case(ranking: Ranking) -> Case:
         configuration=replace(ranking.reference or s.configuration, mean_batch_size=None),
         boundary=s.boundary,
         node_gpus=s.node_gpus,
+        engine=s.engine,
     )
 
 
@@ -944,9 +945,8 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
     pooled = model.pooled
     low, high = _theta_interval(pooled)
     undetermined = diagnostics.undetermined if diagnostics else {}
-    per_gpu = [
-        (model.groups.get(gpus[g].id, pooled) if model.per == ("gpu",) else pooled, g) for g in used
-    ]
+    by_gpu = "gpu" in model.per and set(model.per) <= {"gpu", "engine"}
+    per_gpu = [(model.groups.get(gpus[g].id, pooled) if by_gpu else pooled, g) for g in used]
     rows = []
     for k, term in enumerate(model.terms):
         rows.append(
@@ -987,7 +987,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
             "probability."
             + (
                 " θ is that of all GPU types together; θD is with each type's own, listed below."
-                if model.per == ("gpu",)
+                if by_gpu
                 else ""
             ),
             columns=(
@@ -1024,7 +1024,10 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
 
 
 def _grouping(model: EnergyModel) -> str:
-    return " and ".join({"gpu": "GPU type", "llm": "LLM"}.get(name, name) for name in model.per)
+    return " and ".join(
+        {"gpu": "GPU type", "llm": "LLM", "engine": "engine version"}.get(name, name)
+        for name in model.per
+    )
 
 
 def _equation() -> Equation:

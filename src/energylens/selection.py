@@ -19,9 +19,11 @@ from energylens.dataset import freed_columns
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.protocols import IntervalPredictor, Predictor
 from energylens.records import (
+    UNKNOWN_ENGINE,
     Boundary,
     Case,
     Configuration,
+    Engine,
     Gpu,
     Llm,
     Precision,
@@ -61,6 +63,7 @@ class Scenario:
     boundary: Boundary = Boundary.ACTIVE_GPUS
     node_gpus: int | None = None
     max_gpus: int = 8
+    engine: Engine = UNKNOWN_ENGINE
 
     def __post_init__(self) -> None:
         if self.max_gpus < 1:
@@ -76,6 +79,7 @@ class Scenario:
         return (
             f"{self.llm.id} at {self.precision.id} on up to {self._gpu_limit} x {self.gpu.id}, "
             f"{w.input_tokens:g} + {w.output_tokens:g} tokens"
+            + (f", on {self.engine.id}" if self.engine.id else "")
         )
 
     @property
@@ -274,9 +278,11 @@ def _cases(
         llms=(scenario.llm,),
         gpus=gpus,
         precisions=precisions,
+        engines=(scenario.engine,),
         llm_index=np.zeros(n, dtype=np.intp),
         gpu_index=gpu.astype(np.intp),
         precision_index=precision.astype(np.intp),
+        engine_index=np.zeros(n, dtype=np.intp),
         tensor_parallel=layouts[:, 0],
         pipeline_parallel=layouts[:, 1],
         expert_parallel=layouts[:, 2],
@@ -729,6 +735,7 @@ def _reference_energy_j(
         configuration=reference,
         boundary=scenario.boundary,
         node_gpus=scenario.node_gpus,
+        engine=scenario.engine,
     )
     energy = float(predictor.predict_energy_j(Cases.of([as_run(case)]))[0])
     return energy if np.isfinite(energy) else None

@@ -23,6 +23,7 @@ from energylens.records import (
     MODALITIES,
     SOURCES,
     Boundary,
+    Engine,
     Gpu,
     Llm,
     Modality,
@@ -403,6 +404,7 @@ class _Check:
             self._power_cap(*gpus)
         if self.found or llms is None or gpus is None:
             return None
+        engines = self._engines()
         cases = Cases(
             llms=llms[0],
             llm_index=llms[1],
@@ -410,6 +412,8 @@ class _Check:
             precision_index=llms[3],
             gpus=gpus[0],
             gpu_index=gpus[1],
+            engines=engines[0],
+            engine_index=engines[1],
             node_boundary=self.text["boundary"].where(lambda value: value == Boundary.NODE),
             **{name: self.number[name] for name in _CASE_NUMBERS},
         )
@@ -420,8 +424,6 @@ class _Check:
             prefill_energy_per_request_j=self.number["prefill_energy_per_request_j"],
             decode_energy_per_request_j=self.number["decode_energy_per_request_j"],
             task=self.text["task"].column(),
-            engine=self.text["engine"].column(),
-            engine_version=self.text["engine_version"].column(),
             source=self.text["source"].column(),
             origin=self.text["origin"].column(),
             assumed=self.text["assumed"].column(),
@@ -529,6 +531,16 @@ class _Check:
             return None
         gpus, places = factorize(rows, _id)
         return gpus, places[names.codes]
+
+    def _engines(self) -> tuple[tuple[Engine, ...], IntArray]:
+        names, versions = self.text["engine"], self.text["engine_version"]
+        pairs, index = np.unique(
+            np.column_stack([names.codes, versions.codes]), axis=0, return_inverse=True
+        )
+        engines = [
+            Engine(name=names.values[a], version=versions.values[b]) for a, b in pairs.tolist()
+        ]
+        return tuple(engines), index.reshape(-1).astype(np.intp)
 
     def _modality(self) -> IntArray:
         """Fill in modality and the counts that go without saying, and check that they agree.

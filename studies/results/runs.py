@@ -312,7 +312,7 @@ def unseen_engine(data: Data, names: Names) -> Result:
     """Leave out vLLM 0.5.4 or 0.11.1; then give back a few of its rows."""
     return judge(
         data.engines, names, EVERYONE, protocol="unseen-engine", choose=FREE,
-        calibration=(0, 3, 5, 10), repeats=5,
+        calibration=(0, 3, 5, 10), repeats=20,
     )  # fmt: skip
 
 

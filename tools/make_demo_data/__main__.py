@@ -19,7 +19,7 @@ from energylens import capacity, catalog, table
 from energylens.cases import Cases
 from energylens.dataset import Dataset
 from energylens.engines.simulation import VERSION, simulate
-from energylens.records import Boundary, Case, Configuration, Modality, Source, Workload
+from energylens.records import Boundary, Case, Configuration, Engine, Modality, Source, Workload
 
 SEED = 20260101
 ORIGIN = f"tools/make_demo_data seed {SEED}"
@@ -98,14 +98,14 @@ def dataset(grid: Sequence[Case]) -> Dataset:
     n = len(grid)
     latencies = ("ttft_s", "tpot_s", "request_latency_s", "average_power_w")
     return Dataset(
-        cases=Cases.of(grid).replace(**{name: column(name) for name in latencies}),
+        cases=Cases.of(grid)
+        .replace(**{name: column(name) for name in latencies})
+        .served_by(Engine(name="simulated", version=VERSION)),
         energy_per_request_j=column("energy_per_request_j"),
         prefill_energy_per_request_j=column("prefill_energy_per_request_j"),
         decode_energy_per_request_j=column("decode_energy_per_request_j"),
         modality=words([case.workload.modality for case in grid]),
         task=words([""] * n),
-        engine=words(["simulated"] * n),
-        engine_version=words([VERSION] * n),
         source=words([Source.SIMULATED] * n),
         origin=words([ORIGIN] * n),
         assumed=words([""] * n),

@@ -7,12 +7,12 @@ fit of its own takes the law of the next larger one, rescaled to the rows it doe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from energylens.baselines.features import knobs
+from energylens.baselines.features import engine_columns, engines_apart, knobs
 from energylens.baselines.least_squares import Ridge, fit_nonnegative, fit_ridge
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.counts import in_flight
@@ -21,19 +21,24 @@ from energylens.errors import FitError, InputError
 
 Key = tuple[object, ...]
 
-# A key runs from coarse to fine; its first 0, 3, 4, 5 and 10 parts name the nested pools:
-# everything; a system (GPU type and boundary); an LLM on it; its precision; a configuration.
-POOLS = (0, 3, 4, 5, 10)
+# A key runs from coarse to fine; its first 0, 4, 5, 6 and 11 parts name the nested pools:
+# everything; a system (GPU type, engine, boundary); an LLM on it; its precision; a configuration.
+POOLS = (0, 4, 5, 6, 11)
 # Columns whose singular values differ by more cannot be told apart by real, noisy rows.
 LARGEST_CONDITION = 100.0
 
 
-def pool_keys(cases: Cases) -> tuple[list[Key], IntArray]:
-    """Distinct keys of the cases, and the place of each case's key among them."""
+def pool_keys(cases: Cases, engines: Sequence[str]) -> tuple[list[Key], IntArray]:
+    """Distinct keys of the cases, and the place of each case's key among them.
+
+    Engines that are not to be told apart are no part of them.
+    """
+    apart = np.array([engine.id in engines for engine in cases.engines], dtype=np.bool_)
     node_gpus = np.where(cases.node_boundary, np.nan_to_num(cases.node_gpus, nan=0.0), 0.0)
     columns = np.column_stack(
         [
             cases.gpu_index,
+            np.where(apart[cases.engine_index], cases.engine_index, -1),
             cases.node_boundary,
             node_gpus,
             cases.llm_index,
@@ -49,10 +54,11 @@ def pool_keys(cases: Cases) -> tuple[list[Key], IntArray]:
     keys: list[Key] = [
         (
             cases.gpus[int(row[0])].id,
-            *row[1:3].tolist(),
-            cases.llms[int(row[3])].id,
-            cases.precisions[int(row[4])].id,
-            *row[5:].tolist(),
+            cases.engines[int(row[1])].id if row[1] >= 0 else "",
+            *row[2:4].tolist(),
+            cases.llms[int(row[4])].id,
+            cases.precisions[int(row[5])].id,
+            *row[6:].tolist(),
         )
         for row in distinct
     ]
@@ -141,12 +147,13 @@ def fit_workload_coefficients(
 class _LengthPredictor:
     terms: Callable[[FloatArray, FloatArray], FloatArray]
     coefficients: Mapping[Key, FloatArray]
+    engines: tuple[str, ...]
     floor_j: float
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         if len(cases) == 0:
             return np.empty(0)
-        keys, places = pool_keys(cases)
+        keys, places = pool_keys(cases, self.engines)
         finest = np.array(
             [
                 next(
@@ -191,7 +198,8 @@ class LengthLaw:
         terms = self.terms(dataset.cases.input_tokens, dataset.cases.output_tokens)
         weights = 1.0 / energy if self.relative else np.ones_like(energy)
         design, target = terms * weights[:, None], energy * weights
-        keys, places = pool_keys(dataset.cases)
+        engines = engines_apart(dataset.cases)
+        keys, places = pool_keys(dataset.cases, engines)
         coefficients: dict[Key, FloatArray] = {}
         for outer, depth in zip((0, *POOLS), POOLS, strict=False):
             pools: dict[Key, list[int]] = {}
@@ -207,7 +215,10 @@ class LengthLaw:
                     factor = float(predicted @ target[rows]) / size if size > 0 else 1.0
                     coefficients[key] = around * (factor if factor > 0 else 1.0)
         return _LengthPredictor(
-            terms=self.terms, coefficients=coefficients, floor_j=float(energy.min()) / 10.0
+            terms=self.terms,
+            coefficients=coefficients,
+            engines=engines,
+            floor_j=float(energy.min()) / 10.0,
         )
 
     def _solve(self, design: FloatArray, target: FloatArray) -> FloatArray:
@@ -244,9 +255,12 @@ def sequence_length() -> LengthLaw:
 # ------------------------------------------------------------------------------- a power law
 
 
-def log_knobs(cases: Cases) -> FloatArray:
-    """Logarithms of all knobs, shape (n, k)."""
-    return np.log(np.column_stack(list(knobs(cases).values())))
+def log_knobs(
+    cases: Cases, engines: Sequence[str] = (), *, without: Sequence[str] = ()
+) -> FloatArray:
+    """Logarithms of all knobs but some, and a column for each engine told apart; shape (n, k)."""
+    columns = [values for name, values in knobs(cases).items() if name not in without]
+    return np.column_stack([np.log(np.column_stack(columns)), engine_columns(cases, engines)])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,20 +268,22 @@ class PowerLaw:
     """A fitted power law in the knobs."""
 
     ridge: Ridge
+    engines: tuple[str, ...]
     log_range_j: tuple[float, float]
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         """Predict joules per request, shape (n,)."""
         # Beyond a millionfold of anything seen the exponents, not the case, are at fault.
         low, high = self.log_range_j[0] - np.log(1e6), self.log_range_j[1] + np.log(1e6)
-        return np.exp(np.clip(self.ridge.predict(log_knobs(cases)), low, high))
+        return np.exp(np.clip(self.ridge.predict(log_knobs(cases, self.engines)), low, high))
 
 
 def fit_power_law(cases: Cases, energy_j: FloatArray) -> PowerLaw:
     """Fit the exponents to n cases and their joules."""
-    log_energy = np.log(energy_j)
+    log_energy, engines = np.log(energy_j), engines_apart(cases)
     return PowerLaw(
-        ridge=fit_ridge(log_knobs(cases), log_energy),
+        ridge=fit_ridge(log_knobs(cases, engines), log_energy),
+        engines=engines,
         log_range_j=(float(log_energy.min()), float(log_energy.max())),
     )
 
@@ -275,6 +291,8 @@ def fit_power_law(cases: Cases, energy_j: FloatArray) -> PowerLaw:
 @dataclass(frozen=True, kw_only=True)
 class LogLinear:
     """A power law: log E linear in the log of every knob, one for all rows.
+
+    With rows of several engines, each has a level of its own.
 
     The classical empirical form of performance models. Ridge-stabilised, the penalty chosen by
     leave-one-out on the training rows, so that it neither blows up at 10 rows nor is shrunk
@@ -368,6 +386,7 @@ def fit_logistic(x: FloatArray, y: FloatArray) -> Logistic:
 OWN_CURVE_BATCHES = 4
 # Lengths within this ratio of a group's own are taken to be its workload.
 SAME_WORKLOAD_RATIO = 1.5
+BATCH_KNOBS = ("running",)  # what the curve itself explains
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -382,12 +401,15 @@ class _LogisticPredictor:
     groups: Mapping[Key, list[_Group]]
     pooled: Logistic
     scales: Ridge
+    engines: tuple[str, ...]
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         x = np.log2(in_flight(cases))
         lengths = np.log(np.column_stack([cases.input_tokens, cases.output_tokens]))
-        per_token = np.exp(self.scales.predict(_without_batch(cases))) * self.pooled(x)
-        keys, places = _layout_keys(cases)
+        per_token = np.exp(
+            self.scales.predict(log_knobs(cases, self.engines, without=BATCH_KNOBS))
+        ) * self.pooled(x)
+        keys, places = _layout_keys(cases, self.engines)
         for place, key in enumerate(keys):
             groups = self.groups.get(key)
             if not groups:
@@ -428,8 +450,9 @@ class LogisticBatch:
         cases = dataset.cases
         x = np.log2(in_flight(cases))
         y = dataset.energy_per_request_j / cases.output_tokens
-        other = _without_batch(cases)
-        keys, places = _layout_keys(cases)
+        engines = engines_apart(cases)
+        other = log_knobs(cases, engines, without=BATCH_KNOBS)
+        keys, places = _layout_keys(cases, engines)
         workloads = dataset.workload_index
         _, first, group = np.unique(
             places * (int(workloads.max()) + 1) + workloads,
@@ -461,7 +484,7 @@ class LogisticBatch:
                     own=fit_logistic(x[rows], y[rows]) if enough else None,
                 )
             )
-        return _LogisticPredictor(groups=groups, pooled=pooled, scales=scales)
+        return _LogisticPredictor(groups=groups, pooled=pooled, scales=scales, engines=engines)
 
 
 def _group_effects(residual: FloatArray, group: IntArray) -> FloatArray:
@@ -482,14 +505,9 @@ def _group_effects(residual: FloatArray, group: IntArray) -> FloatArray:
     return effects
 
 
-def _without_batch(cases: Cases) -> FloatArray:
-    """Logarithms of all knobs but the batch, shape (n, k - 1)."""
-    return np.log(np.column_stack([v for name, v in knobs(cases).items() if name != "running"]))
-
-
-def _layout_keys(cases: Cases) -> tuple[list[Key], IntArray]:
+def _layout_keys(cases: Cases, engines: Sequence[str]) -> tuple[list[Key], IntArray]:
     """Keys of LLM, system, precision and layout: those of the pools less the batch."""
-    keys, places = pool_keys(cases)
+    keys, places = pool_keys(cases, engines)
     numbers: dict[Key, int] = {}
     renumbered = np.array([numbers.setdefault(key[:-1], len(numbers)) for key in keys])
     return list(numbers), renumbered[places]

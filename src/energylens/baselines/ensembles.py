@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from energylens.baselines.analytical import PowerLaw, fit_power_law
-from energylens.baselines.features import features
+from energylens.baselines.features import engines_apart, features
 from energylens.cases import BoolArray, Cases, FloatArray
 from energylens.dataset import Dataset
 from energylens.errors import FitError, MissingExtraError
@@ -156,12 +156,13 @@ Build = Callable[[Settings, int, int], Regressor]
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _EnsemblePredictor:
     regressor: Regressor
+    engines: tuple[str, ...]
     power_law: PowerLaw | None
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         if len(cases) == 0:
             return np.empty(0)
-        columns = features(cases)[1]
+        columns = features(cases, self.engines)[1]
         energy: FloatArray = np.exp(np.asarray(self.regressor.predict(columns), dtype=np.float64))
         return energy if self.power_law is None else energy * self.power_law.predict_energy_j(cases)
 
@@ -199,6 +200,7 @@ class Ensemble:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Rows:
     cases: Cases
+    engines: tuple[str, ...]
     columns: FloatArray
     target: FloatArray  # log of joules
 
@@ -209,15 +211,20 @@ class _Rows:
                 f"a tree ensemble needs {FEWEST_ROWS} rows or more; given {len(dataset)}: "
                 "add rows or leave this baseline out"
             )
+        engines = engines_apart(dataset.cases)
         return cls(
             cases=dataset.cases,
-            columns=features(dataset.cases)[1],
+            engines=engines,
+            columns=features(dataset.cases, engines)[1],
             target=np.log(dataset.energy_per_request_j),
         )
 
     def take(self, index: BoolArray) -> _Rows:
         return _Rows(
-            cases=self.cases.take(index), columns=self.columns[index], target=self.target[index]
+            cases=self.cases.take(index),
+            engines=self.engines,
+            columns=self.columns[index],
+            target=self.target[index],
         )
 
 
@@ -227,7 +234,7 @@ def _fit(rows: _Rows, enhanced: bool, regressor: Regressor) -> _EnsemblePredicto
         power_law = fit_power_law(rows.cases, np.exp(rows.target))
         target = target - np.log(power_law.predict_energy_j(rows.cases))
     regressor.fit(rows.columns, target)
-    return _EnsemblePredictor(regressor=regressor, power_law=power_law)
+    return _EnsemblePredictor(regressor=regressor, engines=rows.engines, power_law=power_law)
 
 
 @dataclass(frozen=True, kw_only=True)

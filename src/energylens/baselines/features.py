@@ -7,6 +7,8 @@ too; otherwise the comparison would be of feature engineering and not of models.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
@@ -47,19 +49,34 @@ def knobs(cases: Cases) -> dict[str, FloatArray]:
     }
 
 
+def engines_apart(cases: Cases) -> tuple[str, ...]:
+    """Engines that serve the cases, by id, where they are several: what training can tell apart."""
+    names = {cases.engines[i].id for i in np.unique(cases.engine_index)}
+    return tuple(sorted(names)) if len(names) > 1 else ()
+
+
+def engine_columns(cases: Cases, engines: Sequence[str]) -> FloatArray:
+    """Give 1 where an engine serves a case, else 0; shape (n, len(engines))."""
+    names = np.array([engine.id for engine in cases.engines], dtype=object)[cases.engine_index]
+    served: FloatArray = np.equal(names[:, None], np.array(engines, dtype=object)).astype(float)
+    return served
+
+
 def boundary_gpus(cases: Cases) -> FloatArray:
     """GPUs whose joules a row covers; shape (n,)."""
     known = cases.node_boundary & ~np.isnan(cases.node_gpus)
     return np.where(known, np.maximum(cases.node_gpus, cases.occupied_gpus), cases.occupied_gpus)
 
 
-def features(cases: Cases) -> tuple[tuple[str, ...], FloatArray]:
+def features(cases: Cases, engines: Sequence[str] = ()) -> tuple[tuple[str, ...], FloatArray]:
     """Names and values of all columns for tree ensembles.
 
     Parameters
     ----------
     cases : Cases
         n cases.
+    engines : sequence of str
+        Those to be told apart, each by a column of its own.
 
     Returns
     -------
@@ -99,6 +116,7 @@ def features(cases: Cases) -> tuple[tuple[str, ...], FloatArray]:
         "gpu_steps_per_flop": gpu_steps / flop,
         "link_share_of_bytes": (counts.prefill_link_bytes + counts.decode_link_bytes) / moved_bytes,
     }
+    columns |= dict(zip(engines, engine_columns(cases, engines).T, strict=True))
     return tuple(columns), np.column_stack(list(columns.values()))
 
 

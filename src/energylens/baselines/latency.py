@@ -7,7 +7,8 @@ a request.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -143,7 +144,7 @@ class _PowerTimesTime:
     model: LatencyModel
     by_utilisation: bool
     use_measured_time: bool
-    calibration: float = 1.0
+    calibration: Mapping[str, float]  # by engine; "" for those not seen
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         latency = self.model.predict_latency_s(cases)
@@ -161,7 +162,9 @@ class _PowerTimesTime:
             busy = np.minimum(mfu / SATURATION_MFU, 1.0) ** UTILISATION_EXPONENT
             power = idle + (tdp - idle) * busy
         watts = counts.gpus * power + counts.idle_gpus * idle
-        return self.calibration * watts * latency / counts.running
+        joules: FloatArray = watts * latency / counts.running
+        factors = [self.calibration.get(e.id, self.calibration[""]) for e in cases.engines]
+        return np.array(factors)[cases.engine_index] * joules
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,7 +189,8 @@ class PowerTimesTime:
         Take the measured latency of a case where it has one. The law is never shown that; with
         false the time is always predicted, from the same training rows as everything else.
     calibrate : bool
-        Multiply by the one factor that fits the training rows best in relative error.
+        Multiply by the factor that fits the training rows of the engine best in relative error;
+        where it has none, by that of all rows.
     """
 
     name: str
@@ -202,15 +206,15 @@ class PowerTimesTime:
             model=model,
             by_utilisation=self.by_utilisation,
             use_measured_time=self.use_measured_time,
+            calibration={"": 1.0},
         )
         if not self.calibrate:
             return plain
         ratio = plain.predict_energy_j(dataset.cases) / dataset.energy_per_request_j
-        return _PowerTimesTime(
-            model=model,
-            by_utilisation=self.by_utilisation,
-            use_measured_time=self.use_measured_time,
-            calibration=float(ratio.sum() / (ratio @ ratio)),
+        parts = {e: ratio[dataset.engine_ids == e] for e in set(dataset.engine_ids)} | {"": ratio}
+        return replace(
+            plain,
+            calibration={name: float(part.sum() / (part @ part)) for name, part in parts.items()},
         )
 
 

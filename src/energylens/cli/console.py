@@ -14,7 +14,7 @@ from energylens.errors import UsageError
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
-    from energylens.records import Case
+    from energylens.records import Case, Engine
 
 WIDTH = 80
 SLOW_S = 1.0  # work shorter than this shows no progress
@@ -201,7 +201,11 @@ def read_tables(arguments: argparse.Namespace) -> Dataset:
         "boundary": np.where(dataset.cases.node_boundary, "node", "active_gpus"),
     }
     for condition in arguments.where:
-        name, _, value = condition.partition("=")
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise UsageError(
+                f"--where takes COLUMN=VALUE, as in --where gpu=H100-SXM-80GB, not {condition!r}"
+            )
         if name not in columns:
             raise UnknownNameError("column for --where", name, columns)
         column = columns[name].astype(str)
@@ -247,6 +251,20 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="count every GPU of a node of this size, idle ones too",
     )
+    group.add_argument(
+        "--engine",
+        type=engine_of,
+        metavar="'NAME VERSION'",
+        help="what serves it, as in 'vllm 0.11.1', where the fit has rows of several",
+    )
+
+
+def engine_of(text: str) -> Engine:
+    """Read an engine and its version, as in ``vllm 0.11.1`` or ``vllm==0.11.1``."""
+    from energylens.records import Engine
+
+    name, _, version = text.replace("==", " ").strip().partition(" ")
+    return Engine(name=name, version=version.strip())
 
 
 def case_of(arguments: argparse.Namespace) -> Case:
@@ -256,7 +274,14 @@ def case_of(arguments: argparse.Namespace) -> Case:
     ``--vision-tokens`` are taken to be part of them.
     """
     from energylens import catalog
-    from energylens.records import Boundary, Case, Configuration, Modality, Workload
+    from energylens.records import (
+        UNKNOWN_ENGINE,
+        Boundary,
+        Case,
+        Configuration,
+        Modality,
+        Workload,
+    )
 
     llm = catalog.llm(arguments.llm)
     suffix = catalog.split_precision(arguments.llm)[1]
@@ -297,6 +322,7 @@ def case_of(arguments: argparse.Namespace) -> Case:
         ),
         boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
         node_gpus=arguments.node_gpus,
+        engine=arguments.engine or UNKNOWN_ENGINE,
     )
 
 

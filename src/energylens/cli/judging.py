@@ -542,6 +542,7 @@ def _largest_scenario(
                 boundary=case.boundary,
                 node_gpus=node_gpus,
                 max_gpus=node_gpus or int(np.max(dataset.cases.occupied_gpus[rows])),
+                engine=case.engine,
             ),
             choose=choose,
             reference=fastest,

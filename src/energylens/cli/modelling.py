@@ -17,6 +17,7 @@ from energylens.cli.console import (
     add_tables,
     case_of,
     comma_list,
+    engine_of,
     not_negative_int,
     numbers,
     percent,
@@ -149,8 +150,8 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--per",
         type=comma_list,
-        help="columns whose values get coefficients of their own: gpu, llm, precision "
-        "(default: gpu, where there are several; none for one pooled fit)",
+        help="columns whose values get coefficients of their own: gpu, llm, precision, engine "
+        "(default: gpu and engine, where there are several; none for one pooled fit)",
     )
     group.add_argument(
         "--loss", default="relative", help="relative (default), log, huber or absolute"
@@ -210,8 +211,8 @@ def _fit(arguments: argparse.Namespace) -> None:
 
     options = fit_options(arguments)
     dataset = _rows(arguments)
-    notes = _row_notes(dataset)
     model = fitting.fit(dataset, options)
+    notes = _row_notes(dataset, model)
     diagnosis = fitting.diagnose(model, dataset)
     if arguments.output:
         modelfile.save(model, arguments.output)
@@ -310,11 +311,6 @@ def _rows(arguments: argparse.Namespace) -> Dataset:
 
     from energylens.errors import UsageError
 
-    for condition in arguments.where:
-        if "=" not in condition:
-            raise UsageError(
-                f"--where takes COLUMN=VALUE, as in --where gpu=H100-SXM-80GB, not {condition!r}"
-            )
     dataset = read_tables(arguments)
     idle_w = arguments.idle_power_w
     weakest = min(
@@ -329,7 +325,7 @@ def _rows(arguments: argparse.Namespace) -> Dataset:
     return dataset
 
 
-def _row_notes(dataset: Dataset) -> list[str]:
+def _row_notes(dataset: Dataset, model: EnergyModel) -> list[str]:
     """Say what the rows of one fit should not have in them."""
     import numpy as np
 
@@ -348,18 +344,18 @@ def _row_notes(dataset: Dataset) -> list[str]:
             "every column, and counted twice by the fit."
         )
     versions = sorted(
-        {
-            f"{engine} {version}"
-            for engine, version in zip(dataset.engine, dataset.engine_version, strict=True)
-            if version
-        },
-        key=lambda name: [int(part) for part in re.findall(r"[0-9]+", name)],
+        model.scope.engines, key=lambda name: [int(n) for n in re.findall(r"[0-9]+", name)]
     )
     if len(versions) > 1:
         named = ", ".join(versions[:NAMED]) + ", ..." * (len(versions) > NAMED)
+        advice = (
+            "each has coefficients of its own; name yours to explain and select with --engine"
+            if "engine" in model.per
+            else "add engine to --per for coefficients of their own"
+        )
         notes.append(
             f"Rows of {len(versions)} engine versions ({named}): joules differ between them "
-            "(docs/results.md); fit each alone with --where engine_version=..."
+            f"(docs/results.md), so {advice}."
         )
     return notes
 
@@ -396,8 +392,10 @@ def _model(path: str) -> EnergyModel:
     return fitting.from_datasheet() if path == "datasheet" else modelfile.load(path)
 
 
-def _case(arguments: argparse.Namespace) -> Case:
+def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
     """Make the case, whose name and format must not contradict each other."""
+    from dataclasses import replace
+
     from energylens import catalog
     from energylens.errors import UsageError
 
@@ -414,7 +412,11 @@ def _case(arguments: argparse.Namespace) -> Case:
                 f"--precision is {given}, but the name {arguments.llm} says {stated}: leave one "
                 f"of the two out (the LLM without a format is {llm})"
             )
-    return case_of(arguments)
+    case = case_of(arguments)
+    # People write vLLM where tables say vllm.
+    spelled = {name.casefold(): name for name in model.scope.engines}
+    engine = spelled.get(case.engine.id.casefold())
+    return replace(case, engine=engine_of(engine)) if engine else case
 
 
 def _flag(name: str) -> str:
@@ -425,7 +427,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     from energylens.explanation import SUBJECTS, explain, joules
 
     model = _model(arguments.model)
-    explanation = explain(model, _case(arguments))
+    explanation = explain(model, _case(arguments, model))
     if arguments.json:
         print_json(explanation.to_json())
         return
@@ -528,7 +530,7 @@ def _select(arguments: argparse.Namespace) -> None:
 
     model = _model(arguments.model)
     _knobs(arguments)
-    case = _case(arguments)
+    case = _case(arguments, model)
     candidates = Candidates(
         gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
         precisions=tuple(catalog.precision(name) for name in arguments.precisions),
@@ -551,6 +553,7 @@ def _select(arguments: argparse.Namespace) -> None:
             boundary=case.boundary,
             node_gpus=case.node_gpus,
             max_gpus=arguments.max_gpus,
+            engine=case.engine,
         ),
         choose=arguments.choose,
         candidates=candidates,
