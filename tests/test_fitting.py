@@ -299,6 +299,12 @@ def test_engine_versions_get_their_own_coefficients_where_there_are_several(two_
     level = model.groups[h100].theta
     for engine in ("", "vllm 9"):
         assert model.coefficients("any", h100, "bf16", engine).theta is level
+    # and the interval is wider where rows of the GPU type, but none of the engine, answer
+    only_old = data.take((data.engine_ids == OLD.id) | (data.gpu_ids == a100))
+    asked = data.cases.take(data.gpu_ids == h100)
+    model = fit(only_old)
+    old, new = (model.interval_energy_j(asked.served_by(engine)) for engine in (OLD, NEW))
+    assert (np.log(new[1] / new[0]) > 1.2 * np.log(old[1] / old[0])).all()
     alone = fit(data, FitOptions(per=("engine",)))
     assert set(alone.groups) == {OLD.id, NEW.id}
     assert alone.coefficients("any", h100, "bf16") is alone.pooled

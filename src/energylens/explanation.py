@@ -223,10 +223,17 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         if name not in known:
             notes.append(f"No row of the fit has the {what} {name}.")
     engines = model.scope.engines
-    if case.engine.id and case.engine.id not in engines:
+    name = case.engine.id
+    if name and name not in engines:
         told = f": they are of {', '.join(engines)}" if engines else ""
-        notes.append(f"No row of the fit has the engine {case.engine.id}{told}.")
-    elif not case.engine.id and len(engines) > 1:
+        notes.append(f"No row of the fit has the engine {name}{told}.")
+    elif not model.knows_engine(case.llm.id, case.gpu.id, case.precision.id, name):
+        notes.append(
+            f"No row of the fit has the engine {name} together with the "
+            f"{' and '.join(part for part in model.per if part != 'engine')} asked for: this "
+            "rests on rows of other engine versions."
+        )
+    elif not name and len(engines) > 1:
         notes.append(
             f"The rows are of {len(engines)} engine versions, whose joules differ, and this "
             f"rests on all of them: name yours with --engine ({', '.join(engines)})."

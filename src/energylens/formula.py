@@ -680,23 +680,19 @@ class EnergyModel:
                 return self.groups[key]
         return self.pooled
 
+    def knows_engine(self, llm: str, gpu: str, precision: str, engine: str) -> bool:
+        """Tell whether the set that answers rests on rows of the engine, if one is named."""
+        if not engine or "engine" not in self.per:
+            return not (engine and self.scope.engines) or engine in self.scope.engines
+        names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
+        return group_key([names[name] for name in self.per]) in self.groups
+
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
         if not self.groups or not len(cases):
             return [self.pooled], np.zeros(len(cases), dtype=np.intp)
-        records = (cases.llms, cases.gpus, cases.precisions, cases.engines)
-        sizes = tuple(map(len, records))
-        combined = np.ravel_multi_index(
-            (cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index), sizes
-        )
-        places, index = np.unique(combined, return_inverse=True)
-        sets = [
-            self.coefficients(
-                *(of[i].id for of, i in zip(records, np.unravel_index(p, sizes), strict=True))
-            )
-            for p in places
-        ]
-        return sets, index.reshape(-1)
+        ids, index = _combinations(cases)
+        return [self.coefficients(*names) for names in ids], index
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         """Predict joules per request, shape (n,)."""
@@ -784,13 +780,12 @@ class EnergyModel:
         x = design(cases, self.terms)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
-        gpus, engines = self.scope.gpus, self.scope.engines
+        gpus = self.scope.gpus
         new_gpu = np.array([bool(gpus) and g.id not in gpus for g in cases.gpus])
-        new_engine = np.array(
-            [bool(engines and e.id) and e.id not in engines for e in cases.engines]
-        )
+        ids, combination = _combinations(cases)
+        new_engine = np.array([not self.knows_engine(*names) for names in ids], dtype=np.bool_)
         apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.gpu_index] ** 2
-        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[cases.engine_index] ** 2
+        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[combination] ** 2
         spreads = np.array([term.spread for term in self.terms])
         ratio = np.ones(len(cases))
         for s, coefficients in enumerate(sets):
@@ -832,6 +827,21 @@ class EnergyModel:
         common = rng.normal(0.0, between, (samples, 1))
         drawn: FloatArray = joules * np.exp(common + own)
         return drawn
+
+
+def _combinations(cases: Cases) -> tuple[list[tuple[str, ...]], NDArray[np.intp]]:
+    """Ids of the LLM, GPU, precision and engine that occur together, and which each case has."""
+    records = (cases.llms, cases.gpus, cases.precisions, cases.engines)
+    sizes = tuple(max(len(of), 1) for of in records)
+    combined = np.ravel_multi_index(
+        (cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index), sizes
+    )
+    places, index = np.unique(combined, return_inverse=True)
+    ids = [
+        tuple(of[i].id for of, i in zip(records, np.unravel_index(place, sizes), strict=True))
+        for place in places
+    ]
+    return ids, index.reshape(-1)
 
 
 def group_key(names: Sequence[str]) -> str:

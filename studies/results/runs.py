@@ -21,7 +21,7 @@ SEED = 0
 REPEATS = 50
 CURVE_REPEATS = 20  # at each of six sizes
 SIDES = ("larger", "smaller")  # of a cut: which is judged
-FEW_GROUPS = 3  # things left out: as many are shown one by one
+FEW_GROUPS = 4  # things left out: as many are shown one by one
 LONG_TOKENS = 4000.0  # between the chats of ML.ENERGY v3 and its long reasoning answers
 FREE = ("parallelism", "batch_size")
 KNOBS = {"both": FREE, "parallelism": ("parallelism",), "batch size": ("batch_size",)}
@@ -316,6 +316,14 @@ def unseen_engine(data: Data, names: Names) -> Result:
     )  # fmt: skip
 
 
+def unseen_source(data: Data, names: Names) -> Result:
+    """Leave out each source, with its GPUs, engine version and LLMs; then give ten rows back."""
+    return judge(
+        Dataset.concatenate([data.v2, data.v3, data.argonne, data.code]), names, EVERYONE,
+        protocol="unseen-engine", choose=FREE, calibration=(0, 10), repeats=5,
+    )  # fmt: skip
+
+
 def _phases(dataset: Dataset) -> Result:
     """Errors of the law's prefill and decode parts where those were measured apart.
 
@@ -526,6 +534,7 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "unseen-gpu-knobs": unseen_gpu_knobs,
     "misses": misses,
     "unseen-engine": unseen_engine,
+    "unseen-source": unseen_source,
     "unseen-length": unseen_length,
     "batch-pooled": batch_pooled,
     "intervals": intervals,

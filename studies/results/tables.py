@@ -329,6 +329,38 @@ def _engine(engine: str) -> Callable[[Results], str]:
     return table
 
 
+# What the sources are told apart by: each has one version of vLLM, and Argonne names none.
+SOURCES = {
+    "vllm 0.5.4": "ML.ENERGY v2",
+    "vllm 0.11.1": "ML.ENERGY v3",
+    "vllm": "Argonne",
+    "vllm 0.8.4": "energy-code-eval",
+}
+
+
+def _source(point: int) -> Callable[[Results], str]:
+    """Each source left out; after so many calibration sizes. The least error first."""
+
+    def table(results: Results) -> str:
+        judged = results["unseen-source"]["curve"][point]
+
+        def error(name: str) -> float:
+            groups = judged[name]["groups"]
+            return float(sum(groups[key].get("mape_ratio", math.inf) for key in SOURCES))
+
+        rows = [
+            (
+                _bold(name),
+                *(_together(g[key], g[key].get("mape_ratio")) for key in SOURCES),
+            )
+            for name in sorted(judged, key=error)
+            for g in (judged[name]["groups"],)
+        ]
+        return markdown((TOGETHER, *SOURCES.values()), rows)
+
+    return table
+
+
 def _coverage(results: Results) -> str:
     """How often the law's 80 % intervals held, protocol by protocol."""
     conditions: list[tuple[str, Results]] = [
@@ -345,6 +377,11 @@ def _coverage(results: Results) -> str:
         *(
             (f"H100, unseen engine version, {k} rows", point)
             for k, point in zip((0, 3, 5, 10), results["unseen-engine"]["curve"], strict=True)
+        ),
+        *(
+            (f"{name} as an unseen source, {k} rows", _of_group(point, key))
+            for key, name in SOURCES.items()
+            for k, point in zip((0, 10), results["unseen-source"]["curve"], strict=True)
         ),
         ("Argonne, 40 rows", results["argonne"]["estimators"]),
         *(
@@ -377,6 +414,10 @@ def _coverage(results: Results) -> str:
             for title, scores in conditions
         ],
     )
+
+
+def _of_group(scores: Results, group: str) -> Results:
+    return {name: score["groups"][group] for name, score in scores.items()}
 
 
 def _halves(results: Results) -> str:
@@ -534,6 +575,8 @@ TABLES: dict[str, Callable[[Results], str]] = {
     "misses-unseen-gpu": _misses("v2, unseen GPU"),
     "engine-new": _engine("vllm 0.11.1"),
     "engine-old": _engine("vllm 0.5.4"),
+    "source-unseen": _source(0),
+    "source-few": _source(1),
     "unseen-length": _length,
     "batch-v3": _batch_pooled("v3"),
     "batch-v2": _batch_pooled("v2"),
