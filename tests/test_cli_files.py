@@ -140,18 +140,18 @@ def test_a_plan_that_would_help_does_not_say_that_one_may_do_without(
 
 
 def test_once_everything_is_measured_there_is_a_verdict_and_no_plan(
-    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "next.jsonl"
-    command = [*NEXT, "--measured", str(grid), "-o", str(path)]
+    monkeypatch.chdir(tmp_path)
+    command = [*NEXT, "--measured", str(grid), "-o", "next.jsonl"]
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "No run is left that would change that. Stop: " in said
-    assert f"All 6 feasible cases are measured: {path} is not written." in said
+    assert "All 6 feasible cases are measured: next.jsonl is not written." in said
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["stop"], document["cases"], document["output"]) == (True, 0, None)
-    assert not path.exists()
+    assert not Path("next.jsonl").exists()
     assert main([*command, "--choose", "tensor_parallel"]) == 1
 
 
