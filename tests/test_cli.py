@@ -339,8 +339,41 @@ def test_a_foreign_table_comes_in_by_its_mapping(run, tmp_path):
     assert said.code == 0, said.err
     rows = rows_of(path)
     assert rows[1][rows[0].index("energy_per_request_j")] == "360"
-    assert_refused(run("import", "table", tmp_path / "mine.csv", "-o", path), "--mapping")
-    assert_refused(run("import", "argonne", "x", "--mapping", "y", "-o", path), "--mapping")
+    (tmp_path / "mapping.toml").rename(tmp_path / "mine.toml")
+    assert run("import", "table", tmp_path / "mine.csv", "-o", path).code == 0
+
+
+def test_whoever_imports_a_foreign_table_wrongly_is_told_a_command_that_works(
+    run, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("my runs.csv").write_text("name,j,n,out\nllama 8b,0.1,8,200\n")
+
+    def told(*words):
+        said = run(*words)
+        assert said.code == 1
+        return shlex.split(" ".join(said.err.split()).partition(" run: energylens ")[2])
+
+    asked = told("import", "table", "my runs.csv", "-o", "runs.csv")
+    assert asked[:3] == ["import", "table", "my runs.csv"]
+    assert asked[3:] == ["--mapping", "my runs.toml", "-o", "runs.csv"]
+    checked = told("check", "my runs.csv")
+    assert checked == [*asked[:4], "FILE.toml", *asked[5:]]
+    Path("my runs.toml").write_text(
+        f'[constants]\ngpu = "H100"\nsource = "measured"\ninput_tokens = 100\nllm = "{LLM}"\n'
+        'precision = "bf16"\n[columns]\nbatch_size = "n"\noutput_tokens = "out"\n'
+        'energy_per_request_j = "j"\n'
+    )
+    argonne = ("import", "argonne", "my runs.csv", "--mapping", "my runs.toml", "-o", "runs.csv")
+    assert told(*argonne) == asked
+    assert run(*asked).code == 0
+    # A table in the tidy columns is converted without one.
+    assert run("import", "table", "runs.csv", "-o", "runs.jsonl").code == 0
+    plan = ("plan", "--llm", LLM, "--gpu", "H100", "--engine", "simulated", "-o", "plan.jsonl")
+    assert run(*plan).code == 0
+    converted = told("measure", "plan.jsonl", "-o", "runs.csv")
+    assert converted == ["import", "table", "runs.jsonl", "-o", "runs.csv"]
+    assert run(*converted).code == 0
 
 
 # ----------------------------------------------------------------------------------- check

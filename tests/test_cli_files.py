@@ -82,6 +82,79 @@ def test_a_table_without_its_records_is_not_gone_on_with(
     assert len({json.loads(line)["x_run"] for line in before.splitlines()}) == 2
 
 
+NEXT = (*PLAN, "--batch-sizes", "1,8,64", "--input-tokens", "64,512", "--next", "2")
+
+
+@pytest.fixture
+def grid(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
+    """Every case that ``NEXT`` may choose from, measured."""
+    path, runs = tmp_path / "grid.jsonl", tmp_path / "grid-runs.jsonl"
+    assert main([*NEXT[:-2], "-o", str(path)]) == 0
+    assert main(["measure", str(path), "-o", str(runs)]) == 0
+    capsys.readouterr()
+    return runs
+
+
+def test_a_plan_that_one_may_do_without_says_so_before_it_lists_its_cases(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = grid.read_text().splitlines(keepends=True)
+    some, path = tmp_path / "some.jsonl", tmp_path / "next.jsonl"
+    some.write_text("".join(lines[:4]))
+    command = [*NEXT, "--measured", str(some), "-o", str(path)]
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.index("Stop: ") < said.index(
+        "No more of these runs are needed. To go on all the same: 2"
+    )
+    assert said.index("2 cases of 6 feasible ones") < said.index("1. Qwen/Qwen3-8B")
+    assert len(path.read_text().splitlines()) == 1 + 2
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["stop"], document["cases"], document["output"]) == (True, 2, str(path))
+    # Asked to choose among layouts, of which there is one: no verdict, but runs all the same.
+    assert main([*command, "--choose", "tensor_parallel"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Whether to stop cannot be said: there must be two or more feasible" in said
+    assert "needed" not in said
+
+
+def test_a_plan_that_would_help_does_not_say_that_one_may_do_without(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, path = tmp_path / "one.jsonl", tmp_path / "next.jsonl"
+    runs.write_text(grid.read_text().splitlines(keepends=True)[0])
+    command = [*NEXT, "-o", str(path), "--json"]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["stop"] is None
+    monkeypatch.setattr("energylens.informative.Verdict.settled", False)
+    monkeypatch.setattr("energylens.informative.CHANGE_SHARE", 0.0)  # any change is worth a run
+    command += ["--measured", str(runs)]
+    assert main(command) == 0
+    assert json.loads(capsys.readouterr().out)["stop"] is False
+    command.remove("--json")
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Go on: " in said
+    assert "needed" not in said
+
+
+def test_once_everything_is_measured_there_is_a_verdict_and_no_plan(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = [*NEXT, "--measured", str(grid), "-o", "next.jsonl"]
+    assert main(command) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "No run is left that would change that. Stop: " in said
+    assert "All 6 feasible cases are measured: next.jsonl is not written." in said
+    assert main([*command, "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["stop"], document["cases"], document["output"]) == (True, 0, None)
+    assert not Path("next.jsonl").exists()
+    assert main([*command, "--choose", "tensor_parallel"]) == 1
+
+
 @pytest.mark.parametrize(
     ("command", "told"),
     [

@@ -388,7 +388,7 @@ def test_a_mapping_renames_columns_and_names_and_converts_units(tmp_path):
     assert data.energy_per_request_j[0] == 0.5 * 3600 / 10
     assert (data.llm_ids[0], data.gpu_ids[0]) == ("Qwen/Qwen3-8B", "H100-SXM-80GB")
     assert reasons(imported) == {"the LLM 'nobody' is in no catalog": 1}
-    assert imported.notes == ("Columns of the file that the mapping leaves out: memo, requests.",)
+    assert imported.notes == ("Columns of the file that are left out: memo, requests.",)
 
 
 def test_a_mapped_row_without_a_length_takes_the_assumed_one_and_says_so(tmp_path):
@@ -425,8 +425,29 @@ def test_a_mapping_that_means_nothing_is_refused_in_words(tmp_path, mapping, err
 def test_without_a_mapping_file_one_is_asked_for(tmp_path):
     path = tmp_path / "their.csv"
     path.write_text(FOREIGN)
-    with pytest.raises(ArtefactError, match="needs a mapping file"):
+    told = (
+        rf"needs a mapping file .* \(model, prompt, generated, ...\): write {tmp_path}/their.toml"
+    )
+    with pytest.raises(ArtefactError, match=told):
         foreign.read(path, **NOTHING)
+
+
+def test_a_tidy_table_needs_no_mapping_and_comes_through_as_it_is(tmp_path):
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        "llm,gpu,precision,tensor_parallel,batch_size,input_tokens,output_tokens,task,"
+        "energy_per_request_j,source,x_run\n"
+        "Qwen/Qwen3-8B,H100,fp8,2,8,100,200,chat,12.345678901234567,measured,7\n"
+        "Qwen/Qwen3-8B,H100,fp8,2,8,,200,chat,12.5,measured,8\n"
+    )
+    imported = foreign.read(path, **NOTHING)
+    assert reasons(imported) == {"its input_tokens cannot be right": 1}
+    assert imported.notes == ("Columns of the file that are left out: x_run.",)
+    table.write(imported.dataset, tmp_path / "again.jsonl")
+    again = foreign.read(tmp_path / "again.jsonl", **NOTHING)
+    assert again.dataset.digest == imported.dataset.digest
+    assert again.dataset.energy_per_request_j[0] == 12.345678901234567
+    assert foreign.read(path, **NOTHING | {"assume_input_tokens": {"chat": 50.0}}).skipped == ()
 
 
 def test_the_mapping_of_the_documentation_works(tmp_path):

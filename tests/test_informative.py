@@ -538,10 +538,3 @@ def test_the_figure_of_the_page_shows_its_results(tmp_path: Path) -> None:
     assert number.sub("#", drawn) == number.sub("#", again)
     places = [np.array(number.findall(text), dtype=float) for text in (drawn, again)]
     assert places[0] == pytest.approx(places[1], abs=0.5)
-
-
-def test_the_tables_of_the_page_are_those_of_its_results() -> None:
-    text = (ROOT / "docs" / "planning.md").read_text()
-    results = json.loads((ROOT / "docs" / "planning.json").read_text())
-    assert tables.fill(text, results) == text
-    assert {name for _, name, _ in tables.MARK.findall(text)} <= set(tables.TABLES)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from energylens import catalog, planning
+from energylens import capacity, catalog, planning
 from energylens.errors import ArtefactError, EnergyLensError, UnknownNameError, UsageError
 from energylens.instrument import Media, Mode, Plan, PlannedCase, Procedure, layout_of
 from energylens.planning import Space
@@ -78,6 +78,25 @@ def test_layouts_stay_together_whatever_the_order() -> None:
     layouts = [c.layout_key for c in cases]
     changes = sum(a != b for a, b in itertools.pairwise(layouts))
     assert changes == 1
+
+
+def test_a_layout_is_weighed_once_however_many_cases_share_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Weighing each case anew made a plan of 10,000 cases take many times as long.
+    weighed = []
+
+    def rules(llm: Llm, degrees: Any) -> Any:
+        weighed.append(float(degrees.tensor))
+        return capacity_rules(llm, degrees)
+
+    capacity_rules = capacity._rules
+    capacity._layout_problem.cache_clear()
+    monkeypatch.setattr(capacity, "_rules", rules)
+    wide = space(tensor_parallel=(1, 2, 3), batch_sizes=(1, 2, 4), input_tokens=(128, 256, 512))
+    draft = planning.plan(wide)
+    assert (draft.feasible, draft.skipped) == (18, {"the LLM cannot be laid out so": 9})
+    assert sorted(weighed) == [1.0, 2.0, 3.0]
 
 
 def test_interleaved_repeats_come_round_by_round() -> None:

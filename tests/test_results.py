@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from studies.results import calibration, tables
+from studies.results import calibration
 from studies.results.runs import (
     FREE,
     KNOBS,
@@ -52,14 +52,6 @@ def results() -> dict[str, Any]:
 def data() -> Data:
     """The public measurements, imported once."""
     return Data(FOLDER)
-
-
-@pytest.mark.parametrize("document", ["README.md", "docs/results.md"])
-def test_the_tables_of_a_document_are_those_of_the_results_file(document: str) -> None:
-    text = (ROOT / document).read_text()
-    assert tables.fill(text, results()) == text
-    for _, name, _ in tables.MARK.findall(text):
-        assert tables.TABLES[name](results()).startswith("| ")
 
 
 def test_the_calibration_figure_shows_the_bins_of_the_results_file() -> None:

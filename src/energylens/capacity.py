@@ -13,6 +13,7 @@ parallelism repeats everything but experts that expert parallelism has spread ou
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,8 @@ TOKENS_PER_PASS = 8192  # vLLM's default budget of tokens a scheduler step
 RUNTIME_BYTES = 0.5e9  # GPU context, communication buffers, fragmentation
 STATE_BYTES = 4.0  # state-space states are kept in 32 bits
 WIDE_BYTES = 2.0  # activations, vocabulary and vision tower: 16 bits
+
+_LAYOUTS = 4096  # kept in mind: of 10,000 cases that are looked at, a few hundred differ in theirs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,27 +98,15 @@ def memory(
     """
     _check(utilisation_ratio, held_output_ratio)
     c, w = case.configuration, case.workload
-    degrees = _Degrees.of(
-        c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel
-    )
+    layout = (c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel)
+    weights, activations, element_bytes, state_each = _share(case.llm, case.precision, *layout)
     available = utilisation_ratio * case.gpu.memory_bytes
-    weights = float(_weights_bytes(case.llm, case.precision, degrees))
-    activations = float(_activation_bytes(case.llm, degrees))
     held = _floats(w.input_tokens + held_output_ratio * w.output_tokens)
-    kv_each = float(
-        _cache_elements(case.llm, held) * _cache_element_bytes(case.llm, case.precision, degrees)
-    )
-    state_each = float(_state_bytes(case.llm, degrees))
+    kv_each = float(_cache_elements(case.llm, held) * element_bytes)
     room = available - weights - activations
     largest = c.data_parallel * max(room, 0.0) / (kv_each + state_each)
     per_replica = max(c.batch_size / c.data_parallel, 1.0)
-    reason = layout_problem(
-        case.llm,
-        tensor_parallel=c.tensor_parallel,
-        pipeline_parallel=c.pipeline_parallel,
-        expert_parallel=c.expert_parallel,
-        data_parallel=c.data_parallel,
-    )
+    reason = _layout_problem(case.llm, *layout)
     if reason or largest < c.data_parallel:
         largest = 0.0
     if reason is None:
@@ -243,13 +234,13 @@ def layout_problem(
     data_parallel: int = 1,
 ) -> str | None:
     """Say why the LLM cannot be laid out so, memory aside; None where it can."""
-    degrees = _Degrees.of(tensor_parallel, pipeline_parallel, expert_parallel, data_parallel)
-    symbols = {
-        "TP": tensor_parallel,
-        "PP": pipeline_parallel,
-        "EP": expert_parallel,
-        "DP": data_parallel,
-    }
+    return _layout_problem(llm, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel)
+
+
+@lru_cache(maxsize=_LAYOUTS, typed=True)
+def _layout_problem(llm: Llm, tensor: int, pipeline: int, expert: int, data: int) -> str | None:
+    degrees = _Degrees.of(tensor, pipeline, expert, data)
+    symbols = {"TP": tensor, "PP": pipeline, "EP": expert, "DP": data}
     for broken, words in _rules(llm, degrees):
         if broken.any():
             said = " ".join(str(symbols.get(word, word)) for word in words.split(" "))
@@ -348,6 +339,20 @@ class _Degrees:
     def layers_ratio(self, llm: Llm) -> FloatArray:
         """Share of the layers in the longest pipeline stage."""
         return np.ceil(llm.layers / self.pipeline) / llm.layers
+
+
+@lru_cache(maxsize=_LAYOUTS, typed=True)
+def _share(
+    llm: Llm, precision: Precision, tensor: int, pipeline: int, expert: int, data: int
+) -> tuple[float, float, float, float]:
+    """Bytes of weights, activations, one cached element and one state on the fullest GPU."""
+    degrees = _Degrees.of(tensor, pipeline, expert, data)
+    return (
+        float(_weights_bytes(llm, precision, degrees)),
+        float(_activation_bytes(llm, degrees)),
+        float(_cache_element_bytes(llm, precision, degrees)),
+        float(_state_bytes(llm, degrees)),
+    )
 
 
 def _weights_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatArray:

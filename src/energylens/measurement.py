@@ -19,6 +19,7 @@ import itertools
 import math
 import os
 import platform
+import shlex
 import signal
 import statistics
 import sys
@@ -573,9 +574,13 @@ def records_path(table: str | Path) -> Path:
     """Where the records behind a table lie: ``runs.jsonl`` has ``runs.records.jsonl``."""
     path = Path(table)
     if path.suffix not in (".jsonl", ".ndjson"):
+        made, wanted = path.with_suffix(".jsonl"), path
+        if path.suffix not in (".csv", ".parquet"):
+            wanted = path.with_suffix(".csv")
+        command = shlex.join(["energylens", "import", "table", str(made), "-o", str(wanted)])
         raise UsageError(
-            f"a sweep writes JSON Lines, so that it can be resumed: {path} must end in .jsonl. "
-            "`energylens import table` converts it afterwards."
+            f"a sweep writes JSON Lines, so that it can be resumed: {path} must end in .jsonl. To "
+            f"convert it afterwards, run: {command}"
         )
     return path.with_suffix(".records" + path.suffix)
 

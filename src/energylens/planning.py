@@ -12,7 +12,7 @@ import json
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +118,11 @@ def llms_beyond_catalog(plan: Plan) -> list[Llm]:
     return [llm for name, llm in found.items() if name not in known]
 
 
+def _found(name: str, layers: int | None, scale: Scale) -> tuple[Llm, str | None]:
+    llm, path = find_llm(name)
+    return _cut(llm, layers, scale), path
+
+
 def _cut(llm: Llm, layers: int | None, scale: Scale) -> Llm:
     """Cut an LLM down to so many layers, if it has more."""
     if layers is None or layers == llm.layers:
@@ -130,51 +135,54 @@ def _cut(llm: Llm, layers: int | None, scale: Scale) -> Llm:
 
 
 def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
-    llms = []
-    for name in space.llms:
-        llm, path = find_llm(name)
-        llm = _cut(llm, space.scaled_layers, scale)
-        llms.append((llm, path))
-    axes: Iterator[Any] = itertools.product(
-        llms,
-        [catalog.gpu(name) for name in space.gpus],
-        [catalog.precision(name) for name in space.precisions],
-        space.tensor_parallel,
-        space.pipeline_parallel,
-        space.expert_parallel,
-        space.data_parallel,
-        space.media,
-        space.input_tokens,
-        space.output_tokens,
-        space.batch_sizes,
-    )
-    for (llm, path), gpu, precision, tp, pp, ep, dp, media, prompt, output, batch in axes:
-        yield PlannedCase(
-            case=Case(
-                llm=llm,
-                gpu=gpu,
-                precision=precision,
-                workload=_workload(llm, media, prompt, output),
-                configuration=Configuration(
+    llms = [_found(name, space.scaled_layers, scale) for name in space.llms]
+    gpus = [catalog.gpu(name) for name in space.gpus]
+    precisions = [catalog.precision(name) for name in space.precisions]
+    lengths = list(itertools.product(space.media, space.input_tokens, space.output_tokens))
+    for llm, path in llms:
+        loads = [
+            (media, _workload(llm, media, prompt, output)) for media, prompt, output in lengths
+        ]
+        layouts: Iterator[Any] = itertools.product(
+            gpus,
+            precisions,
+            space.tensor_parallel,
+            space.pipeline_parallel,
+            space.expert_parallel,
+            space.data_parallel,
+        )
+        for gpu, precision, tp, pp, ep, dp in layouts:
+            configurations = [
+                Configuration(
                     tensor_parallel=tp,
                     pipeline_parallel=pp,
                     expert_parallel=ep,
                     data_parallel=dp,
                     batch_size=batch,
-                ),
-                boundary=space.boundary,
-                node_gpus=space.node_gpus,
-            ),
-            engine=space.engine,
-            mode=space.mode,
-            media=media,
-            weights=space.weights,
-            model_path=path,
-            scaled_layers=space.scaled_layers,
-            step_tokens=space.step_tokens,
-            options=space.options,
-            seed=space.seed,
-        )
+                )
+                for batch in space.batch_sizes
+            ]
+            for (media, workload), configuration in itertools.product(loads, configurations):
+                yield PlannedCase(
+                    case=Case(
+                        llm=llm,
+                        gpu=gpu,
+                        precision=precision,
+                        workload=workload,
+                        configuration=configuration,
+                        boundary=space.boundary,
+                        node_gpus=space.node_gpus,
+                    ),
+                    engine=space.engine,
+                    mode=space.mode,
+                    media=media,
+                    weights=space.weights,
+                    model_path=path,
+                    scaled_layers=space.scaled_layers,
+                    step_tokens=space.step_tokens,
+                    options=space.options,
+                    seed=space.seed,
+                )
 
 
 def _workload(
@@ -323,6 +331,8 @@ def _check_grid(
     budget_minutes: float | None,
     repeats: int,
 ) -> None:
+    if budget_cases is None and budget_minutes is None:
+        return
     runs = len(cases) * repeats
     needed = repeats * _seconds_together(cases, procedure) / 60
     over = budget_cases is not None and runs > budget_cases
@@ -415,7 +425,9 @@ def _ordered(
         groups = [groups[i] for i in random.permutation(len(groups))]
     ordered: list[PlannedCase] = []
     for group in groups:
-        rounds = [[replace(c, repeat=number) for c in group] for number in range(repeats)]
+        rounds = [
+            [replace(c, repeat=number) if number else c for c in group] for number in range(repeats)
+        ]
         if order == "shuffled":
             every = [case for one in rounds for case in one]
             rounds = [every]
@@ -538,8 +550,9 @@ def write_plan(path: str | Path, made: Plan) -> None:
     }
     if changed:
         header["procedure"] = changed
+    encode = json.JSONEncoder(ensure_ascii=False).encode
     lines = [header, *map(_to_line, made.cases)]
-    files.write_text(path, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    files.write_text(path, "".join(encode(line) + "\n" for line in lines))
 
 
 # Keys of a line that are always written, and those that are only where they say something.
@@ -583,7 +596,8 @@ _NEEDED = ("llm", "gpu", "engine", "batch_size", "input_tokens", "output_tokens"
 
 
 def _to_line(planned: PlannedCase) -> dict[str, Any]:
-    case, c, w = planned.case, planned.case.configuration, planned.case.workload
+    case, m = planned.case, planned.media
+    c, w = case.configuration, case.workload
     line: dict[str, Any] = {
         "llm": planned.model_path or _unscaled(case.llm.id, planned.scaled_layers),
         "gpu": case.gpu.id,
@@ -600,10 +614,10 @@ def _to_line(planned: PlannedCase) -> dict[str, Any]:
     }
     extra: dict[str, Any] = {
         "task": w.task,
-        **{
-            key: list(value) if isinstance(value, tuple) else value
-            for key, value in asdict(planned.media).items()
-        },
+        "images": m.images,
+        "image_pixels": list(m.image_pixels or ()),
+        "frames": m.frames,
+        "frame_pixels": list(m.frame_pixels or ()),
         "request_rate_per_s": planned.request_rate_per_s,
         "boundary": "" if case.boundary is Boundary.ACTIVE_GPUS else case.boundary.value,
         "node_gpus": case.node_gpus,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from energylens.dataset import Dataset
 from energylens.evaluation import evaluate
 from energylens.fitting import EnergyLens, FitOptions, paying_extensions
 from studies.results.runs import FREE, SEED, Data
-from studies.results.tables import MARK, markdown, percent
+from studies.results.tables import Results, Tables, fill, markdown, percent
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWS = 20
@@ -81,7 +82,7 @@ def judge(dataset: Dataset, choose: tuple[str, ...]) -> dict[str, Any]:
     return result
 
 
-def table(results: Mapping[str, Any], protocol: str) -> str:
+def table(results: Results, protocol: str) -> str:
     """One line for each source; error and regret of each variant."""
     rows = []
     for source, found in results.items():
@@ -102,9 +103,7 @@ def table(results: Mapping[str, Any], protocol: str) -> str:
     return markdown(("MAPE / regret", "rows", *VARIANTS, "auto takes, of all rows"), rows)
 
 
-def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """The tables between the markers of the page."""
-    return {name: table(results, name) for name in ("few-shot", "unseen-llm")}
+TABLES: Tables = {name: partial(table, protocol=name) for name in ("few-shot", "unseen-llm")}
 
 
 def main() -> None:
@@ -119,9 +118,8 @@ def main() -> None:
             print(name, flush=True)
             results[name] = judge(dataset, choose)
         files.write_json(path, results)
-    filled = tables(files.read_json(path))
     page = ROOT / "docs" / "extensions.md"
-    page.write_text(MARK.sub(lambda m: f"{m[1]}{filled[m[2]]}\n{m[3]}", page.read_text()))
+    page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
 
 
 if __name__ == "__main__":

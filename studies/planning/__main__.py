@@ -20,9 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from energylens import files
-from studies.planning import figure, tables
+from studies.planning import figure
 from studies.planning.replay import SEEDS, Subject, replay
+from studies.planning.tables import TABLES
 from studies.results.runs import FREE, Data
+from studies.results.tables import fill
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {"planned": 0.5, "coefficients only": 0.0, "choice only": 1.0}
@@ -70,7 +72,7 @@ def main() -> None:
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     figure.write(ROOT / "docs" / "figures" / "planning.svg", results)
     document = ROOT / "docs" / "planning.md"
-    document.write_text(tables.fill(document.read_text(), results))
+    document.write_text(fill(document.read_text(), results, TABLES))
 
 
 if __name__ == "__main__":

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from studies.planning.replay import as_telling, needed
-from studies.results.tables import MARK, markdown, percent
+from studies.results.tables import Results, Tables, markdown, percent
 
-Results = Mapping[str, Any]
 SOURCES = {
     "v3": "ML.ENERGY v3, H100 pooled",
     "v2-a100": "ML.ENERGY v2, A100",
@@ -19,16 +16,6 @@ SOURCES = {
 LAWS = {"law, no prior": "no prior", "law": "datasheet prior"}
 TOLD_ROWS = (8, 16, 32)
 CURVE_SIZES = (4, 8, 12, 16, 32, 48, 128, 300)
-
-
-def fill(text: str, results: Results) -> str:
-    """Replace what stands between the markers by tables of the results there are."""
-
-    def table(match: re.Match[str]) -> str:
-        start, name, end = match.groups()
-        return f"{start}{TABLES[name](results)}\n{end}" if name in TABLES else match.group(0)
-
-    return MARK.sub(table, text)
 
 
 def _rows(value: int | None, most: int) -> str:
@@ -183,7 +170,7 @@ def _verdicts(results: Results) -> str:
     return markdown(header, rows)
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
+TABLES: Tables = {
     "marks": _marks,
     "choice": _needed("choice"),
     "error": _needed("error"),

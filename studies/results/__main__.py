@@ -59,8 +59,7 @@ def main() -> None:
     if "calibration" in results:
         calibration.write(ROOT / "docs" / "figures" / "calibration.svg", results)
     for document in (ROOT / "docs" / "results.md", ROOT / "README.md"):
-        text = document.read_text()
-        document.write_text(tables.fill(text, results))
+        document.write_text(tables.fill(document.read_text(), results, tables.TABLES))
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from typing import Any
 from energylens.formula import NAMES
 
 Results = Mapping[str, Any]
+Tables = Mapping[str, Callable[[Results], str]]
 MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 MODALITIES = ("text", "image", "video")
@@ -46,13 +47,13 @@ COLUMNS = (
 )
 
 
-def fill(text: str, results: Results) -> str:
-    """Replace what stands between the markers by tables of the results there are."""
+def fill(text: str, results: Results, tables: Tables) -> str:
+    """Replace what stands between each pair of markers by the table of its name."""
 
     def table(match: re.Match[str]) -> str:
         start, name, end = match.groups()
         try:
-            return f"{start}{TABLES[name](results)}\n{end}"
+            return f"{start}{tables[name](results)}\n{end}"
         except KeyError:
             return match.group(0)  # not run yet: leave what stands there
 
@@ -554,7 +555,7 @@ def _simple(study: str) -> Callable[[Results], str]:
     return lambda results: scores(results[study]["estimators"])
 
 
-TABLES: dict[str, Callable[[Results], str]] = {
+TABLES: Tables = {
     "headline": _headline,
     "few-shot": _simple("few-shot"),
     "curve-top1": lambda results: _curve(results, "top1_ratio", 1),

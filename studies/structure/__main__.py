@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from energylens import files
 from energylens.cases import FloatArray
 from energylens.dataset import Dataset
 from studies.results.runs import Data
-from studies.results.tables import MARK, markdown, percent
+from studies.results.tables import Results, Tables, fill, markdown, percent
 from studies.structure.forms import Form, variants
 from studies.structure.split import choosing
 
@@ -103,13 +104,30 @@ def unseen_batch(form: Form, dataset: Dataset) -> dict[str, float]:
     return result
 
 
-def table(results: dict[str, Any], metric: str, names: list[str]) -> str:
-    """One line for each form, one column for each source."""
-    rows = []
-    for form, by_source in results.items():
-        cells = [percent(by_source.get(name, {}).get(metric)) for name in names]
-        rows.append((f"**{form}**" if form == "2026.1" else form, *cells))
-    return markdown(("form", *names), rows)
+def table(columns: Mapping[str, tuple[str, str]]) -> Callable[[Results], str]:
+    """One line for each form, one column for each pair of source and metric."""
+
+    def of(results: Results) -> str:
+        rows = []
+        for form, by in results.items():
+            cells = [percent(by.get(source, {}).get(m)) for source, m in columns.values()]
+            rows.append((f"**{form}**" if form == "2026.1" else form, *cells))
+        return markdown(("form", *columns), rows)
+
+    return of
+
+
+SOURCES = ("v3 choosing", "v2 H100", "v2 A100", "Argonne", "code A100", "v3 judging")
+TABLES: Tables = {
+    "few-shot": table({name: (name, "few_shot_mape_ratio") for name in SOURCES}),
+    "left-out": table(
+        {name: (name, "left_out_mape_ratio") for name in SOURCES if name != "Argonne"}
+    ),
+    "pairwise": table({name: (name, "left_out_pairwise_ratio") for name in SOURCES}),
+    "unseen-batch": table(
+        {f"{side} batches": ("code A100", f"{side}_mape_ratio") for side in ("larger", "smaller")}
+    ),
+}
 
 
 def main() -> None:
@@ -132,25 +150,8 @@ def main() -> None:
             }
             results[name]["code A100"] |= unseen_batch(form, data.code)
             files.write_json(path, results)
-    names = ["v3 choosing", "v2 H100", "v2 A100", "Argonne", "code A100", "v3 judging"]
-    tables = {
-        "few-shot": table(results, "few_shot_mape_ratio", names),
-        "left-out": table(results, "left_out_mape_ratio", [n for n in names if n != "Argonne"]),
-        "pairwise": table(results, "left_out_pairwise_ratio", names),
-        "unseen-batch": markdown(
-            ("form", "larger batches", "smaller batches"),
-            [
-                (
-                    f"**{form}**" if form == "2026.1" else form,
-                    percent(r["code A100"]["larger_mape_ratio"]),
-                    percent(r["code A100"]["smaller_mape_ratio"]),
-                )
-                for form, r in results.items()
-            ],
-        ),
-    }
     document = ROOT / "docs" / "structure-study.md"
-    document.write_text(MARK.sub(lambda m: f"{m[1]}{tables[m[2]]}\n{m[3]}", document.read_text()))
+    document.write_text(fill(document.read_text(), results, TABLES))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from energylens.fitting import FitOptions, fit
 from energylens.formula import NAMES, datasheet, design, energy
 from energylens.records import Gpu
 from studies.results.runs import FREE, Data
-from studies.results.tables import MARK, markdown, percent
+from studies.results.tables import Results, Tables, fill, markdown, percent
 from studies.structure.__main__ import architectures, pairwise
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -165,11 +165,11 @@ def run(rows: Dataset) -> dict[str, Any]:
     }
 
 
-def tables(results: Mapping[str, Any]) -> dict[str, str]:
-    """The tables between the markers of the page."""
+def zero_table(results: Results) -> str:
+    """One line for each way of scaling."""
     forward, back = f"{TYPES[0]} to {TYPES[1]}", f"{TYPES[1]} to {TYPES[0]}"
     first = {f"{kind}: {next(iter(scalings))}" for kind, scalings in SCALINGS.items()}
-    zero = [
+    rows = [
         (
             f"**{name}**" if name in first else name,
             *(
@@ -184,7 +184,19 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         )
         for name, by in results["zero_shot"].items()
     ]
-    ratios = [
+    return markdown(
+        (
+            "joules of ... follow ...",
+            *("A100 to H100: MAPE", "bias", "pairwise"),
+            *("H100 to A100: MAPE", "bias", "pairwise"),
+        ),
+        rows,
+    )
+
+
+def ratio_table(results: Results) -> str:
+    """One line for each coefficient."""
+    rows = [
         (
             f"`{name}`",
             *(f"{value:.3g}" for value in found["joules"]),
@@ -195,24 +207,17 @@ def tables(results: Mapping[str, Any]) -> dict[str, str]:
         )
         for name, found in results["ratios"].items()
     ]
-    return {
-        "zero": markdown(
-            (
-                "joules of ... follow ...",
-                *("A100 to H100: MAPE", "bias", "pairwise"),
-                *("H100 to A100: MAPE", "bias", "pairwise"),
-            ),
-            zero,
+    return markdown(
+        (
+            "coefficient",
+            *("A100, J", "H100, J", "H100 / A100", "80 % interval", "found in both"),
+            "what the datasheets would have",
         ),
-        "ratios": markdown(
-            (
-                "coefficient",
-                *("A100, J", "H100, J", "H100 / A100", "80 % interval", "found in both"),
-                "what the datasheets would have",
-            ),
-            ratios,
-        ),
-    }
+        rows,
+    )
+
+
+TABLES: Tables = {"zero": zero_table, "ratios": ratio_table}
 
 
 def main() -> None:
@@ -223,9 +228,8 @@ def main() -> None:
     if not parser.parse_args().write_only:
         folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
         files.write_json(path, run(Data(Path(folder)).v2))
-    set_tables = tables(files.read_json(path))
     page = ROOT / "docs" / "transfer.md"
-    page.write_text(MARK.sub(lambda m: f"{m[1]}{set_tables[m[2]]}\n{m[3]}", page.read_text()))
+    page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
     Subparsers,
@@ -13,6 +13,9 @@ from energylens.cli.console import (
     print_paragraph,
 )
 from energylens.errors import TableError
+
+if TYPE_CHECKING:
+    from energylens.files import RawTable
 
 SOURCES = ("mlenergy-v3", "mlenergy-v2", "argonne", "energy-code-eval", "table")
 LISTED = 20
@@ -30,13 +33,16 @@ def add_verbs(verbs: Any) -> None:
             "energylens import argonne power.csv -o argonne.csv",
             "energylens import mlenergy-v3 data --assume-input-tokens gpqa=300 -o runs.csv",
             "energylens import table mine.csv --mapping mapping.toml -o runs.csv",
+            "energylens import table runs.jsonl -o runs.csv",
         ),
     )
     parser.add_argument("source", choices=SOURCES, help="whose files they are")
     parser.add_argument("path", metavar="PATH", help="the folder or file")
     parser.add_argument("-o", "--output", required=True, metavar="FILE", help="- for stdout")
     parser.add_argument(
-        "--mapping", metavar="FILE", help="column mapping of a foreign table (docs/data-format.md)"
+        "--mapping",
+        metavar="FILE.toml",
+        help="which column of a foreign table is which (docs/data-format.md)",
     )
     for what in ("input", "vision"):
         parser.add_argument(
@@ -63,6 +69,7 @@ def _import(arguments: argparse.Namespace) -> None:
 
     from energylens import importers, table
     from energylens.errors import UsageError
+    from energylens.importers import table as foreign
 
     assumed = {
         "assume_input_tokens": assignments(arguments.assume_input_tokens, "--assume-input-tokens"),
@@ -70,15 +77,15 @@ def _import(arguments: argparse.Namespace) -> None:
             arguments.assume_vision_tokens, "--assume-vision-tokens"
         ),
     }
-    if (arguments.source == "table") != (arguments.mapping is not None):
+    if arguments.source != "table" and arguments.mapping is not None:
+        command = foreign.import_command(arguments.path, arguments.mapping, arguments.output)
         raise UsageError(
-            "--mapping goes with import table: it says which column is which (docs/data-format.md)"
+            f"--mapping is for tables of your own: leave it out to read {arguments.source}, or "
+            f"run: {command}"
         )
     if arguments.json and arguments.output == "-":
         raise UsageError("the table and --json cannot both go to stdout: give -o a file")
     if arguments.source == "table":
-        from energylens.importers import table as foreign
-
         imported = foreign.read(arguments.path, mapping=arguments.mapping, **assumed)
     else:
         imported = importers.reader(arguments.source)(arguments.path, **assumed)
@@ -146,6 +153,7 @@ def _check(arguments: argparse.Namespace) -> None:
             f"{arguments.table} has {len(problems)} problem{'s' * (len(problems) > 1)}"
             + (f", the first {LISTED} listed above" if more > 0 else ", listed above")
             + ". Nothing was changed; mend the rows and check again."
+            + _if_foreign(arguments.table, raw)
         )
     dataset = table.dataset_from_table(raw)
     print(f"{arguments.table}: {len(dataset)} rows, all valid.")
@@ -167,6 +175,18 @@ def _check(arguments: argparse.Namespace) -> None:
             "Some rows are neither measured nor published: no accuracy claim may rest on them.",
             "  ",
         )
+
+
+def _if_foreign(path: str, raw: RawTable) -> str:
+    """Say how to read a table whose columns have names of their own, if this may be one."""
+    from energylens.importers.table import import_command
+
+    if "energy_per_request_j" in raw.columns or path == "-":
+        return ""
+    return (
+        " If its columns are called otherwise, write a FILE.toml that says which is which "
+        f"(docs/data-format.md) and run: {import_command(path)}"
+    )
 
 
 def _isnan(values: Any) -> Any:

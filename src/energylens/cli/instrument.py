@@ -17,6 +17,7 @@ from energylens.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from energylens.informative import Verdict
     from energylens.instrument import Executor, Plan
     from energylens.measurement import SweepProgress, SweepResult
     from energylens.planning import Draft, Space
@@ -128,10 +129,13 @@ def _add_plan(subparsers: Subparsers) -> None:
         "--next",
         type=int,
         metavar="N",
-        help="of all feasible cases, the N that tell most: coefficients and candidates apart",
+        help="of all feasible cases, the N that tell most: coefficients and candidates apart "
+        "(docs/planning.md)",
     )
     parser.add_argument(
-        "--measured", metavar="RUNS", help="with --next: rows measured already, a tidy table"
+        "--measured",
+        metavar="RUNS",
+        help="with --next: rows measured already, a tidy table; says whether one may stop",
     )
     parser.add_argument(
         "--choose",
@@ -298,31 +302,45 @@ def _plan(arguments: argparse.Namespace) -> None:
         procedure=quick if arguments.quick else None,
         scale=scaled_down,
     )
-    said: tuple[str, ...] = ()
+    why: tuple[str, ...] = ()
+    verdict: Verdict | None = None
     if arguments.next:
-        draft, said = _most_telling(arguments, draft)
-    planning.write_plan(arguments.output, draft.plan)
+        draft, why, verdict = _most_telling(arguments, draft)
+    stop = verdict.stop if verdict else None
+    judged = verdict.sentences() if verdict else ()
+    if draft.plan.cases:
+        planning.write_plan(arguments.output, draft.plan)
     added = planning.llms_beyond_catalog(draft.plan)
     for llm in added:
         catalog.add_llm(llm)
     if arguments.json:
         print_json(
             {
-                "output": arguments.output,
+                "output": arguments.output if draft.plan.cases else None,
                 "cases": len(draft.plan.cases),
                 "feasible": draft.feasible,
                 "skipped": dict(draft.skipped),
                 "minutes": draft.minutes,
-                "why": list(said),
+                "why": [*why, *judged],
+                "stop": stop,
                 "llms_added": [llm.id for llm in added],
             }
         )
         return
-    print_paragraph(
+    for sentence in judged:
+        print_paragraph(sentence)
+    written = (
         f"{len(draft.plan.cases)} cases of {draft.feasible} feasible ones, about "
-        f"{draft.minutes:.0f} minutes, written to {arguments.output}."
+        f"{draft.minutes:.0f} minutes, written to {arguments.output}"
     )
-    for sentence in said:
+    if not draft.plan.cases:
+        written = (
+            f"All {draft.feasible} feasible cases are measured: {arguments.output} is not written"
+        )
+    elif stop:
+        written = f"No more of these runs are needed. To go on all the same: {written}"
+    print_paragraph(f"{written}.")
+    for sentence in why:
         print_paragraph(sentence)
     for llm in added:
         print_paragraph(f"{llm.id} was added to your catalog, so that its rows can be read.")
@@ -330,30 +348,41 @@ def _plan(arguments: argparse.Namespace) -> None:
         print_paragraph(f"{number} left out: {reason}", "  ")
 
 
-def _most_telling(arguments: argparse.Namespace, draft: Draft) -> tuple[Draft, tuple[str, ...]]:
-    """Keep the cases that tell most, and say why, and whether one may stop already."""
+def _most_telling(
+    arguments: argparse.Namespace, draft: Draft
+) -> tuple[Draft, tuple[str, ...], Verdict | None]:
+    """Keep the cases that tell most, and say why, and whether one may stop already.
+
+    The cases stand even where one may stop: the verdict is about the choice alone, and whoever
+    is after the coefficients goes on.
+    """
     from dataclasses import replace
 
     from energylens import informative, planning, table
     from energylens.cases import Cases
+    from energylens.errors import InfeasibleError, UsageError
 
     measured = table.read(arguments.measured) if arguments.measured else None
     planned = draft.plan.cases
     candidates = Cases.of([item.case for item in planned])
-    batch = informative.next_runs(
-        candidates, measured, choose=arguments.choose, count=arguments.next, seed=arguments.seed
-    )
-    kept = replace(draft.plan, cases=tuple(planned[i] for i in batch.index))
-    said = batch.sentences()
+    options = {"choose": arguments.choose, "seed": arguments.seed}
+    try:
+        batch = informative.next_runs(candidates, measured, count=arguments.next, **options)
+    except InfeasibleError:
+        if measured is None:
+            raise
+        batch = None  # everything is measured: the verdict is all there is to say
+    kept = replace(draft.plan, cases=tuple(planned[i] for i in batch.index) if batch else ())
+    why = batch.sentences() if batch else ()
+    verdict = None
     if measured is not None:
-        said += informative.verdict(
-            candidates,
-            measured,
-            choose=arguments.choose,
-            more_runs=arguments.next,
-            seed=arguments.seed,
-        ).sentences()
-    return replace(draft, plan=kept, minutes=planning.minutes(kept)), said
+        try:
+            verdict = informative.verdict(candidates, measured, more_runs=arguments.next, **options)
+        except UsageError as error:  # no two cases compete
+            if batch is None:
+                raise
+            why = (*why, f"Whether to stop cannot be said: {error}.")
+    return replace(draft, plan=kept, minutes=planning.minutes(kept)), why, verdict
 
 
 # ------------------------------------------------------------------------------------- measure

@@ -15,11 +15,13 @@ The mapping is TOML::
     [names.llm]                          # what a cell says = what the catalog calls it
     "llama 70b" = "meta-llama/Llama-3.1-70B-Instruct"
 
-``scale`` multiplies (a unit conversion), ``divide_by`` divides by another column of the file.
+``scale`` multiplies (a unit conversion), ``divide_by`` divides by another column of the file. A
+table whose columns are those of the tidy table already needs no mapping.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +77,8 @@ def read(
     assume_vision_tokens : mapping of str to float
         Vision tokens of a request by task, for rows whose ``vision_tokens`` is not known.
     mapping : str or Path, optional
-        The mapping file; ``FILE.toml`` beside the table if not given.
+        The mapping file; if not given, ``FILE.toml`` beside the table. With neither, columns
+        are what they are called.
 
     Returns
     -------
@@ -84,7 +87,8 @@ def read(
     Raises
     ------
     ArtefactError
-        If the mapping cannot be read, or names something that is no column of the tidy table.
+        If the mapping cannot be read, or names something that is no column of the tidy table; if
+        there is none, and the table has other columns than that.
     TableError
         If the table cannot be read, or lacks a column that the mapping names.
     InputError
@@ -92,15 +96,14 @@ def read(
     UsageError
         If an assumption is made for a task that no row has.
     """
-    if mapping is None:
-        mapping = Path(path).with_suffix(".toml")
-        if not mapping.exists():
-            raise ArtefactError(
-                f"{path} needs a mapping file that says what its columns mean: give one, or "
-                f"write {mapping}. docs/data-format.md shows how."
-            )
-    plan = parse_mapping(files.read_toml(mapping), str(mapping))
-    raw = files.read_table(path)
+    if mapping is None and (beside := Path(path).with_suffix(".toml")).exists():
+        mapping = beside
+    if mapping is not None:
+        plan = parse_mapping(files.read_toml(mapping), str(mapping))
+        raw = files.read_table(path)
+    else:
+        raw = files.read_table(path)
+        plan = _as_called(raw, path)
     for source in plan.columns.values():
         for name in (source.column, source.divide_by):
             if name is not None and name not in raw.columns:
@@ -116,8 +119,28 @@ def read(
     refuse_idle_assumptions("--assume-input-tokens", assume_input_tokens, sorted(tasks))
     refuse_idle_assumptions("--assume-vision-tokens", assume_vision_tokens, sorted(tasks))
     unused = sorted(set(raw.columns) - {c.column for c in plan.columns.values()})
-    notes = [f"Columns of the file that the mapping leaves out: {', '.join(unused)}."]
+    notes = [f"Columns of the file that are left out: {', '.join(unused)}."]
     return rows.finish(notes if unused else [])
+
+
+def _as_called(raw: files.RawTable, path: str | Path) -> Mapped:
+    """Take every column for what it is called, if that is a column of the tidy table."""
+    own = [c for c in raw.columns if c not in _TIDY and not c.startswith(table.OWN_PREFIX)]
+    if own:
+        mapping = Path("mapping" if str(path) == "-" else path).with_suffix(".toml")
+        command = import_command(str(path), str(mapping))
+        raise ArtefactError(
+            f"{path} needs a mapping file that says what its columns mean ({', '.join(own[:3])}"
+            f"{', ...' if len(own) > 3 else ''}): write {mapping}, as docs/data-format.md shows, "
+            f"and run: {command}"
+        )
+    columns = {name: ColumnMap(column=name) for name in raw.columns if name in _TIDY}
+    return Mapped(columns=columns, constants={}, names={})
+
+
+def import_command(path: str, mapping: str = "FILE.toml", output: str = "runs.csv") -> str:
+    """Spell the command that reads a table through a mapping."""
+    return shlex.join(["energylens", "import", "table", path, "--mapping", mapping, "-o", output])
 
 
 def parse_mapping(document: Mapping[str, Any], name: str) -> Mapped:

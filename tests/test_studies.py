@@ -1,0 +1,77 @@
+"""What the pages of docs state is what their studies gave, and can be had again."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from studies.extensions import __main__ as extensions
+from studies.planning import tables as planning
+from studies.results import tables as results
+from studies.structure import __main__ as structure
+from studies.transfer import __main__ as transfer
+
+from test_results import ROOT, data, needs_data
+
+
+def stated(name: str) -> dict[str, Any]:
+    """What the last run of a study gave."""
+    read: dict[str, Any] = json.loads((ROOT / "docs" / f"{name}.json").read_text())
+    return read
+
+
+@pytest.mark.parametrize(
+    ("study", "made", "documents", "given"),
+    [
+        ("results", results.TABLES, ("README.md", "docs/results.md"), "results"),
+        ("planning", planning.TABLES, ("docs/planning.md",), "planning"),
+        ("structure", structure.TABLES, ("docs/structure-study.md",), "structure-study"),
+        ("extensions", extensions.TABLES, ("docs/extensions.md",), "extensions"),
+        ("transfer", transfer.TABLES, ("docs/transfer.md",), "transfer"),
+    ],
+)
+def test_the_tables_of_a_page_are_those_that_its_study_sets_from_the_results_file(
+    study: str,
+    made: results.Tables,
+    documents: tuple[str, ...],
+    given: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copy(ROOT / "README.md", tmp_path)
+    monkeypatch.setattr(f"studies.{study}.__main__.ROOT", tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"studies.{study}", "--write-only"])
+    importlib.import_module(f"studies.{study}.__main__").main()
+    for document in documents:
+        text = (ROOT / document).read_text()
+        assert (tmp_path / document).read_text() == text
+        # What has no results is left as it stands: every table of a page must have some.
+        for _, name, _ in results.MARK.findall(text):
+            assert made[name](stated(given)).startswith("| ")
+    # No table is made in vain.
+    pages = "".join((ROOT / document).read_text() for document in documents)
+    assert {name for _, name, _ in results.MARK.findall(pages)} == set(made)
+
+
+@needs_data
+def test_extensions_give_the_same_figures_again() -> None:
+    source = "v3, image and video"  # the smallest with every protocol
+    again = extensions.judge(*extensions.sources(data())[source])
+    assert again["auto"] == stated("extensions")[source]["auto"]
+    for protocol, by_name in stated("extensions")[source]["protocols"].items():
+        for name, figures in by_name.items():
+            assert again["protocols"][protocol][name] == pytest.approx(figures, rel=1e-6)
+
+
+@needs_data
+def test_transfer_gives_the_same_figures_again() -> None:
+    again = transfer.zero_shot(transfer.on_both(data().v2))
+    for name, by_way in stated("transfer")["zero_shot"].items():
+        for way, figures in by_way.items():
+            assert again[name][way] == pytest.approx(figures, rel=1e-6), (name, way)
