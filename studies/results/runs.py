@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,10 @@ from energylens import fitting, importers
 from energylens.cases import FloatArray
 from energylens.cli.judging import contestants
 from energylens.dataset import Dataset
-from energylens.evaluation import Score, evaluate
+from energylens.evaluation import EstimatorFactory, Score, evaluate
 from energylens.formula import EnergyModel
+from energylens.protocols import Estimator, Predictor
+from energylens.records import UNKNOWN_ENGINE
 from studies.structure.split import choosing
 
 SEED = 0
@@ -45,6 +48,17 @@ ANALYTICAL = (
 TRIVIAL = ("largest-batch", "largest-batch-per-gpu", "fewest-gpus", "random")
 OURS = ("energylens", "energylens-extended", "energylens-no-prior", "energylens-datasheet")
 EVERYONE = (*OURS, *ENSEMBLES, *ENHANCED, *ANALYTICAL, *TRIVIAL)
+# Those that are told a row's engine, and the name of each when it is not.
+TOLD = (
+    "energylens",
+    *ENSEMBLES,
+    *ENHANCED,
+    "log-linear",
+    "logistic-batch",
+    "tdp-time-predicted",
+    "utilisation-power-predicted",
+)
+UNTOLD = {f"{name}-untold": name for name in TOLD}
 METRICS = (
     "train_rows",
     "top1_ratio",
@@ -102,9 +116,37 @@ class Data:
         return self.read("energy-code-eval", "energy-code-eval/batching_a100.csv")
 
 
+@dataclass(frozen=True)
+class Untold:
+    """An estimator that is not told which engine serves its training rows."""
+
+    told: Estimator
+    ranks_only: bool = False
+
+    @property
+    def name(self) -> str:
+        """Name of the estimator, and what is kept from it."""
+        return f"{self.told.name}-untold"
+
+    def fit(self, dataset: Dataset) -> Predictor:
+        """Fit to the same rows, of an unknown engine."""
+        return self.told.fit(replace(dataset, cases=dataset.cases.served_by(UNKNOWN_ENGINE)))
+
+
+def _estimators(names: Sequence[str]) -> dict[str, EstimatorFactory]:
+    plain, _ = contestants(tuple(UNTOLD.get(name, name) for name in names))
+
+    def make(name: str) -> EstimatorFactory:
+        if name not in UNTOLD:
+            return plain[name]
+        return lambda seed: Untold(plain[UNTOLD[name]](seed))
+
+    return {name: make(name) for name in names}
+
+
 def judge(dataset: Dataset, names: Names, default: Sequence[str], **options: Any) -> Result:
     """Evaluate, and keep the headline of each estimator."""
-    estimators, _ = contestants(tuple(names or default))
+    estimators = _estimators(names or default)
     evaluation = evaluate(dataset, estimators, seed=SEED, **options)
     points = [
         {name: _kept(score) for name, score in point.scores.items()} for point in evaluation.points
@@ -311,7 +353,7 @@ def unseen_length(data: Data, names: Names) -> Result:
 def unseen_engine(data: Data, names: Names) -> Result:
     """Leave out vLLM 0.5.4 or 0.11.1; then give back a few of its rows."""
     return judge(
-        data.engines, names, EVERYONE, protocol="unseen-engine", choose=FREE,
+        data.engines, names, (*EVERYONE, *UNTOLD), protocol="unseen-engine", choose=FREE,
         calibration=(0, 3, 5, 10), repeats=20,
     )  # fmt: skip
 
