@@ -552,12 +552,12 @@ def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[f
     freedom = int((counts - 1).clip(min=0).sum())
     if freedom == 0:
         return float(np.sqrt(total / 2)), float(np.sqrt(total / 2)), REACH_DOUBLINGS
-    squares = np.bincount(scenario, (logs - means[scenario]) ** 2)
+    squares = (logs - means[scenario]) ** 2
     within = float(squares.sum()) / freedom
     between = max(total - within, 0.0)
     # Sums over the pairs of each scenario without going through them: of n numbers, n times the
     # squares about their mean, and the k-th smallest counted 2 k - n - 1 times.
-    apart = float(counts @ squares)
+    apart = float(counts[scenario] @ squares)
     distance = 0.0
     for knob in place.T:
         order = np.lexsort((knob, scenario))

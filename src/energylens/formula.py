@@ -47,10 +47,10 @@ LINK_RATIO = 0.5
 PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
 LAUNCH_S = 10e-6  # from one small kernel to the next
 SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
-# Share of the variance of residuals that configurations far apart do not have in common. Their
-# differences say about 1, and a part of that the drawn coefficients bring along already; but the
-# law orders better than errors of that size would let it, so this is what comes true
-# (docs/results.md).
+# Share of the variance of residuals that configurations far apart do not have in common. With 1
+# they would be drawn to differ as they do, and a part of that the drawn coefficients bring along
+# already; but the law orders better than errors of that size would let it: with this share stated
+# probabilities come true (docs/results.md).
 OWN_RATIO = 0.36
 # What a power cap meets: bytes at full speed add 0.3 of TDP to that of waiting (0.7, as above),
 # tensor cores 0.6, so that a prefill draws the whole. 0.3 of TDP, memory and leakage, does not
