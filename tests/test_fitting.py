@@ -110,6 +110,30 @@ def test_spread_within_scenarios_is_told_from_that_between_them(draw_cases, make
     assert pooled.between_ratio == pytest.approx(0.2, rel=0.25)
 
 
+def test_residuals_that_wander_reach_as_far_as_all_their_pairs_say():
+    rng = np.random.default_rng(0)
+    scenario = np.repeat(np.arange(200), 6)
+    place = np.zeros((1200, 5))
+    place[:, 0] = rng.uniform(0, 4, 1200)
+    place[:, 1] = rng.integers(0, 3, 1200)
+    apart = np.abs(place[:, None] - place[None]).sum(axis=2)
+    alike = np.where(scenario[:, None] == scenario, 0.6 + 0.4 * np.exp(-apart / 8), 0.0)
+    logs = 0.1 * np.linalg.cholesky(alike + 1e-9 * np.eye(1200)) @ rng.standard_normal(1200)
+    _, _, reach = fitting._spreads(logs, scenario, place)
+    i, j = np.triu_indices(1200, 1)
+    pairs = scenario[i] == scenario[j]
+    i, j = i[pairs], j[pairs]
+    twice = 2 * (logs**2).mean()
+    told = twice * (apart[i, j].sum() + 15) / (((logs[i] - logs[j]) ** 2).sum() + 5 * twice)
+    assert reach == pytest.approx(told)
+    # The 0.4 of the variance that distance takes away, and pairs that are not short beside 8.
+    assert reach == pytest.approx(8 / 0.4, rel=0.35)
+
+
+def test_how_far_residuals_reach_is_a_guess_where_no_two_rows_share_a_scenario(noisy):
+    assert fit(noisy).pooled.reach_doublings == fitting.REACH_DOUBLINGS
+
+
 # --------------------------------------------------------------------------------- bounds
 
 

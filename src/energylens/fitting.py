@@ -62,7 +62,7 @@ ENOUGH = 9  # residuals from which a group can tell its own 80 % interval
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
 REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
-NEAR_DOUBLINGS = 1.5  # neighbours: configurations at most this far apart
+GUESSED_PAIRS = 5.0  # of configurations that such a guess counts for
 VARIANCE_FLOOR = 1e-8  # of relative residuals, where rows repeat each other exactly
 FACTOR_OFF = 1e6  # from what the datasheet suggests: no measurement, but a wrong unit
 SCOPE_COLUMNS = (
@@ -266,6 +266,7 @@ def from_datasheet() -> EnergyModel:
     Its intervals are a factor of two either way, which is an opinion and not a measurement.
     """
     residuals = np.linspace(-np.log(2.0), np.log(2.0), 41)
+    spread = float(residuals.std())
     return EnergyModel(
         pooled=Coefficients(
             theta=np.ones(len(TERMS)),
@@ -273,11 +274,12 @@ def from_datasheet() -> EnergyModel:
             residuals_seen=residuals,
             residuals_unseen=residuals,
             llms=len(residuals),
-            spread_ratio=float(residuals.std()),
+            spread_ratio=spread,
             design_effect=0.0,
             within_ratio=PRIOR_ROW_RATIO,
-            between_ratio=float(residuals.std()),
-            reach_doublings=REACH_DOUBLINGS,
+            between_ratio=spread,
+            # Nearly all of that is common to a scenario: it is not what tells its cases apart.
+            reach_doublings=REACH_DOUBLINGS * (spread / PRIOR_ROW_RATIO) ** 2,
             rows=0,
         ),
         scope=Scope(llms=(), gpus=(), precisions=()),
@@ -553,11 +555,12 @@ def _nonnegative(
 
 
 def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[float, float, float]:
-    """Standard deviations within scenarios and between their means, and how far the former reach.
+    """Standard deviations within scenarios and between their means, and how far residuals reach.
 
-    Neighbouring configurations err alike: residuals are taken to be correlated by
-    ``exp(-distance / reach)``, the distance being that of ``place``, in doublings. The reach is
-    what makes the mean squared difference of neighbours come out right.
+    The squared difference of two residuals of a scenario grows with their distance in ``place``,
+    in doublings: by twice their variance for every reach, as long as they are close. So the reach
+    is twice the variance, times the distances of all pairs, over their squared differences. A few
+    guessed pairs, at the reach to expect, stand in where there are none.
     """
     total = float(logs.var()) if len(logs) > 1 else PRIOR_ROW_RATIO**2
     counts = np.bincount(scenario)
@@ -565,17 +568,20 @@ def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[f
     freedom = int((counts - 1).clip(min=0).sum())
     if freedom == 0:
         return float(np.sqrt(total / 2)), float(np.sqrt(total / 2)), REACH_DOUBLINGS
-    within = float(((logs - means[scenario]) ** 2).sum()) / freedom
+    squares = (logs - means[scenario]) ** 2
+    within = float(squares.sum()) / freedom
     between = max(total - within, 0.0)
-    order = np.lexsort((*place.T, scenario))
-    same = np.diff(scenario[order]) == 0
-    distance = np.abs(np.diff(place[order], axis=0)).sum(axis=1)[same]
-    step = np.diff(logs[order])[same]
-    near = (distance > 0) & (distance <= NEAR_DOUBLINGS)
-    reach = REACH_DOUBLINGS
-    if near.sum() >= 5 and within > 0:
-        apart = float((step[near] ** 2).mean()) / (2.0 * within)
-        reach = float(distance[near].mean() / -np.log(1.0 - min(max(apart, 0.02), 0.98)))
+    # Sums over the pairs of each scenario without going through them: of n numbers, n times the
+    # squares about their mean, and the k-th smallest counted 2 k - n - 1 times.
+    apart = float(counts[scenario] @ squares)
+    distance = 0.0
+    for knob in place.T:
+        order = np.lexsort((knob, scenario))
+        here = scenario[order]
+        rank = np.arange(1, len(order) + 1) - (np.cumsum(counts) - counts)[here]
+        distance += float((2 * rank - counts[here] - 1) @ knob[order])
+    twice = 2.0 * max(float((logs**2).mean()), VARIANCE_FLOOR)
+    reach = twice * (distance + GUESSED_PAIRS * REACH_DOUBLINGS) / (apart + GUESSED_PAIRS * twice)
     return float(np.sqrt(within)), float(np.sqrt(between)), reach
 
 

@@ -47,9 +47,11 @@ LINK_RATIO = 0.5
 PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
 LAUNCH_S = 10e-6  # from one small kernel to the next
 SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
-# Share of the spread within scenarios that the drawn coefficients do not already bring along;
-# stated probabilities come true with it (docs/results.md).
-OWN_RATIO = 0.7
+# Share of the variance of residuals that configurations far apart do not have in common. With 1
+# they would be drawn to differ as they do, and a part of that the drawn coefficients bring along
+# already; but the law orders better than errors of that size would let it: with this share stated
+# probabilities come true (docs/results.md).
+OWN_RATIO = 0.36
 # What a power cap meets: bytes at full speed add 0.3 of TDP to that of waiting (0.7, as above),
 # tensor cores 0.6, so that a prefill draws the whole. 0.3 of TDP, memory and leakage, does not
 # follow the core clock, and drivers do not go below a fifth of the highest.
@@ -615,7 +617,7 @@ class Coefficients:
         Standard deviation of those logs inside one scenario, and of its mean over scenarios.
     reach_doublings : float
         Distance of configurations, in doublings of their knobs, at which their residuals have
-        lost all but 1/e of their correlation.
+        lost all but 1/e of the correlation that distance takes away.
     rows : int
         Rows fitted.
     """
@@ -800,9 +802,9 @@ class EnergyModel:
     def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
         """Draw joint predictions, shape (samples, n).
 
-        Coefficients from their covariance (not below 0), one factor common to all cases from
-        the spread between scenarios, and one for each case from the spread within them,
-        correlated between configurations that are close.
+        Coefficients from their covariance (not below 0), and for each case a factor from the
+        spread of residuals: a part of its variance is common to all cases, the rest to
+        configurations that are close.
         """
         rng = np.random.default_rng(seed)
         sets, set_index = self._sets(cases)
@@ -814,18 +816,15 @@ class EnergyModel:
             mine = set_index == s
             theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
             joules[:, mine] = energy(x[mine][None], theta[:, None])
-        within = np.array([s.within_ratio for s in sets])[set_index]
+        spread = np.array([s.spread_ratio for s in sets])[set_index]
         reach = float(np.mean([s.reach_doublings for s in sets]))
-        between = float(np.mean([s.between_ratio for s in sets]))
         place = knob_place(cases)
         distance = np.abs(place[:, None] - place[None]).sum(axis=2)
         for label in (cases.gpu_index, cases.precision_index, cases.llm_index):
             distance += LABEL_DOUBLINGS * (label[:, None] != label[None])
-        correlation = np.exp(-distance / reach)
+        correlation = 1.0 - OWN_RATIO + OWN_RATIO * np.exp(-distance / reach)
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
-        own = OWN_RATIO * within * rng.standard_normal(joules.shape) @ root.T
-        common = rng.normal(0.0, between, (samples, 1))
-        drawn: FloatArray = joules * np.exp(common + own)
+        drawn: FloatArray = joules * np.exp(spread * (rng.standard_normal(joules.shape) @ root.T))
         return drawn
 
 

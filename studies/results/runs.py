@@ -28,6 +28,7 @@ FEW_GROUPS = 4  # things left out: as many are shown one by one
 LONG_TOKENS = 4000.0  # between the chats of ML.ENERGY v3 and its long reasoning answers
 FREE = ("parallelism", "batch_size")
 KNOBS = {"both": FREE, "parallelism": ("parallelism",), "batch size": ("batch_size",)}
+SAMPLES = 400  # joint draws behind each stated probability
 SURE_RATIO = 0.95  # of the draws: above it a scenario is not counted as missed
 ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
 ENHANCED = tuple(f"{name}-enhanced" for name in ENSEMBLES)
@@ -491,29 +492,11 @@ def calibration(data: Data, _names: Names) -> Result:
 
     Learned from 50 rows, 20 draws. Every candidate of every scenario is one statement, and what
     is said of the candidate chosen, the one predicted to take least, is shown by itself: over
-    all scenarios and over those that hold no training row.
+    all scenarios and over those that hold no training row. And the choices of each source: how
+    probabilities are stated was chosen on the first four.
     """
     edges = np.array([0.0, 0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0])
-    energy, said = data.v3.energy_per_request_j, []
-    for draw in range(20):
-        trained = np.random.default_rng([SEED, draw]).permutation(len(energy))[:50]
-        model = fitting.fit(data.v3.take(trained))
-        for rows in data.v3.scenarios(FREE):
-            cases = data.v3.cases.take(rows)
-            drawn = model.sample_energy_j(cases, 400, draw)
-            predicted = model.predict_energy_j(cases)
-            said.append(
-                np.column_stack(
-                    [
-                        (drawn == drawn.min(axis=1, keepdims=True)).mean(axis=0),
-                        energy[rows] == energy[rows].min(),
-                        energy[rows] <= 1.02 * energy[rows].min(),
-                        predicted == predicted.min(),
-                        np.full(len(rows), not np.isin(rows, trained).any()),
-                    ]
-                )
-            )
-    every = np.concatenate(said)
+    every = _statements(data.v3, FREE)
     chosen = every[every[:, 3] > 0]
 
     def outcome(statements: FloatArray) -> Result:
@@ -537,12 +520,66 @@ def calibration(data: Data, _names: Names) -> Result:
             if (place == k).any()
         ]
 
+    def source(dataset: Dataset, choose: Sequence[str], train: int = 50) -> Result:
+        said = _statements(dataset, choose, train)
+        picked = said[said[:, 3] > 0]
+        stated = np.clip(said[:, 0], 0.5 / SAMPLES, 1.0 - 0.5 / SAMPLES)
+        kept = np.where(said[:, 1] > 0, stated, 1.0 - stated)
+        return {
+            "scenarios": len(dataset.scenarios(choose)),
+            **outcome(picked),
+            "stated_regret_ratio": float(picked[:, 5].mean()),
+            "regret_ratio": float(picked[:, 6].mean()),
+            "log_loss_nats": float(-np.log(kept).sum() / len(picked)),
+        }
+
+    chose = choosing(data.v3)
     return {
         "bins": bins(every),
         "chosen": bins(chosen),
         "chosen_in_all": outcome(chosen),
         "chosen_untrained": outcome(chosen[chosen[:, 4] > 0]),
+        "sources": {
+            "ML.ENERGY v3, the half that chose": source(data.v3.take(chose), FREE),
+            "ML.ENERGY v2": source(data.v2, FREE),
+            "Argonne": source(data.argonne, ("tensor_parallel",), 40),
+            "energy-code-eval": source(data.code, ("batch_size",)),
+            "ML.ENERGY v3, the half that did not choose": source(data.v3.take(~chose), FREE),
+        },
     }
+
+
+def _statements(dataset: Dataset, choose: Sequence[str], train: int = 50) -> FloatArray:
+    """Make one row for each candidate, scenario and draw of training rows.
+
+    Columns: probability stated, whether it is the best, whether it is within 2 %, whether it is
+    the one chosen, whether the scenario holds no training row, and the regret of the scenario's
+    choice, as stated and as it is.
+    """
+    energy, said = dataset.energy_per_request_j, []
+    for draw in range(20):
+        trained = np.random.default_rng([SEED, draw]).permutation(len(energy))[:train]
+        model = fitting.fit(dataset.take(trained))
+        for rows in dataset.scenarios(choose):
+            cases = dataset.cases.take(rows)
+            drawn = model.sample_energy_j(cases, SAMPLES, draw)
+            predicted = model.predict_energy_j(cases)
+            lowest, choice = drawn.min(axis=1), int(predicted.argmin())
+            best = energy[rows].min()
+            said.append(
+                np.column_stack(
+                    [
+                        (drawn == lowest[:, None]).mean(axis=0),
+                        energy[rows] == best,
+                        energy[rows] <= 1.02 * best,
+                        np.arange(len(rows)) == choice,
+                        np.full(len(rows), not np.isin(rows, trained).any()),
+                        np.full(len(rows), np.mean(drawn[:, choice] / lowest) - 1.0),
+                        np.full(len(rows), energy[rows[choice]] / best - 1.0),
+                    ]
+                )
+            )
+    return np.concatenate(said)
 
 
 def coefficients(data: Data, _names: Names) -> Result:

@@ -513,6 +513,33 @@ def _calibration_chosen(results: Results) -> str:
     )
 
 
+def _calibration_sources(results: Results) -> str:
+    """Compare what was said of the candidates chosen in each source with what was true."""
+    return markdown(
+        (
+            "source",
+            "scenarios",
+            "mean stated",
+            "were best",
+            "were within 2 % of it",
+            "regret stated",
+            "regret",
+            "log loss",
+        ),
+        [
+            (
+                name,
+                str(b["scenarios"]),
+                *_kept(b)[1:],
+                percent(b["stated_regret_ratio"], 2),
+                percent(b["regret_ratio"], 2),
+                f"{b['log_loss_nats']:.2f}",
+            )
+            for name, b in results["calibration"]["sources"].items()
+        ],
+    )
+
+
 def _from_to(b: Mapping[str, float]) -> str:
     return f"{percent(b['from_ratio'], 0)} to {percent(b['to_ratio'], 0)}"
 
@@ -619,6 +646,7 @@ TABLES: Tables = {
     "catching-up": _catching_up,
     "calibration": _calibration,
     "calibration-chosen": _calibration_chosen,
+    "calibration-sources": _calibration_sources,
     "coverage": _coverage,
     "coverage-modalities": _coverage_apart,
     "coverage-llms": _coverage_llms,
