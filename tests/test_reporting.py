@@ -19,8 +19,8 @@ from energylens.discovery import Expression, Front, FrontPoint, FrontTerm, Refer
 from energylens.errors import MissingExtraError, UsageError
 from energylens.fitting import FitOptions, diagnose, fit
 from energylens.formula import NAMES, TERMS, datasheet
-from energylens.plotting import PALETTE, Picture, percent, si
-from energylens.records import Boundary, Source
+from energylens.plotting import PALETTE, Picture, origin_word, percent, si
+from energylens.records import Boundary, Configuration, Engine, Source
 from energylens.reporting import (
     Facts,
     Figure,
@@ -30,7 +30,20 @@ from energylens.reporting import (
     report_html,
     report_text,
 )
-from report_sample import A100, DENSE, FIGURES, H100, HOSTILE, Sample, ranking, rows, sample
+from energylens.selection import Candidates, Ranking, select
+from report_sample import (
+    A100,
+    CHOOSE,
+    DENSE,
+    FIGURES,
+    H100,
+    HOSTILE,
+    WORKLOAD,
+    Sample,
+    ranking,
+    rows,
+    sample,
+)
 
 VOID = {"meta", "link", "br", "img", "hr", "input", "rect", "path", "use"}
 
@@ -235,7 +248,7 @@ def test_what_rows_leave_open_is_said_of_each_coefficient(full: Sample) -> None:
     theta[k] = 0.0
     model = replace(full.model, pooled=replace(full.model.pooled, theta=theta))
     report = gathered(full, model=model, ranking=None)
-    (law,) = (t for t in tables(report) if t.title == "The 12 coefficients")
+    (law,) = (t for t in tables(report) if t.title.startswith("What they stand for"))
     assert law.rows[k][-1].startswith("at its bound of 0")
     assert law.rows[NAMES.index("vision")][-1].startswith("not determined")
     assert "images or video" in law.rows[NAMES.index("vision")][-1]
@@ -257,15 +270,13 @@ def test_an_explanation_that_is_given_is_said(full: Sample, undrawn: None) -> No
 def test_estimators_stand_in_order_of_regret_and_ours_where_it_falls(full: Sample) -> None:
     for table in tables(gathered(full)):
         if table.columns[0] == "Estimator" and "Mean regret" in table.columns:
-            regrets = [float(row[5].removesuffix(" %")) for row in table.rows]
+            regrets = [float(row[5].removesuffix(" %").removeprefix("> ")) for row in table.rows]
             assert regrets == sorted(regrets)
             assert table.highlight == "energylens"
 
 
 def test_configurations_ruled_out_come_with_a_reason(full: Sample) -> None:
     scenario = replace(full.ranking.scenario, gpu=replace(H100, memory_bytes=24e9))
-    from energylens.selection import select
-
     tight = select(full.model, scenario, choose=("tensor_parallel", "batch_size"))
     (table,) = (t for t in tables(gathered(full, ranking=tight)) if t.title == "What was ruled out")
     assert f"{len(tight.ruled_out)} configurations" in table.caption
@@ -612,6 +623,139 @@ def test_the_banner_names_assumptions_boundaries_and_the_digest() -> None:
     assert "In 7 of 60 rows the input tokens are assumed" in said
     assert all(boundary.value in said for boundary in Boundary)
     assert dataset.digest[:16] in said
+
+
+@pytest.mark.parametrize("source", [Source.SIMULATED, Source.ESTIMATED, Source.MEASURED])
+def test_figures_and_tables_call_joules_what_they_are(source: Source, full: Sample) -> None:
+    s = sample(source)
+    report = gathered(s)
+    said = [word for t in tables(report) for word in (t.title, t.caption, *t.columns)]
+    words = " ".join(said)
+    for section in report.sections:
+        for block in section.blocks:
+            if isinstance(block, Figure):
+                p = block.picture
+                words += " ".join((p.title, p.caption, p.alternative, *p.columns))
+                words += Page(p.svg()).text
+    measured = source is Source.MEASURED
+    assert ("measured" in words.lower()) == measured
+    assert f"predicted against {source.value} energy" in words.lower()
+    assert source.value.capitalize() in said
+    assert f"predicted / {source.value} energy (ratio)" in words
+    assert origin_word(["measured", "published"]) == "measured"
+    assert origin_word(["simulated", "measured"]) == origin_word(["odd"]) == "recorded"
+
+
+# ------------------------------------------------------------------------- what a choice costs
+
+
+def _own_ranking(full: Sample, **changes: object) -> Ranking:
+    """A ranking of a scenario that is among the rows, against its fastest configuration."""
+    cases = full.dataset.cases
+    mine = np.flatnonzero((full.dataset.llm_ids == DENSE.id) & (full.dataset.gpu_ids == "H100"))
+    fastest = int(mine[np.argmin(cases.request_latency_s[mine])])
+    asked = replace(full.ranking.scenario, llm=DENSE, engine=Engine(name="vllm", version="0.11.1"))
+    arguments: dict[str, object] = {
+        "choose": CHOOSE,
+        "candidates": Candidates(batch_size=(1.0, 8.0, 64.0)),
+        "reference": cases.case(fastest).configuration,
+    }
+    return select(full.model, asked, **(arguments | changes))  # type: ignore[arg-type]
+
+
+def test_the_price_in_latency_and_why_it_is_compared_so_stand_in_brief(full: Sample) -> None:
+    ranked, cases = _own_ranking(full), full.dataset.cases
+    assert ranked.reference is not None
+    brief = " ".join(in_words(full, ranking=ranked, brief=True).split())
+
+    def latency(configuration: Configuration) -> str:
+        (row,) = (
+            i
+            for i in range(len(full.dataset))
+            if full.dataset.llm_ids[i] == DENSE.id
+            and full.dataset.gpu_ids[i] == "H100"
+            and cases.case(i).configuration == configuration
+        )
+        return si(float(cases.request_latency_s[row]), "s")
+
+    name = ranked.reference.describe()
+    assert f"less than {name}, the fastest." in brief
+    assert (
+        f"The price is time: its measured request latency is "
+        f"{latency(ranked.best.configuration)}, against {latency(ranked.reference)} with {name}, "
+        "which it is compared with because it is the fastest of the 15 configurations"
+    ) in brief
+
+
+def test_a_choice_that_no_row_has_is_owned_up_to_and_priced_by_its_nearest(full: Sample) -> None:
+    beyond = _own_ranking(full, candidates=Candidates(batch_size=(1.0, 8.0, 128.0)))
+    assert beyond.best.configuration.batch_size == 128
+    report = gathered(full, ranking=beyond)
+    brief = " ".join(in_words(full, ranking=beyond, brief=True).split())
+    assert f"no row has {beyond.best.configuration.describe()} itself" in brief
+    assert "which no row has." in _picture(report, "latency-energy").caption
+
+
+def test_a_choice_that_is_the_fastest_has_no_price(full: Sample) -> None:
+    cases, best = full.dataset.cases, _own_ranking(full).best.configuration
+    quick = cases.request_latency_s.copy()
+    for i in range(len(quick)):
+        if cases.case(i).configuration == best:
+            quick[i] = 1e-3
+    dataset = replace(full.dataset, cases=cases.replace(request_latency_s=quick))
+    ranked = _own_ranking(full, reference=best)
+    brief = " ".join(in_words(full, dataset=dataset, ranking=ranked, brief=True).split())
+    assert "It is also the fastest of the 15 configurations among the rows." in brief
+    assert "The price is time" not in brief
+
+
+def test_who_does_as_well_as_the_law_is_named(full: Sample) -> None:
+    def judged(**regrets: float) -> str:
+        evaluation = full.evaluations[0]
+        score = evaluation.estimators["energylens"]
+        scores = {
+            name.replace("_", "-"): replace(
+                score, metrics=replace(score.metrics, regret_mean_ratio=regret)
+            )
+            for name, regret in regrets.items()
+        }
+        points = tuple(replace(point, scores=scores) for point in evaluation.points)
+        changed = replace(evaluation, points=points)
+        return " ".join(in_words(full, evaluations=(changed,), brief=True).split())
+
+    said = judged(energylens=0.02, log_linear=0.05, random=0.5)
+    assert "Next by regret is log-linear" in said
+    assert "For the choice alone" not in said
+    said = judged(energylens=0.02, largest_batch=0.01, energylens_datasheet=0.0205)
+    assert "First by regret is largest-batch" in said
+    assert "For the choice alone largest-batch and energylens-datasheet would have" in said
+    assert "the fit to these rows has gained nothing" in said
+
+
+def test_a_learning_curve_is_told_along_its_length_and_banded_only_by_enough_draws(
+    full: Sample,
+) -> None:
+    few = full.evaluations[0]
+    along = [p.scores["energylens"].metrics.top1_within_noise_ratio for p in few.points]
+    brief = " ".join(in_words(full, brief=True).split())
+    assert f"With 10 and 30 rows it is within 2 % in {percent(along[0])} and" in brief
+    many = replace(few, repeats=plotting.BAND_DRAWS)
+    assert "2 draws of training rows, too few for a band" in plotting.learning_curves(few).caption
+    assert "the band holds 90 % of the draws" in plotting.learning_curves(many).caption
+    bands = [plotting.learning_curves(e).svg().count("PolyCollection") for e in (few, many)]
+    assert bands[0] < bands[1]
+
+
+def test_what_is_served_is_described_for_people(full: Sample) -> None:
+    asked = full.ranking.scenario
+    odd = replace(asked, workload=replace(WORKLOAD, output_tokens=396.137))
+    simulated = replace(odd, engine=Engine(name="simulated", version="1"))
+    for scenario, words in (
+        (odd, "on up to 4 x H100, 512 tokens in and 396 out"),
+        (simulated, "and 396 out, in a simulated engine (version 1)"),
+    ):
+        ranked = select(full.model, scenario, choose=CHOOSE)
+        assert gathered(full, ranking=ranked).subtitle.endswith(words)
 
 
 # ----------------------------------------------------------------------- a page worth trusting

@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation
 from energylens.formula import EnergyModel, Term
 from energylens.protocols import IntervalPredictor, Predictor
+from energylens.records import Source
 from energylens.selection import Ranking
 
 if TYPE_CHECKING:
@@ -70,6 +71,7 @@ POINTS = 1500  # most rows that a scatter draws
 BARS = 12  # most configurations or scenarios that a figure lists
 LABEL = 40  # most letters of a name beside an axis
 CURVES = 6  # most estimators that a learning curve names
+BAND_DRAWS = 10  # fewest draws of which a 90 % band says something
 WIDTH_IN = 7.2
 OURS = "energylens"
 
@@ -153,8 +155,32 @@ def si(value: float, unit: str) -> str:
 
 
 def percent(value: float | None, digits: int = 1) -> str:
-    """Write a ratio in percent; a dash where there is none."""
-    return "–" if value is None or not math.isfinite(value) else f"{100 * value:.{digits}f} %"
+    """Write a ratio in percent; a dash where there is none, no digits where they say nothing."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    return "> 1000 %" if value > 10 else f"{100 * value:.{digits}f} %"
+
+
+def origin_word(sources: Iterable[str]) -> str:
+    """Say what the joules of rows of these sources are: measured, simulated, ... or recorded."""
+    kinds = {
+        "measured" if s in (Source.MEASURED, Source.PUBLISHED) else str(s) for s in set(sources)
+    }
+    return kinds.pop() if len(kinds) == 1 and kinds <= set(Source) else "recorded"
+
+
+def known_latency(dataset: Dataset) -> tuple[FloatArray, str]:
+    """Give the latency that more rows have, shape (rows,) in seconds, and what it is called."""
+    cases = dataset.cases
+    if np.isfinite(cases.request_latency_s).sum() >= np.isfinite(cases.tpot_s).sum():
+        return cases.request_latency_s, "request latency"
+    return cases.tpot_s, "time per output token"
+
+
+def latency_word(dataset: Dataset) -> str:
+    """Say what the latencies of these rows are: those of other rows may well be measured."""
+    word = origin_word(dataset.source)
+    return word if word in ("measured", "simulated") else "recorded"
 
 
 def short_name(llm: str) -> str:
@@ -325,6 +351,8 @@ def predicted_against_measured(
 ) -> Picture:
     """Show predicted over measured joules of all rows, on logarithmic axes.
 
+    Joules that are not measured are called what they are, as in all figures.
+
     Parameters
     ----------
     predictor : Predictor
@@ -335,7 +363,7 @@ def predicted_against_measured(
     coverage_ratio : float
         Nominal coverage of the intervals.
     """
-    measured = dataset.energy_per_request_j
+    measured, word = dataset.energy_per_request_j, origin_word(dataset.source)
     predicted = predictor.predict_energy_j(dataset.cases)
     lower = upper = None
     if isinstance(predictor, IntervalPredictor):
@@ -363,8 +391,8 @@ def predicted_against_measured(
     inside = ""
     if lower is not None and upper is not None:
         share = float(np.mean((lower <= measured) & (measured <= upper)))
-        caption += f" Thin lines are {percent(coverage_ratio, 0)} intervals for a new measurement."
-        inside = f" {percent(share)} of the measurements lie in their interval."
+        caption += f" Thin lines are {percent(coverage_ratio, 0)} intervals for a new run."
+        inside = f" {percent(share)} of the rows lie in their interval."
     if len(shown) < n:
         caption += f" {len(shown):,} of {n:,} rows are drawn, evenly spread over the table."
 
@@ -398,15 +426,15 @@ def predicted_against_measured(
             )
         for which in "xy":
             _log_joules(axes, which, low, high)
-        axes.set(xlabel="measured (J per request)", ylabel="predicted (J per request)")
+        axes.set(xlabel=f"{word} (J per request)", ylabel="predicted (J per request)")
         axes.legend(loc="upper left")
 
     return Picture(
         name="predicted-measured",
-        title="Predicted against measured energy",
+        title=f"Predicted against {word} energy",
         caption=caption,
         alternative=(
-            f"Scatter of {n:,} rows, measured from {si(float(measured.min()), 'J')} to "
+            f"Scatter of {n:,} rows, {word} from {si(float(measured.min()), 'J')} to "
             f"{si(float(measured.max()), 'J')} per request. Predictions are off by "
             f"{percent(float(error.mean()))} on average, {percent(float(np.median(error)))} in "
             f"the median.{inside}"
@@ -437,7 +465,11 @@ def _categories(dataset: Dataset) -> tuple[str, StrArray]:
 
 
 def energy_breakdown(
-    model: EnergyModel, cases: Cases, *, measured_j: FloatArray | None = None
+    model: EnergyModel,
+    cases: Cases,
+    *,
+    measured_j: FloatArray | None = None,
+    word: str = "measured",
 ) -> Picture:
     """Show the joules of each case, split by phase and term of the law.
 
@@ -448,6 +480,8 @@ def energy_breakdown(
         n cases, in the order to be shown; more than a dozen are thinned out.
     measured_j : ndarray, shape (n,), optional
         Measured joules, marked beside.
+    word : str
+        What they are, as :func:`origin_word` has it.
     """
     keep = _spread(len(cases), BARS)
     thinned = len(keep) < len(cases)
@@ -529,7 +563,7 @@ def energy_breakdown(
                 color=_colour("ink"),
                 markeredgecolor=_colour("paper"),
                 markersize=6,
-                label="Measured",
+                label=word.capitalize(),
             )
         for panel in more:
             panel.set(xlabel="share of the prediction (%)", xlim=(0, 100))
@@ -550,7 +584,7 @@ def energy_breakdown(
             f"{short_name(case.llm.id)}, {case.workload.input_tokens:.0f} tokens in, "
             f"{case.workload.output_tokens:.0f} out. Blue is prefill, orange decode, the rest what "
             "the layout adds. GPUs that wait are in the launch and sequence terms."
-            + (" Diamonds are measured." if measured is not None else "")
+            + (f" Diamonds are {word}." if measured is not None else "")
             + ("" if within.all() else " A bar that leaves the frame says how long it is.")
             + (" Evenly spaced from the fewest joules to the most." if thinned else "")
         ),
@@ -561,7 +595,7 @@ def energy_breakdown(
         columns=(
             "Configuration",
             "Predicted",
-            *([] if measured is None else ["Measured"]),
+            *([] if measured is None else [word.capitalize()]),
             *(name for name, _ in columns),
         ),
         rows=rows,
@@ -703,7 +737,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
         caption=(
             f"The first {count} of {len(ranking):,} feasible configurations."
             + (
-                f" Lines are {percent(ranking.coverage_ratio, 0)} intervals for a measurement;"
+                f" Lines are {percent(ranking.coverage_ratio, 0)} intervals for a new run;"
                 if sure
                 else ""
             )
@@ -777,6 +811,8 @@ def learning_curves(evaluation: Evaluation) -> Picture:
         )
     ]
 
+    banded = evaluation.repeats >= BAND_DRAWS
+
     def curve(name: str, metric: str) -> tuple[FloatArray, FloatArray]:
         scores = [point.scores[name] for point in evaluation.points]
         means = [getattr(score.metrics, metric) for score in scores]
@@ -797,7 +833,7 @@ def learning_curves(evaluation: Evaluation) -> Picture:
             for k, name in reversed(list(enumerate(named))):
                 means, bands = curve(name, metric)
                 colour = _colour(f"category-{k + 1}")
-                if k == 0:
+                if k == 0 and banded:
                     axes.fill_between(
                         sizes, bands[:, 0], bands[:, 2], color=colour, alpha=0.15, linewidth=0
                     )
@@ -839,10 +875,15 @@ def learning_curves(evaluation: Evaluation) -> Picture:
     ours = [percent(v / 100) for v in curve(named[0], metrics[0][0])[0]] if metrics else []
     return Picture(
         name="learning-curve",
-        title="How many measurements it takes",
+        title="How many rows it takes",
         caption=(
-            f"Means over {evaluation.repeats} draws of training rows; the band holds 90 % of the "
-            f"draws of {named[0]}. The choice is within noise if it is measured within "
+            f"Means over {evaluation.repeats} draws of training rows"
+            + (
+                f"; the band holds 90 % of the draws of {named[0]}."
+                if banded
+                else ", too few for a band."
+            )
+            + " The choice is within noise if its joules are within "
             f"{percent(evaluation.noise_ratio, 0)} of the best."
             + (
                 f" {len(others)} weaker estimators are grey; where they leave the frame, the table "
@@ -896,8 +937,10 @@ class _Tradeoff:
     extra_latency_ratio: float  # of the most frugal over the fastest
 
 
-def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture | None:
-    """Show measured latency and energy, with the optimum of each marked.
+def latency_against_energy(
+    dataset: Dataset, choose: Sequence[str], *, row: int | None = None
+) -> Picture | None:
+    """Show latency and energy of the rows, with the optimum of each marked.
 
     One scenario in its own units, and what one optimum costs in terms of the other in all.
 
@@ -906,19 +949,16 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
     dataset : Dataset
     choose : sequence of str
         The free knobs: what configurations of one scenario differ in.
+    row : int, optional
+        A row of the scenario to be drawn; by default one whose two optima differ.
 
     Returns
     -------
     Picture or None
-        None if no scenario has two rows with a measured latency.
+        None if no scenario has two rows with a latency.
     """
     cases, energy = dataset.cases, dataset.energy_per_request_j
-    by_request = np.isfinite(cases.request_latency_s).sum() >= np.isfinite(cases.tpot_s).sum()
-    latency, what = (
-        (cases.request_latency_s, "request latency")
-        if by_request
-        else (cases.tpot_s, "time per output token")
-    )
+    latency, what = known_latency(dataset)
     trades = []
     for scenario in dataset.scenarios(choose):
         known = scenario[np.isfinite(latency[scenario])]
@@ -938,7 +978,9 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
     if not trades:
         return None
     apart = [t for t in trades if t.fastest != t.frugal]
-    shown = max(apart or trades, key=lambda t: len(t.rows))
+    shown = next((t for t in trades if row in t.rows), None) or max(
+        apart or trades, key=lambda t: len(t.rows)
+    )
     extra = float(np.median([t.extra_energy_ratio for t in apart])) if apart else 0.0
     drawn = shown.rows[np.argsort(latency[shown.rows], kind="stable")]
     drawn = np.union1d(drawn[_spread(len(drawn), POINTS)], [shown.fastest, shown.frugal])
@@ -1031,8 +1073,8 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
         name="latency-energy",
         title="Latency against energy",
         caption=(
-            f"Measured {what}. In {len(apart)} of {len(trades)} scenarios the fastest "
-            "configuration is not the one with the fewest joules"
+            f"{latency_word(dataset).capitalize()} {what}. In {len(apart)} of {len(trades)} "
+            "scenarios the fastest configuration is not the one with the fewest joules"
             + (f"; there it takes {1 + extra:.2f} times as many in the median." if apart else ".")
             + (
                 " Left one scenario, right what either choice costs in all of them."
@@ -1117,7 +1159,10 @@ def residuals_by_scenario(
         )
         _rows_upside_down(axes, [_scenario_name(dataset, group, "\n") for group in worst])
         _times(axes.xaxis)
-        axes.set_xlabel("predicted / measured energy (ratio): left too low, right too high")
+        axes.set_xlabel(
+            f"predicted / {origin_word(dataset.source)} energy (ratio): "
+            "left too low, right too high"
+        )
 
     rows = tuple(
         (

@@ -18,21 +18,24 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from energylens import __version__, plotting
-from energylens.cases import Cases, FloatArray
+from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation, Score
 from energylens.explanation import NORMAL_80, SUBJECTS, explain, scope_notes
 from energylens.formula import OVERLAPS, TERMS, Coefficients, EnergyModel, datasheet
 from energylens.plotting import BARS, OURS, Picture, percent, short_name, si
-from energylens.records import Boundary, Case, Source
+from energylens.records import Boundary, Case, Configuration, Source
 from energylens.selection import Infeasible, Ranking
+from energylens.selection import Scenario as Asked
 
 if TYPE_CHECKING:
     from energylens.discovery import Front, FrontPoint, FrontTerm
     from energylens.fitting import Diagnostics
 
 COLUMNS = 80  # of the text
+UNFITTED = "energylens-datasheet"
+TIE_RATIO = 0.001  # of mean regret: estimators closer than this choose as well as each other
 TALLEST = 6  # lines of a cell of the text beyond which rows are set under each other
 LISTED = 40  # most lines of a table that grows with the data
 JOULES_PER_KWH = 3.6e6
@@ -139,7 +142,7 @@ class Table:
 
     def numeric(self, column: int) -> bool:
         """Whether every cell of a column begins as a number does, or says there is none."""
-        return all(re.match(r"[-+−]?[\d–]", row[column]) for row in self.rows)
+        return all(re.match(r"(?:[-+−]|> )?[\d–]", row[column]) for row in self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -477,7 +480,7 @@ def gather(
             else f"What a request costs: {_count(llms, 'LLM')} on {gpus}"
         ),
         subtitle=(
-            ranking.scenario.describe()
+            _scenario_words(ranking.scenario)
             if ranking is not None
             else (
                 f"A law of {len(model.terms)} coefficients, fitted to "
@@ -487,6 +490,19 @@ def gather(
         banner=_banner(model, dataset, evaluations, front),
         sections=tuple(sections),
     )
+
+
+def _scenario_words(asked: Asked) -> str:
+    """Describe what is served, for people: whole tokens, and a simulation by its name."""
+    w, most, engine = asked.workload, asked.max_gpus, asked.engine
+    words = (
+        f"{asked.llm.id} at {asked.precision.id} on up to "
+        f"{most if asked.node_gpus is None else min(most, asked.node_gpus)} x {asked.gpu.id}, "
+        f"{w.input_tokens:.0f} tokens in and {w.output_tokens:.0f} out"
+    )
+    if engine.name == "simulated":
+        return f"{words}, in a simulated engine (version {engine.version})"
+    return f"{words}, served by {engine.id}" if engine.id else words
 
 
 def _require_own(model: EnergyModel, ranking: Ranking) -> None:
@@ -574,7 +590,8 @@ def _summary(
     blocks: list[Block] = []
     reasons: list[str] = []
     if ranking is not None:
-        blocks += _answer(ranking)
+        times = _times(ranking, dataset)
+        blocks += _answer(ranking, times, dataset)
         reasons += _saving_words(model, ranking)
     else:
         error = np.abs(model.predict_energy_j(dataset.cases) / dataset.energy_per_request_j - 1.0)
@@ -589,7 +606,7 @@ def _summary(
                     f"{_listed(sorted(set(dataset.gpu_ids)))} to within "
                     f"{percent(float(error.mean()))} on average"
                     + (
-                        ", measured on the rows it was fitted to."
+                        ", on the very rows it was fitted to."
                         if seen
                         else ", on rows it has not seen."
                     )
@@ -608,7 +625,98 @@ def _summary(
     return Section(name="summary", title="In brief", blocks=tuple(blocks))
 
 
-def _answer(ranking: Ranking) -> list[Block]:
+@dataclass(frozen=True, kw_only=True)
+class _Times:
+    """What the rows know of the latency of what is ranked."""
+
+    scenario: IntArray  # the rows of the same scenario, those with a latency
+    latency_s: FloatArray  # of every row of the dataset
+    what: str
+    word: str  # measured, simulated or recorded
+    fastest: int
+    chosen: int | None  # the row of the best configuration
+    frugal: int  # the row with the fewest joules
+    reference_is_fastest: bool
+
+
+def _times(ranking: Ranking, dataset: Dataset) -> _Times | None:
+    """Find the scenario that is ranked among the rows; None if its latencies are not known."""
+    asked, cases = ranking.scenario, dataset.cases
+    latency, what = plotting.known_latency(dataset)
+    workload = ranking.cases.case(0).workload  # less what cases do not keep, as the task
+
+    def same(row: int) -> bool:
+        case = cases.case(row)
+        return (
+            (case.llm, case.gpu, case.precision) == (asked.llm, asked.gpu, asked.precision)
+            and (case.workload, case.engine) == (workload, asked.engine)
+            and (case.boundary, case.node_gpus) == (asked.boundary, asked.node_gpus)
+        )
+
+    def row_of(configuration: Configuration, gpu: str, precision: str) -> int | None:
+        wanted = (_layout(configuration), gpu, precision)
+        for row in rows:
+            case = cases.case(int(row))
+            if (_layout(case.configuration), case.gpu.id, case.precision.id) == wanted:
+                return int(row)
+        return None
+
+    scenario = next((s for s in dataset.scenarios(ranking.choose) if same(int(s[0]))), None)
+    rows = np.empty(0, np.intp) if scenario is None else scenario[np.isfinite(latency[scenario])]
+    if len(rows) < 2:
+        return None
+    energy = dataset.energy_per_request_j
+    fastest = int(rows[np.argmin(latency[rows])])
+    best, reference = ranking.best, ranking.reference
+    return _Times(
+        scenario=rows,
+        latency_s=latency,
+        what=what,
+        word=plotting.latency_word(dataset),
+        fastest=fastest,
+        chosen=row_of(best.configuration, best.gpu, best.precision),
+        frugal=int(rows[np.argmin(energy[rows])]),
+        reference_is_fastest=reference is not None
+        and _layout(cases.case(fastest).configuration) == _layout(reference),
+    )
+
+
+def _layout(configuration: Configuration) -> Configuration:
+    """Leave out the batch that really ran: a limit is what one sets."""
+    return replace(configuration, mean_batch_size=None)
+
+
+def _price_words(ranking: Ranking, times: _Times | None, dataset: Dataset) -> str:
+    """Say what the choice costs in latency, and why it is compared with what it is."""
+    if times is None:
+        return ""
+    chosen, fastest = times.chosen, times.fastest
+    cases = dataset.cases
+    name = cases.case(fastest).configuration.describe()
+    if chosen == fastest:
+        return f"It is also the fastest of the {len(times.scenario)} configurations among the rows."
+    why = (
+        f"{name}, which it is compared with because it is the fastest of the "
+        f"{len(times.scenario)} configurations among the rows"
+        if times.reference_is_fastest
+        else f"the fastest of the {len(times.scenario)} configurations among the rows, {name}"
+    )
+    quick = si(float(times.latency_s[fastest]), "s")
+    if chosen is None:
+        frugal = cases.case(times.frugal).configuration.describe()
+        return (
+            f"The price is time: no row has {ranking.best.configuration.describe()} itself, but "
+            f"with {frugal}, of the rows the one with the fewest joules, the {times.word} "
+            f"{times.what} is {si(float(times.latency_s[times.frugal]), 's')}, against {quick} "
+            f"with {why}."
+        )
+    return (
+        f"The price is time: its {times.word} {times.what} is "
+        f"{si(float(times.latency_s[chosen]), 's')}, against {quick} with {why}."
+    )
+
+
+def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Block]:
     best = ranking.best
     name = best.configuration.describe()
     energy = best.energy_per_request_j
@@ -616,7 +724,7 @@ def _answer(ranking: Ranking) -> list[Block]:
     against_j = ranking.reference_energy_per_request_j
     running = best.configuration.mean_batch_size
     # A limit beyond what memory holds is reached by no batch.
-    held = "" if running is None else f" ({running:.0f} run)"
+    held = "" if running is None else f" (a limit: memory holds {running:.0f} requests at once)"
     lead = (
         f"Run {name}{held} on {_count(best.configuration.gpus, 'GPU')} "
         f"({best.gpu}, {best.precision}): {si(energy, 'J')} per request"
@@ -632,12 +740,14 @@ def _answer(ranking: Ranking) -> list[Block]:
         difference = against_j - energy
         word = "less" if difference >= 0 else "more"
         much = f"{si(abs(difference), 'J')} or {percent(abs(saving), 0)}"
-        lead += f", {much} {word} than {reference.describe()}."
+        fast = ", the fastest" if times is not None and times.reference_is_fastest else ""
+        itself = _layout(reference) == _layout(best.configuration)
+        lead += "." if itself else f", {much} {word} than {reference.describe()}{fast}."
         facts.append(
             (
                 f"Against {reference.describe()}",
                 f"{percent(saving, 0)} saved" if difference >= 0 else f"{percent(-saving, 0)} more",
-                f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}",
+                f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}{fast}",
             )
         )
     else:
@@ -654,7 +764,7 @@ def _answer(ranking: Ranking) -> list[Block]:
             (
                 f"{percent(ranking.coverage_ratio, 0)} interval",
                 f"{si(best.lower_j, 'J')} to {si(best.upper_j, 'J')}",
-                "where a measurement should lie",
+                "where a new run should lie",
             )
         )
     if best.probability_best_ratio is not None:
@@ -668,7 +778,12 @@ def _answer(ranking: Ranking) -> list[Block]:
                 f"{percent(ranking.expected_regret_ratio)} over the true best",
             )
         )
-    return [Prose(text=lead, lead=True), Facts(facts=tuple(facts))]
+    price = _price_words(ranking, times, dataset)
+    return [
+        Prose(text=lead, lead=True),
+        Facts(facts=tuple(facts)),
+        *([Prose(text=price)] if price else []),
+    ]
 
 
 def _saving_words(model: EnergyModel, ranking: Ranking) -> list[str]:
@@ -717,16 +832,60 @@ def _evaluation_words(evaluation: Evaluation) -> str:
         if ours.mape_ratio is not None:
             parts.append(f"joules are off by {percent(ours.mape_ratio)}")
         said += _listed(parts) if parts else "nothing could be judged"
-        others = [name for name in _by_regret(evaluation) if name != OURS]
-        if others:
-            best = scores[others[0]].metrics
-            said += (
-                f". Next best is {others[0]} with {percent(best.top1_within_noise_ratio)}, "
-                f"{percent(best.regret_mean_ratio, 2)} and {percent(best.mape_ratio)}"
-            )
+        said += "".join(f". {words}" for words in _others_words(evaluation))
     else:
         said += f"judged {_listed(scores)}"
     return f"{said}." + ("" if evaluation.accuracy_claim else " No accuracy claim rests on this.")
+
+
+def _others_words(evaluation: Evaluation) -> list[str]:
+    """Say along the learning curve, and of the others, what the headline alone would hide."""
+    scores, said = evaluation.estimators, []
+    ours = scores[OURS].metrics
+    near = f"within {percent(evaluation.noise_ratio, 0)}"
+    points = evaluation.points if evaluation.protocol == "learning-curve" else ()
+    along = [point.scores[OURS].metrics.top1_within_noise_ratio for point in points]
+    if len(along) > 1 and None not in along:
+        said.append(
+            f"With {_listed(f'{point.train}' for point in points)} rows it is {near} in "
+            f"{_listed(percent(value) for value in along)}"
+        )
+    others = [name for name in _by_regret(evaluation) if name != OURS]
+    judged = [(name, scores[name].metrics) for name in others]
+    if not judged:
+        return said
+    name, best = judged[0]
+    ahead = [
+        other
+        for other, m in judged
+        if m.regret_mean_ratio is not None
+        and ours.regret_mean_ratio is not None
+        and m.regret_mean_ratio <= ours.regret_mean_ratio + TIE_RATIO
+    ]
+    place = "First" if ahead and _by_regret(evaluation)[0] != OURS else "Next"
+    said.append(
+        f"{place} by regret is {name}: {near} in {percent(best.top1_within_noise_ratio)}, "
+        f"{percent(best.regret_mean_ratio, 2)} too much"
+        + (
+            ", and it predicts no joules"
+            if best.mape_ratio is None
+            else f", joules off by {percent(best.mape_ratio)}"
+        )
+    )
+    often, most = max(judged, key=lambda item: item[1].top1_within_noise_ratio or 0.0)
+    top = most.top1_within_noise_ratio or 0.0
+    if top > max(best.top1_within_noise_ratio or 0.0, ours.top1_within_noise_ratio or 0.0):
+        said.append(f"Most often {near} is {often}, in {percent(top)}")
+    if ahead:
+        said.append(
+            f"For the choice alone {_listed(ahead)} would have done as well as the law or better"
+        )
+    if UNFITTED in ahead:
+        said.append(
+            f"{UNFITTED} is the law as the datasheet has it, before any fit: for the choice, the "
+            "fit to these rows has gained nothing"
+        )
+    return said
 
 
 def _by_regret(evaluation: Evaluation) -> list[str]:
@@ -768,14 +927,37 @@ def _choice(
                     model,
                     dataset.cases.take(rows),
                     measured_j=dataset.energy_per_request_j[rows],
+                    word=plotting.origin_word(dataset.source),
                 )
             )
         )
-    trade = plotting.latency_against_energy(dataset, choose)
+    times = None if ranking is None else _times(ranking, dataset)
+    trade = plotting.latency_against_energy(
+        dataset, choose, row=None if times is None else times.fastest
+    )
+    if trade is not None and ranking is not None and times is not None:
+        trade = replace(trade, caption=trade.caption + _disagreement(ranking, times, dataset))
     if trade is not None:
         blocks.append(_figure(trade))
     title = "Where the joules go" if ranking is None else "The choice"
     return Section(name="choice", title=title, blocks=tuple(blocks))
+
+
+def _disagreement(ranking: Ranking, times: _Times, dataset: Dataset) -> str:
+    """Say why the rows' most frugal configuration is not the one chosen, where it is not."""
+    if times.chosen == times.frugal:
+        return ""
+    energy, best = dataset.energy_per_request_j, ranking.best.configuration.describe()
+    frugal = dataset.cases.case(times.frugal).configuration.describe()
+    return (
+        f" By the rows, {frugal} has the fewest joules here; the law's choice above is {best}, "
+        + (
+            "which no row has."
+            if times.chosen is None
+            else f"with {si(float(energy[times.chosen]), 'J')} against "
+            f"{si(float(energy[times.frugal]), 'J')}."
+        )
+    )
 
 
 def _ruled_out(ranking: Ranking) -> Table:
@@ -956,8 +1138,6 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
                 *(si(float(fitted.theta[k] * expected[g, k]), term.unit) for fitted, g in per_gpu),
                 f"{pooled.theta[k]:.2f}",
                 f"{low[k]:.2f} to {high[k]:.2f}",
-                term.meaning,
-                _verdict(k, model, undetermined),
             )
         )
     blocks: list[Block] = [
@@ -996,10 +1176,17 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
                 *(f"θD on {gpus[g].id}" for _, g in per_gpu),
                 "θ",
                 "80 % interval of θ",
-                "What it costs to do",
-                "What the rows say",
             ),
             rows=tuple(rows),
+        ),
+        Table(
+            title="What they stand for, and what the rows say of them",
+            caption="Determined loosely: the 80 % interval reaches down to half of θ or less.",
+            columns=("Symbol", "What it costs to do", "What the rows say"),
+            rows=tuple(
+                (_symbol(term.symbol), term.meaning, _verdict(k, model, undetermined))
+                for k, term in enumerate(model.terms)
+            ),
         ),
     ]
     if model.groups:
@@ -1219,11 +1406,12 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
     )
     blocks.append(Items(title="What these rows leave open", items=tuple(weak)))
     predicted = model.predict_energy_j(dataset.cases)
+    word = plotting.origin_word(dataset.source)
     blocks.append(
         Table(
             title="The rows it describes worst",
             caption="Numbers count rows from 0, in the order of the table.",
-            columns=("Row", "What", "Measured", "Predicted", "Predicted / measured"),
+            columns=("Row", "What", word.capitalize(), "Predicted", f"Predicted / {word}"),
             rows=tuple(
                 (
                     f"{row}",

@@ -578,12 +578,14 @@ def _largest_scenario(
 ) -> Ranking | None:
     """Rank the configurations of the scenario with the most measured candidates.
 
-    The saving is stated against the one with the least measured latency, where there is one.
+    The saving is stated against the one with the least latency of the rows, where there is one.
+    No batch is larger than the largest among the rows, so that the choice is one that they can
+    bear out.
     """
     import numpy as np
 
     from energylens.errors import EnergyLensError
-    from energylens.selection import Scenario, select
+    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
 
     scenarios = dataset.scenarios(choose)
     if not scenarios:
@@ -594,6 +596,8 @@ def _largest_scenario(
     latency = dataset.cases.request_latency_s[rows]
     if np.isnan(latency).all():
         latency = dataset.cases.tpot_s[rows]
+    batches = set(dataset.cases.batch_size[rows].tolist())
+    batches |= {size for size in BATCH_SIZES if min(batches) <= size <= max(batches)}
     fastest = None
     if not np.isnan(latency).all():
         fastest = dataset.cases.case(int(rows[np.nanargmin(latency)])).configuration
@@ -612,6 +616,7 @@ def _largest_scenario(
                 engine=case.engine,
             ),
             choose=choose,
+            candidates=Candidates(batch_size=tuple(sorted(batches))),
             reference=fastest,
             seed=seed,
         )
