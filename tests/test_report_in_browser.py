@@ -221,6 +221,24 @@ def test_a_narrow_page_does_not_scroll_sideways(browser: Browser, page: Path, wi
     assert browser.ask("document.documentElement.scrollWidth") <= width
 
 
+@pytest.mark.parametrize(("width", "media"), [(1200, "screen"), (700, "print")])
+def test_no_table_hides_columns_on_a_desk_or_on_paper(
+    browser: Browser, page: Path, width: int, media: str
+) -> None:
+    # On a desk, a name of the sample that is one long word may scroll.
+    spared = "yyyyyyyy" if media == "screen" else "nothing is spared"
+    browser.open(page, width=width)
+    browser.call("Emulation.setEmulatedMedia", media=media)
+    hidden = browser.ask(
+        "[...document.querySelectorAll('.scroll:has(table)')]"
+        f".filter(d => !d.textContent.includes('{spared}'))"
+        ".filter(d => d.scrollWidth > d.clientWidth + 1)"
+        ".map(d => [d.getAttribute('aria-label'), d.scrollWidth, d.clientWidth])"
+    )
+    browser.call("Emulation.setEmulatedMedia", media="")
+    assert hidden == []
+
+
 def test_figures_follow_the_theme_and_the_button_turns_it(browser: Browser, page: Path) -> None:
     colours = (
         "[getComputedStyle(document.body).backgroundColor,"
