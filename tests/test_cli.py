@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from energylens.cli import build_parser, console, main, modelling
 from energylens.cli import build_parser, main, modelling
 
 COMMAND = Path(sys.executable).with_name("energylens")
@@ -178,6 +179,7 @@ def test_the_help_lists_every_verb(run):
         ("explain", "model.json", *CASE, "--batch-size", "0"),
         ("explain", "model.json", *CASE, "--tensor-parallel", "1.5"),
         ("explain", "model.json", *CASE, "--output-tokens", "nan"),
+        ("explain", "model.json", *CASE, "--output-tokens", "1e300"),
         ("select", "model.json", *CASE, "--batch-sizes", "1,x"),
         ("select", "model.json", *CASE, "--seed", "-1"),
         ("select", "model.json", *CASE, "--top", "0"),
@@ -507,6 +509,26 @@ def test_a_model_that_was_tampered_with_is_refused(run, model, tmp_path):
 # ------------------------------------------------------------------------------------- fit
 
 
+def test_rows_are_kept_by_any_name_that_the_catalog_knows(run, runs):
+    plain = run("fit", runs, "--where", "gpu=H100-SXM-80GB", "--json").json()
+    assert run("fit", runs, "--where", "gpu=H100", "--json").json() == plain
+    assert_refused(run("fit", runs, "--where", "colour=red"), "It takes llm, gpu, precision")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(1.0, "> 99 %"), (0.995, "> 99 %"), (0.99, "99 %"), (None, "-")]
+)
+def test_no_probability_is_a_certainty(ratio, words):
+    assert console.likelihood(ratio) == words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(0.9999, "over 99 %"), (0.5, "50 %"), (0.004, "0.4 %")]
+)
+def test_nothing_saves_all(ratio, words):
+    assert console.saving(ratio) == words
+
+
 def test_a_fit_prints_its_coefficients_and_its_weaknesses(run, runs, tmp_path):
     path = tmp_path / "m.json"
     said = run("fit", runs, "-o", path)
@@ -603,7 +625,9 @@ def test_power_caps_are_fitted_explained_and_chosen(run, runs, model, tmp_path):
     assert_refused(run("select", fitted, *choose), "the candidates must list some")
     assert_refused(run("select", fitted, *choose, "--power-caps", "400000"), "70 and 735 W")
     assert_refused(run("select", fitted, *CASE, "--power-cap-w", "40"), "70 and 735 W")
-    assert_refused(run("select", model, *choose, "--power-caps", "400,700"), "knows no power caps")
+    assert_refused(
+        run("select", model, *choose, "--power-caps", "400,700"), "takes a model that knows some"
+    )
 
 
 def test_rows_are_kept_by_what_they_hold(run, runs):
@@ -1101,8 +1125,8 @@ def test_a_fit_says_what_its_extensions_and_its_table_are_of(run, runs, tmp_path
     assert_refused(run("fit", runs, "--extend", "auto,length"), "--extend auto stands alone")
     table = changed(runs, tmp_path, "gpu", "A100-SXM-80GB")
     said = words(run("fit", table))
-    assert "the rows of A100-SXM-80GB, H100-SXM-80GB together" in said
-    assert "values are those of H100-SXM-80GB, which has the most" in said
+    assert "values are what it makes of H100-SXM-80GB, which has the most" in said
+    assert "Predictions use the coefficients of each group" in said
     assert 'list them, under "groups"' in said
 
 
@@ -1126,8 +1150,12 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     assert "are of 2 engine versions" in words(run("explain", model, *CASE))
     known = words(run("explain", model, *CASE, "--engine", "vLLM==0.5.4"))
     assert "engine" not in known.partition("where the joules go")[0]
+    assert "No row of the fit has the engine vllm:" in words(
+        run("explain", model, *CASE, "--engine", "vllm")
+    )
     asked = words(run("select", model, *CASE, "--engine", "vllm 9"))
     assert "No row of the fit has the engine vllm 9: they are of vllm 0.11.1, vllm 0.5.4." in asked
+    assert "joules may differ twofold" in asked
     assert "tokens, on vllm 9" in asked
 
 

@@ -331,7 +331,7 @@ def test_engine_versions_get_their_own_coefficients_where_there_are_several(two_
     assert (np.log(new[1] / new[0]) > 1.2 * np.log(old[1] / old[0])).all()
     alone = fit(data, FitOptions(per=("engine",)))
     assert set(alone.groups) == {OLD.id, NEW.id}
-    assert alone.coefficients("any", h100, "bf16") is alone.pooled
+    assert alone.coefficients("any", h100, "bf16", "") is alone.pooled
 
 
 def test_a_few_rows_of_another_engine_version_move_its_answers_and_no_others(two_gpus):

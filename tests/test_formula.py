@@ -341,8 +341,8 @@ def test_several_columns_name_a_group_together():
         per=("llm", "precision"),
         groups={"Qwen/Qwen3-32B fp8": coefficients(theta)},
     )
-    assert model.coefficients("Qwen/Qwen3-32B", "any", "fp8").theta[0] == 2
-    assert model.coefficients("Qwen/Qwen3-32B", "any", "bf16").theta[0] == 1
+    assert model.coefficients("Qwen/Qwen3-32B", "any", "fp8", "").theta[0] == 2
+    assert model.coefficients("Qwen/Qwen3-32B", "any", "bf16", "").theta[0] == 1
 
 
 @pytest.mark.parametrize("per", [(), ("gpu",)])

@@ -673,7 +673,7 @@ class EnergyModel:
         """The twelve, then those of the extensions."""
         return terms_of(self.extensions)
 
-    def coefficients(self, llm: str, gpu: str, precision: str, engine: str = "") -> Coefficients:
+    def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
         names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
         for known in (names, names | {"engine": ""}):
