@@ -17,7 +17,6 @@ from pathlib import Path
 import pytest
 
 from energylens.cli import build_parser, console, main, modelling
-from energylens.cli import build_parser, main, modelling
 
 COMMAND = Path(sys.executable).with_name("energylens")
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
