@@ -265,11 +265,9 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
             f"No row of the fit has the engine {name}{told}. Between versions joules may differ "
             "twofold, more than the interval says; their order carries over (docs/results.md)."
         )
-    elif not model.knows_engine(case.llm.id, case.gpu.id, case.precision.id, name):
+    elif name and case.gpu.id in set(model.scope.gpus) - set(model.gpus_of(name)):
         notes.append(
-            f"No row of the fit has the engine {name} together with the "
-            f"{' and '.join(part for part in model.per if part != 'engine')} asked for: this "
-            "rests on rows of other engine versions."
+            f"No row of the fit has {name} on {case.gpu.id}: this rests on its rows on other GPUs."
         )
     elif not name and len(engines) > 1:
         notes.append(

@@ -642,7 +642,7 @@ class Scope:
     llms: tuple[str, ...]
     gpus: tuple[str, ...]
     precisions: tuple[str, ...]
-    engines: tuple[str, ...] = ()
+    engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # and its GPU types
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
@@ -652,8 +652,9 @@ class EnergyModel:
 
     ``groups`` holds coefficients of their own for the values of the columns named in ``per``
     ("gpu", "llm", "precision", "engine"; joined by a space), each shrunk toward ``pooled``, which
-    answers for every other case. Where ``per`` has "engine" and more, there are also groups
-    without the engine: they stand between the two, and answer where it is unknown or was not seen.
+    answers for every other case. With "engine" among them, each engine version has a set by itself
+    (not shrunk toward other versions), groups within it, and there are groups without the engine,
+    which answer where it is unknown or was not seen.
     """
 
     pooled: Coefficients
@@ -675,19 +676,19 @@ class EnergyModel:
 
     def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
-        names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
-        for known in (names, names | {"engine": ""}):
-            key = group_key([known[name] for name in self.per])
+        names = {"llm": llm, "gpu": gpu, "precision": precision}
+        columns = [names[name] for name in self.per if name != "engine"]
+        named = engine if "engine" in self.per else ""
+        for key in (group_key([*columns, named]), named, group_key(columns)):
             if key in self.groups:
                 return self.groups[key]
         return self.pooled
 
-    def knows_engine(self, llm: str, gpu: str, precision: str, engine: str) -> bool:
-        """Tell whether the set that answers rests on rows of the engine, if one is named."""
-        if not engine or "engine" not in self.per:
-            return not (engine and self.scope.engines) or engine in self.scope.engines
-        names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
-        return group_key([names[name] for name in self.per]) in self.groups
+    def gpus_of(self, engine: str) -> tuple[str, ...]:
+        """GPU types of the rows that speak of an engine, where engines have their own sets."""
+        if "engine" not in self.per:
+            return self.scope.gpus if engine in self.scope.engines else ()
+        return self.scope.engines.get(engine, ())
 
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
@@ -782,12 +783,18 @@ class EnergyModel:
         x = design(cases, self.terms)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
-        gpus = self.scope.gpus
-        new_gpu = np.array([bool(gpus) and g.id not in gpus for g in cases.gpus])
-        ids, combination = _combinations(cases)
-        new_engine = np.array([not self.knows_engine(*names) for names in ids], dtype=np.bool_)
-        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.gpu_index] ** 2
-        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[combination] ** 2
+        new_engine = np.array(
+            [bool(self.scope.engines and e.id) and not self.gpus_of(e.id) for e in cases.engines]
+        )
+        new_gpu = np.array(
+            [
+                [bool(self.scope.gpus) and g.id not in (self.gpus_of(e.id) or self.scope.gpus)]
+                for e in cases.engines
+                for g in cases.gpus
+            ]
+        ).reshape(len(cases.engines), len(cases.gpus))
+        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.engine_index, cases.gpu_index] ** 2
+        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[cases.engine_index] ** 2
         spreads = np.array([term.spread for term in self.terms])
         ratio = np.ones(len(cases))
         for s, coefficients in enumerate(sets):

@@ -43,7 +43,7 @@ class _Scope(_Strict):
     llms: list[str]
     gpus: list[str]
     precisions: list[str]
-    engines: list[str]
+    engines: dict[str, list[str]]
     ranges: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
 
 
@@ -105,7 +105,7 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
             "llms": list(model.scope.llms),
             "gpus": list(model.scope.gpus),
             "precisions": list(model.scope.precisions),
-            "engines": list(model.scope.engines),
+            "engines": {name: list(gpus) for name, gpus in model.scope.engines.items()},
             "ranges": {name: list(ends) for name, ends in model.scope.ranges.items()},
         },
         "pooled": _coefficients_json(model.pooled, names),
@@ -175,7 +175,7 @@ def from_json(document: Any, name: str) -> EnergyModel:
             llms=tuple(read.scope.llms),
             gpus=tuple(read.scope.gpus),
             precisions=tuple(read.scope.precisions),
-            engines=tuple(read.scope.engines),
+            engines={name: tuple(gpus) for name, gpus in read.scope.engines.items()},
             ranges={name: (ends[0], ends[1]) for name, ends in read.scope.ranges.items()},
         ),
         pooled=_coefficients(read.pooled, names, name),

@@ -234,7 +234,7 @@ def contestants(
 
     from energylens import baselines
     from energylens.errors import UnknownNameError
-    from energylens.fitting import Datasheet, EnergyLens, FitOptions
+    from energylens.fitting import Datasheet, EnergyLens, FitOptions, ScaledDatasheet
 
     ours = {
         "energylens": FitOptions(),
@@ -243,6 +243,7 @@ def contestants(
         "energylens-extended": FitOptions(extend=("auto",)),
         "energylens-measured-power": FitOptions(measured_power=True),
     }
+    unfitted: dict[str, Estimator] = {e.name: e for e in (Datasheet(), ScaledDatasheet())}
     left_out: tuple[str, ...] = ()
     if names is None:
         names = CONTESTANTS
@@ -252,13 +253,13 @@ def contestants(
     known = baselines.ESTIMATORS
 
     def maker(name: str) -> Callable[[int], Estimator]:
-        if name == "energylens-datasheet":
-            return lambda _seed: Datasheet()
+        if name in unfitted:
+            return lambda _seed: unfitted[name]
         if name in ours:
             return lambda _seed: EnergyLens(name=name, options=ours[name])
         if name not in known:
             raise UnknownNameError(
-                "estimator", name, ["energylens-datasheet", *ours, *known], "See docs/baselines.md."
+                "estimator", name, [*unfitted, *ours, *known], "See docs/baselines.md."
             )
         return known[name]
 
