@@ -82,7 +82,7 @@ def test_a_table_without_its_records_is_not_gone_on_with(
     assert len({json.loads(line)["x_run"] for line in before.splitlines()}) == 2
 
 
-NEXT = (*PLAN, "--batch-sizes", "1,8,64", "--input-tokens", "64,512", "--next", "2")
+NEXT = (*PLAN, "--batch-sizes", "1,2,4,8,16,64", "--input-tokens", "64,512", "--next", "2")
 
 
 @pytest.fixture
@@ -100,14 +100,14 @@ def test_a_plan_that_one_may_do_without_says_so_before_it_lists_its_cases(
 ) -> None:
     lines = grid.read_text().splitlines(keepends=True)
     some, path = tmp_path / "some.jsonl", tmp_path / "next.jsonl"
-    some.write_text("".join(lines[:4]))
+    some.write_text("".join(lines[:9]))
     command = [*NEXT, "--measured", str(some), "-o", str(path)]
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said.index("Stop: ") < said.index(
         "No more of these runs are needed. To go on all the same: 2"
     )
-    assert said.index("2 cases of 6 feasible ones") < said.index("1. Qwen/Qwen3-8B")
+    assert said.index("2 cases of 12 feasible ones") < said.index("1. Qwen/Qwen3-8B")
     assert len(path.read_text().splitlines()) == 1 + 2
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -119,11 +119,32 @@ def test_a_plan_that_one_may_do_without_says_so_before_it_lists_its_cases(
     assert "needed" not in said
 
 
+def test_without_enough_rows_of_its_engine_a_plan_says_go_on_and_what_is_missing(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(grid.read_text().splitlines(keepends=True)[:8]))
+    for rows, command, missing in (
+        (few, NEXT, "Go on: only 8 measured rows are of H100-SXM-80GB "
+         "with the engine simulated, and it takes 9 "),
+        (grid, (*NEXT, "--engine", "vllm"), "no measured row is of H100-SXM-80GB with the engine "
+         "vllm, and it takes 9 "),
+        (grid, (*NEXT, "--gpu", "A100"), "no measured row is of A100-SXM-80GB with the engine "),
+    ):  # fmt: skip
+        options = ["--measured", str(rows), "-o", str(tmp_path / "next.jsonl")]
+        assert main([*command, *options]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert missing in said
+        assert "Stop" not in said
+        assert "2 cases of 12 feasible ones" in said
+        assert "are simulated, not measured: no claim about real energy may rest" in said
+
+
 def test_a_plan_that_would_help_does_not_say_that_one_may_do_without(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, path = tmp_path / "one.jsonl", tmp_path / "next.jsonl"
-    runs.write_text(grid.read_text().splitlines(keepends=True)[0])
+    runs.write_text("".join(grid.read_text().splitlines(keepends=True)[:9]))
     command = [*NEXT, "-o", str(path), "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["stop"] is None
@@ -147,7 +168,7 @@ def test_once_everything_is_measured_there_is_a_verdict_and_no_plan(
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "No run is left that would change that. Stop: " in said
-    assert "All 6 feasible cases are measured: next.jsonl is not written." in said
+    assert "All 12 feasible cases are measured: next.jsonl is not written." in said
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["stop"], document["cases"], document["output"]) == (True, 0, None)

@@ -321,6 +321,21 @@ def dataset_from_table(raw: RawTable) -> Dataset:
     return dataset
 
 
+def unclaimed(dataset: Dataset) -> str:
+    """Say which rows are neither measured nor published, so that no claim rests on them."""
+    counts = dataset.take(~dataset.carries_accuracy_claim).source_counts()
+    if not counts:
+        return ""
+    listed = " and ".join(
+        f"{rows} {'is' if rows == 1 else 'are'} {source}" for source, rows in counts.items()
+    )
+    n = len(dataset)
+    return (
+        f"Of {n} row{'s' * (n != 1)} {listed}, not measured: no claim about real energy may rest "
+        "on them."
+    )
+
+
 def problems(raw: RawTable) -> list[Problem]:
     """List everything that is wrong with a table, in the order of its lines; [] if nothing is."""
     check = _Check(raw)

@@ -361,10 +361,13 @@ def _most_telling(
     from energylens import informative, planning, table
     from energylens.cases import Cases
     from energylens.errors import InfeasibleError, UsageError
+    from energylens.records import Engine
 
     measured = table.read(arguments.measured) if arguments.measured else None
     planned = draft.plan.cases
-    candidates = Cases.of([item.case for item in planned])
+    # Behind an OpenAI interface any engine may serve: which one is not known.
+    known = "" if arguments.engine == "openai" else arguments.engine
+    candidates = Cases.of([item.case for item in planned]).served_by(Engine(name=known))
     options = {"choose": arguments.choose, "seed": arguments.seed}
     try:
         batch = informative.next_runs(candidates, measured, count=arguments.next, **options)
