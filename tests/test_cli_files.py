@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from energylens.cli import main
+from energylens.instrument import MeterError
 
 PLAN = ("plan", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--engine", "simulated")
 
@@ -174,6 +175,53 @@ def test_once_everything_is_measured_there_is_a_verdict_and_no_plan(
     assert (document["stop"], document["cases"], document["output"]) == (True, 0, None)
     assert not Path("next.jsonl").exists()
     assert main([*command, "--choose", "tensor_parallel"]) == 1
+
+
+def said_by(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert main(command) == code
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_a_sweep_says_what_is_simulated_and_what_was_there_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, runs = str(tmp_path / "plan.jsonl"), str(tmp_path / "runs.jsonl")
+    small = ("--batch-sizes", "1", "--input-tokens", "64", "--tensor-parallel", "1,2,3")
+    said = said_by(capsys, *PLAN, *small, "--repeats", "2", "--quick", "-o", path)
+    assert "4 runs of 2 cases of 2 feasible ones, about 1 minute, written to" in said
+    assert "1 left out: the LLM cannot be laid out so: tensor parallel 3 does not divide" in said
+    measure = ("measure", path, "-o", runs)
+    said = said_by(capsys, *measure, "--gpus", "1")
+    assert "2 of 4 cases measured, 0 of them unstable, 2 failed; " in said
+    assert "J simulated. " in said
+    assert "and 1 other: the case needs 2 GPUs, and there is 1." in said
+    assert "drawn" not in said
+    assert "4 of 4 cases measured" in said_by(capsys, *measure)
+    said = said_by(capsys, *measure)
+    assert said.startswith("Nothing was left to do, all was there already: 4 of 4 cases measured")
+    assert " J" not in said
+
+
+def test_what_no_case_can_do_without_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise MeterError(f"there is no meter {name}.")
+
+    monkeypatch.setattr("energylens.meters.open_meter", absent)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    path, runs = str(tmp_path / "plan.jsonl"), str(tmp_path / "runs.jsonl")
+    said_by(capsys, *PLAN, "--engine", "vllm", "-o", path)
+    measure = ("measure", path, "-o", runs, "--executor", "inline")
+    said = said_by(capsys, *measure, code=1)
+    assert said.count("there is no meter auto.") == 1
+    assert "and 5 others: there is no meter auto." in said
+    assert "the reasons are above; the engine vllm is not installed either" in said
+    assert "--retry-failed tries those that failed again" in said_by(capsys, *measure, code=1)
+    said = said_by(capsys, *measure, "--meter", "nope", code=1)
+    assert said.startswith("energylens measure: unknown meter 'nope'. Known are auto")
 
 
 @pytest.mark.parametrize(
