@@ -254,7 +254,7 @@ def test_importing_says_what_was_written_skipped_and_assumed(run, leaderboard, t
     said = run("import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.csv")
     assert said.code == 0
     assert "2 rows of 1 LLM on H100-SXM-80GB" in said.out
-    assert "1 rows skipped" in said.out
+    assert "1 row skipped" in said.out
     assert re.search(r"1 skipped: .*energy_per_request_joules.* above 0", said.out)
     document = run(
         "import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.jsonl", "--json"
@@ -467,6 +467,44 @@ def test_a_missing_column_is_named(run, runs, tmp_path):
     assert_refused(run("fit", path), "less.csv", "energy_per_request_j")
     path.write_text(",".join(rows[0]) + "\n")
     assert_refused(run("fit", path), "less.csv")
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("energy", "energy_per_request_j? "),
+        ("Energy_per_request", "energy_per_request_j? "),
+        ("tokens", "input_tokens or output_tokens or vision_tokens? "),
+        ("outputtokens", "output_tokens"),
+    ],
+)
+def test_a_column_is_guessed_by_the_words_of_its_name(run, runs, tmp_path, given, meant):
+    path = tmp_path / "mine.csv"
+    path.write_text(runs.read_text().replace("energy_per_request_j", given, 1))
+    said = " ".join(run("check", path).out.split())
+    assert f"unknown column {given!r}. Did you mean {meant}" in said
+
+
+def test_whoever_reads_a_wrong_table_is_told_the_command_that_lists_all(run, runs, tmp_path):
+    path = tmp_path / "my runs.csv"
+    path.write_text(runs.read_text().replace("energy_per_request_j", "energy", 1))
+    told = f"There is 1 more problem; to list all, run: energylens check '{path}'"
+    said = run("fit", path)
+    assert said.err.rstrip().endswith(told)
+    assert "2 problems" in run("check", path).err
+
+
+def test_a_table_of_one_row_has_one_row(run, runs, tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("".join(runs.read_text().splitlines(keepends=True)[:2]))
+    assert "one.csv: 1 row, valid." in run("check", path).out
+
+
+def test_a_search_without_resamples_says_so(run, runs):
+    said = " ".join(run("discover", runs, "--samples", "0").out.split())
+    assert "of the energy, not resampled" in said
+    assert "of the resamples" not in said
+    assert "rows were neither measured nor published" in said
 
 
 @pytest.mark.parametrize("verb", ["check", "fit", "evaluate"])
