@@ -1178,7 +1178,7 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     table.write_text("\n".join(map(",".join, [header, *rows])) + "\n")
     (note,) = run("fit", table, "--json").json()["notes"]
     assert "Rows of 2 engine versions (vllm 0.5.4, vllm 0.11.1)" in note
-    assert "each has coefficients of its own" in note
+    assert "each is fitted by itself" in note
     assert not run("fit", table, "--where", "engine_version=0.5.4", "--json").json()["notes"]
     (note,) = run("fit", table, "--per", "gpu", "--json").json()["notes"]
     assert "add engine to --per" in note

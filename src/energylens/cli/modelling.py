@@ -361,7 +361,7 @@ def _row_notes(dataset: Dataset, model: EnergyModel) -> list[str]:
     if len(versions) > 1:
         named = ", ".join(versions[:NAMED]) + ", ..." * (len(versions) > NAMED)
         advice = (
-            "each has coefficients of its own; name yours to explain and select with --engine"
+            "each is fitted by itself; name yours to explain and select with --engine"
             if "engine" in model.per
             else "add engine to --per for coefficients of their own"
         )
