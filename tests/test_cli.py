@@ -1193,7 +1193,7 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     asked = words(run("select", model, *CASE, "--engine", "vllm 9"))
     assert "No row of the fit has the engine vllm 9: they are of vllm 0.11.1, vllm 0.5.4." in asked
     assert "joules may differ twofold" in asked
-    assert "tokens, on vllm 9" in asked
+    assert "tokens, engine vllm 9" in asked
 
 
 def twice(runs, tmp_path):

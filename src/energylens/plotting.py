@@ -67,6 +67,7 @@ MARKERS = "os^Dvp"
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
 FRAME_RATIO = 6.0  # of the median: longer bars leave the frame
 POINTS = 1500  # most rows that a scatter draws
+FEW_DRAWS = 20  # fewer have no nine tenths
 BARS = 12  # most configurations or scenarios that a figure lists
 LABEL = 40  # most letters of a name beside an axis
 CURVES = 6  # most estimators that a learning curve names
@@ -317,6 +318,14 @@ def _rows_upside_down(axes: Axes, labels: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
+def known_as(dataset: Dataset) -> str:
+    """Say in a word what the joules of the rows are: "measured" only if all of them are."""
+    if dataset.carries_accuracy_claim.all():
+        return "measured"
+    kinds = set(dataset.source.astype(str))
+    return str(kinds.pop()) if len(kinds) == 1 else "recorded"
+
+
 # -------------------------------------------------------------------- 1 predicted and measured
 
 
@@ -335,7 +344,7 @@ def predicted_against_measured(
     coverage_ratio : float
         Nominal coverage of the intervals.
     """
-    measured = dataset.energy_per_request_j
+    measured, word = dataset.energy_per_request_j, known_as(dataset)
     predicted = predictor.predict_energy_j(dataset.cases)
     lower = upper = None
     if isinstance(predictor, IntervalPredictor):
@@ -364,7 +373,7 @@ def predicted_against_measured(
     if lower is not None and upper is not None:
         share = float(np.mean((lower <= measured) & (measured <= upper)))
         caption += f" Thin lines are {percent(coverage_ratio, 0)} intervals for a new measurement."
-        inside = f" {percent(share)} of the measurements lie in their interval."
+        inside = f" {percent(share)} of the rows lie in their interval."
     if len(shown) < n:
         caption += f" {len(shown):,} of {n:,} rows are drawn, evenly spread over the table."
 
@@ -398,15 +407,15 @@ def predicted_against_measured(
             )
         for which in "xy":
             _log_joules(axes, which, low, high)
-        axes.set(xlabel="measured (J per request)", ylabel="predicted (J per request)")
+        axes.set(xlabel=f"{word} (J per request)", ylabel="predicted (J per request)")
         axes.legend(loc="upper left")
 
     return Picture(
         name="predicted-measured",
-        title="Predicted against measured energy",
+        title=f"Predicted against {word} energy",
         caption=caption,
         alternative=(
-            f"Scatter of {n:,} rows, measured from {si(float(measured.min()), 'J')} to "
+            f"Scatter of {n:,} rows, {word} from {si(float(measured.min()), 'J')} to "
             f"{si(float(measured.max()), 'J')} per request. Predictions are off by "
             f"{percent(float(error.mean()))} on average, {percent(float(np.median(error)))} in "
             f"the median.{inside}"
@@ -437,7 +446,11 @@ def _categories(dataset: Dataset) -> tuple[str, StrArray]:
 
 
 def energy_breakdown(
-    model: EnergyModel, cases: Cases, *, measured_j: FloatArray | None = None
+    model: EnergyModel,
+    cases: Cases,
+    *,
+    measured_j: FloatArray | None = None,
+    word: str = "measured",
 ) -> Picture:
     """Show the joules of each case, split by phase and term of the law.
 
@@ -448,6 +461,8 @@ def energy_breakdown(
         n cases, in the order to be shown; more than a dozen are thinned out.
     measured_j : ndarray, shape (n,), optional
         Measured joules, marked beside.
+    word : str
+        What they are, as :func:`known_as` says.
     """
     keep = _spread(len(cases), BARS)
     thinned = len(keep) < len(cases)
@@ -529,7 +544,7 @@ def energy_breakdown(
                 color=_colour("ink"),
                 markeredgecolor=_colour("paper"),
                 markersize=6,
-                label="Measured",
+                label=word.capitalize(),
             )
         for panel in more:
             panel.set(xlabel="share of the prediction (%)", xlim=(0, 100))
@@ -550,7 +565,7 @@ def energy_breakdown(
             f"{short_name(case.llm.id)}, {case.workload.input_tokens:.0f} tokens in, "
             f"{case.workload.output_tokens:.0f} out. Blue is prefill, orange decode, the rest what "
             "the layout adds. GPUs that wait are in the launch and sequence terms."
-            + (" Diamonds are measured." if measured is not None else "")
+            + (f" Diamonds are {word}." if measured is not None else "")
             + ("" if within.all() else " A bar that leaves the frame says how long it is.")
             + (" Evenly spaced from the fewest joules to the most." if thinned else "")
         ),
@@ -561,7 +576,7 @@ def energy_breakdown(
         columns=(
             "Configuration",
             "Predicted",
-            *([] if measured is None else ["Measured"]),
+            *([] if measured is None else [word.capitalize()]),
             *(name for name, _ in columns),
         ),
         rows=rows,
@@ -841,8 +856,13 @@ def learning_curves(evaluation: Evaluation) -> Picture:
         name="learning-curve",
         title="How many measurements it takes",
         caption=(
-            f"Means over {evaluation.repeats} draws of training rows; the band holds 90 % of the "
-            f"draws of {named[0]}. The choice is within noise if it is measured within "
+            f"Means over {evaluation.repeats} draws of training rows; the band "
+            + (
+                f"holds 90 % of the draws of {named[0]}"
+                if evaluation.repeats >= FEW_DRAWS
+                else f"is as wide as the {evaluation.repeats} draws of {named[0]} are apart"
+            )
+            + ". The choice is within noise if it is measured within "
             f"{percent(evaluation.noise_ratio, 0)} of the best."
             + (
                 f" {len(others)} weaker estimators are grey; where they leave the frame, the table "
@@ -1031,8 +1051,9 @@ def latency_against_energy(dataset: Dataset, choose: Sequence[str]) -> Picture |
         name="latency-energy",
         title="Latency against energy",
         caption=(
-            f"Measured {what}. In {len(apart)} of {len(trades)} scenarios the fastest "
-            "configuration is not the one with the fewest joules"
+            f"{known_as(dataset).capitalize()} {what}, of these rows alone: a choice may fall on "
+            f"a configuration that none of them is of. In {len(apart)} of {len(trades)} scenarios "
+            "the fastest configuration is not the one with the fewest joules"
             + (f"; there it takes {1 + extra:.2f} times as many in the median." if apart else ".")
             + (
                 " Left one scenario, right what either choice costs in all of them."

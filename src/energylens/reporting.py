@@ -37,6 +37,8 @@ TALLEST = 6  # lines of a cell of the text beyond which rows are set under each 
 LISTED = 40  # most lines of a table that grows with the data
 JOULES_PER_KWH = 3.6e6
 
+DATASHEET = "energylens-datasheet"  # the law without a fit
+
 _SOURCES = {
     Source.MEASURED: "read from an energy counter by energylens",
     Source.PUBLISHED: "measured by others and published",
@@ -574,7 +576,7 @@ def _summary(
     blocks: list[Block] = []
     reasons: list[str] = []
     if ranking is not None:
-        blocks += _answer(ranking)
+        blocks += _answer(ranking, dataset)
         reasons += _saving_words(model, ranking)
     else:
         error = np.abs(model.predict_energy_j(dataset.cases) / dataset.energy_per_request_j - 1.0)
@@ -589,7 +591,7 @@ def _summary(
                     f"{_listed(sorted(set(dataset.gpu_ids)))} to within "
                     f"{percent(float(error.mean()))} on average"
                     + (
-                        ", measured on the rows it was fitted to."
+                        ", judged on the rows it was fitted to."
                         if seen
                         else ", on rows it has not seen."
                     )
@@ -608,7 +610,7 @@ def _summary(
     return Section(name="summary", title="In brief", blocks=tuple(blocks))
 
 
-def _answer(ranking: Ranking) -> list[Block]:
+def _answer(ranking: Ranking, dataset: Dataset) -> list[Block]:
     best = ranking.best
     name = best.configuration.describe()
     energy = best.energy_per_request_j
@@ -616,7 +618,7 @@ def _answer(ranking: Ranking) -> list[Block]:
     against_j = ranking.reference_energy_per_request_j
     running = best.configuration.mean_batch_size
     # A limit beyond what memory holds is reached by no batch.
-    held = "" if running is None else f" ({running:.0f} run)"
+    held = "" if running is None else f" ({running:.0f} run at once, as many as fit)"
     lead = (
         f"Run {name}{held} on {_count(best.configuration.gpus, 'GPU')} "
         f"({best.gpu}, {best.precision}): {si(energy, 'J')} per request"
@@ -632,7 +634,7 @@ def _answer(ranking: Ranking) -> list[Block]:
         difference = against_j - energy
         word = "less" if difference >= 0 else "more"
         much = f"{si(abs(difference), 'J')} or {percent(abs(saving), 0)}"
-        lead += f", {much} {word} than {reference.describe()}."
+        lead += f", {much} {word} than {reference.describe()}{_price(ranking, dataset)}."
         facts.append(
             (
                 f"Against {reference.describe()}",
@@ -645,7 +647,7 @@ def _answer(ranking: Ranking) -> list[Block]:
         facts.append(
             (
                 "Against the worst feasible",
-                f"{percent(ranking.saving_against_worst_ratio, 0)} less",
+                f"{_below_all(ranking.saving_against_worst_ratio)} less",
                 f"of {_count(len(ranking), 'feasible configuration')}",
             )
         )
@@ -661,7 +663,7 @@ def _answer(ranking: Ranking) -> list[Block]:
         facts.append(
             (
                 "Probability of being best",
-                percent(best.probability_best_ratio, 0),
+                _below_all(best.probability_best_ratio),
                 ""
                 if ranking.expected_regret_ratio is None
                 else "expected to cost "
@@ -669,6 +671,33 @@ def _answer(ranking: Ranking) -> list[Block]:
             )
         )
     return [Prose(text=lead, lead=True), Facts(facts=tuple(facts))]
+
+
+def _below_all(ratio: float | None) -> str:
+    """Write a share or a probability that is never the whole."""
+    return "over 99 %" if ratio is not None and ratio > 0.994 else percent(ratio, 0)
+
+
+def _price(ranking: Ranking, dataset: Dataset) -> str:
+    """Say of the configuration compared with why it is that one, and what its speed costs."""
+    s, reference = ranking.scenario, ranking.reference
+    cases = dataset.cases
+    mine = (dataset.llm_ids == s.llm.id) & (dataset.gpu_ids == s.gpu.id)
+    mine &= (dataset.precision_ids == s.precision.id) & ~np.isnan(cases.request_latency_s)
+    mine &= (cases.input_tokens == s.workload.input_tokens) & (cases.images == s.workload.images)
+    rows = np.flatnonzero(mine)
+    times = {
+        cases.case(int(i)).configuration.describe(): float(cases.request_latency_s[i]) for i in rows
+    }
+    if reference is None or times.get(reference.describe()) != min(times.values(), default=None):
+        return ""
+    fastest = f", the fastest of the {plotting.known_as(dataset)} rows"
+    chosen = times.get(ranking.best.configuration.describe())
+    if chosen is None:
+        return fastest
+    return f"{fastest}; the price is {si(chosen, 's')} a request instead of " + si(
+        times[reference.describe()], "s"
+    )
 
 
 def _saving_words(model: EnergyModel, ranking: Ranking) -> list[str]:
@@ -721,11 +750,19 @@ def _evaluation_words(evaluation: Evaluation) -> str:
         if others:
             best = scores[others[0]].metrics
             said += (
-                f". Next best is {others[0]} with {percent(best.top1_within_noise_ratio)}, "
+                f". Next by regret is {others[0]} with {percent(best.top1_within_noise_ratio)}, "
                 f"{percent(best.regret_mean_ratio, 2)} and {percent(best.mape_ratio)}"
             )
     else:
         said += f"judged {_listed(scores)}"
+    if OURS in scores and DATASHEET in scores:
+        unfitted = scores[DATASHEET].metrics.regret_mean_ratio
+        fitted = scores[OURS].metrics.regret_mean_ratio
+        if unfitted is not None and fitted is not None and unfitted <= fitted:
+            said += (
+                ". To choose, no fit was needed here: the datasheet alone costs "
+                f"{percent(unfitted, 2)} too much"
+            )
     return f"{said}." + ("" if evaluation.accuracy_claim else " No accuracy claim rests on this.")
 
 
@@ -768,6 +805,7 @@ def _choice(
                     model,
                     dataset.cases.take(rows),
                     measured_j=dataset.energy_per_request_j[rows],
+                    word=plotting.known_as(dataset),
                 )
             )
         )
@@ -956,8 +994,8 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
                 *(si(float(fitted.theta[k] * expected[g, k]), term.unit) for fitted, g in per_gpu),
                 f"{pooled.theta[k]:.2f}",
                 f"{low[k]:.2f} to {high[k]:.2f}",
-                term.meaning,
                 _verdict(k, model, undetermined),
+                term.meaning,
             )
         )
     blocks: list[Block] = [
@@ -996,8 +1034,8 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
                 *(f"θD on {gpus[g].id}" for _, g in per_gpu),
                 "θ",
                 "80 % interval of θ",
-                "What it costs to do",
                 "What the rows say",
+                "What it costs to do",
             ),
             rows=tuple(rows),
         ),
@@ -1223,7 +1261,13 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
         Table(
             title="The rows it describes worst",
             caption="Numbers count rows from 0, in the order of the table.",
-            columns=("Row", "What", "Measured", "Predicted", "Predicted / measured"),
+            columns=(
+                "Row",
+                "What",
+                (word := plotting.known_as(dataset)).capitalize(),
+                "Predicted",
+                f"Predicted / {word}",
+            ),
             rows=tuple(
                 (
                     f"{row}",

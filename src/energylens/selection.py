@@ -81,7 +81,7 @@ class Scenario:
         return (
             f"{self.llm.id} at {formats} on up to {self._gpu_limit} x {types}, "
             f"{w.input_tokens:g} + {w.output_tokens:g} tokens"
-            + (f", on {self.engine.id}" if self.engine.id else "")
+            + (f", engine {self.engine.id}" if self.engine.id else "")
         )
 
     @property
