@@ -102,6 +102,7 @@ def assert_again(again: Any, stated: Any, where: str) -> None:
         ("unseen-modality", ("energylens",)),
         ("unseen-gpu", ("energylens",)),
         ("batch", ("energylens",)),  # and phases
+        ("engines-together", None),
         ("calibration", None),
         ("coefficients", None),
         ("intervals", None),

@@ -371,6 +371,20 @@ def unseen_source(data: Data, names: Names) -> Result:
     )  # fmt: skip
 
 
+def engines_together(data: Data, names: Names) -> Result:
+    """Learn from 50 rows of several engine versions: each fitted by itself, or all together."""
+    every = [data.v2, data.v3]
+    return {
+        label: judge(
+            Dataset.concatenate(parts), names, ("energylens", "energylens-pooled"),
+            protocol="few-shot", choose=FREE, train=50, repeats=REPEATS,
+        )
+        for label, parts in (
+            ("ML.ENERGY v2 and v3", every), ("all four", [*every, data.argonne, data.code])
+        )
+    }  # fmt: skip
+
+
 def _phases(dataset: Dataset) -> Result:
     """Errors of the law's prefill and decode parts where those were measured apart.
 
@@ -618,6 +632,7 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "misses": misses,
     "unseen-engine": unseen_engine,
     "unseen-source": unseen_source,
+    "engines-together": engines_together,
     "unseen-length": unseen_length,
     "batch-pooled": batch_pooled,
     "intervals": intervals,
