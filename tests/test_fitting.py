@@ -443,6 +443,26 @@ def test_extensions_are_taken_in_where_they_pay_and_not_elsewhere(draw_cases, ma
     assert np.array_equal(model.pooled.theta, fit(plain).pooled.theta)
 
 
+def test_an_extension_that_pays_is_seen_beside_rows_of_an_engine_that_takes_three_times_as_much(
+    draw_cases, make_dataset
+):
+    theta = np.append(PLANTED, [0.0, 0.6])
+    cases = Cases.of(draw_cases(150, precisions=("bf16", "fp8")))
+    new = make_dataset(cases, theta=theta, extend=("quantization",), noise_ratio=0.1)
+    auto = FitOptions(extend=("auto",))
+    assert fit(new, auto).extensions == ("quantization",)
+    plain = make_dataset(draw_cases(150, seed=3), theta=3.0 * PLANTED, noise_ratio=0.1)
+    both = Dataset.concatenate(
+        [
+            replace(new, cases=new.cases.served_by(NEW)),
+            replace(plain, cases=plain.cases.served_by(OLD)),
+        ]
+    )
+    assert fit(both, auto).extensions == ("quantization",)
+    together = FitOptions(extend=("auto",), per=())
+    assert fit(both, together).extensions == ()
+
+
 def with_caps(cases, *, seed=7):
     """A third of the cases each: no cap, and caps somewhere below the TDP."""
     rng = np.random.default_rng(seed)

@@ -177,10 +177,7 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
     problem = _Problem(dataset, weights, options)
     pooled = problem.solve(np.arange(len(dataset)), problem.expected, problem.spread)
     groups: dict[str, Coefficients] = {}
-    per = options.per
-    if per is None:
-        kinds = {"gpu": dataset.gpu_ids, "engine": dataset.engine_ids}
-        per = tuple(name for name, ids in kinds.items() if len(set(ids)) > 1)
+    per = _columns(dataset, options)
     columns = tuple(name for name in per if name != "engine")
     groups |= _groups_within(problem, dataset, columns, np.arange(len(dataset)), pooled)
     if "engine" in per:
@@ -208,6 +205,14 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
         extensions=options.extend,
         energylens_version=__version__,
     )
+
+
+def _columns(dataset: Dataset, options: FitOptions) -> tuple[str, ...]:
+    """Columns whose values get coefficients of their own, by default those with several."""
+    if options.per is not None:
+        return options.per
+    kinds = {"gpu": dataset.gpu_ids, "engine": dataset.engine_ids}
+    return tuple(name for name, ids in kinds.items() if len(set(ids)) > 1)
 
 
 def _groups_within(
@@ -259,8 +264,11 @@ def paying_extensions(
     ]
 
     def errors(extend: tuple[str, ...]) -> tuple[float, float]:
-        return _Problem(dataset, weights, replace(options, extend=extend)).errors()
+        return _Problem(dataset, weights, replace(options, extend=extend)).errors(parts)
 
+    # Fitted as they will be: engine versions apart.
+    engines = dataset.engine_ids if "engine" in _columns(dataset, options) else [""] * len(dataset)
+    parts = [np.flatnonzero(np.array(engines) == name) for name in sorted(set(engines))]
     llms = [dataset.cases.llms[i] for i in np.unique(dataset.cases.llm_index)]
     several = len({llm.architecture for llm in llms}) > 1
     chosen: tuple[str, ...] = ()
@@ -359,12 +367,19 @@ class _Problem:
                 )
             self.fixed[k] = options.idle_power_w / float(datasheet(cases.gpus)[kinds[0], k])
 
-    def errors(self) -> tuple[float, float]:
-        """Mean absolute log error of rows left out with their architecture, and one by one."""
-        fitted = self._minimise(np.arange(len(self.weights)), self.expected, self.spread)
-        unseen, _ = fitted.without_groups(self.architecture)
-        seen, _ = fitted.without_rows()
-        return float(np.abs(unseen).mean()), float(np.abs(seen).mean())
+    def errors(self, parts: Sequence[IntArray]) -> tuple[float, float]:
+        """Mean absolute log error of rows left out with their architecture, and one by one.
+
+        Each part of the rows is fitted by itself.
+        """
+        unseen, seen = [], []
+        for rows in parts:
+            fitted = self._minimise(rows, self.expected, self.spread)
+            unseen.append(fitted.without_groups(self.architecture[rows])[0])
+            seen.append(fitted.without_rows()[0])
+        both = (np.abs(np.concatenate(logs)).mean() for logs in (unseen, seen))
+        left_out_together, one_by_one = map(float, both)
+        return left_out_together, one_by_one
 
     def _minimise(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> _Fitted:
         relative, weights = self.relative[rows], self.weights[rows]
