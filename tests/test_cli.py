@@ -1187,9 +1187,11 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     assert "are of 2 engine versions" in words(run("explain", model, *CASE))
     known = words(run("explain", model, *CASE, "--engine", "vLLM==0.5.4"))
     assert "engine" not in known.partition("where the joules go")[0]
-    assert "No row of the fit has the engine vllm:" in words(
-        run("explain", model, *CASE, "--engine", "vllm")
-    )
+    assert "are of 2 engine versions" in words(run("explain", model, *CASE, "--engine", "vllm"))
+    pooled = tmp_path / "pooled.json"
+    run("fit", table, "--per", "none", "-o", pooled)
+    told = words(run("explain", pooled, *CASE, "--engine", "vllm 0.5.4"))
+    assert "this fit does not tell them apart: fit again with engine among --per" in told
     asked = words(run("select", model, *CASE, "--engine", "vllm 9"))
     assert "No row of the fit has the engine vllm 9: they are of vllm 0.11.1, vllm 0.5.4." in asked
     assert "joules may differ twofold" in asked

@@ -11,6 +11,7 @@ from energylens import catalog, fitting
 from energylens.cases import Cases
 from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError, UnknownNameError, UsageError
+from energylens.explanation import scope_notes
 from energylens.fitting import (
     LOSSES,
     Datasheet,
@@ -330,7 +331,7 @@ def test_engine_versions_get_their_own_coefficients_where_there_are_several(two_
     assert f"{h100} {NEW.id}" not in model.groups
     assert model.coefficients("any", h100, "bf16", NEW.id) is model.groups[NEW.id]
     low, high = model.interval_energy_j(asked.served_by(NEW))
-    known = replace(model, scope=replace(model.scope, engines={NEW.id: (h100, a100)}))
+    known = replace(model, scope=replace(model.scope, engines={NEW.id: model.scope}))
     lower, upper = known.interval_energy_j(asked.served_by(NEW))
     assert (np.log(high / low) > 1.1 * np.log(upper / lower)).all()
     alone = fit(data, FitOptions(per=("engine",)))
@@ -357,6 +358,30 @@ def test_an_engine_version_is_fitted_as_if_alone_whatever_rows_of_others_say(two
     assert model.predict_energy_j(strangers) == pytest.approx(alone.predict_energy_j(strangers))
     before = fit(replace(two_gpus, cases=many)).predict_energy_j(asked)
     assert model.predict_energy_j(asked) == pytest.approx(before, rel=0.02)
+
+
+def test_what_an_engine_version_was_fitted_to_is_what_its_answers_are_sure_of(two_gpus):
+    llms = two_gpus.llm_ids
+    first = llms == llms[0]
+    old, new = two_gpus.take(first), two_gpus.take(~first)
+    both = Dataset.concatenate(
+        [
+            replace(old, cases=old.cases.served_by(OLD)),
+            replace(new, cases=new.cases.served_by(NEW)),
+        ]
+    )
+    model = fit(both)
+    assert model.scope_of(OLD.id).llms == (llms[0],)
+    assert model.scope_of("").llms == tuple(sorted(set(llms)))
+    # an LLM that only the other version has served is one never seen, to this one
+    asked = new.cases.served_by(OLD)
+    knowing = replace(model, scope=replace(model.scope, engines={OLD.id: model.scope}))
+    low, high = model.interval_energy_j(asked)
+    lower, upper = knowing.interval_energy_j(asked)
+    assert not np.allclose(high / low, upper / lower)
+    case = asked.case(0)
+    notes = scope_notes(model, case)
+    assert f"No row of {OLD.id} has the LLM {case.llm.id}." in notes
 
 
 def test_rows_whose_engine_is_unknown_are_no_group_of_their_own(two_gpus):

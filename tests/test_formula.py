@@ -461,7 +461,7 @@ def test_a_gpu_type_that_no_row_speaks_of_has_wider_intervals(cases):
 def test_an_engine_that_no_row_speaks_of_has_wider_intervals_and_one_not_named_has_not(cases):
     model = model_of(np.ones(12))
     model = replace(
-        model, scope=replace(model.scope, engines={"vllm 1": (), "vllm 2": model.scope.gpus})
+        model, scope=replace(model.scope, engines={"vllm 1": model.scope, "vllm 2": model.scope})
     )
     plain = interval_width(model, cases)
     seen = cases.served_by(Engine(name="vllm", version="2"))

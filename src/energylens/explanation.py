@@ -246,28 +246,30 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         for name, count in model.sources.items()
         if not Source(name).carries_accuracy_claim
     ]
-    for what, name, known in (
-        ("LLM", case.llm.id, model.scope.llms),
-        ("GPU", case.gpu.id, model.scope.gpus),
+    engines, name = model.scope.engines, case.engine.id
+    scope = model.scope_of(name)
+    no_row = "No row of the fit" if scope is model.scope else f"No row of {name}"
+    for what, asked, known in (
+        ("LLM", case.llm.id, scope.llms),
+        ("GPU", case.gpu.id, scope.gpus),
     ):
-        if name not in known:
-            notes.append(f"No row of the fit has the {what} {name}.")
-    if case.precision.id not in model.scope.precisions:
+        if asked not in known:
+            notes.append(f"{no_row} has the {what} {asked}.")
+    if case.precision.id not in scope.precisions:
         notes.append(
-            f"No row of the fit has the precision {case.precision.id}, and the interval does not "
-            "allow for that."
+            f"{no_row} has the precision {case.precision.id}, and the interval does not allow "
+            "for that."
         )
-    engines = model.scope.engines
-    name = case.engine.id
-    if name and name not in engines:
+    if len(engines) > 1 and "engine" not in model.per:
+        notes.append(
+            f"The rows are of {len(engines)} engine versions, whose joules differ, and this fit "
+            "does not tell them apart: fit again with engine among --per."
+        )
+    elif name and name not in engines:
         told = f": they are of {', '.join(engines)}" if engines else ""
         notes.append(
             f"No row of the fit has the engine {name}{told}. Between versions joules may differ "
             "twofold, more than the interval says; their order carries over (docs/results.md)."
-        )
-    elif name and case.gpu.id in set(model.scope.gpus) - set(model.gpus_of(name)):
-        notes.append(
-            f"No row of the fit has {name} on {case.gpu.id}: this rests on its rows on other GPUs."
         )
     elif not name and len(engines) > 1:
         notes.append(
@@ -286,7 +288,7 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         "vision_tokens": w.vision_tokens,
         "power_cap_w": case.gpu.tdp_w if c.power_cap_w is None else c.power_cap_w,
     }
-    for column, (low, high) in model.scope.ranges.items():
+    for column, (low, high) in scope.ranges.items():
         value = values[column]
         if not low <= value <= high:
             notes.append(f"{column} = {value:g} lies outside the fitted {low:g} to {high:g}.")

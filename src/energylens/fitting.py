@@ -623,8 +623,8 @@ def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[f
     return float(np.sqrt(within)), float(np.sqrt(between)), reach
 
 
-def _scope(dataset: Dataset) -> Scope:
-    c = dataset.cases
+def _scope(dataset: Dataset, *, by_engine: bool = True) -> Scope:
+    c, engines = dataset.cases, dataset.engine_ids
 
     def names(ids: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(set(ids)))
@@ -640,12 +640,12 @@ def _scope(dataset: Dataset) -> Scope:
         llms=names(dataset.llm_ids.tolist()),
         gpus=names(dataset.gpu_ids.tolist()),
         precisions=names(dataset.precision_ids.tolist()),
+        ranges=ranges,
         engines={
-            engine: names(dataset.gpu_ids[dataset.engine_ids == engine].tolist())
-            for engine in names(dataset.engine_ids.tolist())
+            engine: _scope(dataset.take(engines == engine), by_engine=False)
+            for engine in names(engines.tolist() if by_engine else ())
             if engine
         },
-        ranges=ranges,
     )
 
 

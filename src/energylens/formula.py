@@ -642,8 +642,8 @@ class Scope:
     llms: tuple[str, ...]
     gpus: tuple[str, ...]
     precisions: tuple[str, ...]
-    engines: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # and its GPU types
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    engines: Mapping[str, Scope] = field(default_factory=dict)  # the same of each version's rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -684,11 +684,9 @@ class EnergyModel:
                 return self.groups[key]
         return self.pooled
 
-    def gpus_of(self, engine: str) -> tuple[str, ...]:
-        """GPU types of the rows that speak of an engine, where engines have their own sets."""
-        if "engine" not in self.per:
-            return self.scope.gpus if engine in self.scope.engines else ()
-        return self.scope.engines.get(engine, ())
+    def scope_of(self, engine: str) -> Scope:
+        """Which cases the rows that answer for an engine speak of: its own, where it has some."""
+        return self.scope.engines.get(engine, self.scope) if "engine" in self.per else self.scope
 
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
@@ -753,7 +751,9 @@ class EnergyModel:
         """
         joules = self.predict_energy_j(cases)
         sets, set_index = self._sets(cases)
-        known = np.array([m.id in self.scope.llms for m in cases.llms])[cases.llm_index]
+        known = np.array(
+            [[m.id in self.scope_of(e.id).llms for m in cases.llms] for e in cases.engines]
+        ).reshape(len(cases.engines), len(cases.llms))[cases.engine_index, cases.llm_index]
         tails = np.array(
             [
                 [
@@ -783,14 +783,14 @@ class EnergyModel:
         x = design(cases, self.terms)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
+        engines, known = self.scope.engines, bool(self.scope.gpus)
         new_engine = np.array(
-            [bool(self.scope.engines and e.id) and not self.gpus_of(e.id) for e in cases.engines]
+            [bool(engines and e.id) and e.id not in engines for e in cases.engines]
         )
         new_gpu = np.array(
             [
-                [bool(self.scope.gpus) and g.id not in (self.gpus_of(e.id) or self.scope.gpus)]
+                [known and g.id not in self.scope_of(e.id).gpus for g in cases.gpus]
                 for e in cases.engines
-                for g in cases.gpus
             ]
         ).reshape(len(cases.engines), len(cases.gpus))
         apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.engine_index, cases.gpu_index] ** 2

@@ -550,7 +550,7 @@ def _lacking(ground: _Ground) -> str:
     for gpu, engine in sorted({(int(kinds[row]), engines[row]) for row in competing}):
         same = kinds[ground.n :] == gpu
         if engine:
-            same &= engines[ground.n :] == engine
+            same &= (engines[ground.n :] == engine) | (engines[ground.n :] == "")
         rows, most = int(same.sum()), fitting.ENOUGH
         if rows < most:
             of = f"of {ground.cases.gpus[gpu].id}" + (

@@ -332,9 +332,14 @@ def _marked_up(cell: str) -> str:
 
 def _wrapped(text: str, width: int = COLUMNS, indent: str = "", first: str = "") -> list[str]:
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return textwrap.wrap(
-        clean, width, initial_indent=first or indent, subsequent_indent=indent
-    ) or [""]
+    # No line begins with the sign of a percentage.
+    lines = textwrap.wrap(
+        clean.replace(" %", "\u00a0%"),
+        width,
+        initial_indent=first or indent,
+        subsequent_indent=indent,
+    )
+    return [line.replace("\u00a0%", " %") for line in lines] or [""]
 
 
 def _block_text(block: Block) -> list[str]:
@@ -748,9 +753,11 @@ def _evaluation_words(evaluation: Evaluation) -> str:
         said += _listed(parts) if parts else "nothing could be judged"
         others = [name for name in _by_regret(evaluation) if name != OURS]
         if others:
-            best = scores[others[0]].metrics
+            best, mine = scores[others[0]].metrics, scores[OURS].metrics.regret_mean_ratio
+            ahead = mine is not None and (best.regret_mean_ratio or 0.0) < mine
             said += (
-                f". Next by regret is {others[0]} with {percent(best.top1_within_noise_ratio)}, "
+                f". {'Best' if ahead else 'Next'} by regret is {others[0]} with "
+                f"{percent(best.top1_within_noise_ratio)}, "
                 f"{percent(best.regret_mean_ratio, 2)} and {percent(best.mape_ratio)}"
             )
     else:

@@ -376,7 +376,7 @@ def engines_together(data: Data, names: Names) -> Result:
     every = [data.v2, data.v3]
     return {
         label: judge(
-            Dataset.concatenate(parts), names, ("energylens", "energylens-pooled"),
+            Dataset.concatenate(parts), names, ("energylens", "energylens-untold"),
             protocol="few-shot", choose=FREE, train=50, repeats=REPEATS,
         )
         for label, parts in (

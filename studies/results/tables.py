@@ -359,7 +359,7 @@ def _untold(results: Results) -> str:
 
 
 def _together_engines(results: Results) -> str:
-    words = {"energylens": "each version by itself", "energylens-pooled": "all rows together"}
+    words = {"energylens": "each version by itself", "energylens-untold": "engines not told"}
     return markdown(
         ("rows of", "fitted", "Top-1", "pairwise", "regret", "MAPE", "80 % covers"),
         [

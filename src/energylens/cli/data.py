@@ -29,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
         "read the result files of others into a tidy table",
         _import,
         (
-            "energylens import mlenergy-v3 leaderboard/data -o runs.csv",
+            "energylens import mlenergy-v3 leaderboard/models -o runs.csv",
             "energylens import argonne power.csv -o argonne.csv",
             "energylens import mlenergy-v3 data --assume-input-tokens gpqa=300 -o runs.csv",
             "energylens import table mine.csv --mapping mapping.toml -o runs.csv",

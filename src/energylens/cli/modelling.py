@@ -414,6 +414,7 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
 
     from energylens import catalog
     from energylens.errors import UsageError
+    from energylens.records import UNKNOWN_ENGINE
 
     for name in DEGREES:
         if getattr(arguments, name) > MOST_GPUS:
@@ -432,7 +433,10 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
     # People write vLLM where tables say vllm, and leave out the version where there is one.
     asked = case.engine.id.casefold()
     meant = [e for e in model.scope.engines if asked in (e.casefold(), e.casefold().split(" ")[0])]
-    return replace(case, engine=engine_of(meant[0])) if len(meant) == 1 else case
+    if not meant:
+        return case
+    # Of several versions none is meant: a note names them.
+    return replace(case, engine=engine_of(meant[0]) if len(meant) == 1 else UNKNOWN_ENGINE)
 
 
 def _flag(name: str) -> str:
@@ -531,7 +535,8 @@ def _caps_seen(model: EnergyModel) -> tuple[Limit, ...]:
 
 def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
     """Note GPU types that no row speaks of, but for the best one's, which is explained anyway."""
-    ids = {gpu.id for gpu in ranking.cases.gpus} - set(model.scope.gpus) - {ranking.best.gpu}
+    scope = model.scope_of(ranking.scenario.engine.id)
+    ids = {gpu.id for gpu in ranking.cases.gpus} - set(scope.gpus) - {ranking.best.gpu}
     return [
         f"No row of the fit has the GPU {name}: its joules rest on its datasheet."
         for name in sorted(ids)
