@@ -16,7 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from energylens.cli import build_parser, console, main, modelling
+from energylens.baselines import ESTIMATORS
+from energylens.cli import build_parser, console, judging, main, modelling
 
 COMMAND = Path(sys.executable).with_name("energylens")
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -876,14 +877,50 @@ def test_a_judgement_as_json_is_one_document_of_the_agreed_shape(run, runs):
     ("options", "words"),
     [
         (("--estimators", "oracel"), "unknown estimator 'oracel'"),
+        (("--estimators", "foo"), "There are energylens, energylens-datasheet, random-forest"),
         (("--estimators", "energylens", "--choose", "colour"), "free knobs"),
         (("--estimators", "energylens", "--train", "0"), "train"),
         (("--estimators", "energylens", "--repeats", "0"), "repeats"),
-        (("--estimators", "energylens", "--noise", "2"), "noise"),
+        (("--estimators", "energylens", "--noise", "2"), "--noise must be 0 or more and below 1"),
+        (("--estimators", "energylens", "--noise", "nan"), "--noise must be"),
     ],
 )
 def test_a_judgement_that_makes_no_sense_is_refused(run, runs, options, words):
     assert_refused(run("evaluate", runs, "--allow-simulated", *options), words)
+
+
+def test_every_name_of_the_table_can_be_given_back(run, runs):
+    longest = "utilisation-power-predicted"
+    assert longest == max(ESTIMATORS, key=len)
+    judged = ("--estimators", f"energylens,{longest}", "--choose", "parallelism,batch_size")
+    said = run("evaluate", runs, *judged, "--allow-simulated", "--train", "15", "--repeats", "2")
+    assert_narrow(said)
+    assert re.search(rf"^{longest} +\d", said.out, re.MULTILINE)
+
+
+def test_an_error_beyond_all_sense_is_not_given_to_the_digit():
+    assert [judging._over(value, 2) for value in (None, 0.0123, 1.2354, 24443.9)] == [
+        "-", "1.23 %", "123.5 %", ">1000 %",
+    ]  # fmt: skip
+
+
+def test_scenarios_that_cannot_tell_estimators_apart_are_owned_up_to(run, runs):
+    rules = ("--estimators", "random,fewest-gpus,largest-batch-per-gpu,first-candidate")
+    options = ("--allow-simulated", "--train", "40", "--repeats", "1", "--choose")
+    said = " ".join(run("evaluate", runs, *rules, *options, "pipeline_parallel").out.split())
+    assert re.search(r"(\d+) of \1 scenarios have only two or three candidates", said)
+    assert (
+        "Note: fewest-gpus, largest-batch-per-gpu and first-candidate have the same Top-1, pairs "
+        "and regret"
+    ) in said
+    assert "Note: " not in run("evaluate", runs, *rules, *options, "parallelism,batch_size").out
+
+
+@pytest.mark.parametrize("name", ["x.txt", "html", "-"])
+def test_a_page_under_a_name_that_no_browser_opens_is_refused_at_once(run, runs, name, tmp_path):
+    assert_refused(run("report", runs, "-o", tmp_path / name), ".html or .htm")
+    assert_refused(run("demo", "-o", tmp_path / name), ".html or .htm")
+    assert not (tmp_path / name).exists()
 
 
 # ------------------------------------------------------------------------------ llm and gpu

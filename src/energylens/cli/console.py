@@ -68,16 +68,14 @@ def print_json(document: Any) -> None:
     print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def print_table(
-    header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1, cut: bool = True
-) -> None:
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
     """Print a table: the first ``left`` columns flush left, the others flush right.
 
-    The first column is cut to keep the whole within 80 columns, unless its names must be whole.
+    The first column is cut to keep the whole within 80 columns.
     """
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
     room = WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
-    widths[0] = max(min(widths[0], room), 12) if cut else widths[0]
+    widths[0] = max(min(widths[0], room), 12)
 
     def line(cells: Sequence[str]) -> str:
         first = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"

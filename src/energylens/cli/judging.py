@@ -65,6 +65,8 @@ CONTESTANTS = (
     "fewest-gpus",
     "random",
 )
+FEW = 3  # candidates of a scenario, among which there is little to choose
+ALIKE = 3  # estimators that choose alike, at which it is said
 ENSEMBLE_PACKAGES = ("sklearn", "xgboost", "lightgbm")
 ENSEMBLE_WORDS = ("forest", "trees", "boosting", "xgboost", "lightgbm")
 
@@ -262,7 +264,10 @@ def contestants(
             return lambda _seed: EnergyLens(name=name, options=ours[name])
         if name not in known:
             raise UnknownNameError(
-                "estimator", name, [*unfitted, *ours, *known], "See docs/baselines.md."
+                "estimator",
+                name,
+                [*unfitted, *ours, *known],
+                f"There are {', '.join(CONTESTANTS)}, and more in docs/baselines.md.",
             )
         return known[name]
 
@@ -278,6 +283,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             raise UsageError(
                 f"--{what}-cut is for --protocol unseen-{what}, not {arguments.protocol}"
             )
+    if not 0 <= arguments.noise < 1:
+        raise UsageError(f"--noise must be 0 or more and below 1, not {arguments.noise:g}")
     estimators, left_out = contestants(arguments.estimators)
     dataset = read_tables(arguments)
     progress = Progress("fitting")
@@ -354,22 +361,19 @@ def print_evaluation(evaluation: Evaluation) -> None:
             ),
         )
         print_table(
-            ("estimator", "Top-1", "in noise", "pairs", "regret", "MAPE", "covered"),
+            ("estimator", "Top-1", "noise", "pairs", "regret", "MAPE", "covers"),
             [
                 (
                     name,
                     percent(s.metrics.top1_ratio),
                     percent(s.metrics.top1_within_noise_ratio),
                     percent(s.metrics.pairwise_ratio),
-                    percent(s.metrics.regret_mean_ratio, 2),
-                    "> 1000 %"
-                    if (s.metrics.mape_ratio or 0.0) > 10.0
-                    else percent(s.metrics.mape_ratio),
+                    _over(s.metrics.regret_mean_ratio, 2),
+                    _over(s.metrics.mape_ratio, 1),
                     percent(s.metrics.interval_coverage_ratio, 0),
                 )
                 for name, s in scores
             ],
-            cut=False,
         )
     print()
     if evaluation.per:
@@ -381,18 +385,58 @@ def print_evaluation(evaluation: Evaluation) -> None:
             print_paragraph(
                 f"{name}: {score.failed_fits} of {score.fits} fits failed ({score.failure})"
             )
-    for note in evaluation.notes:
+    for note in (*evaluation.notes, *_indistinct(evaluation)):
         print_paragraph(f"Note: {note}")
     print_paragraph(
-        "Top-1: the predicted best is the measured best; in noise: within "
-        f"{evaluation.noise_ratio:.0%} of it; pairs: ordered rightly; regret: joules of the choice "
-        "over the best, minus 1; covered: by the 80 % interval. docs/evaluation.md defines each."
+        "Top-1: the predicted best is the best; noise: within "
+        f"{100 * evaluation.noise_ratio:g} % of it; pairs: ordered rightly; regret: joules of the "
+        "choice over the best, minus 1; MAPE: mean error of the joules; covers: rows that lie in "
+        f"their {100 * evaluation.interval_ratio:g} % interval. docs/evaluation.md defines each."
     )
+
+
+def _over(value: float | None, digits: int) -> str:
+    """Write a ratio of at least 0 in seven columns: far above 1 its digits say nothing."""
+    if value is None or value < 1:
+        return percent(value, digits)
+    return percent(value) if value <= 10 else ">1000 %"
+
+
+def _indistinct(evaluation: Evaluation) -> list[str]:
+    """Say where the scenarios leave too little to choose for estimators to be told apart."""
+    scores = evaluation.estimators
+    alike: dict[tuple[str, ...], list[str]] = {}
+    for name, score in scores.items():
+        m = score.metrics
+        key = (percent(m.top1_ratio), percent(m.pairwise_ratio), percent(m.regret_mean_ratio, 2))
+        if m.regret_mean_ratio is not None:
+            alike.setdefault(key, []).append(name)
+    same = max(alike.values(), key=len, default=[])
+    sizes = [s.candidates for s in next(iter(scores.values())).scenarios]
+    few = sum(size <= FEW for size in sizes)
+    notes = []
+    if len(same) >= ALIKE:
+        notes.append(
+            f"{', '.join(same[:-1])} and {same[-1]} have the same Top-1, pairs and regret: these "
+            "scenarios cannot tell their choices apart."
+        )
+    if 2 * few > len(sizes):
+        notes.append(
+            f"{few} of {len(sizes)} scenarios have only two or three candidates, among which "
+            "there is little to choose"
+            + (
+                "."
+                if "batch_size" in evaluation.choose
+                else "; --choose parallelism,batch_size frees more."
+            )
+        )
+    return notes
 
 
 # -------------------------------------------------------------------------------- report, demo
 
-#: Whom the report's learning curves show: the law, the ensembles, and rules of thumb.
+#: Whom the report's learning curves show: the law, the law unfitted, the ensembles, and the
+#: simplest that may do as well.
 REPORTED = (
     "energylens",
     "energylens-datasheet",
@@ -400,8 +444,11 @@ REPORTED = (
     "extra-trees",
     "xgboost",
     "log-linear",
+    "logistic-batch",
     "workload",
+    "tdp-time-predicted",
     "latency-measured",
+    "largest-batch",
     "largest-batch-per-gpu",
 )
 REPORT_CURVE = (10, 25, 50, 100, 200)
@@ -412,6 +459,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from energylens.discovery import Front
 
     path = arguments.front
+    _require_page(arguments.output)
     _tell(
         read_tables(arguments),
         arguments.output,
@@ -429,6 +477,7 @@ def _demo(arguments: argparse.Namespace) -> None:
 
     from energylens import table
 
+    _require_page(arguments.output)
     with as_file(files("energylens") / "data" / "simulated-demo.csv") as path:
         dataset = table.read(path)
     _tell(
@@ -440,6 +489,17 @@ def _demo(arguments: argparse.Namespace) -> None:
         as_json=arguments.json,
         brief=True,
     )
+
+
+def _require_page(output: str) -> None:
+    """Refuse a name under which no browser would open the page."""
+    from energylens.errors import UsageError
+
+    if not output.lower().endswith((".html", ".htm")):
+        raise UsageError(
+            f"-o names the page and must end in .html or .htm, not {output!r}; the same report as "
+            "text is printed, so > report.txt keeps that"
+        )
 
 
 def _tell(
