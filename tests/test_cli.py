@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from energylens.baselines import ESTIMATORS
-from energylens.cli import build_parser, judging, main, modelling
+from energylens.cli import build_parser, console, judging, main, modelling
 
 COMMAND = Path(sys.executable).with_name("energylens")
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -179,6 +179,7 @@ def test_the_help_lists_every_verb(run):
         ("explain", "model.json", *CASE, "--batch-size", "0"),
         ("explain", "model.json", *CASE, "--tensor-parallel", "1.5"),
         ("explain", "model.json", *CASE, "--output-tokens", "nan"),
+        ("explain", "model.json", *CASE, "--output-tokens", "1e300"),
         ("select", "model.json", *CASE, "--batch-sizes", "1,x"),
         ("select", "model.json", *CASE, "--seed", "-1"),
         ("select", "model.json", *CASE, "--top", "0"),
@@ -254,7 +255,7 @@ def test_importing_says_what_was_written_skipped_and_assumed(run, leaderboard, t
     said = run("import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.csv")
     assert said.code == 0
     assert "2 rows of 1 LLM on H100-SXM-80GB" in said.out
-    assert "1 rows skipped" in said.out
+    assert "1 row skipped" in said.out
     assert re.search(r"1 skipped: .*energy_per_request_joules.* above 0", said.out)
     document = run(
         "import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.jsonl", "--json"
@@ -469,6 +470,44 @@ def test_a_missing_column_is_named(run, runs, tmp_path):
     assert_refused(run("fit", path), "less.csv")
 
 
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("energy", "energy_per_request_j? "),
+        ("Energy_per_request", "energy_per_request_j? "),
+        ("tokens", "input_tokens or output_tokens or vision_tokens? "),
+        ("outputtokens", "output_tokens"),
+    ],
+)
+def test_a_column_is_guessed_by_the_words_of_its_name(run, runs, tmp_path, given, meant):
+    path = tmp_path / "mine.csv"
+    path.write_text(runs.read_text().replace("energy_per_request_j", given, 1))
+    said = " ".join(run("check", path).out.split())
+    assert f"unknown column {given!r}. Did you mean {meant}" in said
+
+
+def test_whoever_reads_a_wrong_table_is_told_the_command_that_lists_all(run, runs, tmp_path):
+    path = tmp_path / "my runs.csv"
+    path.write_text(runs.read_text().replace("energy_per_request_j", "energy", 1))
+    told = f"There is 1 more problem; to list all, run: energylens check '{path}'"
+    said = run("fit", path)
+    assert said.err.rstrip().endswith(told)
+    assert "2 problems" in run("check", path).err
+
+
+def test_a_table_of_one_row_has_one_row(run, runs, tmp_path):
+    path = tmp_path / "one.csv"
+    path.write_text("".join(runs.read_text().splitlines(keepends=True)[:2]))
+    assert "one.csv: 1 row, valid." in run("check", path).out
+
+
+def test_a_search_without_resamples_says_so(run, runs):
+    said = " ".join(run("discover", runs, "--samples", "0").out.split())
+    assert "of the energy, not resampled" in said
+    assert "of the resamples" not in said
+    assert "rows were neither measured nor published" in said
+
+
 @pytest.mark.parametrize("verb", ["check", "fit", "evaluate"])
 def test_a_file_that_is_not_there_is_named(run, tmp_path, verb):
     assert_refused(run(verb, tmp_path / "no.csv"), "no.csv cannot be read")
@@ -506,6 +545,26 @@ def test_a_model_that_was_tampered_with_is_refused(run, model, tmp_path):
 
 
 # ------------------------------------------------------------------------------------- fit
+
+
+def test_rows_are_kept_by_any_name_that_the_catalog_knows(run, runs):
+    plain = run("fit", runs, "--where", "gpu=H100-SXM-80GB", "--json").json()
+    assert run("fit", runs, "--where", "gpu=H100", "--json").json() == plain
+    assert_refused(run("fit", runs, "--where", "colour=red"), "It takes llm, gpu, precision")
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(1.0, "> 99 %"), (0.995, "> 99 %"), (0.99, "99 %"), (None, "-")]
+)
+def test_no_probability_is_a_certainty(ratio, words):
+    assert console.likelihood(ratio) == words
+
+
+@pytest.mark.parametrize(
+    ("ratio", "words"), [(0.9999, "over 99 %"), (0.5, "50 %"), (0.004, "0.4 %")]
+)
+def test_nothing_saves_all(ratio, words):
+    assert console.saving(ratio) == words
 
 
 def test_a_fit_prints_its_coefficients_and_its_weaknesses(run, runs, tmp_path):
@@ -604,7 +663,9 @@ def test_power_caps_are_fitted_explained_and_chosen(run, runs, model, tmp_path):
     assert_refused(run("select", fitted, *choose), "the candidates must list some")
     assert_refused(run("select", fitted, *choose, "--power-caps", "400000"), "70 and 735 W")
     assert_refused(run("select", fitted, *CASE, "--power-cap-w", "40"), "70 and 735 W")
-    assert_refused(run("select", model, *choose, "--power-caps", "400,700"), "knows no power caps")
+    assert_refused(
+        run("select", model, *choose, "--power-caps", "400,700"), "takes a model that knows some"
+    )
 
 
 def test_rows_are_kept_by_what_they_hold(run, runs):
@@ -1138,8 +1199,8 @@ def test_a_fit_says_what_its_extensions_and_its_table_are_of(run, runs, tmp_path
     assert_refused(run("fit", runs, "--extend", "auto,length"), "--extend auto stands alone")
     table = changed(runs, tmp_path, "gpu", "A100-SXM-80GB")
     said = words(run("fit", table))
-    assert "the rows of A100-SXM-80GB, H100-SXM-80GB together" in said
-    assert "values are those of H100-SXM-80GB, which has the most" in said
+    assert "values are what it makes of H100-SXM-80GB, which has the most" in said
+    assert "Predictions use the coefficients of each group" in said
     assert 'list them, under "groups"' in said
 
 
@@ -1154,7 +1215,7 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     table.write_text("\n".join(map(",".join, [header, *rows])) + "\n")
     (note,) = run("fit", table, "--json").json()["notes"]
     assert "Rows of 2 engine versions (vllm 0.5.4, vllm 0.11.1)" in note
-    assert "each has coefficients of its own" in note
+    assert "each is fitted by itself" in note
     assert not run("fit", table, "--where", "engine_version=0.5.4", "--json").json()["notes"]
     (note,) = run("fit", table, "--per", "gpu", "--json").json()["notes"]
     assert "add engine to --per" in note
@@ -1163,9 +1224,15 @@ def test_a_fit_notes_rows_that_are_there_twice_and_several_engine_versions(run, 
     assert "are of 2 engine versions" in words(run("explain", model, *CASE))
     known = words(run("explain", model, *CASE, "--engine", "vLLM==0.5.4"))
     assert "engine" not in known.partition("where the joules go")[0]
+    assert "are of 2 engine versions" in words(run("explain", model, *CASE, "--engine", "vllm"))
+    pooled = tmp_path / "pooled.json"
+    run("fit", table, "--per", "none", "-o", pooled)
+    told = words(run("explain", pooled, *CASE, "--engine", "vllm 0.5.4"))
+    assert "this fit does not tell them apart: fit again with engine among --per" in told
     asked = words(run("select", model, *CASE, "--engine", "vllm 9"))
     assert "No row of the fit has the engine vllm 9: they are of vllm 0.11.1, vllm 0.5.4." in asked
-    assert "tokens, on vllm 9" in asked
+    assert "joules may differ twofold" in asked
+    assert "tokens, engine vllm 9" in asked
 
 
 def twice(runs, tmp_path):

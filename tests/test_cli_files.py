@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from energylens.cli import main
+from energylens.instrument import MeterError
 
 PLAN = ("plan", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--engine", "simulated")
 
@@ -82,7 +83,7 @@ def test_a_table_without_its_records_is_not_gone_on_with(
     assert len({json.loads(line)["x_run"] for line in before.splitlines()}) == 2
 
 
-NEXT = (*PLAN, "--batch-sizes", "1,8,64", "--input-tokens", "64,512", "--next", "2")
+NEXT = (*PLAN, "--batch-sizes", "1,2,4,8,16,64", "--input-tokens", "64,512", "--next", "2")
 
 
 @pytest.fixture
@@ -100,14 +101,14 @@ def test_a_plan_that_one_may_do_without_says_so_before_it_lists_its_cases(
 ) -> None:
     lines = grid.read_text().splitlines(keepends=True)
     some, path = tmp_path / "some.jsonl", tmp_path / "next.jsonl"
-    some.write_text("".join(lines[:4]))
+    some.write_text("".join(lines[:9]))
     command = [*NEXT, "--measured", str(some), "-o", str(path)]
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert said.index("Stop: ") < said.index(
         "No more of these runs are needed. To go on all the same: 2"
     )
-    assert said.index("2 cases of 6 feasible ones") < said.index("1. Qwen/Qwen3-8B")
+    assert said.index("2 cases of 12 feasible ones") < said.index("1. Qwen/Qwen3-8B")
     assert len(path.read_text().splitlines()) == 1 + 2
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
@@ -119,11 +120,32 @@ def test_a_plan_that_one_may_do_without_says_so_before_it_lists_its_cases(
     assert "needed" not in said
 
 
+def test_without_enough_rows_of_its_engine_a_plan_says_go_on_and_what_is_missing(
+    grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = tmp_path / "few.jsonl"
+    few.write_text("".join(grid.read_text().splitlines(keepends=True)[:8]))
+    for rows, command, missing in (
+        (few, NEXT, "Go on: only 8 measured rows are of H100-SXM-80GB "
+         "with the engine simulated, and it takes 9 "),
+        (grid, (*NEXT, "--engine", "vllm"), "no measured row is of H100-SXM-80GB with the engine "
+         "vllm, and it takes 9 "),
+        (grid, (*NEXT, "--gpu", "A100"), "no measured row is of A100-SXM-80GB with the engine "),
+    ):  # fmt: skip
+        options = ["--measured", str(rows), "-o", str(tmp_path / "next.jsonl")]
+        assert main([*command, *options]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert missing in said
+        assert "Stop" not in said
+        assert "2 cases of 12 feasible ones" in said
+        assert "are simulated, not measured: no claim about real energy may rest" in said
+
+
 def test_a_plan_that_would_help_does_not_say_that_one_may_do_without(
     grid: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs, path = tmp_path / "one.jsonl", tmp_path / "next.jsonl"
-    runs.write_text(grid.read_text().splitlines(keepends=True)[0])
+    runs.write_text("".join(grid.read_text().splitlines(keepends=True)[:9]))
     command = [*NEXT, "-o", str(path), "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["stop"] is None
@@ -147,12 +169,59 @@ def test_once_everything_is_measured_there_is_a_verdict_and_no_plan(
     assert main(command) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "No run is left that would change that. Stop: " in said
-    assert "All 6 feasible cases are measured: next.jsonl is not written." in said
+    assert "All 12 feasible cases are measured: next.jsonl is not written." in said
     assert main([*command, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert (document["stop"], document["cases"], document["output"]) == (True, 0, None)
     assert not Path("next.jsonl").exists()
     assert main([*command, "--choose", "tensor_parallel"]) == 1
+
+
+def said_by(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> str:
+    capsys.readouterr()
+    assert main(command) == code
+    captured = capsys.readouterr()
+    return " ".join((captured.out + captured.err).split())
+
+
+def test_a_sweep_says_what_is_simulated_and_what_was_there_already(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, runs = str(tmp_path / "plan.jsonl"), str(tmp_path / "runs.jsonl")
+    small = ("--batch-sizes", "1", "--input-tokens", "64", "--tensor-parallel", "1,2,3")
+    said = said_by(capsys, *PLAN, *small, "--repeats", "2", "--quick", "-o", path)
+    assert "4 runs of 2 cases of 2 feasible ones, about 1 minute, written to" in said
+    assert "1 left out: the LLM cannot be laid out so: tensor parallel 3 does not divide" in said
+    measure = ("measure", path, "-o", runs)
+    said = said_by(capsys, *measure, "--gpus", "1")
+    assert "2 of 4 cases measured, 0 of them unstable, 2 failed; " in said
+    assert "J simulated. " in said
+    assert "and 1 other: the case needs 2 GPUs, and there is 1." in said
+    assert "drawn" not in said
+    assert "4 of 4 cases measured" in said_by(capsys, *measure)
+    said = said_by(capsys, *measure)
+    assert said.startswith("Nothing was left to do, all was there already: 4 of 4 cases measured")
+    assert " J" not in said
+
+
+def test_what_no_case_can_do_without_is_said_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(name: str) -> None:
+        raise MeterError(f"there is no meter {name}.")
+
+    monkeypatch.setattr("energylens.meters.open_meter", absent)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    path, runs = str(tmp_path / "plan.jsonl"), str(tmp_path / "runs.jsonl")
+    said_by(capsys, *PLAN, "--engine", "vllm", "-o", path)
+    measure = ("measure", path, "-o", runs, "--executor", "inline")
+    said = said_by(capsys, *measure, code=1)
+    assert said.count("there is no meter auto.") == 1
+    assert "and 5 others: there is no meter auto." in said
+    assert "the reasons are above; the engine vllm is not installed either" in said
+    assert "--retry-failed tries those that failed again" in said_by(capsys, *measure, code=1)
+    said = said_by(capsys, *measure, "--meter", "nope", code=1)
+    assert said.startswith("energylens measure: unknown meter 'nope'. Known are auto")
 
 
 @pytest.mark.parametrize(

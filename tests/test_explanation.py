@@ -12,8 +12,8 @@ from energylens.capacity import memory
 from energylens.cases import Cases
 from energylens.explanation import SUBJECTS, describe, explain, joules, scope_notes
 from energylens.fitting import FitOptions, fit, from_datasheet
-from energylens.formula import EXTENSIONS, NAMES, Coefficients, terms_of
-from energylens.records import Boundary, Case, Configuration, Modality, Workload
+from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, Coefficients, design, terms_of
+from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
 from energylens.selection import Scenario, select
 
 
@@ -74,15 +74,19 @@ def test_extensions_are_explained_too(draw_cases, make_dataset, case):
 def test_the_interval_of_a_term_is_that_of_its_coefficient(model, case):
     e = explain(model, case)
     spread = np.sqrt(np.diag(model.pooled.covariance))
+    overlapped = {k for pair in OVERLAPS for k in pair}
     for k, term in enumerate(e.terms):
         if term.total_j == 0:
             assert term.high_j == 0
             continue
-        theta = model.pooled.theta[k]
-        assert term.high_j == pytest.approx(term.total_j * (1 + 1.2816 * spread[k] / theta))
-        assert term.low_j == pytest.approx(
-            max(term.total_j * (1 - 1.2816 * spread[k] / theta), 0), abs=1e-12
-        )
+        ratio = 1.2816 * spread[k] / model.pooled.theta[k]
+        high = term.total_j * (1 + ratio)
+        low = max(term.total_j * (1 - ratio), 0)
+        if k in overlapped:  # less hidden by the other term, the larger it is
+            assert term.high_j > high
+            assert term.low_j <= low
+        else:
+            assert (term.low_j, term.high_j) == pytest.approx((low, high), abs=1e-12)
 
 
 def test_one_token_more_costs_what_the_model_says(model, case):
@@ -250,11 +254,11 @@ def test_what_no_row_has_is_noted(model, case):
         precision=catalog.precision("fp8"),
     )
     notes = scope_notes(model, other)
-    assert [n.rsplit(" ", 1)[0] for n in notes] == [
-        "No row of the fit has the LLM",
-        "No row of the fit has the GPU",
-        "No row of the fit has the precision",
-    ]
+    assert notes == (
+        "No row of the fit has the LLM Qwen/Qwen3-14B.",
+        "No row of the fit has the GPU L40S.",
+        "No row of the fit has the precision fp8, and the interval does not allow for that.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -276,7 +280,14 @@ def test_values_outside_the_fitted_range_are_noted(model, case, configuration, w
 
 
 def test_the_datasheet_has_seen_nothing(case):
-    assert len(scope_notes(from_datasheet(), case)) == 3
+    (note,) = scope_notes(from_datasheet(), case)
+    assert note.startswith("No measurement stands behind this, only the datasheet of the GPU")
+
+
+def test_rows_that_are_no_measurements_are_noted(model, case):
+    mixed = replace(model, sources={"measured": 30, "simulated": 50})
+    (note,) = scope_notes(mixed, case)
+    assert note.startswith("50 of 80 rows of the fit are simulated: nothing here is a claim")
 
 
 # ------------------------------------------------------------------------------------- rest
@@ -319,13 +330,29 @@ def test_an_explanation_is_plain_json(model, case):
     assert parts == pytest.approx(document["energy_per_request_j"])
 
 
-def test_a_coefficient_at_its_bound_shows_no_joules(model, case):
+def test_a_coefficient_at_its_bound_shows_no_joules_and_how_many_it_may_be(model, case):
     zero = model.pooled.theta.copy()
     zero[NAMES.index("decode_cache")] = 0.0
     fields = {name: getattr(model.pooled, name) for name in Coefficients.__dataclass_fields__}
     bounded = replace(model, pooled=Coefficients(**(fields | {"theta": zero})))
     share = explain(bounded, case).terms[NAMES.index("decode_cache")]
-    assert (share.total_j, share.low_j, share.high_j) == (0, 0, 0)
+    assert (share.total_j, share.low_j) == (0, 0)
+    k = NAMES.index("decode_cache")
+    spread = np.sqrt(model.pooled.covariance[k, k])
+    assert share.high_j == pytest.approx(1.2816 * spread * design(Cases.of([case]))[0, k])
+
+
+def test_the_terms_of_an_engine_version_have_the_intervals_of_its_own_coefficients(model, case):
+    spread = np.sqrt(np.diag(model.pooled.covariance))
+    own = replace(model.pooled, theta=2.0 * model.pooled.theta)
+    engine = Engine(name="vllm", version="2")
+    told = replace(model, per=("engine",), groups={engine.id: own})
+    k = NAMES.index("decode_cache")
+    share = explain(told, replace(case, engine=engine)).terms[k]
+    plain = explain(model, case).terms[k]
+    assert share.total_j == pytest.approx(2 * plain.total_j)
+    ratio = 1.2816 * spread[k] / own.theta[k]
+    assert share.high_j == pytest.approx(share.total_j * (1 + ratio))
 
 
 def test_a_cap_is_named_in_the_case_and_noted_where_the_model_knows_none(model, case):

@@ -11,6 +11,7 @@ from energylens import catalog, fitting
 from energylens.cases import Cases
 from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError, UnknownNameError, UsageError
+from energylens.explanation import scope_notes
 from energylens.fitting import (
     LOSSES,
     Datasheet,
@@ -316,25 +317,29 @@ def test_engine_versions_get_their_own_coefficients_where_there_are_several(two_
     assert model.per == ("gpu", "engine")
     h100, a100 = (gpu.id for gpu in data.cases.gpus)
     pairs = {f"{gpu} {e.id}" for gpu in (h100, a100) for e in (OLD, NEW)}
-    assert set(model.groups) == pairs | {h100, a100}
+    assert set(model.groups) == pairs | {h100, a100, OLD.id, NEW.id}
     assert diagnose(model, data).mape_ratio < 0.05
     assert diagnose(fit(data, FitOptions(per=("gpu",))), data).mape_ratio > 0.2
     # an engine that is not named, or not seen, is answered by all rows of its GPU type
     level = model.groups[h100].theta
     for engine in ("", "vllm 9"):
         assert model.coefficients("any", h100, "bf16", engine).theta is level
-    # and the interval is wider where rows of the GPU type, but none of the engine, answer
+    # an engine without rows on a GPU type is answered by its rows on others, less surely
     only_old = data.take((data.engine_ids == OLD.id) | (data.gpu_ids == a100))
     asked = data.cases.take(data.gpu_ids == h100)
     model = fit(only_old)
-    old, new = (model.interval_energy_j(asked.served_by(engine)) for engine in (OLD, NEW))
-    assert (np.log(new[1] / new[0]) > 1.2 * np.log(old[1] / old[0])).all()
+    assert f"{h100} {NEW.id}" not in model.groups
+    assert model.coefficients("any", h100, "bf16", NEW.id) is model.groups[NEW.id]
+    low, high = model.interval_energy_j(asked.served_by(NEW))
+    known = replace(model, scope=replace(model.scope, engines={NEW.id: model.scope}))
+    lower, upper = known.interval_energy_j(asked.served_by(NEW))
+    assert (np.log(high / low) > 1.1 * np.log(upper / lower)).all()
     alone = fit(data, FitOptions(per=("engine",)))
     assert set(alone.groups) == {OLD.id, NEW.id}
-    assert alone.coefficients("any", h100, "bf16") is alone.pooled
+    assert alone.coefficients("any", h100, "bf16", "") is alone.pooled
 
 
-def test_a_few_rows_of_another_engine_version_move_its_answers_and_no_others(two_gpus):
+def test_an_engine_version_is_fitted_as_if_alone_whatever_rows_of_others_say(two_gpus):
     many = two_gpus.cases.served_by(OLD)
     few = Dataset.concatenate([replace(two_gpus, cases=many), two_gpus.take(slice(0, 8))])
     few = replace(
@@ -348,15 +353,50 @@ def test_a_few_rows_of_another_engine_version_move_its_answers_and_no_others(two
     asked = few.cases.take(slice(50, 60))
     doubled = model.predict_energy_j(asked.served_by(NEW)) / model.predict_energy_j(asked)
     assert np.median(doubled) > 1.4  # eight rows between two GPU types
+    alone = fit(few.take(few.engine_ids == NEW.id))
+    strangers = asked.served_by(NEW)
+    assert model.predict_energy_j(strangers) == pytest.approx(alone.predict_energy_j(strangers))
     before = fit(replace(two_gpus, cases=many)).predict_energy_j(asked)
     assert model.predict_energy_j(asked) == pytest.approx(before, rel=0.02)
+
+
+def test_what_an_engine_version_was_fitted_to_is_what_its_answers_are_sure_of(two_gpus):
+    llms = two_gpus.llm_ids
+    first = llms == llms[0]
+    old, new = two_gpus.take(first), two_gpus.take(~first)
+    both = Dataset.concatenate(
+        [
+            replace(old, cases=old.cases.served_by(OLD)),
+            replace(new, cases=new.cases.served_by(NEW)),
+        ]
+    )
+    model = fit(both)
+    assert model.scope_of(OLD.id).llms == (llms[0],)
+    assert model.scope_of("").llms == tuple(sorted(set(llms)))
+    # an LLM that only the other version has served is one never seen, to this one
+    asked = new.cases.served_by(OLD)
+    knowing = replace(model, scope=replace(model.scope, engines={OLD.id: model.scope}))
+    low, high = model.interval_energy_j(asked)
+    lower, upper = knowing.interval_energy_j(asked)
+    assert not np.allclose(high / low, upper / lower)
+    case = asked.case(0)
+    notes = scope_notes(model, case)
+    assert f"No row of {OLD.id} has the LLM {case.llm.id}." in notes
 
 
 def test_rows_whose_engine_is_unknown_are_no_group_of_their_own(two_gpus):
     cases = two_gpus.cases.served_by([OLD, NEW, UNKNOWN_ENGINE] * 100)
     model = fit(replace(two_gpus, cases=cases), FitOptions(per=("engine",)))
     assert set(model.groups) == {OLD.id, NEW.id}
-    assert model.scope.engines == (NEW.id, OLD.id)
+    assert set(model.scope.engines) == {OLD.id, NEW.id}
+
+
+def test_rows_that_are_all_of_a_group_are_fitted_once(two_gpus):
+    # each GPU type has one engine version: naming it adds nothing
+    engines = [(OLD, NEW)[i] for i in two_gpus.cases.gpu_index]
+    model = fit(replace(two_gpus, cases=two_gpus.cases.served_by(engines)))
+    assert set(model.groups) == {*two_gpus.gpu_ids, OLD.id, NEW.id}
+    assert fit(two_gpus.take(two_gpus.cases.gpu_index == 0), FitOptions(per=("gpu",))).groups == {}
 
 
 def test_one_pooled_fit_is_had_by_asking(two_gpus):
@@ -426,6 +466,26 @@ def test_extensions_are_taken_in_where_they_pay_and_not_elsewhere(draw_cases, ma
     model = fit(plain, FitOptions(extend=("auto",)))
     assert model.extensions == ()
     assert np.array_equal(model.pooled.theta, fit(plain).pooled.theta)
+
+
+def test_an_extension_that_pays_is_seen_beside_rows_of_an_engine_that_takes_three_times_as_much(
+    draw_cases, make_dataset
+):
+    theta = np.append(PLANTED, [0.0, 0.6])
+    cases = Cases.of(draw_cases(150, precisions=("bf16", "fp8")))
+    new = make_dataset(cases, theta=theta, extend=("quantization",), noise_ratio=0.1)
+    auto = FitOptions(extend=("auto",))
+    assert fit(new, auto).extensions == ("quantization",)
+    plain = make_dataset(draw_cases(150, seed=3), theta=3.0 * PLANTED, noise_ratio=0.1)
+    both = Dataset.concatenate(
+        [
+            replace(new, cases=new.cases.served_by(NEW)),
+            replace(plain, cases=plain.cases.served_by(OLD)),
+        ]
+    )
+    assert fit(both, auto).extensions == ("quantization",)
+    together = FitOptions(extend=("auto",), per=())
+    assert fit(both, together).extensions == ()
 
 
 def with_caps(cases, *, seed=7):

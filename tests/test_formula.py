@@ -341,8 +341,8 @@ def test_several_columns_name_a_group_together():
         per=("llm", "precision"),
         groups={"Qwen/Qwen3-32B fp8": coefficients(theta)},
     )
-    assert model.coefficients("Qwen/Qwen3-32B", "any", "fp8").theta[0] == 2
-    assert model.coefficients("Qwen/Qwen3-32B", "any", "bf16").theta[0] == 1
+    assert model.coefficients("Qwen/Qwen3-32B", "any", "fp8", "").theta[0] == 2
+    assert model.coefficients("Qwen/Qwen3-32B", "any", "bf16", "").theta[0] == 1
 
 
 @pytest.mark.parametrize("per", [(), ("gpu",)])
@@ -460,7 +460,9 @@ def test_a_gpu_type_that_no_row_speaks_of_has_wider_intervals(cases):
 
 def test_an_engine_that_no_row_speaks_of_has_wider_intervals_and_one_not_named_has_not(cases):
     model = model_of(np.ones(12))
-    model = replace(model, scope=replace(model.scope, engines=("vllm 1", "vllm 2")))
+    model = replace(
+        model, scope=replace(model.scope, engines={"vllm 1": model.scope, "vllm 2": model.scope})
+    )
     plain = interval_width(model, cases)
     seen = cases.served_by(Engine(name="vllm", version="2"))
     strange = cases.served_by(Engine(name="vllm", version="3"))

@@ -24,7 +24,7 @@ from energylens.dataset import Dataset
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.formula import NAMES, SPREADS
 from energylens.informative import Choice, Information, Verdict, next_runs, verdict
-from energylens.records import Case, Configuration, Workload
+from energylens.records import Case, Configuration, Engine, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
 PLANTED = np.array([0.6, 1.4, 0.9, 1.8, 0.4, 1.1, 2.0, 0.7, 1.3, 0.5, 1.6, 0.8])
@@ -450,6 +450,55 @@ def test_one_stops_where_the_regret_is_low_or_runs_would_not_lower_it(
     given = says(regret, change, more=more)
     assert given.stop is stop
     assert word in given.sentences()[2]
+
+
+def test_one_never_stops_while_rows_are_lacking_and_is_told_which_are_no_measurements() -> None:
+    given = replace(says(0.005, 0.0), lacking="no row is of it", unclaimed="Of 2 rows 2 are made.")
+    assert not given.stop
+    assert given.sentences()[2:] == (
+        "Go on: no row is of it; until then the figures above are a guess.",
+        "Of 2 rows 2 are made.",
+    )
+
+
+def test_rows_of_another_engine_or_too_few_of_it_do_not_end_the_measuring(
+    cases: Cases, make_dataset: MakeDataset
+) -> None:
+    served = cases.served_by(Engine(name="vllm"))
+
+    def lacking(engine: str, rows: int) -> str:
+        every = make_dataset(cases, theta=PLANTED, engine=engine)
+        return verdict(served, every.take(np.arange(rows)), choose=LAYOUTS).lacking
+
+    other = lacking("simulated", 72)
+    assert other.startswith(
+        "no measured row is of H100-SXM-80GB with the engine vllm, and it takes"
+    )
+    assert lacking("vLLM", 1).startswith("only 1 measured row is of H100-SXM-80GB with the engine")
+    assert lacking("vLLM", 8).startswith("only 8 measured rows are")
+    assert lacking("vLLM", 9) == ""
+
+
+def test_a_case_measured_on_another_engine_is_left_to_measure(
+    cases: Cases, make_dataset: MakeDataset
+) -> None:
+    served = cases.served_by(Engine(name="vllm"))
+    for engine, left in (("simulated", 4), ("vllm", 0), ("", 0)):
+        rows = make_dataset(cases, theta=PLANTED, engine=engine)
+        if left:
+            assert len(next_runs(served, rows, choose=LAYOUTS, count=4).runs) == left
+        else:
+            with pytest.raises(InfeasibleError, match="none of the 72 candidates is left"):
+                next_runs(served, rows, choose=LAYOUTS, count=4)
+
+
+def test_a_run_does_not_claim_to_tell_what_it_leaves_as_it_was() -> None:
+    before = np.full((1, 12), 0.5)
+    after = before.copy()
+    after[0, :2] = 0.4999, 0.498
+    assert informative._what_it_tells(before, after) == "confirms what is known"
+    after[0, 1] = 0.4
+    assert informative._what_it_tells(before, after) == f"tells {NAMES[1]} (0.5 to 0.4)"
 
 
 # ------------------------------------------------------------------------------------- the study

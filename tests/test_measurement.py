@@ -515,6 +515,31 @@ def test_a_case_that_needs_more_gpus_than_there_are_is_recorded(tmp_path: Path) 
     assert "needs 8 GPUs" in next(iter(result.failed.values()))
 
 
+def test_a_case_beyond_the_gpus_allowed_is_refused_once_and_measured_when_there_are_more(
+    tmp_path: Path,
+) -> None:
+    plan = plan_of(planned(), planned(tensor_parallel=2), planned(tensor_parallel=2, repeat=1))
+
+    def again(gpus: int | None) -> tuple[measurement.SweepResult, int]:
+        out = tmp_path / "runs.jsonl"
+        engine = FakeEngine(VirtualMeter(gpus=2))
+        result = measurement.measure(
+            plan, lambda _: engine, no_meter, out, executor=InlineExecutor(), gpus=gpus
+        )
+        return result, len(files.read_json_lines(tmp_path / "runs.records.jsonl"))
+
+    first, written = again(1)
+    assert (first.measured, first.new, written) == (1, 3, 3)
+    assert set(first.failed.values()) == {"the case needs 2 GPUs, and there is 1."}
+    assert len(first.failed) == 2  # the repeat is a case of its own
+    second, written = again(1)
+    assert (second.new, second.sources, written) == (0, (), 3)
+    third, _ = again(None)
+    assert (third.measured, third.new, third.failed) == (3, 2, {})
+    with pytest.raises(UsageError, match="must be 1 or more, not 0"):
+        again(0)
+
+
 NVML_FAULTS: dict[str, Callable[[FakeNvml, float], float]] = {
     "absent": lambda nvml, _: raise_nvml(nvml, 3),
     "permission denied": lambda nvml, _: raise_nvml(nvml, 4),

@@ -350,6 +350,20 @@ def test_an_interrupt_finishes_the_window_and_keeps_what_is_measured(tmp_path: P
     assert len(measured_keys(tmp_path)) == 6
 
 
+def test_a_sigterm_ends_at_once_with_the_workers_and_keeps_what_is_measured(
+    tmp_path: Path,
+) -> None:
+    driver = start_driver(tmp_path, pause_s=0.002)
+    wait_for(lambda: count_lines(tmp_path / "runs.jsonl") >= 1)
+    workers = children_of(driver.pid)
+    driver.send_signal(signal.SIGTERM)
+    assert driver.wait(timeout=60) == -signal.SIGINT  # a KeyboardInterrupt, as of Ctrl-C
+    wait_for(lambda: not any(map(alive, workers)))
+    assert 1 <= len(measured_keys(tmp_path)) < 6
+    assert start_driver(tmp_path, pause_s=0.0).wait() == 0
+    assert len(measured_keys(tmp_path)) == 6
+
+
 # ------------------------------------------------------------------------------------------ Slurm
 
 

@@ -363,11 +363,10 @@ def evaluate(
     ):
         if number is not None and number < least:
             raise UsageError(f"{option} must be {least} or more, not {number}")
-    if not (0 <= noise_ratio < 1 and 0 < interval_ratio < 1):
-        raise UsageError(
-            "noise_ratio must be in [0, 1) and interval_ratio in (0, 1); "
-            f"given {noise_ratio} and {interval_ratio}"
-        )
+    if not 0 <= noise_ratio < 1:
+        raise UsageError(f"the noise must be a ratio from 0 to below 1, not {noise_ratio}")
+    if not 0 < interval_ratio < 1:
+        raise UsageError(f"interval_ratio must be above 0 and below 1, not {interval_ratio}")
     if not estimators:
         raise UsageError("one estimator or more must be given to be judged")
     if freed_columns(choose) & {f"{name}_index" for name in per}:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 
 from energylens import capacity
-from energylens.cases import Cases
-from energylens.formula import EnergyModel
-from energylens.records import Case, Configuration, Workload
+from energylens.cases import Cases, FloatArray
+from energylens.formula import EnergyModel, design_by_phase, slopes
+from energylens.records import Case, Configuration, Source, Workload
 from energylens.selection import as_run
 
 COVERAGE_RATIO = 0.8
@@ -162,17 +162,14 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     energy = float(energies[0])
     low, high = model.interval_energy_j(cases.take(np.arange(1)), COVERAGE_RATIO)
     prefill, decode = model.predict_parts_j(cases.take(np.arange(1)))
-    fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id)
-    spread = np.sqrt(np.diag(fitted.covariance))
-    total = prefill[0] + decode[0]
-    unit = np.divide(total, fitted.theta, out=np.zeros(len(total)), where=fitted.theta > 0)
+    low_j, high_j = _term_intervals_j(model, case)
     terms = tuple(
         TermShare(
             name=term.name,
             prefill_j=float(prefill[0, k]),
             decode_j=float(decode[0, k]),
-            low_j=float(max(total[k] - NORMAL_80 * spread[k] * unit[k], 0.0)),
-            high_j=float(total[k] + NORMAL_80 * spread[k] * unit[k]),
+            low_j=float(low_j[k]),
+            high_j=float(high_j[k]),
         )
         for k, term in enumerate(model.terms)
     )
@@ -202,6 +199,22 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     )
 
 
+def _term_intervals_j(model: EnergyModel, case: Case) -> tuple[FloatArray, FloatArray]:
+    """Joules of each term at either end of its coefficient's 80 % interval, others as fitted.
+
+    Not in proportion to the coefficient where two terms overlap: the smaller hardly shows.
+    """
+    fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id, case.engine.id)
+    reach = NORMAL_80 * np.sqrt(np.diag(fitted.covariance))
+    phases = design_by_phase(Cases.of([case]), model.terms)
+    ends = []
+    for values in (np.maximum(fitted.theta - reach, 0.0), fitted.theta + reach):
+        moved = np.where(np.eye(len(values), dtype=np.bool_), values, fitted.theta)
+        parts = [np.diag(slopes(x[[0] * len(values)], moved)) * values for x in phases]
+        ends.append(parts[0] + parts[1])
+    return ends[0], ends[1]
+
+
 def describe(case: Case) -> str:
     """Name a case in one line."""
     w = case.workload
@@ -215,23 +228,48 @@ def describe(case: Case) -> str:
 def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
     """Say where a case lies outside the rows that a model was fitted to."""
     notes = []
-    for what, name, known in (
-        ("LLM", case.llm.id, model.scope.llms),
-        ("GPU", case.gpu.id, model.scope.gpus),
-        ("precision", case.precision.id, model.scope.precisions),
-    ):
-        if name not in known:
-            notes.append(f"No row of the fit has the {what} {name}.")
-    engines = model.scope.engines
-    name = case.engine.id
-    if name and name not in engines:
-        told = f": they are of {', '.join(engines)}" if engines else ""
-        notes.append(f"No row of the fit has the engine {name}{told}.")
-    elif not model.knows_engine(case.llm.id, case.gpu.id, case.precision.id, name):
+    if case.configuration.power_cap_w is not None and "power_cap" not in model.extensions:
         notes.append(
-            f"No row of the fit has the engine {name} together with the "
-            f"{' and '.join(part for part in model.per if part != 'engine')} asked for: this "
-            "rests on rows of other engine versions."
+            "This model knows no power caps, so the cap is ignored"
+            + (": fit it with --extend power_cap." if model.pooled.rows else ".")
+        )
+    if not model.pooled.rows:
+        return (
+            "No measurement stands behind this, only the datasheet of the GPU: the order of "
+            "configurations is worth more than their joules (docs/results.md, "
+            "energylens-datasheet).",
+            *notes,
+        )
+    notes += [
+        f"{count} of {sum(model.sources.values())} rows of the fit are {name}: nothing here is "
+        "a claim about real GPUs."
+        for name, count in model.sources.items()
+        if not Source(name).carries_accuracy_claim
+    ]
+    engines, name = model.scope.engines, case.engine.id
+    scope = model.scope_of(name)
+    no_row = "No row of the fit" if scope is model.scope else f"No row of {name}"
+    for what, asked, known in (
+        ("LLM", case.llm.id, scope.llms),
+        ("GPU", case.gpu.id, scope.gpus),
+    ):
+        if asked not in known:
+            notes.append(f"{no_row} has the {what} {asked}.")
+    if case.precision.id not in scope.precisions:
+        notes.append(
+            f"{no_row} has the precision {case.precision.id}, and the interval does not allow "
+            "for that."
+        )
+    if len(engines) > 1 and "engine" not in model.per:
+        notes.append(
+            f"The rows are of {len(engines)} engine versions, whose joules differ, and this fit "
+            "does not tell them apart: fit again with engine among --per."
+        )
+    elif name and name not in engines:
+        told = f": they are of {', '.join(engines)}" if engines else ""
+        notes.append(
+            f"No row of the fit has the engine {name}{told}. Between versions joules may differ "
+            "twofold, more than the interval says; their order carries over (docs/results.md)."
         )
     elif not name and len(engines) > 1:
         notes.append(
@@ -250,11 +288,7 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         "vision_tokens": w.vision_tokens,
         "power_cap_w": case.gpu.tdp_w if c.power_cap_w is None else c.power_cap_w,
     }
-    if c.power_cap_w is not None and "power_cap" not in model.extensions:
-        notes.append(
-            "This model knows no power caps, so the cap is ignored: fit it with --extend power_cap."
-        )
-    for column, (low, high) in model.scope.ranges.items():
+    for column, (low, high) in scope.ranges.items():
         value = values[column]
         if not low <= value <= high:
             notes.append(f"{column} = {value:g} lies outside the fitted {low:g} to {high:g}.")

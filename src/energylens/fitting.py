@@ -15,14 +15,14 @@ that of a fraction of one row. ``prior="none"`` leaves it out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 
 from energylens import __version__
-from energylens.cases import BoolArray, FloatArray, IntArray
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.formula import (
@@ -88,8 +88,10 @@ class FitOptions:
         ``absolute`` is ordinary least squares in joules, for comparison.
     prior : {"datasheet", "none"}
     per : tuple of {"gpu", "llm", "precision", "engine"}, optional
-        Columns whose values get coefficients of their own besides the pooled ones. By default
-        each GPU type and each engine version does, where there is more than one.
+        Columns whose values get coefficients of their own besides the pooled ones, drawn toward
+        those; an engine version's own are not drawn toward those of others, and those of the
+        other columns within it are drawn toward the version's. By default each GPU type and each
+        engine version has its own, where there is more than one.
     idle_power_w : float, optional
         Known draw of an idle GPU: fixes that coefficient.
     measured_power : bool
@@ -175,20 +177,18 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
     problem = _Problem(dataset, weights, options)
     pooled = problem.solve(np.arange(len(dataset)), problem.expected, problem.spread)
     groups: dict[str, Coefficients] = {}
-    per = options.per
-    if per is None:
-        kinds = {"gpu": dataset.gpu_ids, "engine": dataset.engine_ids}
-        per = tuple(name for name, ids in kinds.items() if len(set(ids)) > 1)
-    # Groups without the engine come first: those with it shrink toward them.
-    parents = _group_keys(dataset, ())
-    for level in dict.fromkeys((tuple(name for name in per if name != "engine"), per)):
-        keys = _group_keys(dataset, level)
-        for key in sorted(set(keys) - {"", *groups}):
-            rows = np.flatnonzero(keys == key)
-            parent = groups.get(parents[rows[0]], pooled)
-            group = problem.solve(rows, parent.theta, GROUP_SPREAD * problem.spreads)
-            groups[key] = _borrowing(group, parent)
-        parents = keys
+    per = _columns(dataset, options)
+    columns = tuple(name for name in per if name != "engine")
+    groups |= _groups_within(problem, dataset, columns, np.arange(len(dataset)), pooled)
+    if "engine" in per:
+        for engine in sorted(set(dataset.engine_ids) - {""}):
+            # Rows of one version say little of another's joules, less than the datasheet does
+            # (docs/results.md): each is fitted as if it were alone, and lends only its spread.
+            rows = np.flatnonzero(dataset.engine_ids == engine)
+            own = problem.solve(rows, problem.expected, problem.spread)
+            groups[engine] = _borrowing(own, pooled)
+            inner = (*columns, "engine")
+            groups |= _groups_within(problem, dataset, inner, rows, groups[engine])
     return EnergyModel(
         pooled=pooled,
         per=per,
@@ -205,6 +205,28 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
         extensions=options.extend,
         energylens_version=__version__,
     )
+
+
+def _columns(dataset: Dataset, options: FitOptions) -> tuple[str, ...]:
+    """Columns whose values get coefficients of their own, by default those with several."""
+    if options.per is not None:
+        return options.per
+    kinds = {"gpu": dataset.gpu_ids, "engine": dataset.engine_ids}
+    return tuple(name for name, ids in kinds.items() if len(set(ids)) > 1)
+
+
+def _groups_within(
+    problem: _Problem, dataset: Dataset, per: Sequence[str], rows: IntArray, parent: Coefficients
+) -> dict[str, Coefficients]:
+    """Fit each group of some rows, drawn toward the fit to all of these; one group is that fit."""
+    keys = _group_keys(dataset, per)
+    groups = {}
+    distinct = sorted(set(keys[rows]))
+    for key in distinct if len(distinct) > 1 else ():
+        mine = rows[keys[rows] == key]
+        group = problem.solve(mine, parent.theta, GROUP_SPREAD * problem.spreads)
+        groups[key] = _borrowing(group, parent)
+    return groups
 
 
 def _group_keys(dataset: Dataset, per: Sequence[str]) -> StrArray:
@@ -242,8 +264,11 @@ def paying_extensions(
     ]
 
     def errors(extend: tuple[str, ...]) -> tuple[float, float]:
-        return _Problem(dataset, weights, replace(options, extend=extend)).errors()
+        return _Problem(dataset, weights, replace(options, extend=extend)).errors(parts)
 
+    # Fitted as they will be: engine versions apart.
+    engines = dataset.engine_ids if "engine" in _columns(dataset, options) else [""] * len(dataset)
+    parts = [np.flatnonzero(np.array(engines) == name) for name in sorted(set(engines))]
     llms = [dataset.cases.llms[i] for i in np.unique(dataset.cases.llm_index)]
     several = len({llm.architecture for llm in llms}) > 1
     chosen: tuple[str, ...] = ()
@@ -322,7 +347,13 @@ class _Problem:
             cases.llm_index
         ]
         self.scenario = group_rows(
-            [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
+            [
+                cases.llm_index,
+                cases.gpu_index,
+                cases.precision_index,
+                cases.engine_index,
+                dataset.workload_index,
+            ]
         )
         self.place = knob_place(cases)
         self.fixed: dict[int, float] = {}
@@ -336,12 +367,19 @@ class _Problem:
                 )
             self.fixed[k] = options.idle_power_w / float(datasheet(cases.gpus)[kinds[0], k])
 
-    def errors(self) -> tuple[float, float]:
-        """Mean absolute log error of rows left out with their architecture, and one by one."""
-        fitted = self._minimise(np.arange(len(self.weights)), self.expected, self.spread)
-        unseen, _ = fitted.without_groups(self.architecture)
-        seen, _ = fitted.without_rows()
-        return float(np.abs(unseen).mean()), float(np.abs(seen).mean())
+    def errors(self, parts: Sequence[IntArray]) -> tuple[float, float]:
+        """Mean absolute log error of rows left out with their architecture, and one by one.
+
+        Each part of the rows is fitted by itself.
+        """
+        unseen, seen = [], []
+        for rows in parts:
+            fitted = self._minimise(rows, self.expected, self.spread)
+            unseen.append(fitted.without_groups(self.architecture[rows])[0])
+            seen.append(fitted.without_rows()[0])
+        both = (np.abs(np.concatenate(logs)).mean() for logs in (unseen, seen))
+        left_out_together, one_by_one = map(float, both)
+        return left_out_together, one_by_one
 
     def _minimise(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> _Fitted:
         relative, weights = self.relative[rows], self.weights[rows]
@@ -585,8 +623,8 @@ def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[f
     return float(np.sqrt(within)), float(np.sqrt(between)), reach
 
 
-def _scope(dataset: Dataset) -> Scope:
-    c = dataset.cases
+def _scope(dataset: Dataset, *, by_engine: bool = True) -> Scope:
+    c, engines = dataset.cases, dataset.engine_ids
 
     def names(ids: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(set(ids)))
@@ -602,8 +640,12 @@ def _scope(dataset: Dataset) -> Scope:
         llms=names(dataset.llm_ids.tolist()),
         gpus=names(dataset.gpu_ids.tolist()),
         precisions=names(dataset.precision_ids.tolist()),
-        engines=tuple(name for name in names(dataset.engine_ids.tolist()) if name),
         ranges=ranges,
+        engines={
+            engine: _scope(dataset.take(engines == engine), by_engine=False)
+            for engine in names(engines.tolist() if by_engine else ())
+            if engine
+        },
     )
 
 
@@ -745,6 +787,35 @@ class EnergyLens:
     def fit(self, dataset: Dataset) -> EnergyModel:
         """Fit the law to measured rows; a fold of them may have none with a power cap."""
         return _fit(dataset, self.options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaledDatasheet:
+    """The law without a fit, times one factor for each engine version, as a contestant."""
+
+    name: str = "energylens-datasheet-scaled"
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> _Scaled:
+        """Find the factors that fit best in relative error; raises FitError without rows."""
+        if len(dataset) == 0:
+            raise FitError("a factor needs one row or more; given none")
+        plain = from_datasheet()
+        ratio = plain.predict_energy_j(dataset.cases) / dataset.energy_per_request_j
+        parts = {e: ratio[dataset.engine_ids == e] for e in set(dataset.engine_ids)} | {"": ratio}
+        factors = {name: float(part.sum() / (part @ part)) for name, part in parts.items()}
+        return _Scaled(model=plain, factors=factors)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Scaled:
+    model: EnergyModel
+    factors: Mapping[str, float]  # by engine; "" for those not seen
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        factors = [self.factors.get(e.id, self.factors[""]) for e in cases.engines]
+        factor: FloatArray = np.array(factors)[cases.engine_index]
+        return self.model.predict_energy_j(cases) * factor
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -642,8 +642,8 @@ class Scope:
     llms: tuple[str, ...]
     gpus: tuple[str, ...]
     precisions: tuple[str, ...]
-    engines: tuple[str, ...] = ()
     ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    engines: Mapping[str, Scope] = field(default_factory=dict)  # the same of each version's rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -652,8 +652,9 @@ class EnergyModel:
 
     ``groups`` holds coefficients of their own for the values of the columns named in ``per``
     ("gpu", "llm", "precision", "engine"; joined by a space), each shrunk toward ``pooled``, which
-    answers for every other case. Where ``per`` has "engine" and more, there are also groups
-    without the engine: they stand between the two, and answer where it is unknown or was not seen.
+    answers for every other case. With "engine" among them, each engine version has a set by itself
+    (not shrunk toward other versions), groups within it, and there are groups without the engine,
+    which answer where it is unknown or was not seen.
     """
 
     pooled: Coefficients
@@ -673,21 +674,19 @@ class EnergyModel:
         """The twelve, then those of the extensions."""
         return terms_of(self.extensions)
 
-    def coefficients(self, llm: str, gpu: str, precision: str, engine: str = "") -> Coefficients:
+    def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
-        names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
-        for known in (names, names | {"engine": ""}):
-            key = group_key([known[name] for name in self.per])
+        names = {"llm": llm, "gpu": gpu, "precision": precision}
+        columns = [names[name] for name in self.per if name != "engine"]
+        named = engine if "engine" in self.per else ""
+        for key in (group_key([*columns, named]), named, group_key(columns)):
             if key in self.groups:
                 return self.groups[key]
         return self.pooled
 
-    def knows_engine(self, llm: str, gpu: str, precision: str, engine: str) -> bool:
-        """Tell whether the set that answers rests on rows of the engine, if one is named."""
-        if not engine or "engine" not in self.per:
-            return not (engine and self.scope.engines) or engine in self.scope.engines
-        names = {"llm": llm, "gpu": gpu, "precision": precision, "engine": engine}
-        return group_key([names[name] for name in self.per]) in self.groups
+    def scope_of(self, engine: str) -> Scope:
+        """Which cases the rows that answer for an engine speak of: its own, where it has some."""
+        return self.scope.engines.get(engine, self.scope) if "engine" in self.per else self.scope
 
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
@@ -752,7 +751,9 @@ class EnergyModel:
         """
         joules = self.predict_energy_j(cases)
         sets, set_index = self._sets(cases)
-        known = np.array([m.id in self.scope.llms for m in cases.llms])[cases.llm_index]
+        known = np.array(
+            [[m.id in self.scope_of(e.id).llms for m in cases.llms] for e in cases.engines]
+        ).reshape(len(cases.engines), len(cases.llms))[cases.engine_index, cases.llm_index]
         tails = np.array(
             [
                 [
@@ -782,12 +783,18 @@ class EnergyModel:
         x = design(cases, self.terms)
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
-        gpus = self.scope.gpus
-        new_gpu = np.array([bool(gpus) and g.id not in gpus for g in cases.gpus])
-        ids, combination = _combinations(cases)
-        new_engine = np.array([not self.knows_engine(*names) for names in ids], dtype=np.bool_)
-        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.gpu_index] ** 2
-        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[combination] ** 2
+        engines, known = self.scope.engines, bool(self.scope.gpus)
+        new_engine = np.array(
+            [bool(engines and e.id) and e.id not in engines for e in cases.engines]
+        )
+        new_gpu = np.array(
+            [
+                [known and g.id not in self.scope_of(e.id).gpus for g in cases.gpus]
+                for e in cases.engines
+            ]
+        ).reshape(len(cases.engines), len(cases.gpus))
+        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.engine_index, cases.gpu_index] ** 2
+        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[cases.engine_index] ** 2
         spreads = np.array([term.spread for term in self.terms])
         ratio = np.ones(len(cases))
         for s, coefficients in enumerate(sets):

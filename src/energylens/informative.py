@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from energylens import fitting
+from energylens import fitting, table
 from energylens.capacity import largest_batch, layout_possible
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.counts import in_flight
@@ -227,7 +227,8 @@ class Verdict:
     Probabilities and regrets are means over the scenarios in ``choices``: all ``scenarios``
     there are, or evenly spaced ones of thousands. ``change_j`` and
     ``change_ratio`` are by how much ``more_runs`` more runs are expected to change the
-    regret: 0 or below.
+    regret: 0 or below. ``lacking`` says which rows it takes before these figures may end the
+    measuring, ``unclaimed`` which rows are simulated or estimated; both are empty where none are.
     """
 
     choices: tuple[Choice, ...]
@@ -241,6 +242,8 @@ class Verdict:
     target_ratio: float
     measured_rows: int
     seed: int
+    lacking: str = ""
+    unclaimed: str = ""
 
     @property
     def settled(self) -> bool:
@@ -254,8 +257,10 @@ class Verdict:
 
     @property
     def stop(self) -> bool:
-        """Whether to stop; not before a row is measured, whatever the datasheet suggests."""
-        return self.measured_rows > 0 and (self.settled or not self.worthwhile)
+        """Whether to stop; not before rows of the kind are measured, whatever others suggest."""
+        if not self.measured_rows or self.lacking:
+            return False
+        return self.settled or not self.worthwhile
 
     def sentences(self) -> tuple[str, ...]:
         """Say how sure the choice is, what more runs would change, and whether to stop."""
@@ -283,12 +288,15 @@ class Verdict:
             if self.more_runs
             else "No run is left that would change that.",
             self._advice(),
+            *([self.unclaimed] if self.unclaimed else []),
         )
 
     def _advice(self) -> str:
         target = f"{100 * self.target_ratio:g} %"
         if not self.measured_rows:
             return "Go on: nothing is measured yet; so far the datasheet alone says so."
+        if self.lacking:
+            return f"Go on: {self.lacking}; until then the figures above are a guess."
         if self.settled:
             return f"Stop: the expected regret is within {target}."
         if not self.worthwhile:
@@ -360,7 +368,7 @@ def next_runs(
         lengths scatter. By default equal lengths are one workload.
     done : ndarray of int, shape (m,), optional
         Which candidate each measured row is of, -1 for none. By default the one with the same
-        knobs and the nearest lengths, within a ratio of 1.25.
+        knobs and engine and the nearest lengths, within a ratio of 1.25.
 
     Returns
     -------
@@ -524,7 +532,36 @@ def verdict(
         target_ratio=target_ratio,
         measured_rows=len(ground.cases) - ground.n,
         seed=seed,
+        lacking=_lacking(ground),
+        unclaimed=table.unclaimed(measured) if measured is not None else "",
     )
+
+
+def _lacking(ground: _Ground) -> str:
+    """Say which rows are missing before one may stop; empty if none are.
+
+    How far the law is off on a GPU type and an engine can be told from rows of them alone. Where
+    all that competes is measured, no law is asked.
+    """
+    competing = np.concatenate(ground.scenarios)
+    if np.isin(competing, ground.done).all():
+        return ""
+    engines, kinds = ground.engine_names, ground.cases.gpu_index
+    for gpu, engine in sorted({(int(kinds[row]), engines[row]) for row in competing}):
+        same = kinds[ground.n :] == gpu
+        if engine:
+            same &= (engines[ground.n :] == engine) | (engines[ground.n :] == "")
+        rows, most = int(same.sum()), fitting.ENOUGH
+        if rows < most:
+            of = f"of {ground.cases.gpus[gpu].id}" + (
+                f" with the engine {engine}" if engine else ""
+            )
+            number = f"only {rows}" if rows else "no"
+            return (
+                f"{number} measured row{'s are' if rows > 1 else ' is'} {of}, and it takes {most} "
+                "to know how far the law is off there"
+            )
+    return ""
 
 
 def _check(*, count: int, weight: float) -> None:
@@ -619,6 +656,11 @@ class _Ground:
         )
 
     @cached_property
+    def engine_names(self) -> NDArray[np.object_]:
+        """Engine of each case without its version, empty where it is not known; (n + m,)."""
+        return _engine_names(self.cases)
+
+    @cached_property
     def log_ratio(self) -> FloatArray:
         """Log of measured over predicted energy of each measured row, shape (m,)."""
         return np.asarray(np.log(self.measured_j / self.energy_j[self.spot]))
@@ -703,7 +745,10 @@ def _spreads(
 
 
 def _same_case(cases: Cases, n: int) -> IntArray:
-    """Which of the first n cases each later one is: the same knobs, the nearest lengths."""
+    """Which of the first n cases each later one is: the same knobs, the nearest lengths.
+
+    Of two engines that are both known it is the same one, whatever its version.
+    """
     key = group_rows(
         [
             cases.llm_index, cases.gpu_index, cases.precision_index, cases.images, cases.frames,
@@ -715,14 +760,22 @@ def _same_case(cases: Cases, n: int) -> IntArray:
     order = np.argsort(key[:n], kind="stable")
     first, last = (np.searchsorted(key[order], key[n:], side=side) for side in ("left", "right"))
     found = np.full(len(cases) - n, -1, dtype=np.intp)
+    engines = _engine_names(cases)
     for i, (start, stop) in enumerate(zip(first, last, strict=True)):
         members = order[start:stop]
+        if engines[n + i]:
+            members = members[(engines[members] == engines[n + i]) | (engines[members] == "")]
         if len(members):
             away = np.abs(lengths[members] - lengths[n + i]).max(axis=1)
             nearest = int(np.argmin(away))
             if away[nearest] <= np.log(SAME_LENGTH_RATIO):
                 found[i] = members[nearest]
     return found
+
+
+def _engine_names(cases: Cases) -> NDArray[np.object_]:
+    names = [engine.name.casefold() for engine in cases.engines]
+    return np.array(names, dtype=object)[cases.engine_index]
 
 
 def _served(cases: Cases, n: int, workload: IntArray, done: IntArray) -> IntArray:
@@ -945,10 +998,9 @@ def _what_it_tells(before: FloatArray, after: FloatArray) -> str:
     fall = np.log(before / after).mean(axis=0)
     order = np.argsort(-fall, kind="stable")
     named = [k for k in order[:2] if fall[k] > 0.5 * fall[order[0]]]
-    names = " and ".join(
-        f"{NAMES[k]} ({before[:, k].mean():.2g} to {after[:, k].mean():.2g})" for k in named
-    )
-    return f"tells {names}" if names else "confirms what is known"
+    shown = {NAMES[k]: [f"{x[:, k].mean():.2g}" for x in (before, after)] for k in named}
+    names = [f"{name} ({was} to {now})" for name, (was, now) in shown.items() if was != now]
+    return f"tells {' and '.join(names)}" if names else "confirms what is known"
 
 
 # ---------------------------------------------------------------------- telling candidates apart

@@ -620,6 +620,7 @@ class PlannedCase:
             f"{case.llm.id} {case.precision.id} {case.configuration.describe()} "
             f"{w.input_tokens:g}+{w.output_tokens:g}{media}"
             f"{' steady' if self.mode is Mode.STEADY else ''}"
+            f"{f' (repeat {self.repeat})' if self.repeat else ''}"
         )
 
 

@@ -546,6 +546,7 @@ class SweepProgress:
     measured: int
     failed: int
     energy_j: float  # drawn by the devices while cases were measured, this time
+    sources: tuple[str, ...]  # what these joules are: measured, simulated ...
     elapsed_s: float
     remaining_s: float | None
     current: tuple[str, ...] = ()
@@ -564,7 +565,9 @@ class SweepResult:
     measured: int
     failed: Mapping[str, str]  # what each failed case was, and its reason in words
     unstable: int
-    energy_j: float
+    new: int  # cases that this sweep measured or gave up; the others were there already
+    energy_j: float  # of the new ones
+    sources: tuple[str, ...]  # what these joules are: measured, simulated ...
     interrupted: bool
     table: Path
     records: Path
@@ -671,14 +674,16 @@ def measure(
     out: str | Path,
     *,
     executor: Executor,
+    gpus: int | None = None,
     retry_failed: bool = False,
     on_progress: Callable[[SweepProgress], None] | None = None,
     command_line: Sequence[str] | None = None,
 ) -> SweepResult:
     """Measure every case of a plan that is not yet measured.
 
-    An interrupt (Ctrl-C) lets each worker finish its window and ends the sweep; a second one
-    ends it at once. Either way, and after a kill, calling again goes on where this ended.
+    An interrupt (Ctrl-C) lets each worker finish its window and ends the sweep; a second one, or
+    a SIGTERM, ends it at once with a KeyboardInterrupt. Either way, and after a kill, calling
+    again goes on where this ended.
 
     Parameters
     ----------
@@ -692,6 +697,9 @@ def measure(
         The tidy table, ``.jsonl``. Rows are added to what is there.
     executor : Executor
         Where engines run. It is closed at the end.
+    gpus : int, optional
+        GPUs that a case may have at most, simulated ones too: what needs more is refused before
+        an engine is started, and tried again once there are more.
     retry_failed : bool
         Try again what failed in an earlier sweep.
     on_progress : callable, optional
@@ -712,10 +720,12 @@ def measure(
         If no case can be measured at all: a package is missing, or an engine has no such name.
     """
     table, records = Path(out), records_path(out)
+    if gpus is not None and gpus < 1:
+        raise UsageError(f"the number of GPUs must be 1 or more, not {gpus}")
     with _locked(records):
         ledger = _Ledger(table, records)
         sweep = _Sweep(
-            plan, ledger, executor, retry_failed, on_progress, list(command_line or sys.argv)
+            plan, ledger, executor, gpus, retry_failed, on_progress, list(command_line or sys.argv)
         )
         executor.begin(
             _Worker(
@@ -734,22 +744,24 @@ def measure(
 
 @contextmanager
 def _finish_on_interrupt() -> Iterator[threading.Event]:
-    """Turn the first SIGINT into an event; the second is a KeyboardInterrupt as ever."""
+    """Turn the first SIGINT into an event; the second, or a SIGTERM, is a KeyboardInterrupt."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def note(number: int, frame: object) -> None:  # noqa: ARG001
-        if event.is_set():
+        # Who sends SIGTERM will not wait for a window: it ends at once, and rows are safe.
+        if event.is_set() or number == signal.SIGTERM:
             signal.default_int_handler(number, None)
         event.set()
 
-    before = signal.signal(signal.SIGINT, note)
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 class _Sweep:
@@ -760,6 +772,7 @@ class _Sweep:
         plan: Plan,
         ledger: _Ledger,
         executor: Executor,
+        gpus: int | None,
         retry_failed: bool,
         on_progress: Callable[[SweepProgress], None] | None,
         command_line: Sequence[str],
@@ -767,15 +780,19 @@ class _Sweep:
         self._plan = plan
         self._ledger = ledger
         self._executor = executor
+        self._gpus = gpus
         self._on_progress = on_progress
         self._command_line = command_line
         self._began = time.monotonic()
         self._energy_j = 0.0
+        self._sources: set[str] = set()
         self._finished_now = 0
         self._numbers = itertools.count(1)
         self._layouts = {g[0].layout_key: layout_of(g) for g in plan.groups()}
         self._planned = {case.key: case for case in plan.cases}
-        self._retry = set(ledger.failed) if retry_failed else set()
+        self._retry = {
+            key for key, record in ledger.failed.items() if retry_failed or _lacked_gpus(record)
+        }
         self._out: dict[str, list[PlannedCase]] = {}  # cases by the task that has them
         self._current: dict[str, str | None] = {}  # the case that each task is at
         self._start_losses: dict[str, int] = {}
@@ -802,6 +819,7 @@ class _Sweep:
                 measured=measured,
                 failed=len(done) - measured,
                 energy_j=self._energy_j,
+                sources=tuple(sorted(self._sources)),
                 elapsed_s=elapsed,
                 remaining_s=None if each is None else each * left,
                 current=tuple(
@@ -816,16 +834,20 @@ class _Sweep:
         """Sum up."""
         ledger = self._ledger
         rows = [ledger.measured[k] for k in self._planned if k in ledger.measured]
+        failed: dict[str, str] = {}
+        for case in self._plan.cases:
+            if case.key in ledger.failed:
+                name = case.describe()
+                name += f" [{case.key}]" if name in failed else ""  # another engine, or options
+                failed[name] = str(ledger.failed[case.key].get("message", ""))
         return SweepResult(
             cases=len(self._plan.cases),
             measured=len(rows),
-            failed={
-                case.describe(): str(ledger.failed[case.key].get("message", ""))
-                for case in self._plan.cases
-                if case.key in ledger.failed
-            },
+            failed=failed,
             unstable=sum(row.get("x_stable") is False for row in rows),
+            new=self._finished_now,
             energy_j=self._energy_j,
+            sources=tuple(sorted(self._sources)),
             interrupted=interrupted,
             table=table,
             records=records,
@@ -852,13 +874,10 @@ class _Sweep:
             cases = [case for case in group if not self._is_done(case)]
             if not cases:
                 continue
-            if room and cases[0].gpus > room:
+            most = min(room or math.inf, self._gpus or math.inf)
+            if cases[0].gpus > most:
                 for case in cases:
-                    self._fail(
-                        case,
-                        Reason.DOES_NOT_FIT,
-                        f"the case needs {case.gpus} GPUs, and there are {room}.",
-                    )
+                    self._refuse(case, int(most))
                 continue
             batches.append(cases)
         for cases in _spread(batches, room):
@@ -884,6 +903,14 @@ class _Sweep:
         self._current[task.id] = None
         self._executor.submit(task)
 
+    def _refuse(self, case: PlannedCase, gpus: int) -> None:
+        """Fail a case that needs more GPUs than it may have, unless that is written already."""
+        self._retry.discard(case.key)
+        if not _lacked_gpus(self._ledger.failed.get(case.key, {})):
+            there = f"there {'is' if gpus == 1 else 'are'} {gpus}"
+            message = f"the case needs {case.gpus} GPUs, and {there}."
+            self._fail(case, Reason.DOES_NOT_FIT, message)
+
     def _fail(self, case: PlannedCase, reason: Reason, message: str) -> None:
         self._write(
             {
@@ -908,6 +935,7 @@ class _Sweep:
         measured = record.get("measured")
         if measured:
             self._energy_j += measured["total_energy_j"]
+            self._sources.add(record["row"]["source"])
 
     def _take(self, report: Report) -> None:
         task = report.task_id
@@ -959,6 +987,11 @@ class _Sweep:
                 left.append(case)
         if left:
             self._submit(left)
+
+
+def _lacked_gpus(record: Mapping[str, Any]) -> bool:
+    """Whether a case was refused for its number of GPUs, before any engine was asked."""
+    return record.get("reason") == Reason.DOES_NOT_FIT and "meter" not in record
 
 
 def _spread(batches: list[list[PlannedCase]], room: int) -> list[list[PlannedCase]]:

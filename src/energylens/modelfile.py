@@ -43,7 +43,7 @@ class _Scope(_Strict):
     llms: list[str]
     gpus: list[str]
     precisions: list[str]
-    engines: list[str]
+    engines: dict[str, _Scope]
     ranges: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
 
 
@@ -101,13 +101,7 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
         "measured_power": model.measured_power,
         "extensions": list(model.extensions),
         "per": list(model.per),
-        "scope": {
-            "llms": list(model.scope.llms),
-            "gpus": list(model.scope.gpus),
-            "precisions": list(model.scope.precisions),
-            "engines": list(model.scope.engines),
-            "ranges": {name: list(ends) for name, ends in model.scope.ranges.items()},
-        },
+        "scope": _scope_json(model.scope),
         "pooled": _coefficients_json(model.pooled, names),
         "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
     }
@@ -171,15 +165,29 @@ def from_json(document: Any, name: str) -> EnergyModel:
         measured_power=read.measured_power,
         extensions=tuple(read.extensions),
         per=tuple(read.per),
-        scope=Scope(
-            llms=tuple(read.scope.llms),
-            gpus=tuple(read.scope.gpus),
-            precisions=tuple(read.scope.precisions),
-            engines=tuple(read.scope.engines),
-            ranges={name: (ends[0], ends[1]) for name, ends in read.scope.ranges.items()},
-        ),
+        scope=_scope_of(read.scope),
         pooled=_coefficients(read.pooled, names, name),
         groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
+    )
+
+
+def _scope_json(scope: Scope) -> dict[str, Any]:
+    return {
+        "llms": list(scope.llms),
+        "gpus": list(scope.gpus),
+        "precisions": list(scope.precisions),
+        "ranges": {name: list(ends) for name, ends in scope.ranges.items()},
+        "engines": {name: _scope_json(inner) for name, inner in scope.engines.items()},
+    }
+
+
+def _scope_of(read: _Scope) -> Scope:
+    return Scope(
+        llms=tuple(read.llms),
+        gpus=tuple(read.gpus),
+        precisions=tuple(read.precisions),
+        ranges={name: (ends[0], ends[1]) for name, ends in read.ranges.items()},
+        engines={name: _scope_of(inner) for name, inner in read.engines.items()},
     )
 
 

@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ import numpy as np
 from energylens import capacity, catalog, files
 from energylens.cases import FloatArray
 from energylens.catalog.huggingface import llm_from_config
+from energylens.engines import ENGINES
+from energylens.engines.options import Options
 from energylens.errors import ArtefactError, InputError, UsageError
-from energylens.instrument import Media, Mode, Phase, Plan, PlannedCase, Procedure
+from energylens.instrument import EngineError, Media, Mode, Phase, Plan, PlannedCase, Procedure
 from energylens.records import Boundary, Case, Configuration, Gpu, Llm, Modality, Workload
 
 VERSION = 1
@@ -221,7 +224,8 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
     """
     case, c = planned.case, planned.case.configuration
     if gpus is not None and planned.gpus > gpus:
-        return f"needs more than the {gpus} GPUs there are"
+        there = "one GPU there is" if gpus == 1 else f"{gpus} GPUs there are"
+        return f"needs more than the {there}"
     if planned.media.modality is not Modality.TEXT and case.llm.vision is None:
         return "the LLM has no vision tower"
     if case.precision.scope == "experts" and case.llm.experts is None:
@@ -236,7 +240,7 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
         data_parallel=c.data_parallel,
     )
     if layout is not None:
-        return "the LLM cannot be laid out so"
+        return f"the LLM cannot be laid out so: {layout}"
     return None if capacity.memory(case).fits else "does not fit in memory"
 
 
@@ -286,7 +290,7 @@ def plan(
     Raises
     ------
     UsageError
-        If nothing is feasible, or a grid exceeds its budget.
+        If nothing is feasible, a grid exceeds its budget, or the engine has no such option.
     """
     _require(design in ("grid", "spread"), f"design must be grid or spread, not {design!r}")
     _require(
@@ -296,6 +300,7 @@ def plan(
     _require(repeats >= 1, f"repeats must be 1 or more, not {repeats}")
     for name, budget in (("cases", budget_cases), ("minutes", budget_minutes)):
         _require(budget is None or budget > 0, f"a budget of {name} must be above 0, not {budget}")
+    check_options(space.engine, space.options)
     procedure = procedure or Procedure()
     skipped: Counter[str] = Counter()
     feasible = []
@@ -317,6 +322,23 @@ def plan(
     cases = _ordered(chosen, repeats, order, random)
     made = Plan(cases=tuple(cases), procedure=procedure, seed=seed)
     return Draft(plan=made, feasible=len(feasible), skipped=dict(skipped), minutes=minutes(made))
+
+
+def check_options(engine: str, given: Mapping[str, str]) -> None:
+    """Refuse options that one of our engines does not have, before it is started.
+
+    Raises
+    ------
+    UsageError
+        If it has no option of a name.
+    """
+    if engine not in ENGINES:
+        return
+    known = import_module(f"energylens.engines.{engine}").OPTIONS
+    try:
+        Options(engine, given, known)
+    except EngineError as error:
+        raise UsageError(str(error)) from None
 
 
 def _require(condition: bool, must: str) -> None:
@@ -592,6 +614,13 @@ _LINE_KEYS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "repeat": (int,),
 }
+_KINDS = {
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    list: "a list of two whole numbers",
+    dict: "an object of texts",
+}
 _NEEDED = ("llm", "gpu", "engine", "batch_size", "input_tokens", "output_tokens")
 
 
@@ -723,8 +752,7 @@ def _from_line(line: Any, scale: Scale, llms: dict[str, tuple[Llm, str | None]])
         if key not in _LINE_KEYS:
             raise InputError(f"unknown key {key!r}; known are {', '.join(_LINE_KEYS)}")
         if isinstance(value, bool) or not isinstance(value, _LINE_KEYS[key]):
-            kinds = " or ".join(kind.__name__ for kind in _LINE_KEYS[key])
-            raise InputError(f"{key} must be of type {kinds}, not {value!r}")
+            raise InputError(f"{key} must be {_KINDS[_LINE_KEYS[key][-1]]}, not {value!r}")
     missing = [key for key in _NEEDED if key not in line]
     if missing:
         raise InputError(f"it needs {', '.join(missing)}")
@@ -743,6 +771,7 @@ def _from_line(line: Any, scale: Scale, llms: dict[str, tuple[Llm, str | None]])
     options = line.get("options", {})
     if not all(isinstance(value, str) for value in options.values()):
         raise InputError(f"options must be text, not {options!r}")
+    check_options(line["engine"], options)
     gpu: Gpu = catalog.gpu(line["gpu"])
     return PlannedCase(
         case=Case(

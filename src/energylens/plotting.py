@@ -11,7 +11,7 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,6 @@ from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation
 from energylens.formula import EnergyModel, Term
 from energylens.protocols import IntervalPredictor, Predictor
-from energylens.records import Source
 from energylens.selection import Ranking
 
 if TYPE_CHECKING:
@@ -68,10 +67,10 @@ MARKERS = "os^Dvp"
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
 FRAME_RATIO = 6.0  # of the median: longer bars leave the frame
 POINTS = 1500  # most rows that a scatter draws
+FEW_DRAWS = 20  # fewer have no nine tenths
 BARS = 12  # most configurations or scenarios that a figure lists
 LABEL = 40  # most letters of a name beside an axis
 CURVES = 6  # most estimators that a learning curve names
-BAND_DRAWS = 10  # fewest draws of which a 90 % band says something
 WIDTH_IN = 7.2
 OURS = "energylens"
 
@@ -161,14 +160,6 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "> 1000 %" if value > 10 else f"{100 * value:.{digits}f} %"
 
 
-def origin_word(sources: Iterable[str]) -> str:
-    """Say what the joules of rows of these sources are: measured, simulated, ... or recorded."""
-    kinds = {
-        "measured" if s in (Source.MEASURED, Source.PUBLISHED) else str(s) for s in set(sources)
-    }
-    return kinds.pop() if len(kinds) == 1 and kinds <= set(Source) else "recorded"
-
-
 def known_latency(dataset: Dataset) -> tuple[FloatArray, str]:
     """Give the latency that more rows have, shape (rows,) in seconds, and what it is called."""
     cases = dataset.cases
@@ -179,7 +170,7 @@ def known_latency(dataset: Dataset) -> tuple[FloatArray, str]:
 
 def latency_word(dataset: Dataset) -> str:
     """Say what the latencies of these rows are: those of other rows may well be measured."""
-    word = origin_word(dataset.source)
+    word = known_as(dataset)
     return word if word in ("measured", "simulated") else "recorded"
 
 
@@ -343,6 +334,14 @@ def _rows_upside_down(axes: Axes, labels: Sequence[str]) -> None:
     axes.grid(visible=False, axis="y")
 
 
+def known_as(dataset: Dataset) -> str:
+    """Say in a word what the joules of the rows are: "measured" only if all of them are."""
+    if dataset.carries_accuracy_claim.all():
+        return "measured"
+    kinds = set(dataset.source.astype(str))
+    return str(kinds.pop()) if len(kinds) == 1 else "recorded"
+
+
 # -------------------------------------------------------------------- 1 predicted and measured
 
 
@@ -363,7 +362,7 @@ def predicted_against_measured(
     coverage_ratio : float
         Nominal coverage of the intervals.
     """
-    measured, word = dataset.energy_per_request_j, origin_word(dataset.source)
+    measured, word = dataset.energy_per_request_j, known_as(dataset)
     predicted = predictor.predict_energy_j(dataset.cases)
     lower = upper = None
     if isinstance(predictor, IntervalPredictor):
@@ -481,7 +480,7 @@ def energy_breakdown(
     measured_j : ndarray, shape (n,), optional
         Measured joules, marked beside.
     word : str
-        What they are, as :func:`origin_word` has it.
+        What they are, as :func:`known_as` says.
     """
     keep = _spread(len(cases), BARS)
     thinned = len(keep) < len(cases)
@@ -811,8 +810,6 @@ def learning_curves(evaluation: Evaluation) -> Picture:
         )
     ]
 
-    banded = evaluation.repeats >= BAND_DRAWS
-
     def curve(name: str, metric: str) -> tuple[FloatArray, FloatArray]:
         scores = [point.scores[name] for point in evaluation.points]
         means = [getattr(score.metrics, metric) for score in scores]
@@ -833,7 +830,7 @@ def learning_curves(evaluation: Evaluation) -> Picture:
             for k, name in reversed(list(enumerate(named))):
                 means, bands = curve(name, metric)
                 colour = _colour(f"category-{k + 1}")
-                if k == 0 and banded:
+                if k == 0:
                     axes.fill_between(
                         sizes, bands[:, 0], bands[:, 2], color=colour, alpha=0.15, linewidth=0
                     )
@@ -877,13 +874,13 @@ def learning_curves(evaluation: Evaluation) -> Picture:
         name="learning-curve",
         title="How many rows it takes",
         caption=(
-            f"Means over {evaluation.repeats} draws of training rows"
+            f"Means over {evaluation.repeats} draws of training rows; the band "
             + (
-                f"; the band holds 90 % of the draws of {named[0]}."
-                if banded
-                else ", too few for a band."
+                f"holds 90 % of the draws of {named[0]}"
+                if evaluation.repeats >= FEW_DRAWS
+                else f"is as wide as the {evaluation.repeats} draws of {named[0]} are apart"
             )
-            + " The choice is within noise if its joules are within "
+            + ". The choice is within noise if its joules are within "
             f"{percent(evaluation.noise_ratio, 0)} of the best."
             + (
                 f" {len(others)} weaker estimators are grey; where they leave the frame, the table "
@@ -1160,8 +1157,7 @@ def residuals_by_scenario(
         _rows_upside_down(axes, [_scenario_name(dataset, group, "\n") for group in worst])
         _times(axes.xaxis)
         axes.set_xlabel(
-            f"predicted / {origin_word(dataset.source)} energy (ratio): "
-            "left too low, right too high"
+            f"predicted / {known_as(dataset)} energy (ratio): left too low, right too high"
         )
 
     rows = tuple(

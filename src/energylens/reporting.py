@@ -34,11 +34,12 @@ if TYPE_CHECKING:
     from energylens.fitting import Diagnostics
 
 COLUMNS = 80  # of the text
-UNFITTED = "energylens-datasheet"
 TIE_RATIO = 0.001  # of mean regret: estimators closer than this choose as well as each other
 TALLEST = 6  # lines of a cell of the text beyond which rows are set under each other
 LISTED = 40  # most lines of a table that grows with the data
 JOULES_PER_KWH = 3.6e6
+
+DATASHEET = "energylens-datasheet"  # the law without a fit
 
 _SOURCES = {
     Source.MEASURED: "read from an energy counter by energylens",
@@ -333,9 +334,14 @@ def _marked_up(cell: str) -> str:
 
 def _wrapped(text: str, width: int = COLUMNS, indent: str = "", first: str = "") -> list[str]:
     clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return textwrap.wrap(
-        clean, width, initial_indent=first or indent, subsequent_indent=indent
-    ) or [""]
+    # No line begins with the sign of a percentage.
+    lines = textwrap.wrap(
+        clean.replace(" %", "\u00a0%"),
+        width,
+        initial_indent=first or indent,
+        subsequent_indent=indent,
+    )
+    return [line.replace("\u00a0%", " %") for line in lines] or [""]
 
 
 def _block_text(block: Block) -> list[str]:
@@ -606,7 +612,7 @@ def _summary(
                     f"{_listed(sorted(set(dataset.gpu_ids)))} to within "
                     f"{percent(float(error.mean()))} on average"
                     + (
-                        ", on the very rows it was fitted to."
+                        ", judged on the rows it was fitted to."
                         if seen
                         else ", on rows it has not seen."
                     )
@@ -724,7 +730,7 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
     against_j = ranking.reference_energy_per_request_j
     running = best.configuration.mean_batch_size
     # A limit beyond what memory holds is reached by no batch.
-    held = "" if running is None else f" (a limit: memory holds {running:.0f} requests at once)"
+    held = "" if running is None else f" ({running:.0f} run at once, as many as fit)"
     lead = (
         f"Run {name}{held} on {_count(best.configuration.gpus, 'GPU')} "
         f"({best.gpu}, {best.precision}): {si(energy, 'J')} per request"
@@ -740,14 +746,18 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
         difference = against_j - energy
         word = "less" if difference >= 0 else "more"
         much = f"{si(abs(difference), 'J')} or {percent(abs(saving), 0)}"
-        fast = ", the fastest" if times is not None and times.reference_is_fastest else ""
+        fast = (
+            f", the fastest of the {times.word} rows"
+            if times is not None and times.reference_is_fastest
+            else ""
+        )
         itself = _layout(reference) == _layout(best.configuration)
         lead += "." if itself else f", {much} {word} than {reference.describe()}{fast}."
         facts.append(
             (
                 f"Against {reference.describe()}",
                 f"{percent(saving, 0)} saved" if difference >= 0 else f"{percent(-saving, 0)} more",
-                f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}{fast}",
+                f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}",
             )
         )
     else:
@@ -755,7 +765,7 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
         facts.append(
             (
                 "Against the worst feasible",
-                f"{percent(ranking.saving_against_worst_ratio, 0)} less",
+                f"{_below_all(ranking.saving_against_worst_ratio)} less",
                 f"of {_count(len(ranking), 'feasible configuration')}",
             )
         )
@@ -771,7 +781,7 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
         facts.append(
             (
                 "Probability of being best",
-                percent(best.probability_best_ratio, 0),
+                _below_all(best.probability_best_ratio),
                 ""
                 if ranking.expected_regret_ratio is None
                 else "expected to cost "
@@ -784,6 +794,11 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
         Facts(facts=tuple(facts)),
         *([Prose(text=price)] if price else []),
     ]
+
+
+def _below_all(ratio: float | None) -> str:
+    """Write a share or a probability that is never the whole."""
+    return "over 99 %" if ratio is not None and ratio > 0.994 else percent(ratio, 0)
 
 
 def _saving_words(model: EnergyModel, ranking: Ranking) -> list[str]:
@@ -880,10 +895,10 @@ def _others_words(evaluation: Evaluation) -> list[str]:
         said.append(
             f"For the choice alone {_listed(ahead)} would have done as well as the law or better"
         )
-    if UNFITTED in ahead:
+    if DATASHEET in ahead:
         said.append(
-            f"{UNFITTED} is the law as the datasheet has it, before any fit: for the choice, the "
-            "fit to these rows has gained nothing"
+            "To choose, no fit was needed here: the datasheet alone costs "
+            f"{percent(scores[DATASHEET].metrics.regret_mean_ratio, 2)} too much"
         )
     return said
 
@@ -927,7 +942,7 @@ def _choice(
                     model,
                     dataset.cases.take(rows),
                     measured_j=dataset.energy_per_request_j[rows],
-                    word=plotting.origin_word(dataset.source),
+                    word=plotting.known_as(dataset),
                 )
             )
         )
@@ -1406,12 +1421,17 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
     )
     blocks.append(Items(title="What these rows leave open", items=tuple(weak)))
     predicted = model.predict_energy_j(dataset.cases)
-    word = plotting.origin_word(dataset.source)
     blocks.append(
         Table(
             title="The rows it describes worst",
             caption="Numbers count rows from 0, in the order of the table.",
-            columns=("Row", "What", word.capitalize(), "Predicted", f"Predicted / {word}"),
+            columns=(
+                "Row",
+                "What",
+                (word := plotting.known_as(dataset)).capitalize(),
+                "Predicted",
+                f"Predicted / {word}",
+            ),
             rows=tuple(
                 (
                     f"{row}",

@@ -73,13 +73,15 @@ class Scenario:
                 "at the node boundary idle GPUs draw power too, so node_gpus must be given"
             )
 
-    def describe(self) -> str:
-        """Give a short human name."""
+    def describe(self, gpus: Sequence[Gpu] = (), precisions: Sequence[Precision] = ()) -> str:
+        """Give a short human name; where GPU types or precisions are free, name those instead."""
         w = self.workload
+        formats = " or ".join(item.id for item in precisions or (self.precision,))
+        types = " or ".join(item.id for item in gpus or (self.gpu,))
         return (
-            f"{self.llm.id} at {self.precision.id} on up to {self._gpu_limit} x {self.gpu.id}, "
+            f"{self.llm.id} at {formats} on up to {self._gpu_limit} x {types}, "
             f"{w.input_tokens:g} + {w.output_tokens:g} tokens"
-            + (f", on {self.engine.id}" if self.engine.id else "")
+            + (f", engine {self.engine.id}" if self.engine.id else "")
         )
 
     @property
@@ -406,6 +408,10 @@ class Ranking:
             return None
         return _saving_ratio(self.energy_per_request_j[0], self.reference_energy_per_request_j)
 
+    def describe(self) -> str:
+        """Name what was asked: the scenario, and what was free in it."""
+        return self.scenario.describe(self.cases.gpus, self.cases.precisions)
+
     def entries(self, count: int | None = None) -> tuple[Ranked, ...]:
         """Return the first ``count`` configurations, or all."""
         stop = len(self) if count is None else min(count, len(self))
@@ -458,7 +464,7 @@ class Ranking:
     def to_json(self, listed: int = 100) -> dict[str, Any]:
         """One document with the first ``listed`` configurations of either kind."""
         return {
-            "scenario": self.scenario.describe(),
+            "scenario": self.describe(),
             "llm": self.scenario.llm.id,
             "choose": list(self.choose),
             "boundary": str(self.scenario.boundary),

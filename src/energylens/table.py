@@ -6,6 +6,7 @@ is checked cell by cell and row by row, whole columns at a time, before anything
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -316,9 +317,30 @@ def dataset_from_table(raw: RawTable) -> Dataset:
         others = f"{len(found) - 1} more" if len(found) > 1 else "no other"
         raise TableError(
             f"{raw.name} {str(found[0]).rstrip('.')}. There {'are' if len(found) > 2 else 'is'} "
-            f"{others} problem{'s' if len(found) > 2 else ''}; energylens check lists all."
+            f"{others} problem{'s' if len(found) > 2 else ''}{_where_all_are_listed(raw.name)}"
         )
     return dataset
+
+
+def _where_all_are_listed(name: str) -> str:
+    if not Path(name).is_file():
+        return "."
+    return f"; to list all, run: {shlex.join(['energylens', 'check', name])}"
+
+
+def unclaimed(dataset: Dataset) -> str:
+    """Say which rows are neither measured nor published, so that no claim rests on them."""
+    counts = dataset.take(~dataset.carries_accuracy_claim).source_counts()
+    if not counts:
+        return ""
+    listed = " and ".join(
+        f"{rows} {'is' if rows == 1 else 'are'} {source}" for source, rows in counts.items()
+    )
+    n = len(dataset)
+    return (
+        f"Of {n} row{'s' * (n != 1)} {listed}, not measured: no claim about real energy may rest "
+        "on them."
+    )
 
 
 def problems(raw: RawTable) -> list[Problem]:
@@ -433,7 +455,11 @@ class _Check:
         for name in self.raw.columns:
             if name not in _BY_NAME and not name.startswith(OWN_PREFIX):
                 advice = f"Begin the name of a column of your own with {OWN_PREFIX}."
-                self.note(name, f"is an {UnknownNameError('column', name, _BY_NAME, advice)}")
+                within = _columns_within(name)
+                if within:
+                    advice = f"Did you mean {' or '.join(within)}? {advice}"
+                known = () if within else _BY_NAME
+                self.note(name, f"is an {UnknownNameError('column', name, known, advice)}")
         for column in COLUMNS:
             if column.required and column.name not in self.raw.columns:
                 self.note(column.name, f"must be a column of the table: {column.meaning}")
@@ -644,6 +670,13 @@ class _Check:
         for name, part in ((_ENERGIES[1], prefill), (_ENERGIES[2], decode)):
             alone = np.isnan(both) & (part > whole + slack)
             self.flag(name, alone, "must not exceed energy_per_request_j")
+
+
+def _columns_within(name: str) -> list[str]:
+    """Columns whose names have every word of this one, those that begin with it alone if any do."""
+    words = set(name.lower().split("_"))
+    found = [column for column in _BY_NAME if words <= set(column.split("_"))]
+    return [c for c in found if c.startswith(f"{name.lower()}_")] or found
 
 
 def _in_order(codes: IntArray) -> tuple[list[int], IntArray]:

@@ -58,8 +58,12 @@ TOLD = (
     "logistic-batch",
     "tdp-time-predicted",
     "utilisation-power-predicted",
+    "workload",
+    "workload-ols",
+    "sequence-length",
 )
 UNTOLD = {f"{name}-untold": name for name in TOLD}
+SCALED = "energylens-datasheet-scaled"
 METRICS = (
     "train_rows",
     "top1_ratio",
@@ -354,7 +358,7 @@ def unseen_length(data: Data, names: Names) -> Result:
 def unseen_engine(data: Data, names: Names) -> Result:
     """Leave out vLLM 0.5.4 or 0.11.1; then give back a few of its rows."""
     return judge(
-        data.engines, names, (*EVERYONE, *UNTOLD), protocol="unseen-engine", choose=FREE,
+        data.engines, names, (*EVERYONE, SCALED, *UNTOLD), protocol="unseen-engine", choose=FREE,
         calibration=(0, 3, 5, 10), repeats=20,
     )  # fmt: skip
 
@@ -362,9 +366,23 @@ def unseen_engine(data: Data, names: Names) -> Result:
 def unseen_source(data: Data, names: Names) -> Result:
     """Leave out each source, with its GPUs, engine version and LLMs; then give ten rows back."""
     return judge(
-        Dataset.concatenate([data.v2, data.v3, data.argonne, data.code]), names, EVERYONE,
-        protocol="unseen-engine", choose=FREE, calibration=(0, 10), repeats=5,
+        Dataset.concatenate([data.v2, data.v3, data.argonne, data.code]), names,
+        (*EVERYONE, SCALED), protocol="unseen-engine", choose=FREE, calibration=(0, 10), repeats=5,
     )  # fmt: skip
+
+
+def engines_together(data: Data, names: Names) -> Result:
+    """Learn from 50 rows of several engine versions: each fitted by itself, or all together."""
+    every = [data.v2, data.v3]
+    return {
+        label: judge(
+            Dataset.concatenate(parts), names, ("energylens", "energylens-untold"),
+            protocol="few-shot", choose=FREE, train=50, repeats=REPEATS,
+        )
+        for label, parts in (
+            ("ML.ENERGY v2 and v3", every), ("all four", [*every, data.argonne, data.code])
+        )
+    }  # fmt: skip
 
 
 def _phases(dataset: Dataset) -> Result:
@@ -614,6 +632,7 @@ STUDIES: dict[str, Callable[[Data, Names], Result]] = {
     "misses": misses,
     "unseen-engine": unseen_engine,
     "unseen-source": unseen_source,
+    "engines-together": engines_together,
     "unseen-length": unseen_length,
     "batch-pooled": batch_pooled,
     "intervals": intervals,

@@ -358,6 +358,26 @@ def _untold(results: Results) -> str:
     )
 
 
+def _together_engines(results: Results) -> str:
+    words = {"energylens": "each version by itself", "energylens-untold": "engines not told"}
+    return markdown(
+        ("rows of", "fitted", "Top-1", "pairwise", "regret", "MAPE", "80 % covers"),
+        [
+            (
+                source,
+                words[name],
+                percent(score["top1_ratio"]),
+                percent(score["pairwise_ratio"]),
+                percent(score["regret_mean_ratio"], 2),
+                percent(score["mape_ratio"]),
+                percent(score["interval_coverage_ratio"], 0),
+            )
+            for source, study in results["engines-together"].items()
+            for name, score in study["estimators"].items()
+        ],
+    )
+
+
 # What the sources are told apart by: each has one version of vLLM, and Argonne names none.
 SOURCES = {
     "vllm 0.5.4": "ML.ENERGY v2",
@@ -632,6 +652,7 @@ TABLES: Tables = {
     "engine-new": _engine("vllm 0.11.1"),
     "engine-old": _engine("vllm 0.5.4"),
     "engine-untold": _untold,
+    "engines-together": _together_engines,
     "source-unseen": _source(0),
     "source-few": _source(1),
     "unseen-length": _length,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from energylens.records import Case, Engine
 
 WIDTH = 80
+MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
 
 
@@ -91,15 +92,14 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 
 def print_paragraph(text: str, indent: str = "", hanging: str = "") -> None:
     """Print wrapped text, lines after the first indented by ``hanging`` too."""
-    print(
-        textwrap.fill(
-            text,
-            WIDTH,
-            initial_indent=indent,
-            subsequent_indent=indent + hanging,
-            break_on_hyphens=False,
-        )
+    filled = textwrap.fill(
+        text.replace(" %", "\u00a0%"),  # no line begins with the sign
+        WIDTH,
+        initial_indent=indent,
+        subsequent_indent=indent + hanging,
+        break_on_hyphens=False,
     )
+    print(filled.replace("\u00a0%", " %"))
 
 
 class Progress:
@@ -131,6 +131,18 @@ class Progress:
 def percent(value: float | None, digits: int = 1) -> str:
     """Write a ratio as a percentage; a dash where there is none."""
     return "-" if value is None else f"{100 * value:.{digits}f} %"
+
+
+def likelihood(probability_ratio: float | None) -> str:
+    """Write a probability from draws, none of which makes it certain, in whole percent."""
+    if probability_ratio is not None and probability_ratio > 0.994:
+        return "> 99 %"
+    return percent(probability_ratio, 0)
+
+
+def saving(ratio: float) -> str:
+    """Write a share that is saved, of which nothing saves all."""
+    return "over 99 %" if ratio > 0.994 else percent(ratio, 0 if ratio > 0.0949 else 1)
 
 
 def comma_list(text: str) -> tuple[str, ...]:
@@ -207,16 +219,35 @@ def read_tables(arguments: argparse.Namespace) -> Dataset:
                 f"--where takes COLUMN=VALUE, as in --where gpu=H100-SXM-80GB, not {condition!r}"
             )
         if name not in columns:
-            raise UnknownNameError("column for --where", name, columns)
+            raise UnknownNameError(
+                "column for --where", name, columns, f"It takes {', '.join(columns)}."
+            )
         column = columns[name].astype(str)
-        wanted = value.split("|")
+        wanted = [_known_as(name, part) for part in value.split("|")]
         keep = np.isin(column, wanted)
         if not keep.any():
-            present = ", ".join(sorted(set(column))[:12])
-            raise UsageError(f"no row has {name} {value}; there are {present}")
+            present = sorted(set(column))
+            named = ", ".join(present[:12])
+            more = f" and {len(present) - 12} more" if len(present) > 12 else ""
+            raise UsageError(f"no row has {name} {value}; there are {named}{more}")
         dataset = dataset.take(keep)
         columns = {key: values[keep] for key, values in columns.items()}
     return dataset
+
+
+def _known_as(column: str, name: str) -> str:
+    """Give the name that tables have for what the catalog knows by several."""
+    from energylens import catalog
+    from energylens.errors import InputError
+
+    try:
+        if column == "llm":
+            return catalog.llm(name).id
+        if column == "gpu":
+            return catalog.gpu(name).id
+        return catalog.precision(name).id if column == "precision" else name
+    except InputError:
+        return name
 
 
 def add_case(parser: argparse.ArgumentParser) -> None:
@@ -241,7 +272,8 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         "--vision-tokens",
         type=_positive,
         metavar="N",
-        help="of the input, those of images or frames; by default what the catalog says",
+        help="those of images or frames among the input tokens; by default what the catalog "
+        "says, on top of them",
     )
     group.add_argument("--images", type=positive_int, default=0, metavar="N")
     group.add_argument("--frames", type=positive_int, default=0, metavar="N")
@@ -351,6 +383,8 @@ def _positive(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
+    if not 0 < value <= MOST:
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 0, at most {MOST:g}, not {text!r}"
+        )
     return value

@@ -29,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
         "read the result files of others into a tidy table",
         _import,
         (
-            "energylens import mlenergy-v3 leaderboard/data -o runs.csv",
+            "energylens import mlenergy-v3 leaderboard/models -o runs.csv",
             "energylens import argonne power.csv -o argonne.csv",
             "energylens import mlenergy-v3 data --assume-input-tokens gpqa=300 -o runs.csv",
             "energylens import table mine.csv --mapping mapping.toml -o runs.csv",
@@ -111,15 +111,19 @@ def _import(arguments: argparse.Namespace) -> None:
     # The table itself may go to stdout: what is said about it must not.
     out = sys.stderr if arguments.output == "-" else sys.stdout
     print(
-        f"{len(imported.dataset)} rows of {_llms(len(imported.dataset.cases.llms))} on "
+        f"{_rows(len(imported.dataset))} of {_llms(len(imported.dataset.cases.llms))} on "
         f"{', '.join(g.id for g in imported.dataset.cases.gpus)} written to {arguments.output}; "
-        f"{skipped} rows skipped.",
+        f"{_rows(skipped)} skipped.",
         file=out,
     )
     for s in imported.skipped:
         print(f"  {s.rows} skipped: {s.reason} (as {s.example})", file=out)
     for note in imported.notes:
         print(f"Note: {note}", file=out)
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
 
 
 def _llms(number: int) -> str:
@@ -156,7 +160,7 @@ def _check(arguments: argparse.Namespace) -> None:
             + _if_foreign(arguments.table, raw)
         )
     dataset = table.dataset_from_table(raw)
-    print(f"{arguments.table}: {len(dataset)} rows, all valid.")
+    print(f"{arguments.table}: {len(dataset)} row{'s, all' if len(dataset) != 1 else ','} valid.")
     for what, values in (
         ("LLMs", [m.id for m in dataset.cases.llms]),
         ("GPUs", [g.id for g in dataset.cases.gpus]),

@@ -111,10 +111,14 @@ def _discover(arguments: argparse.Namespace) -> None:
         print(knee.to_python())
     else:
         for term in knee.terms:
-            stable = percent(term.stability_ratio, 0)
+            stable = (
+                "not resampled"
+                if term.stability_ratio is None
+                else f"in {percent(term.stability_ratio, 0)} of the resamples"
+            )
             print_paragraph(
                 f"{term.coefficient:.3g} {term.unit} x {term.expression.text}: "
-                f"{percent(term.share_ratio, 0)} of the energy, in {stable} of the resamples"
+                f"{percent(term.share_ratio, 0)} of the energy, {stable}"
             )
     if front.cautions:
         print()

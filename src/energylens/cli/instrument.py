@@ -162,7 +162,12 @@ def _add_measure(subparsers: Subparsers) -> None:
         ),
     )
     parser.add_argument("plan", metavar="PLAN.jsonl")
-    parser.add_argument("-o", "--output", metavar="RUNS.jsonl", help="the table; rows are added")
+    parser.add_argument(
+        "-o",
+        "--output",
+        metavar="RUNS.jsonl",
+        help="the table; rows are added (needed, but for --dry-run)",
+    )
     _add_meter(parser)
     parser.add_argument(
         "--executor",
@@ -329,10 +334,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         return
     for sentence in judged:
         print_paragraph(sentence)
-    written = (
-        f"{len(draft.plan.cases)} cases of {draft.feasible} feasible ones, about "
-        f"{draft.minutes:.0f} minutes, written to {arguments.output}"
-    )
+    written = f"{_counted(draft)}, {_about(draft.minutes)}, written to {arguments.output}"
     if not draft.plan.cases:
         written = (
             f"All {draft.feasible} feasible cases are measured: {arguments.output} is not written"
@@ -344,8 +346,28 @@ def _plan(arguments: argparse.Namespace) -> None:
         print_paragraph(sentence)
     for llm in added:
         print_paragraph(f"{llm.id} was added to your catalog, so that its rows can be read.")
-    for reason, number in draft.skipped.items():
+    for reason, number in list(draft.skipped.items())[:LISTED]:
         print_paragraph(f"{number} left out: {reason}", "  ")
+    if others := sum(list(draft.skipped.values())[LISTED:]):
+        print_paragraph(f"{others} left out for other reasons of the kind", "  ")
+
+
+def _number(number: int, what: str) -> str:
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def _about(minutes: float) -> str:
+    return f"about {_number(round(minutes), 'minute')}"
+
+
+def _counted(draft: Draft) -> str:
+    """Cases that were chosen, and runs of them where cases are repeated."""
+    from dataclasses import replace
+
+    runs = len(draft.plan.cases)
+    distinct = len({replace(case, repeat=0).key for case in draft.plan.cases})
+    cases = f"{_number(distinct, 'case')} of {_number(draft.feasible, 'feasible one')}"
+    return cases if runs == distinct else f"{runs} runs of {cases}"
 
 
 def _most_telling(
@@ -361,10 +383,13 @@ def _most_telling(
     from energylens import informative, planning, table
     from energylens.cases import Cases
     from energylens.errors import InfeasibleError, UsageError
+    from energylens.records import Engine
 
     measured = table.read(arguments.measured) if arguments.measured else None
     planned = draft.plan.cases
-    candidates = Cases.of([item.case for item in planned])
+    # Behind an OpenAI interface any engine may serve: which one is not known.
+    known = "" if arguments.engine == "openai" else arguments.engine
+    candidates = Cases.of([item.case for item in planned]).served_by(Engine(name=known))
     options = {"choose": arguments.choose, "seed": arguments.seed}
     try:
         batch = informative.next_runs(candidates, measured, count=arguments.next, **options)
@@ -423,7 +448,9 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
                 f"{row.case.case.workload.input_tokens:g}",
                 f"{row.case.case.workload.output_tokens:g}",
                 str(row.gpus),
-                f"{row.memory_bytes / 1e9:.1f} GB" if not row.problem else "too much",
+                f"{row.memory_bytes / 1e9:.1f} GB"
+                if row.memory_bytes <= row.available_bytes
+                else "too much",
                 f"{row.seconds:.0f} s",
             )
             for row in rows
@@ -434,8 +461,8 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
         if row.problem:
             print_paragraph(f"{row.case.case.configuration.describe()}: {row.problem}")
     print_paragraph(
-        f"{len(rows)} cases in {len(made.groups())} engine starts, about "
-        f"{planning.minutes(made):.0f} minutes with loading and windows."
+        f"{_number(len(rows), 'case')} in {_number(len(made.groups()), 'engine start')}, "
+        f"{_about(planning.minutes(made))} with loading and windows."
     )
 
 
@@ -468,8 +495,7 @@ def _measure(arguments: argparse.Namespace) -> None:
 
     from energylens import engines, meters, planning
     from energylens.engines.llm_folders import scaled_down
-    from energylens.errors import MeasurementError, UsageError
-    from energylens.explanation import joules
+    from energylens.errors import MeasurementError, UnknownNameError, UsageError
     from energylens.measurement import measure
 
     made = planning.read_plan(arguments.plan, scale=scaled_down)
@@ -485,6 +511,10 @@ def _measure(arguments: argparse.Namespace) -> None:
         )
     if arguments.meter != "auto" and {case.engine for case in made.cases} == {"simulated"}:
         raise UsageError("the simulated engine brings a meter of its own: leave --meter out")
+    kinds = [name.partition(":")[0] for name in meters.NAMES]
+    if arguments.meter.partition(":")[0] not in kinds:
+        advice = f"Known are {', '.join(meters.NAMES)}."
+        raise UnknownNameError("meter", arguments.meter, kinds, advice)
     live = sys.stderr.isatty()
     pause_s = 0.5 if live else LOG_PAUSE_S  # a log wants a line now and then, no moving one
     shown = [0.0 if live else time.monotonic()]
@@ -497,7 +527,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         left = "" if progress.remaining_s is None else f", {progress.remaining_s / 60:.0f} min left"
         line = (
             f"{progress.done} of {progress.cases} cases ({progress.failed} failed), "
-            f"{joules(progress.energy_j)} so far{left}"
+            f"{_drawn(progress.energy_j, progress.sources)} so far{left}"
         )
         if live:
             print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
@@ -510,6 +540,7 @@ def _measure(arguments: argparse.Namespace) -> None:
         partial(meters.open_meter, arguments.meter),
         arguments.output,
         executor=_executor(arguments, made),
+        gpus=arguments.gpus,
         retry_failed=arguments.retry_failed,
         on_progress=show,
         command_line=sys.argv,
@@ -520,12 +551,29 @@ def _measure(arguments: argparse.Namespace) -> None:
     if result.interrupted:
         raise KeyboardInterrupt
     if result.cases and not result.measured:
-        raise MeasurementError("no case could be measured; the reasons are above")
+        here = arguments.executor in ("local", "inline")
+        raise MeasurementError(
+            "no case could be measured; the reasons are above" + (_absent(made) if here else "")
+        )
+
+
+def _absent(made: Plan) -> str:
+    """Name the packages of engines that are not here either, whatever else kept them."""
+    from importlib.util import find_spec
+
+    wanted = {case.engine for case in made.cases if "url" not in case.options}
+    absent = [name for name in ("vllm", "transformers") if name in wanted and not find_spec(name)]
+    return "".join(f"; the engine {name} is not installed either" for name in absent)
+
+
+def _drawn(energy_j: float, sources: tuple[str, ...]) -> str:
+    from energylens.explanation import joules
+
+    guessed = [name for name in sources if name in ("simulated", "estimated")]
+    return f"{joules(energy_j)} {' and '.join(guessed) if guessed else 'drawn'}"
 
 
 def _tell(result: SweepResult, as_json: bool) -> None:
-    from energylens.explanation import joules
-
     if as_json:
         print_json(
             {
@@ -533,19 +581,34 @@ def _tell(result: SweepResult, as_json: bool) -> None:
                 "measured": result.measured,
                 "failed": dict(result.failed),
                 "unstable": result.unstable,
+                "new": result.new,
                 "energy_j": result.energy_j,
+                "sources": list(result.sources),
                 "interrupted": result.interrupted,
                 "table": str(result.table),
                 "records": str(result.records),
             }
         )
         return
-    print_paragraph(
-        f"{result.measured} of {result.cases} cases measured, {result.unstable} of them unstable, "
-        f"{len(result.failed)} failed; {joules(result.energy_j)} drawn."
+    failed = len(result.failed)
+    state = (
+        f"{result.measured} of {_number(result.cases, 'case')} measured, {result.unstable} of them "
+        f"unstable, {failed} failed"
     )
-    for case, reason in list(result.failed.items())[:LISTED]:
-        print_paragraph(f"{case}: {reason}", "  ")
+    if result.new:
+        drawn = f"; {_drawn(result.energy_j, result.sources)}" if result.sources else ""
+        print_paragraph(f"{state}{drawn}.")
+    elif not result.interrupted:
+        again = "; --retry-failed tries those that failed again" if failed else ""
+        print_paragraph(f"Nothing was left to do, all was there already: {state}{again}.")
+    else:
+        print_paragraph(f"{state}.")
+    reasons: dict[str, list[str]] = {}
+    for case, reason in result.failed.items():
+        reasons.setdefault(reason, []).append(case)
+    for reason, cases in list(reasons.items())[:LISTED]:
+        others = f" and {_number(len(cases) - 1, 'other')}" if len(cases) > 1 else ""
+        print_paragraph(f"{cases[0]}{others}: {reason}", "  ")
     print(f"Rows: {result.table}\nRaw windows and provenance: {result.records}")
 
 

@@ -239,7 +239,7 @@ def contestants(
 
     from energylens import baselines
     from energylens.errors import UnknownNameError
-    from energylens.fitting import Datasheet, EnergyLens, FitOptions
+    from energylens.fitting import Datasheet, EnergyLens, FitOptions, ScaledDatasheet
 
     ours = {
         "energylens": FitOptions(),
@@ -248,6 +248,7 @@ def contestants(
         "energylens-extended": FitOptions(extend=("auto",)),
         "energylens-measured-power": FitOptions(measured_power=True),
     }
+    unfitted: dict[str, Estimator] = {e.name: e for e in (Datasheet(), ScaledDatasheet())}
     left_out: tuple[str, ...] = ()
     if names is None:
         names = CONTESTANTS
@@ -257,15 +258,15 @@ def contestants(
     known = baselines.ESTIMATORS
 
     def maker(name: str) -> Callable[[int], Estimator]:
-        if name == "energylens-datasheet":
-            return lambda _seed: Datasheet()
+        if name in unfitted:
+            return lambda _seed: unfitted[name]
         if name in ours:
             return lambda _seed: EnergyLens(name=name, options=ours[name])
         if name not in known:
             raise UnknownNameError(
                 "estimator",
                 name,
-                ["energylens-datasheet", *ours, *known],
+                [*unfitted, *ours, *known],
                 f"There are {', '.join(CONTESTANTS)}, and more in docs/baselines.md.",
             )
         return known[name]

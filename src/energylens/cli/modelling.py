@@ -18,6 +18,7 @@ from energylens.cli.console import (
     case_of,
     comma_list,
     engine_of,
+    likelihood,
     not_negative_int,
     numbers,
     percent,
@@ -26,16 +27,19 @@ from energylens.cli.console import (
     print_paragraph,
     print_table,
     read_tables,
+    saving,
 )
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.formula import EnergyModel
     from energylens.records import Case, Configuration
-    from energylens.selection import Limit, Ranking
+    from energylens.selection import Limit, Ranked, Ranking
 
 LISTED = 4  # infeasible layouts shown
+LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
 NAMED = 6  # engine versions named in a note
+ILL_CONDITIONED = 1000.0
 MOST_GPUS = 32_767  # in one degree of parallelism, as far as memory is accounted for
 DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
@@ -222,7 +226,9 @@ def _fit(arguments: argparse.Namespace) -> None:
         draws = fitting.bootstrap(
             dataset, options, samples=arguments.bootstrap, seed=arguments.seed
         )
-        low, high = np.quantile(draws, [0.1, 0.9], axis=0)
+        # Rows that say nothing of a coefficient say so again in every resample.
+        told = [term.name not in diagnosis.undetermined for term in model.terms]
+        low, high = np.where(told, np.quantile(draws, [0.1, 0.9], axis=0), (low, high))
     gpu = dataset.cases.gpus[int(np.bincount(dataset.cases.gpu_index).argmax())]
     terms = model.terms
     expected = datasheet((gpu,), terms)[0]
@@ -255,10 +261,10 @@ def _fit(arguments: argparse.Namespace) -> None:
         )
         return
     print(f"{len(dataset)} rows; coefficients for {gpu.id} (theta = 1: as its datasheet suggests)")
-    if len(model.scope.gpus) > 1:
+    if model.groups:
         print_paragraph(
-            f"theta is that of the rows of {', '.join(model.scope.gpus)} together; values are "
-            f"those of {gpu.id}, which has the most."
+            f"theta is that of all rows together; values are what it makes of {gpu.id}, which has "
+            "the most. Predictions use the coefficients of each group of rows, named below."
         )
     print()
     print_table(
@@ -270,7 +276,13 @@ def _fit(arguments: argparse.Namespace) -> None:
                 f"{low[k]:.2f} .. {high[k]:.2f}",
                 f"{model.pooled.theta[k] * expected[k]:.3g}",
                 term.unit,
-                "no" if term.name in diagnosis.undetermined else "yes",
+                "no"
+                if term.name in diagnosis.undetermined
+                else "at 0"
+                if not model.pooled.theta[k]
+                else "loosely"
+                if low[k] <= LOOSE_RATIO * model.pooled.theta[k]
+                else "yes",
             )
             for k, term in enumerate(terms)
         ],
@@ -349,7 +361,7 @@ def _row_notes(dataset: Dataset, model: EnergyModel) -> list[str]:
     if len(versions) > 1:
         named = ", ".join(versions[:NAMED]) + ", ..." * (len(versions) > NAMED)
         advice = (
-            "each has coefficients of its own; name yours to explain and select with --engine"
+            "each is fitted by itself; name yours to explain and select with --engine"
             if "engine" in model.per
             else "add engine to --per for coefficients of their own"
         )
@@ -366,7 +378,11 @@ def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
         f"In-sample error: mean {percent(diagnosis.mape_ratio)}, median "
         f"{percent(diagnosis.median_ape_ratio)}, bias {percent(diagnosis.bias_ratio)}; "
         f"{diagnosis.effective_parameters:.1f} effective parameters, condition number "
-        f"{diagnosis.condition_number:.0f}."
+        + (
+            f"{diagnosis.condition_number:.0f}."
+            if diagnosis.condition_number < ILL_CONDITIONED
+            else "above 1000: some of the terms cannot be told apart by these rows."
+        )
     )
     if diagnosis.at_bound:
         print_paragraph(f"At their bound of 0: {', '.join(diagnosis.at_bound)}.")
@@ -389,7 +405,7 @@ def _model(path: str) -> EnergyModel:
     """Read a model, or make the one that stands before the first measurement."""
     from energylens import fitting, modelfile
 
-    return fitting.from_datasheet() if path == "datasheet" else modelfile.load(path)
+    return fitting.from_datasheet() if path.lower() == "datasheet" else modelfile.load(path)
 
 
 def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
@@ -398,6 +414,7 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
 
     from energylens import catalog
     from energylens.errors import UsageError
+    from energylens.records import UNKNOWN_ENGINE
 
     for name in DEGREES:
         if getattr(arguments, name) > MOST_GPUS:
@@ -413,10 +430,13 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
                 f"of the two out (the LLM without a format is {llm})"
             )
     case = case_of(arguments)
-    # People write vLLM where tables say vllm.
-    spelled = {name.casefold(): name for name in model.scope.engines}
-    engine = spelled.get(case.engine.id.casefold())
-    return replace(case, engine=engine_of(engine)) if engine else case
+    # People write vLLM where tables say vllm, and leave out the version where there is one.
+    asked = case.engine.id.casefold()
+    meant = [e for e in model.scope.engines if asked in (e.casefold(), e.casefold().split(" ")[0])]
+    if not meant:
+        return case
+    # Of several versions none is meant: a note names them.
+    return replace(case, engine=engine_of(meant[0]) if len(meant) == 1 else UNKNOWN_ENGINE)
 
 
 def _flag(name: str) -> str:
@@ -515,7 +535,8 @@ def _caps_seen(model: EnergyModel) -> tuple[Limit, ...]:
 
 def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
     """Note GPU types that no row speaks of, but for the best one's, which is explained anyway."""
-    ids = {gpu.id for gpu in ranking.cases.gpus} - set(model.scope.gpus) - {ranking.best.gpu}
+    scope = model.scope_of(ranking.scenario.engine.id)
+    ids = {gpu.id for gpu in ranking.cases.gpus} - set(scope.gpus) - {ranking.best.gpu}
     return [
         f"No row of the fit has the GPU {name}: its joules rest on its datasheet."
         for name in sorted(ids)
@@ -539,8 +560,8 @@ def _select(arguments: argparse.Namespace) -> None:
     )
     if "power_cap" in arguments.choose and "power_cap" not in model.extensions:
         raise UsageError(
-            f"{arguments.model} knows no power caps, so it cannot choose one: fit it with "
-            "--extend power_cap, to rows that have power_cap_w"
+            f"choosing a power cap takes a model that knows some, and {arguments.model} knows "
+            "none: fit one with --extend power_cap to rows that have power_cap_w"
         )
     ranking = select(
         model,
@@ -568,15 +589,10 @@ def _select(arguments: argparse.Namespace) -> None:
         document["explanation"] = explain(model, best).to_json()
         print_json(document)
         return
-    print_paragraph(ranking.scenario.describe())
+    print_paragraph(ranking.describe())
     print()
-    several_gpus = len(ranking.cases.gpus) > 1
-    several_precisions = len(ranking.cases.precisions) > 1
     rows = []
     for entry in ranking.entries(arguments.top):
-        name = entry.configuration.describe() + _running(entry.configuration)
-        name += f" {entry.gpu}" if several_gpus else ""
-        name += f" {entry.precision}" if several_precisions else ""
         interval = (
             "-"
             if entry.lower_j is None or entry.upper_j is None
@@ -584,11 +600,11 @@ def _select(arguments: argparse.Namespace) -> None:
         )
         rows.append(
             (
-                name,
+                _named(ranking, entry),
                 str(entry.configuration.gpus),
                 joules(entry.energy_per_request_j),
                 interval,
-                percent(entry.probability_best_ratio, 0),
+                likelihood(entry.probability_best_ratio),
             )
         )
     _print_wrapped(("configuration", "GPUs", "per request", "80 % interval", "is best"), rows)
@@ -596,24 +612,7 @@ def _select(arguments: argparse.Namespace) -> None:
     if more > 0:
         print(f"... and {more} more")
     print()
-    winner = ranking.best
-    saving = ranking.saving_against_worst_ratio
-    sentence = f"Run {winner.configuration.describe()}{_running(winner.configuration)}"
-    if several_gpus or several_precisions:
-        sentence += f" in {winner.precision} on {winner.gpu}"
-    sentence += f": {joules(winner.energy_per_request_j)} a request"
-    if saving and len(ranking) > 1:
-        worst = float(ranking.energy_per_request_j[-1])
-        sentence += (
-            f", {joules(worst - winner.energy_per_request_j)} ({saving:.0%}) less than the "
-            f"worst feasible choice, {ranking.cases.case(-1).configuration.describe()}"
-        )
-    if winner.probability_best_ratio is not None and len(ranking) > 1:
-        sentence += (
-            f". It is the best with probability {winner.probability_best_ratio:.0%}; choosing "
-            f"it is expected to cost {percent(ranking.expected_regret_ratio)} over the true best"
-        )
-    print_paragraph(sentence + ".")
+    print_paragraph(_advice(ranking))
     explanation = explain(model, best)
     for line in explanation.sentences[1:]:
         print_paragraph(line)
@@ -641,6 +640,40 @@ def _select(arguments: argparse.Namespace) -> None:
         lines = sorted(ruled_out.values(), key=lambda line: " W on " not in line[0])
         for name, reason in lines[:LISTED]:
             print_paragraph(f"{name}: {reason}", "  ")
+
+
+def _named(ranking: Ranking, entry: Ranked) -> str:
+    """Name a configuration by what was free."""
+    name = entry.configuration.describe() + _running(entry.configuration)
+    name += f" {entry.gpu}" if len(ranking.cases.gpus) > 1 else ""
+    return name + (f" {entry.precision}" if len(ranking.cases.precisions) > 1 else "")
+
+
+def _advice(ranking: Ranking) -> str:
+    """Say what to run, what it saves, and how sure that is."""
+    from energylens.explanation import joules
+
+    winner, *others = ranking.entries()
+    advice = f"Run {_named(ranking, winner)}: {joules(winner.energy_per_request_j)} a request"
+    if not others:
+        return f"{advice}. Nothing else is feasible."
+    compared = {"the next best": others[0], "the worst feasible choice": others[-1]}
+    compared = dict(list(compared.items())[: len(others)])
+    least = winner.energy_per_request_j
+    advice += ", " + ", and ".join(
+        f"{joules(other.energy_per_request_j - least)} "
+        f"({saving(1.0 - least / other.energy_per_request_j)}) less than {what}, "
+        f"{_named(ranking, other)}"
+        for what, other in compared.items()
+    )
+    if winner.probability_best_ratio is not None:
+        regret = ranking.expected_regret_ratio or 0.0
+        advice += (
+            f". It is the best with probability {likelihood(winner.probability_best_ratio)}; "
+            f"choosing it is expected to cost {'under 0.1 %' if regret < 5e-4 else percent(regret)}"
+            " over the true best"
+        )
+    return f"{advice}."
 
 
 def _running(configuration: Configuration) -> str:
