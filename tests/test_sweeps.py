@@ -460,7 +460,9 @@ def test_a_ray_cluster_that_loses_a_worker_and_a_node_gives_every_row_once(
             gone.append(progress.done)
             ray_cluster.remove_node(ray_cluster.gpu_nodes[1], allow_graceful=False)
 
-    result = sweep(tmp_path, plan_of(*cases), RayExecutor(), on_progress=lose_a_node)
+    # The node may take along the very case that has crashed before: that is two losses of one.
+    plan = plan_of(*cases, attempts=3)
+    result = sweep(tmp_path, plan, RayExecutor(), on_progress=lose_a_node)
     assert gone
     assert (tmp_path / "crashed").exists()
     assert (result.measured, len(result.failed)) == (8, 0)
