@@ -226,6 +226,10 @@ class Cases:
         """Look a number up in each case's GPU; shape (n,)."""
         return np.array([read(item) for item in self.gpus], dtype=np.float64)[self.gpu_index]
 
+    def of_engine(self, read: Callable[[Engine], float]) -> FloatArray:
+        """Look a number up for each case's engine; shape (n,)."""
+        return np.array([read(item) for item in self.engines], dtype=np.float64)[self.engine_index]
+
     def of_precision(self, read: Callable[[Precision], float]) -> FloatArray:
         """Look a number up in each case's precision; shape (n,)."""
         values = np.array([read(item) for item in self.precisions], dtype=np.float64)

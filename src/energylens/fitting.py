@@ -801,10 +801,8 @@ class ScaledDatasheet:
         if len(dataset) == 0:
             raise FitError("a factor needs one row or more; given none")
         plain = from_datasheet()
-        ratio = plain.predict_energy_j(dataset.cases) / dataset.energy_per_request_j
-        parts = {e: ratio[dataset.engine_ids == e] for e in set(dataset.engine_ids)} | {"": ratio}
-        factors = {name: float(part.sum() / (part @ part)) for name, part in parts.items()}
-        return _Scaled(model=plain, factors=factors)
+        predicted = plain.predict_energy_j(dataset.cases)
+        return _Scaled(model=plain, factors=dataset.engine_factors(predicted))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -813,8 +811,7 @@ class _Scaled:
     factors: Mapping[str, float]  # by engine; "" for those not seen
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
-        factors = [self.factors.get(e.id, self.factors[""]) for e in cases.engines]
-        factor: FloatArray = np.array(factors)[cases.engine_index]
+        factor = cases.of_engine(lambda e: self.factors.get(e.id, self.factors[""]))
         return self.model.predict_energy_j(cases) * factor
 
 

@@ -162,9 +162,8 @@ class _PowerTimesTime:
             busy = np.minimum(mfu / SATURATION_MFU, 1.0) ** UTILISATION_EXPONENT
             power = idle + (tdp - idle) * busy
         watts = counts.gpus * power + counts.idle_gpus * idle
-        joules: FloatArray = watts * latency / counts.running
-        factors = [self.calibration.get(e.id, self.calibration[""]) for e in cases.engines]
-        return np.array(factors)[cases.engine_index] * joules
+        factor = cases.of_engine(lambda e: self.calibration.get(e.id, self.calibration[""]))
+        return factor * watts * latency / counts.running
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -210,12 +209,8 @@ class PowerTimesTime:
         )
         if not self.calibrate:
             return plain
-        ratio = plain.predict_energy_j(dataset.cases) / dataset.energy_per_request_j
-        parts = {e: ratio[dataset.engine_ids == e] for e in set(dataset.engine_ids)} | {"": ratio}
-        return replace(
-            plain,
-            calibration={name: float(part.sum() / (part @ part)) for name, part in parts.items()},
-        )
+        predicted = plain.predict_energy_j(dataset.cases)
+        return replace(plain, calibration=dataset.engine_factors(predicted))
 
 
 def tdp_time() -> PowerTimesTime:
