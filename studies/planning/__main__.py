@@ -13,18 +13,16 @@ them is kept in this repository.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import time
 from pathlib import Path
-from typing import Any
 
 from energylens import files
 from studies.planning import figure
 from studies.planning.replay import SEEDS, Subject, replay
 from studies.planning.tables import TABLES
 from studies.results.runs import FREE, Data
-from studies.results.tables import fill
+from studies.results.tables import compact, fill
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = {"planned": 0.5, "coefficients only": 0.0, "choice only": 1.0}
@@ -39,12 +37,6 @@ def subjects(data: Data) -> dict[str, Subject]:
         "v2-a100": Subject(v2.take(v2.gpu_ids == "A100-SXM-40GB"), FREE),
         "v2-h100": Subject(v2.take(v2.gpu_ids == "H100-SXM-80GB"), FREE),
     }
-
-
-def _compact(results: dict[str, Any]) -> str:
-    """Write a document with a line for each source."""
-    lines = (f'"{name}": {json.dumps(value)}' for name, value in results.items())
-    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def main() -> None:
@@ -68,7 +60,7 @@ def main() -> None:
                 judged=("planned", "random") if name in ("v3", "argonne") else (),
                 seeds=arguments.seeds,
             )
-            files.write_text(path, _compact(results))
+            files.write_text(path, compact(results))
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     figure.write(ROOT / "docs" / "figures" / "planning.svg", results)
     document = ROOT / "docs" / "planning.md"

@@ -53,7 +53,7 @@ def main() -> None:
             again = STUDIES[name](data, estimators)
             # Named estimators take the place of theirs alone: the others stand as they were.
             results[name] = merged(results.get(name), again) if estimators else again
-            files.write_json(path, results)
+            files.write_text(path, tables.compact(results))
     if "curve" in results:
         tables.draw_curves(results, ROOT / "docs" / "figures" / "learning-curves.svg")
     if "calibration" in results:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,20 @@ COLUMNS = (
     ("MAPE", "mape_ratio", 1),
     ("80 % covers", "interval_coverage_ratio", 0),
 )
+
+
+def compact(results: Mapping[str, Any]) -> str:
+    """Give a document as JSON with a line for each entry, in nine digits."""
+
+    def rounded(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {key: rounded(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [rounded(item) for item in value]
+        return float(f"{value:.9g}") if isinstance(value, float) else value
+
+    lines = (f"{json.dumps(key)}: {json.dumps(rounded(v))}" for key, v in results.items())
+    return "{\n" + ",\n".join(lines) + "\n}\n"
 
 
 def fill(text: str, results: Results, tables: Tables) -> str:
