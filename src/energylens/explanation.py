@@ -14,6 +14,7 @@ from energylens.records import Case, Configuration, Source, Workload
 from energylens.selection import as_run
 
 COVERAGE_RATIO = 0.8
+LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
 NORMAL_80 = 1.2816  # half width of a central 80 % interval, in standard deviations
 
 # What each term is, as the subject of a sentence.

@@ -22,7 +22,7 @@ from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import Evaluation, Score
-from energylens.explanation import NORMAL_80, SUBJECTS, explain, scope_notes
+from energylens.explanation import LOOSE_RATIO, NORMAL_80, SUBJECTS, explain, scope_notes
 from energylens.formula import OVERLAPS, TERMS, Coefficients, EnergyModel, datasheet
 from energylens.plotting import BARS, OURS, Picture, percent, short_name, si
 from energylens.records import Boundary, Case, Configuration, Source
@@ -1264,7 +1264,7 @@ def _verdict(k: int, model: EnergyModel, undetermined: dict[str, str]) -> str:
         )
     if fitted.theta[k] <= term.lower_bound:
         return f"at its bound of {term.lower_bound:g}: other terms explain its share"
-    if _theta_interval(fitted)[0][k] <= 0.5 * fitted.theta[k]:
+    if _theta_interval(fitted)[0][k] <= LOOSE_RATIO * fitted.theta[k]:
         return f"determined loosely; it would help to have {term.needs}"
     return "determined"
 

@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from energylens.selection import Limit, Ranked, Ranking
 
 LISTED = 4  # infeasible layouts shown
-LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
 NAMED = 6  # engine versions named in a note
 ILL_CONDITIONED = 1000.0
 MOST_GPUS = 32_767  # in one degree of parallelism, as far as memory is accounted for
@@ -210,7 +209,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from energylens import fitting, modelfile
-    from energylens.explanation import NORMAL_80
+    from energylens.explanation import LOOSE_RATIO, NORMAL_80
     from energylens.formula import datasheet
 
     options = fit_options(arguments)
