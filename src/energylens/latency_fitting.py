@@ -1,0 +1,396 @@
+"""Measured times in, time law out: relative least squares within physical bounds.
+
+As the joules are fitted, with the datasheet as the prior: the law is homogeneous in its
+coefficients, so that each Gauss-Newton step is one non-negative least-squares problem. Rows
+without a time are left out; rows that have one need no joules.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from energylens import __version__
+from energylens.cases import Cases, FloatArray, IntArray
+from energylens.dataset import Dataset, StrArray
+from energylens.errors import FitError
+from energylens.formula import Coefficients, Scope, group_key
+from energylens.latency import (
+    COLUMNS,
+    EXPECTED,
+    LOWER_BOUNDS,
+    NAMES,
+    SPREADS,
+    TARGETS,
+    Target,
+    TimeModel,
+    check_target,
+    design,
+    from_datasheet,
+    seconds,
+    slopes,
+)
+
+ROUNDS = 12  # Gauss-Newton steps at most
+SPREAD_ROUNDS = 5  # of them also estimate the residual spread that weighs the prior
+STEP_LENGTHS = (1.0, 0.5, 0.25, 0.1)
+CONVERGED = 1e-4  # a step that moves no coefficient farther is the last
+EFFECTIVE = 8.0  # coefficients that rows usually determine
+PSEUDO_SQUARES = 0.02  # squared residuals of two rows that stand in where there are few
+GROUP_SPREAD = 0.5  # how far a GPU type may lie from its engine's fit, in units of a spread
+OVERLAP_FLOOR = 0.5  # least theta at which an overlapped term's slope is taken
+FEWEST = 9  # residuals from which a group can tell its own 80 % interval
+VARIANCE_FLOOR = 1e-8
+FACTOR_ROWS = 1.0  # a factor of one LLM and format is drawn toward 1 as by so many rows
+#: Measured times in the order of what they tell of the law.
+PREFERRED: tuple[Target, ...] = ("latency", "tpot", "itl")
+
+
+def observed_s(dataset: Dataset, target: Target) -> FloatArray:
+    """Measured seconds of a target, shape (n,); NaN where a row has none.
+
+    Raises
+    ------
+    UsageError
+        If there is no such target.
+    """
+    check_target(target)
+    measured = getattr(dataset.cases, COLUMNS[target], None)
+    if measured is None:
+        return np.full(len(dataset), np.nan)
+    return np.where(measured > 0, measured, np.nan)
+
+
+def fit_latency(
+    dataset: Dataset,
+    target: Target | None = None,
+    *,
+    weights: FloatArray | None = None,
+    factors: bool = True,
+) -> TimeModel:
+    """Fit the time law to the rows that have a time.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        n rows.
+    target : {"latency", "tpot", "itl", "ttft"}, optional
+        The one time to fit; by default of each row the first of request latency, mean time per
+        token and median latency between tokens that it has.
+    weights : ndarray, shape (n,), optional
+        How much each row counts; 1 by default.
+    factors : bool
+        Whether each LLM and precision gets a factor of its own.
+
+    Returns
+    -------
+    TimeModel
+
+    Raises
+    ------
+    FitError
+        If no row has a time.
+    """
+    of = np.full(len(dataset), "", dtype=object)
+    measured = np.full(len(dataset), np.nan)
+    for name in (target,) if target else PREFERRED:
+        seen = observed_s(dataset, name)
+        first = np.isnan(measured) & ~np.isnan(seen)
+        of[first], measured[first] = name, seen[first]
+    rows = np.flatnonzero(~np.isnan(measured))
+    if not len(rows):
+        columns = ", ".join(COLUMNS[name] for name in ((target,) if target else PREFERRED))
+        raise FitError(
+            f"a time law needs rows with a time ({columns}); none of {len(dataset)} has one"
+        )
+    timed = dataset.take(rows)
+    if weights is None:
+        weights = np.ones(len(dataset))
+    problem = _Problem(timed, of[rows], measured[rows], weights[rows])
+    everything = np.arange(len(rows))
+    pooled = problem.solve(everything, EXPECTED, SPREADS)
+    groups = _groups(problem, timed, pooled)
+    model = TimeModel(
+        pooled=pooled,
+        groups=groups,
+        scope=scope(timed),
+        targets={name: int((of[rows] == name).sum()) for name in TARGETS if (of == name).any()},
+        dataset_digest=timed.digest,
+        energylens_version=__version__,
+    )
+    if not factors:
+        return model
+    return problem.with_factors(model, timed)
+
+
+def scope(dataset: Dataset) -> Scope:
+    """Which cases the rows speak of."""
+    return Scope(
+        llms=tuple(sorted(set(dataset.llm_ids))),
+        gpus=tuple(sorted(set(dataset.gpu_ids))),
+        precisions=tuple(sorted(set(dataset.precision_ids))),
+        ranges={
+            name: (float(column.min()), float(column.max()))
+            for name in ("tensor_parallel", "pipeline_parallel", "input_tokens", "output_tokens")
+            for column in (getattr(dataset.cases, name),)
+        },
+    )
+
+
+def _groups(problem: _Problem, dataset: Dataset, pooled: Coefficients) -> dict[str, Coefficients]:
+    """Fit each engine version by itself, and within it each GPU type, drawn toward its engine."""
+    groups: dict[str, Coefficients] = {}
+    engines = sorted(set(dataset.engine_ids))
+    for engine in engines:
+        rows = np.flatnonzero(dataset.engine_ids == engine)
+        parent = pooled
+        if len(engines) > 1 and engine:
+            parent = groups[engine] = _lent(problem.solve(rows, EXPECTED, SPREADS), pooled)
+        gpus = sorted(set(dataset.gpu_ids[rows]))
+        for gpu in gpus if len(gpus) > 1 else ():
+            mine = rows[dataset.gpu_ids[rows] == gpu]
+            own = problem.solve(mine, parent.theta, GROUP_SPREAD * SPREADS)
+            groups[group_key([gpu, engine])] = _lent(own, parent)
+    return groups
+
+
+def _lent(group: Coefficients, parent: Coefficients) -> Coefficients:
+    """Lend a group with few rows or LLMs the residuals of all rows."""
+    if group.rows < FEWEST:
+        group = replace(
+            group, residuals_seen=parent.residuals_seen, spread_ratio=parent.spread_ratio
+        )
+    if group.llms < FEWEST:
+        group = replace(group, residuals_unseen=parent.residuals_unseen, llms=parent.llms)
+    return group
+
+
+class _Problem:
+    """The least-squares problem of one dataset; solved for all rows or some."""
+
+    def __init__(
+        self, dataset: Dataset, of: StrArray, measured: FloatArray, weights: FloatArray
+    ) -> None:
+        n = len(dataset)
+        self.step, self.prompt = np.zeros((n, len(NAMES))), np.zeros((n, len(NAMES)))
+        for name in TARGETS:
+            rows = np.flatnonzero(of == name)
+            if len(rows):
+                self.step[rows], self.prompt[rows] = design(dataset.cases.take(rows), name)
+        self.step /= measured[:, None]
+        self.prompt /= measured[:, None]
+        self.weights = weights
+        same = {llm.architecture: i for i, llm in enumerate(dataset.cases.llms)}
+        self.architecture = np.array([same[m.architecture] for m in dataset.cases.llms])[
+            dataset.cases.llm_index
+        ]
+
+    def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
+        """Fit some rows, with theta expected at ``mean`` within ``spread``."""
+        step, prompt, weights = self.step[rows], self.prompt[rows], self.weights[rows]
+        theta, variance = _minimise(step, prompt, weights, mean, spread)
+        residual = seconds(step, prompt, theta) - 1.0
+        root = np.sqrt(weights)
+        apart = np.maximum(theta, OVERLAP_FLOOR)
+        steep = slopes(step, prompt, apart) * root[:, None]
+        curvature = steep.T @ steep + np.diag(variance / spread**2)
+        covariance: FloatArray = variance * np.linalg.inv(curvature).astype(np.float64)
+        free = theta > LOWER_BOUNDS + 1e-9
+        b = slopes(step, prompt, theta)[:, free] * root[:, None]
+        normal = b.T @ b + np.diag(variance / spread[free] ** 2)
+        leverage = (b * np.linalg.solve(normal, b.T).T).sum(axis=1)
+        rest = np.maximum(1.0 - leverage, 1e-3)
+        seen = _logs(residual / rest)
+        seen_added = leverage / rest
+        architecture = self.architecture[rows]
+        unseen, unseen_added = _left_out(b, normal, residual * root, architecture)
+        unseen = _logs(unseen / root)
+        kinds = len(np.unique(architecture))
+        effect = _design_effect(b, normal, residual * root, architecture, variance, leverage)
+        between = np.array([seen[architecture == a].mean() for a in np.unique(architecture)])
+        scale = float(np.sqrt(max(float((seen**2).mean()), VARIANCE_FLOOR)))
+        return Coefficients(
+            theta=theta,
+            covariance=covariance,
+            residuals_seen=np.sort(seen / np.sqrt(1.0 + effect * seen_added)),
+            residuals_unseen=np.sort(unseen / np.sqrt(1.0 + effect * unseen_added)),
+            llms=kinds,
+            spread_ratio=scale,
+            design_effect=effect,
+            within_ratio=float(np.sqrt(max(scale**2 - float(between.var()), VARIANCE_FLOOR))),
+            between_ratio=float(between.std()),
+            reach_doublings=3.0,
+            rows=len(rows),
+        )
+
+    def with_factors(self, model: TimeModel, dataset: Dataset) -> TimeModel:
+        """Give each LLM and precision a factor, as far as rows of its own ask for one.
+
+        The mean log residual of its n rows, times n / (n + k): k weighs the variance of a row
+        about its factor by that of factors about 1 (a random effect).
+        """
+        theta = model._theta(dataset.cases)
+        logs = -np.log(seconds(self.step, self.prompt, theta))
+        keys = np.array(
+            [f"{m} {p}" for m, p in zip(dataset.llm_ids, dataset.precision_ids, strict=True)]
+        )
+        names, place = np.unique(keys, return_inverse=True)
+        counts = np.bincount(place)
+        means = np.bincount(place, logs) / counts
+        freedom = len(logs) - len(names)
+        if freedom < 1 or len(names) < 3:
+            return model
+        within = float(((logs - means[place]) ** 2).sum()) / freedom
+        between = max(float(np.mean(means**2 - within / counts)), 0.0)
+        if between == 0.0:
+            return model
+        pull = max(within / between, VARIANCE_FLOOR) + 0.0
+        shrunk = means * counts / (counts + pull)
+        # A row left out takes its share of the factor along.
+        without = (means[place] * counts[place] - logs) / np.maximum(
+            counts[place] - 1.0 + pull, 1e-9
+        )
+        left = np.sort(logs - without)
+
+        def narrowed(c: Coefficients) -> Coefficients:
+            scale = float(np.sqrt(max(float((left**2).mean()), VARIANCE_FLOOR)))
+            ratio = min(scale / c.spread_ratio, 1.0)
+            return replace(c, residuals_seen=c.residuals_seen * ratio)
+
+        return replace(
+            model,
+            factors={str(k): float(np.exp(v)) for k, v in zip(names, shrunk, strict=True)},
+            pooled=narrowed(model.pooled),
+            groups={k: narrowed(c) for k, c in model.groups.items()},
+        )
+
+
+def _minimise(
+    step: FloatArray, prompt: FloatArray, weights: FloatArray, mean: FloatArray, spread: FloatArray
+) -> tuple[FloatArray, float]:
+    """Find the coefficients, and the variance of residuals that weighed the prior."""
+    from scipy.optimize import nnls
+
+    n, root = len(step), np.sqrt(weights)
+    theta = np.maximum(mean, LOWER_BOUNDS)
+    variance = 0.05
+    for turn in range(ROUNDS):
+        at = np.maximum(theta, 0.0)
+        a = slopes(step, prompt, at) * root[:, None]
+        tug = np.sqrt(variance) / spread
+        target = np.concatenate([root, tug * mean])
+        stacked = np.vstack([a, np.diag(tug)])
+        size = np.sqrt((stacked**2).sum(axis=0))
+        try:
+            above, _ = nnls(
+                stacked / size, target - stacked @ LOWER_BOUNDS, maxiter=100 * len(NAMES)
+            )
+        except RuntimeError as error:
+            raise FitError(
+                "the times could not be fitted; look for rows whose time is off by orders of "
+                "magnitude (energylens check)"
+            ) from error
+        full = LOWER_BOUNDS + above / size
+        best = None
+        for length in STEP_LENGTHS:
+            tried = theta + length * (full - theta)
+            residual = (seconds(step, prompt, tried) - 1.0) * root
+            loss = float(residual @ residual + variance * (((tried - mean) / spread) ** 2).sum())
+            if best is None or loss < best[0]:
+                best = (loss, tried, residual)
+        assert best is not None
+        moved = float(np.abs(best[1] - theta).max())
+        theta = best[1]
+        if turn < SPREAD_ROUNDS:
+            squares = float(best[2] @ best[2]) + PSEUDO_SQUARES
+            variance = max(squares / (max(n - EFFECTIVE, 1.0) + 2.0), 1e-4)
+        elif moved < CONVERGED:
+            break
+    return theta, variance
+
+
+def _left_out(
+    b: FloatArray, normal: FloatArray, scaled: FloatArray, group: IntArray
+) -> tuple[FloatArray, FloatArray]:
+    """Residuals of rows left out with their group, and what coefficients add to their variance."""
+    residual, added = scaled.copy(), np.empty(len(scaled))
+    for name in np.unique(group):
+        mine = np.flatnonzero(group == name)
+        part = b[mine]
+        gain = part @ np.linalg.pinv(normal - part.T @ part)
+        residual[mine] += gain @ (part.T @ scaled[mine])
+        added[mine] = (gain * part).sum(axis=1)
+    return residual, np.maximum(added, 0.0)
+
+
+def _design_effect(
+    b: FloatArray,
+    normal: FloatArray,
+    scaled: FloatArray,
+    group: IntArray,
+    variance: float,
+    leverage: FloatArray,
+) -> float:
+    """How much larger the variance of predictions is because rows of one LLM err alike."""
+    names = np.unique(group)
+    if len(names) < 3:
+        return 1.0
+    moments = np.array([(b[group == g] * scaled[group == g, None]).sum(axis=0) for g in names])
+    pushed = np.linalg.solve(normal, moments.T)
+    clustered = float(((b @ pushed) ** 2).sum()) * len(names) / (len(names) - 1)
+    return max(clustered / (variance * float(leverage.sum())), 1.0)
+
+
+def _logs(residual: FloatArray) -> FloatArray:
+    """log(measured / predicted) of relative residuals."""
+    logs: FloatArray = -np.log(np.maximum(1.0 + residual, 0.05))
+    return logs
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TimePredictor:
+    """A time law asked about one target: what judges of time see."""
+
+    model: TimeModel
+    target: Target
+
+    def predict_s(self, cases: Cases) -> FloatArray:
+        """Predict seconds, shape (n,)."""
+        return self.model.predict_s(cases, self.target)
+
+    def interval_s(self, cases: Cases, coverage_ratio: float) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper seconds that should cover a new measurement; each of shape (n,)."""
+        return self.model.interval_s(cases, coverage_ratio, self.target)
+
+    def quantile_s(self, cases: Cases, meet_ratio: float) -> FloatArray:
+        """Seconds that a new measurement stays below with the probability asked; shape (n,)."""
+        return self.model.quantile_s(cases, meet_ratio, self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeLens:
+    """The time law as a contestant: fitted to one target's rows."""
+
+    target: Target = "latency"
+    name: str = "energylens"
+    factors: bool = True
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> TimePredictor:
+        """Fit to measured rows; raises FitError where none has the time."""
+        model = fit_latency(dataset, self.target, factors=self.factors)
+        return TimePredictor(model=model, target=self.target)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimeDatasheet:
+    """The time law without a single measurement, as a contestant."""
+
+    target: Target = "latency"
+    name: str = "energylens-datasheet"
+    ranks_only: bool = False
+
+    def fit(self, dataset: Dataset) -> TimePredictor:  # noqa: ARG002
+        """Ignore the rows."""
+        return TimePredictor(model=from_datasheet(), target=self.target)
