@@ -31,7 +31,7 @@ from energylens.cases import Cases, FloatArray
 from energylens.dataset import Dataset
 from energylens.discovery import Engine, Expression, FrontPoint, OperonEngine, OwnEngine, discover
 from energylens.discovery.library import quantity_columns
-from energylens.plotting import PALETTE, Picture
+from energylens.report.drawing import PALETTE, Picture
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,27 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from energylens import catalog
-from energylens.instrument import (
+from energylens.instrument.engine import (
     Batch,
     Capabilities,
-    Channel,
-    ChannelKind,
-    DeviceState,
     EngineError,
     Layout,
     Load,
     Media,
-    Meter,
-    Mode,
     Phase,
-    Plan,
-    PlannedCase,
-    Procedure,
     Progress,
-    Reading,
     Reason,
     Repetition,
 )
+from energylens.instrument.meter import Channel, ChannelKind, DeviceState, Meter, Reading
+from energylens.instrument.plan import Mode, Plan, PlannedCase, Procedure
 from energylens.records import Case, Configuration, Source, Workload
 
 # Prompts of these lengths make the fake engine misbehave.

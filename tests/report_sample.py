@@ -11,9 +11,11 @@ import numpy as np
 from energylens.baselines import factories
 from energylens.cases import Cases
 from energylens.dataset import Dataset
-from energylens.evaluation import Evaluation, evaluate
+from energylens.evaluation.judge import evaluate
+from energylens.evaluation.result import Evaluation
 from energylens.fitting import Diagnostics, EnergyLens, diagnose, fit
-from energylens.formula import EnergyModel, design
+from energylens.formula import design
+from energylens.model import EnergyModel
 from energylens.records import (
     Attention,
     Case,

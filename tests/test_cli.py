@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 
+from energylens import words as words_module
 from energylens.baselines import ESTIMATORS
-from energylens.cli import build_parser, console, judging, main, modelling
+from energylens.cli import build_parser, judging, main, modelling
 
 COMMAND = Path(sys.executable).with_name("energylens")
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -554,17 +555,17 @@ def test_rows_are_kept_by_any_name_that_the_catalog_knows(run, runs):
 
 
 @pytest.mark.parametrize(
-    ("ratio", "words"), [(1.0, "> 99 %"), (0.995, "> 99 %"), (0.99, "99 %"), (None, "-")]
+    ("ratio", "words"), [(1.0, "over 99 %"), (0.995, "over 99 %"), (0.99, "99 %"), (None, "-")]
 )
 def test_no_probability_is_a_certainty(ratio, words):
-    assert console.likelihood(ratio) == words
+    assert words_module.likelihood(ratio) == words
 
 
 @pytest.mark.parametrize(
     ("ratio", "words"), [(0.9999, "over 99 %"), (0.5, "50 %"), (0.004, "0.4 %")]
 )
 def test_nothing_saves_all(ratio, words):
-    assert console.saving(ratio) == words
+    assert words_module.saving(ratio) == words
 
 
 def test_a_fit_prints_its_coefficients_and_its_weaknesses(run, runs, tmp_path):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from energylens.cli import main
-from energylens.instrument import MeterError
+from energylens.instrument.meter import MeterError
 
 PLAN = ("plan", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--engine", "simulated")
 
@@ -149,8 +149,10 @@ def test_a_plan_that_would_help_does_not_say_that_one_may_do_without(
     command = [*NEXT, "-o", str(path), "--json"]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["stop"] is None
-    monkeypatch.setattr("energylens.informative.Verdict.settled", False)
-    monkeypatch.setattr("energylens.informative.CHANGE_SHARE", 0.0)  # any change is worth a run
+    monkeypatch.setattr("energylens.nextruns.answers.Verdict.settled", False)
+    monkeypatch.setattr(
+        "energylens.nextruns.answers.CHANGE_SHARE", 0.0
+    )  # any change is worth a run
     command += ["--measured", str(runs)]
     assert main(command) == 0
     assert json.loads(capsys.readouterr().out)["stop"] is False
@@ -210,7 +212,7 @@ def test_what_no_case_can_do_without_is_said_once(
     def absent(name: str) -> None:
         raise MeterError(f"there is no meter {name}.")
 
-    monkeypatch.setattr("energylens.meters.open_meter", absent)
+    monkeypatch.setattr("energylens.instrument.meters.open_meter", absent)
     monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     path, runs = str(tmp_path / "plan.jsonl"), str(tmp_path / "runs.jsonl")
     said_by(capsys, *PLAN, "--engine", "vllm", "-o", path)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from energylens import doctor
-from energylens.doctor import Status
+from energylens.instrument import doctor
+from energylens.instrument.doctor import Status
 from instrument_fakes import FakeNvml
 
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from energylens import planning
-from energylens.instrument import Mode
+from energylens.instrument import planning
+from energylens.instrument.plan import Mode
 from energylens.records import Modality
 
 sys.path.insert(0, str(Path(__file__).parents[1]))

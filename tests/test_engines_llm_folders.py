@@ -10,21 +10,17 @@ from pathlib import Path
 import pytest
 
 from energylens import catalog
-from energylens.catalog.huggingface import llm_from_config
-from energylens.engines.llm_folders import (
-    FIRST_PROMPT_TOKEN,
-    IMAGE_TOKEN,
-    config_for,
+from energylens.catalog.hf_read import llm_from_config
+from energylens.catalog.hf_write import FIRST_PROMPT_TOKEN, IMAGE_TOKEN, config_for, with_layers
+from energylens.catalog.scaling import rank_shard, scaled_down
+from energylens.errors import InputError, UsageError
+from energylens.instrument.engine import EngineError, Layout, Reason
+from energylens.instrument.engines.folders import (
     layout_config,
     layout_llm,
-    rank_shard,
     read_config,
-    scaled_down,
-    with_layers,
     write_folder,
 )
-from energylens.errors import InputError, UsageError
-from energylens.instrument import EngineError, Layout, Reason
 from energylens.records import Attention, FeedForward, Llm, StateSpace
 
 DENSE = "Qwen/Qwen3-32B"

@@ -15,8 +15,17 @@ from typing import Any
 import pytest
 
 from energylens import catalog
-from energylens.engines.openai import OpenAiEngine
-from energylens.instrument import Batch, EngineError, Layout, Load, Media, Phase, Progress, Reason
+from energylens.instrument.engine import (
+    Batch,
+    EngineError,
+    Layout,
+    Load,
+    Media,
+    Phase,
+    Progress,
+    Reason,
+)
+from energylens.instrument.engines.openai import OpenAiEngine
 
 IMAGE_TOKENS, MARKER_TOKENS, TEMPLATE_TOKENS = 35, 2, 5
 

@@ -19,11 +19,9 @@ from typing import Any
 import pytest
 
 from energylens import catalog
+from energylens.catalog.hf_write import config_for
 from energylens.cli import main
-from energylens.engines import open_engine
-from energylens.engines.llm_folders import config_for, write_folder
-from energylens.engines.vllm_server import VllmServer
-from energylens.instrument import (
+from energylens.instrument.engine import (
     Batch,
     Capabilities,
     EngineError,
@@ -35,6 +33,9 @@ from energylens.instrument import (
     Reason,
     Repetition,
 )
+from energylens.instrument.engines import open_engine
+from energylens.instrument.engines.folders import write_folder
+from energylens.instrument.engines.vllm_server import VllmServer
 from energylens.records import (
     Attention,
     Experts,

@@ -15,18 +15,18 @@ from typing import Any
 import pytest
 
 from energylens import catalog
-from energylens.engines import ENGINES, open_engine
-from energylens.engines.options import Options
-from energylens.engines.quantization import (
+from energylens.errors import MissingExtraError, UnknownNameError
+from energylens.instrument.engine import EngineError, Layout, Phase, Reason
+from energylens.instrument.engines import ENGINES, open_engine
+from energylens.instrument.engines.options import Options
+from energylens.instrument.engines.quantization import (
     check_loaded,
     dtype_of,
     loaded_provenance,
     vllm_quantization,
 )
-from energylens.engines.vllm import VllmEngine, default_executor
-from energylens.engines.vllm_server import command_line, start_failure
-from energylens.errors import MissingExtraError, UnknownNameError
-from energylens.instrument import EngineError, Layout, Phase, Reason
+from energylens.instrument.engines.vllm import VllmEngine, default_executor
+from energylens.instrument.engines.vllm_server import command_line, start_failure
 from energylens.records import Source
 
 
@@ -62,7 +62,8 @@ def test_engines_can_be_made_in_another_process() -> None:
 
 def test_nothing_heavy_is_imported_with_the_engines() -> None:
     code = (
-        "import sys, energylens.engines as e; [e.open_engine(n).capabilities for n in e.ENGINES]; "
+        "import sys, energylens.instrument.engines as e; "
+        "[e.open_engine(n).capabilities for n in e.ENGINES]; "
         "print(sorted({'torch', 'vllm', 'transformers', 'httpx', 'PIL'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -209,7 +210,8 @@ def test_why_vllm_did_not_start_is_told_with_its_kind(log: str, reason: Reason) 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child of its parent's end")
 def test_a_server_ends_with_the_process_that_started_it_however_that_ends() -> None:
     code = (
-        "import subprocess, time; from energylens.engines.vllm_server import end_with_parent as e; "
+        "import subprocess, time; "
+        "from energylens.instrument.engines.vllm_server import end_with_parent as e; "
         "p = subprocess.Popen(['sleep', '60'], start_new_session=True, preexec_fn=e); "
         "print(p.pid, flush=True); time.sleep(60)"
     )
@@ -276,7 +278,7 @@ def test_vllm_is_given_what_the_layout_says(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     monkeypatch.setattr(VllmEngine, "_load", capture)
     monkeypatch.setattr(VllmEngine, "_serve", capture)
-    monkeypatch.setattr("energylens.engines.vllm._runs_on_cpu", lambda: False)
+    monkeypatch.setattr("energylens.instrument.engines.vllm._runs_on_cpu", lambda: False)
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     with pytest.raises(EngineError, match="enough"):

@@ -12,17 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energylens import catalog
-from energylens.engines.simulated import NODE_GPUS, SimulatedEngine, SimulatedMeter
-from energylens.instrument import (
-    Batch,
-    EngineError,
-    Layout,
-    Load,
-    Media,
-    MeterError,
-    Phase,
-    Reason,
-)
+from energylens.instrument.engine import Batch, EngineError, Layout, Load, Media, Phase, Reason
+from energylens.instrument.engines.simulated import NODE_GPUS, SimulatedEngine, SimulatedMeter
+from energylens.instrument.meter import MeterError
 from energylens.records import Source
 
 LLM = "Qwen/Qwen3-8B"

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energylens.engines import synthetic
-from energylens.engines.llm_folders import FIRST_PROMPT_TOKEN
+from energylens.catalog.hf_write import FIRST_PROMPT_TOKEN
 from energylens.errors import InputError
-from energylens.instrument import Batch, EngineError, Media, Reason
+from energylens.instrument.engine import Batch, EngineError, Media, Reason
+from energylens.instrument.engines import synthetic
 
 TOWER = {"patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
 

@@ -17,8 +17,10 @@ from energylens.cases import Cases, FloatArray
 from energylens.cli import judging
 from energylens.dataset import Dataset, freed_columns
 from energylens.errors import FitError, MissingExtraError, UsageError
-from energylens.evaluation import Evaluation, evaluate
-from energylens.folds import PROTOCOLS
+from energylens.evaluation.folds import PROTOCOLS
+from energylens.evaluation.judge import evaluate
+from energylens.evaluation.result import Evaluation
+from energylens.evaluation.scoring import METRICS
 from energylens.importers import mlenergy_v3
 from energylens.records import (
     Attention,
@@ -33,7 +35,6 @@ from energylens.records import (
     Vision,
     Workload,
 )
-from energylens.scoring import METRICS
 
 BF16 = Precision(id="bf16", weight_bits=16, compute_bits=16)
 FP8 = Precision(id="fp8", weight_bits=8, compute_bits=8)

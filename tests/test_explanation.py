@@ -10,11 +10,13 @@ import pytest
 from energylens import catalog
 from energylens.capacity import memory
 from energylens.cases import Cases
-from energylens.explanation import SUBJECTS, describe, explain, joules, scope_notes
+from energylens.explanation import SUBJECTS, describe, explain, scope_notes
 from energylens.fitting import FitOptions, fit, from_datasheet
-from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, Coefficients, design, terms_of
+from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, design, terms_of
+from energylens.model import Coefficients
 from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
 from energylens.selection import Scenario, select
+from energylens.words import joules
 
 
 @pytest.fixture(scope="module")

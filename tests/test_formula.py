@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energylens import catalog, formula
+from energylens import catalog
 from energylens import counts as counts_module
 from energylens.cases import Cases
 from energylens.counts import Counts, count
@@ -18,17 +18,21 @@ from energylens.formula import (
     OVERLAPS,
     SPREADS,
     TERMS,
+    datasheet,
+    design,
+    design_by_phase,
+    energy,
+    slopes,
+    terms_of,
+)
+from energylens.model import (
+    LABEL_DOUBLINGS,
+    OWN_RATIO,
     Coefficients,
     EnergyModel,
     Scope,
     conformal_quantiles,
-    datasheet,
-    design,
-    design_by_phase,
     draw_theta,
-    energy,
-    slopes,
-    terms_of,
 )
 from energylens.records import Boundary, Case, Configuration, Engine, Workload
 
@@ -485,7 +489,7 @@ def test_samples_spread_as_the_residuals_do(cases):
     assert draws.shape == (4000, 12)
     assert draws.std(axis=0).mean() == pytest.approx(0.1, rel=0.05)
     shared = np.corrcoef(draws, rowvar=False)[np.triu_indices(12, 1)]
-    assert shared.min() > 1 - formula.OWN_RATIO - 0.05  # common to all, however far apart
+    assert shared.min() > 1 - OWN_RATIO - 0.05  # common to all, however far apart
     assert np.array_equal(
         sharp.sample_energy_j(part, 5, seed=3), sharp.sample_energy_j(part, 5, seed=3)
     )
@@ -507,12 +511,12 @@ def test_near_configurations_err_alike_and_far_ones_less(draw_cases):
     # Three GPU types: whichever two of them, they are equally far apart.
     cases = Cases.of([at(1), at(2), at(64), at(1, "A100-SXM-80GB"), at(1, "L4")])
     draws = np.log(model.sample_energy_j(cases, 20_000, seed=0))
-    shared = 1 - formula.OWN_RATIO
-    r = (np.corrcoef(draws, rowvar=False) - shared) / formula.OWN_RATIO
+    shared = 1 - OWN_RATIO
+    r = (np.corrcoef(draws, rowvar=False) - shared) / OWN_RATIO
     assert r[0, 1] == pytest.approx(np.exp(-1 / 3), abs=0.03)
     assert r[0, 2] == pytest.approx(np.exp(-6 / 3), abs=0.03)
     for a, b in ((0, 3), (0, 4), (3, 4)):
-        assert r[a, b] == pytest.approx(np.exp(-formula.LABEL_DOUBLINGS / 3), abs=0.03)
+        assert r[a, b] == pytest.approx(np.exp(-LABEL_DOUBLINGS / 3), abs=0.03)
 
 
 def test_coefficients_are_drawn_from_their_covariance_and_energies_not_below_zero(cases):

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energylens import catalog
-from energylens.catalog.huggingface import llm_from_config
+from energylens.catalog.hf_read import llm_from_config
 from energylens.errors import EnergyLensError, InputError
 
 Config = dict[str, Any]

@@ -18,12 +18,15 @@ from scipy.stats import norm
 from studies.planning import figure, tables
 from studies.planning.replay import Subject, as_telling, needed
 
-from energylens import catalog, informative
+from energylens import catalog
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.errors import InfeasibleError, InputError, UsageError
-from energylens.formula import NAMES, SPREADS
-from energylens.informative import Choice, Information, Verdict, next_runs, verdict
+from energylens.formula import NAMES, SPREADS, design
+from energylens.nextruns import deciding, ground, information, verbs
+from energylens.nextruns.answers import Choice, Verdict
+from energylens.nextruns.information import Information
+from energylens.nextruns.verbs import next_runs, verdict
 from energylens.records import Case, Configuration, Engine, Workload
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,7 +107,7 @@ def test_rows_added_one_by_one_are_generalised_least_squares(
         known.add(row)
     covariance = within**2 * np.eye(len(x)) + between**2 * (kin[:, None] == kin)
     for d in range(2):
-        slope = informative.log_slopes(x, theta[d])
+        slope = ground.log_slopes(x, theta[d])
         direct = np.diag(1 / SPREADS**2) + slope.T @ np.linalg.solve(covariance, slope)
         assert known.matrix[d] == pytest.approx(direct, rel=1e-6, abs=1e-6 * np.abs(direct).max())
 
@@ -137,7 +140,7 @@ def test_taking_a_row_out_undoes_taking_it_in() -> None:
 
 def test_of_runs_that_tell_alike_the_cheapest_is_taken() -> None:
     gains, cost = np.array([1.0, 0.995, 0.5, 0.993]), np.array([9.0, 4.0, 1.0, 4.0])
-    assert informative._cheapest_of_best(gains, cost) == 1
+    assert information._cheapest_of_best(gains, cost) == 1
 
 
 # --------------------------------------------------------------------------------- the next runs
@@ -174,7 +177,7 @@ def test_before_the_first_row_every_run_is_for_the_coefficients(cases: Cases) ->
 def told(cases: Cases, rows: IntArray) -> float:
     """Nats that rows tell at the datasheet's coefficients."""
     known = Information(
-        informative.design(cases),
+        design(cases),
         np.arange(len(cases)),
         np.ones((1, 12)),
         within=0.1,
@@ -264,8 +267,8 @@ def test_of_very_many_candidates_a_pool_tells_nearly_as_much_as_all(
         batch=(1, 2, 4, 8, 16, 32), tokens=tuple((a, b) for a in (64, 512, 4096) for b in (16, 256))
     )
     full = next_runs(cases, choose=LAYOUTS, count=5).information_nats
-    monkeypatch.setattr(informative, "POOL", 60)
-    monkeypatch.setattr(informative, "POOL_PER_TERM", 16)
+    monkeypatch.setattr(information, "POOL", 60)
+    monkeypatch.setattr(information, "POOL_PER_TERM", 16)
     pooled = next_runs(cases, choose=LAYOUTS, count=5).information_nats
     assert pooled > 0.97 * full
 
@@ -297,9 +300,9 @@ def test_no_candidates_at_all_are_refused(cases: Cases) -> None:
 def test_the_knowledge_gradient_of_two_candidates_is_the_one_of_the_textbook() -> None:
     # Two independent beliefs, apart by 0.1, spread 0.3: a run without noise on either gains
     # s (phi(d/s) - d/s Phi(-d/s)) (Frazier, Powell and Dayanik 2009, section 2).
-    spread = np.sqrt(0.3**2 - informative.REPEAT_RATIO**2)
+    spread = np.sqrt(0.3**2 - deciding.REPEAT_RATIO**2)
     covariance, mean = np.diag([spread**2] * 2), np.array([0.0, 0.1])
-    gain, _ = informative._knowledge_gradient(covariance, mean, np.array([0]), np.array([0, 1]))
+    gain, _ = deciding._knowledge_gradient(covariance, mean, np.array([0]), np.array([0, 1]))
     s = spread**2 / 0.3
     expected = s * (norm.pdf(0.1 / s) - 0.1 / s * norm.cdf(-0.1 / s))
     assert gain == pytest.approx([expected, expected], rel=0.1)
@@ -308,7 +311,7 @@ def test_the_knowledge_gradient_of_two_candidates_is_the_one_of_the_textbook() -
 def test_what_is_known_already_gains_nothing_and_kin_gain_through_each_other() -> None:
     covariance = np.array([[0.0, 0.0, 0.0], [0.0, 0.04, 0.04], [0.0, 0.04, 0.04]])
     mean = np.array([0.0, 0.05])
-    gain, _ = informative._knowledge_gradient(covariance, mean, np.array([0]), np.arange(3))
+    gain, _ = deciding._knowledge_gradient(covariance, mean, np.array([0]), np.arange(3))
     assert gain[0] == pytest.approx(0, abs=1e-12)
     assert gain[1] > 0.01
     assert gain[2] == pytest.approx(gain[1])
@@ -317,10 +320,10 @@ def test_what_is_known_already_gains_nothing_and_kin_gain_through_each_other() -
 def test_the_best_linear_estimate_returns_what_was_measured_exactly() -> None:
     rng = np.random.default_rng(0)
     values = rng.normal(size=(400, 3)) + 5
-    updated = informative._best_linear(values, values[:, :1])
+    updated = deciding._best_linear(values, values[:, :1])
     assert updated[:, 0] == pytest.approx(values[:, 0])
     assert updated[:, 1:].std(axis=0).max() < 0.2
-    assert informative._best_linear(values, values[:, :0]).std(axis=0).max() < 1e-9
+    assert deciding._best_linear(values, values[:, :0]).std(axis=0).max() < 1e-9
 
 
 # ----------------------------------------------------------------------------------- the verdict
@@ -383,8 +386,8 @@ def test_a_verdict_is_the_same_for_the_same_seed_and_can_be_written(
 def test_with_thousands_of_scenarios_some_speak_for_all(
     cases: Cases, measure: Callable[[IntArray], Dataset], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(informative, "LARGEST_VERDICT", 20)
-    monkeypatch.setattr(informative, "LARGEST_BELIEF", 20)
+    monkeypatch.setattr(verbs, "LARGEST_VERDICT", 20)
+    monkeypatch.setattr(deciding, "LARGEST_BELIEF", 20)
     found = verdict(cases, measure(np.array([0, 20, 45, 70])), choose=LAYOUTS)
     assert 0 < len(found.choices) < found.scenarios == 12
     assert found.sentences()[0].startswith(f"Over {len(found.choices)} of 12 scenarios the winner")
@@ -496,9 +499,9 @@ def test_a_run_does_not_claim_to_tell_what_it_leaves_as_it_was() -> None:
     before = np.full((1, 12), 0.5)
     after = before.copy()
     after[0, :2] = 0.4999, 0.498
-    assert informative._what_it_tells(before, after) == "confirms what is known"
+    assert information._what_it_tells(before, after) == "confirms what is known"
     after[0, 1] = 0.4
-    assert informative._what_it_tells(before, after) == f"tells {NAMES[1]} (0.5 to 0.4)"
+    assert information._what_it_tells(before, after) == f"tells {NAMES[1]} (0.5 to 0.4)"
 
 
 # ------------------------------------------------------------------------------------- the study

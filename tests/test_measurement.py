@@ -13,31 +13,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energylens import files, measurement, meters, table
+from energylens import files, table
 from energylens.errors import InputError, MeasurementError, MissingExtraError, UsageError
-from energylens.executors import InlineExecutor
-from energylens.instrument import (
+from energylens.instrument import meters, sweep
+from energylens.instrument.engine import (
     Batch,
     Capabilities,
-    Channel,
-    ChannelKind,
     EngineError,
     Load,
     Media,
-    Meter,
-    MeterError,
-    Mode,
     Phase,
-    Place,
-    Plan,
-    PlannedCase,
-    Procedure,
     Reason,
     Repetition,
 )
-from energylens.meters.trail import Trail
-from energylens.records import Boundary, Source
-from energylens.windows import (
+from energylens.instrument.executor import Place
+from energylens.instrument.executors.local import InlineExecutor
+from energylens.instrument.meter import Channel, ChannelKind, Meter, MeterError
+from energylens.instrument.meters.trail import Trail
+from energylens.instrument.plan import Mode, Plan, PlannedCase, Procedure
+from energylens.instrument.windows import (
     Bench,
     Measured,
     StoppedError,
@@ -45,6 +39,7 @@ from energylens.windows import (
     measure_case,
     measure_phase,
 )
+from energylens.records import Boundary, Source
 from instrument_fakes import (
     MISCOUNTS,
     OUT_OF_MEMORY,
@@ -87,9 +82,9 @@ def swept(
     engine: FakeEngine | None = None,
     meter: Any = no_meter,
     **options: Any,
-) -> tuple[measurement.SweepResult, list[dict[str, Any]], list[dict[str, Any]]]:
+) -> tuple[sweep.SweepResult, list[dict[str, Any]], list[dict[str, Any]]]:
     engine = engine or FakeEngine()
-    result = measurement.measure(
+    result = sweep.measure(
         plan,
         lambda _: engine,
         meter,
@@ -520,10 +515,10 @@ def test_a_case_beyond_the_gpus_allowed_is_refused_once_and_measured_when_there_
 ) -> None:
     plan = plan_of(planned(), planned(tensor_parallel=2), planned(tensor_parallel=2, repeat=1))
 
-    def again(gpus: int | None) -> tuple[measurement.SweepResult, int]:
+    def again(gpus: int | None) -> tuple[sweep.SweepResult, int]:
         out = tmp_path / "runs.jsonl"
         engine = FakeEngine(VirtualMeter(gpus=2))
-        result = measurement.measure(
+        result = sweep.measure(
             plan, lambda _: engine, no_meter, out, executor=InlineExecutor(), gpus=gpus
         )
         return result, len(files.read_json_lines(tmp_path / "runs.records.jsonl"))
@@ -631,7 +626,7 @@ def test_contradictions_are_refused_when_a_record_is_made(make: Any) -> None:
 
 def test_a_table_must_be_json_lines(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"must end in \.jsonl"):
-        measurement.measure(
+        sweep.measure(
             plan_of(planned()),
             lambda _: FakeEngine(),
             no_meter,

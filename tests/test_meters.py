@@ -17,7 +17,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energylens import meters
 from energylens.errors import (
     ArtefactError,
     EnergyLensError,
@@ -25,9 +24,10 @@ from energylens.errors import (
     UnknownNameError,
     UsageError,
 )
-from energylens.instrument import Channel, ChannelKind, MeterError, Reading
-from energylens.meters.period import measure_period
-from energylens.meters.trail import Trail
+from energylens.instrument import meters
+from energylens.instrument.meter import Channel, ChannelKind, MeterError, Reading
+from energylens.instrument.meters.period import measure_period
+from energylens.instrument.meters.trail import Trail
 from energylens.records import Source
 from instrument_fakes import FakeNvml, VirtualMeter
 
@@ -483,7 +483,7 @@ def install_zeus(monkeypatch: pytest.MonkeyPatch, **devices: Any) -> None:
         setattr(modules["zeus.device"], kind, modules[f"zeus.device.{kind}"])
     for name, module in modules.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr("energylens.meters.zeus.version", lambda name: "0.16.0")
+    monkeypatch.setattr("energylens.instrument.meters.zeus.version", lambda name: "0.16.0")
 
 
 def test_zeus_reads_amd_gpus_cpus_and_memory_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:

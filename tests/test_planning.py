@@ -11,11 +11,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from energylens import capacity, catalog, planning
-from energylens.engines import ENGINES
+from energylens import capacity, catalog
 from energylens.errors import ArtefactError, EnergyLensError, UnknownNameError, UsageError
-from energylens.instrument import Media, Mode, Plan, PlannedCase, Procedure, layout_of
-from energylens.planning import Space
+from energylens.instrument import planfile, planning
+from energylens.instrument.engine import Media
+from energylens.instrument.engines import ENGINES
+from energylens.instrument.plan import Mode, Plan, PlannedCase, Procedure, layout_of
+from energylens.instrument.planning import Space
 from energylens.records import Boundary, Llm
 from instrument_fakes import planned
 
@@ -159,7 +161,7 @@ def test_an_option_that_the_engine_lacks_is_refused_before_it_is_started(
     path = tmp_path / "plan.jsonl"
     path.write_text(HEADER + json.dumps(LINE | {"engine": engine, "options": {"foo": "1"}}))
     with pytest.raises(ArtefactError, match=f"case 1: {refused}"):
-        planning.read_plan(path)
+        planfile.read_plan(path)
 
 
 def test_scaling_needs_to_be_given_and_is_marked() -> None:
@@ -214,8 +216,8 @@ def test_an_llm_can_be_a_folder_or_a_config(tmp_path: Path, form: str) -> None:
     made = planning.plan(space(llms=(str(path),), batch_sizes=(1,))).plan
     assert made.cases[0].case.llm.id == "tiny"
     assert made.cases[0].model_path == str(path)
-    planning.write_plan(tmp_path / "plan.jsonl", made)
-    assert planning.read_plan(tmp_path / "plan.jsonl") == made
+    planfile.write_plan(tmp_path / "plan.jsonl", made)
+    assert planfile.read_plan(tmp_path / "plan.jsonl") == made
 
 
 def test_an_unknown_llm_gets_suggestions() -> None:
@@ -263,8 +265,8 @@ def test_a_plan_reads_back_as_it_was_written(
 ) -> None:
     made = Plan(cases=tuple(cases), procedure=procedure, seed=7)
     path = tmp_path / "plan.jsonl"
-    planning.write_plan(path, made)
-    read = planning.read_plan(path)
+    planfile.write_plan(path, made)
+    read = planfile.read_plan(path)
     assert [c.key for c in read.cases] == [c.key for c in made.cases]
     assert read == made
 
@@ -283,18 +285,18 @@ def test_media_steady_rates_and_scaled_llms_survive_the_file(tmp_path: Path) -> 
         )
     )
     path = tmp_path / "plan.jsonl"
-    planning.write_plan(path, made)
-    assert planning.read_plan(path, scale=halved) == made
+    planfile.write_plan(path, made)
+    assert planfile.read_plan(path, scale=halved) == made
 
 
 def test_a_plan_is_lines_that_a_person_can_edit(tmp_path: Path) -> None:
     path = tmp_path / "plan.jsonl"
-    planning.write_plan(path, Plan(cases=(planned(),)))
+    planfile.write_plan(path, Plan(cases=(planned(),)))
     header, line = path.read_text().splitlines()
     assert json.loads(header) == {"energylens_plan": 1, "seed": 0}
     assert line.startswith('{"llm": "Qwen/Qwen2.5-0.5B", "gpu": "H100-SXM-80GB"')
     path.write_text(header + "\n" + line.replace('"batch_size": 4', '"batch_size": 32') + "\n")
-    assert planning.read_plan(path).cases[0].case.configuration.batch_size == 32
+    assert planfile.read_plan(path).cases[0].case.configuration.batch_size == 32
 
 
 HEADER = '{"energylens_plan": 1}\n'
@@ -337,7 +339,7 @@ def test_a_plan_that_is_wrong_says_where(tmp_path: Path, text: str, words: str) 
     path = tmp_path / "plan.jsonl"
     path.write_text(text)
     with pytest.raises(ArtefactError, match=words):
-        planning.read_plan(path)
+        planfile.read_plan(path)
 
 
 @settings(
@@ -348,14 +350,14 @@ def test_a_mutated_plan_is_read_or_refused_and_never_a_traceback(
     tmp_path: Path, data: st.DataObject
 ) -> None:
     path = tmp_path / "plan.jsonl"
-    planning.write_plan(path, Plan(cases=(planned(), planned(8, options={"a": "b"}))))
+    planfile.write_plan(path, Plan(cases=(planned(), planned(8, options={"a": "b"}))))
     text = bytearray(path.read_bytes())
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(text) - 1))
         text[at] = data.draw(st.integers(0, 255))
     path.write_bytes(bytes(text))
     try:
-        made = planning.read_plan(path)
+        made = planfile.read_plan(path)
     except EnergyLensError:
         return
     assert made.cases

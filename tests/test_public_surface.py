@@ -57,8 +57,8 @@ def test_nothing_heavy_is_imported_to_begin_with(code):
     [
         # The law itself is numpy and nothing else: predicting needs no solver, no file format.
         (
-            "import energylens.fitting, energylens.selection, energylens.evaluation, "
-            "energylens.table, energylens.importers, energylens.measurement",
+            "import energylens.fitting, energylens.selection, energylens.evaluation.judge, "
+            "energylens.table, energylens.importers, energylens.instrument.sweep",
             {"numpy"},
         ),
         ("import energylens.modelfile", {"numpy", "pydantic"}),

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from energylens.plotting import PALETTE
 from energylens.records import Source
-from energylens.reporting import report_html
+from energylens.report.drawing import PALETTE
+from energylens.report.html import report_html
 from report_sample import FIGURES, sample
 
 CHROMIUM = next(

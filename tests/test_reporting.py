@@ -13,24 +13,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from energylens import evaluation, files, plotting
+from energylens import files
 from energylens.cli import main
 from energylens.discovery import Expression, Front, FrontPoint, FrontTerm, Reference
 from energylens.errors import MissingExtraError, UsageError
+from energylens.evaluation import judge
 from energylens.fitting import FitOptions, diagnose, fit
 from energylens.formula import NAMES, TERMS, datasheet
-from energylens.plotting import PALETTE, Picture, percent, si
 from energylens.records import Boundary, Configuration, Engine, Source
-from energylens.reporting import (
-    Facts,
-    Figure,
-    Report,
-    Table,
-    gather,
-    report_html,
-    report_text,
-)
+from energylens.report import drawing, figures
+from energylens.report.content import gather
+from energylens.report.document import Facts, Figure, Report, Table
+from energylens.report.drawing import PALETTE, Picture
+from energylens.report.html import report_html
+from energylens.report.text import report_text
 from energylens.selection import Candidates, Ranking, select
+from energylens.words import percent, si
 from report_sample import (
     A100,
     CHOOSE,
@@ -124,7 +122,7 @@ def text(full: Sample) -> str:
 def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave the drawings out of a page: they take the time."""
     monkeypatch.setattr(Picture, "svg", lambda _: "<svg></svg>")
-    monkeypatch.setattr(plotting, "typeset", lambda *_: "<svg></svg>")
+    monkeypatch.setattr(drawing, "typeset", lambda *_: "<svg></svg>")
 
 
 def tables(report: Report) -> list[Table]:
@@ -149,9 +147,9 @@ def test_every_figure_is_there_once_with_a_title_and_a_text_alternative(html: st
     assert len(drawings) == len(FIGURES)
     for figure in figures:
         assert f'<h3 id="{figure["id"]}-title">' in html
-    for drawing in drawings:
-        assert drawing["role"] == "img"
-        assert len(drawing["aria-label"]) > 60
+    for drawn in drawings:
+        assert drawn["role"] == "img"
+        assert len(drawn["aria-label"]) > 60
 
 
 def test_axes_are_labelled_with_units(html: str) -> None:
@@ -222,7 +220,7 @@ def test_the_law_shows_theta_and_its_product_with_the_datasheet(full: Sample) ->
     model = fit(full.dataset, FitOptions(per=()))
     report = gathered(full, model=model, ranking=None)
     (law,) = (t for t in tables(report) if t.title == "The 12 coefficients")
-    assert [row[1] for row in law.rows] == [plotting.term_title(term) for term in TERMS]
+    assert [row[1] for row in law.rows] == [figures.term_title(term) for term in TERMS]
     theta = model.pooled.theta
     assert law.columns[2:4] == ("θD on A100", "θD on H100")
     for j, gpu in ((2, A100), (3, H100)):
@@ -356,7 +354,7 @@ def test_a_front_is_shown_with_its_knee_errors_choices_and_stability(full: Sampl
         "Held-out error", "In sample", "Top-1", "Mean regret", "Stability", "Expression",
     )  # fmt: skip
     assert front.rows == (
-        ("3", "1", "33.3 % ± 2.1", "31.0 %", "–", "–", "90 %", "E = 1.5e-10 * step_weight_bytes"),
+        ("3", "1", "33.3 % ± 2.1", "31.0 %", "-", "-", "90 %", "E = 1.5e-10 * step_weight_bytes"),
         (
             "14 (knee)", "2", "12.3 % ± 2.1", "31.0 %", "91.2 %", "0.34 %", "40 %",
             "E = 1.5e-10 * step_weight_bytes"
@@ -421,7 +419,7 @@ def test_a_front_without_resamples_or_reference_is_shown_all_the_same(full: Samp
     bare = found(points=(replace(found().knee, terms=terms),), reference=None, samples=0, notes=())
     report = gathered(full, front=bare)
     (front,) = (t for t in tables(report) if t.title == "The front")
-    assert front.rows[0][6] == "–"
+    assert front.rows[0][6] == "-"
     assert "frozen" not in _picture(report, "front").svg()
 
 
@@ -432,8 +430,8 @@ def test_the_command_shows_a_front_and_refuses_what_is_none(
     monkeypatch: pytest.MonkeyPatch,
     undrawn: None,
 ) -> None:
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: full.evaluations[0])
-    measured = Path(plotting.__file__).parent / "data" / "simulated-demo.csv"
+    monkeypatch.setattr(judge, "evaluate", lambda *_, **__: full.evaluations[0])
+    measured = Path(figures.__file__).parents[1] / "data" / "simulated-demo.csv"
     page = tmp_path / "page.html"
     asked = ["report", str(measured), "-o", str(page), "--front"]
     files.write_json(tmp_path / "model.json", {"format": "energylens-model"})
@@ -469,14 +467,14 @@ def test_no_latency_figure_without_latencies(full: Sample, undrawn: None) -> Non
 
 
 def test_rows_are_thinned_out_and_that_is_said(full: Sample) -> None:
-    many = full.dataset.take(np.arange(plotting.POINTS + 60) % len(full.dataset))
-    picture = plotting.predicted_against_measured(full.model, many, in_sample=False)
-    assert f"{plotting.POINTS:,} of {len(many):,} rows are drawn" in picture.caption
-    worst = plotting.residuals_by_scenario(many, np.zeros(len(many)), held_out=True)
-    trade = plotting.latency_against_energy(many.take(np.arange(1500) % 15), ("batch_size",))
+    many = full.dataset.take(np.arange(figures.POINTS + 60) % len(full.dataset))
+    picture = figures.predicted_against_measured(full.model, many, in_sample=False)
+    assert f"{figures.POINTS:,} of {len(many):,} rows are drawn" in picture.caption
+    worst = figures.residuals_by_scenario(many, np.zeros(len(many)), held_out=True)
+    trade = figures.latency_against_energy(many.take(np.arange(1500) % 15), ("batch_size",))
     for thinned in (picture, worst, trade):
         assert thinned is not None
-        assert thinned.svg().count("<use") < plotting.POINTS + 60
+        assert thinned.svg().count("<use") < figures.POINTS + 60
 
 
 def test_errors_are_those_of_fits_without_the_row_where_there_are_any(full: Sample) -> None:
@@ -484,7 +482,7 @@ def test_errors_are_those_of_fits_without_the_row_where_there_are_any(full: Samp
     worst = _picture(gathered(full, evaluations=(judged,)), "residuals")
     assert "predicted by fits that had not seen it" in worst.caption
     errors = judged.estimators["energylens"].row_error_ratio
-    expected = plotting.residuals_by_scenario(full.dataset, errors, held_out=True)
+    expected = figures.residuals_by_scenario(full.dataset, errors, held_out=True)
     assert expected is not None
     assert worst.rows == expected.rows
     alone = _picture(gathered(full, evaluations=()), "residuals")
@@ -498,8 +496,8 @@ def _picture(report: Report, name: str) -> Picture:
 
 def test_bars_of_very_different_length_get_a_second_panel(full: Sample) -> None:
     model, cases = full.model, full.dataset.cases.take(slice(0, 3))  # batch 1, 8 and 64
-    assert "share of the prediction (%)" in plotting.energy_breakdown(model, cases).svg()
-    alike = plotting.energy_breakdown(model, cases.take(slice(0, 1)))
+    assert "share of the prediction (%)" in figures.energy_breakdown(model, cases).svg()
+    alike = figures.energy_breakdown(model, cases.take(slice(0, 1)))
     assert "share of the prediction (%)" not in alike.svg()
 
 
@@ -509,14 +507,14 @@ def test_a_bar_that_dwarfs_the_rest_leaves_the_frame_and_says_how_long_it_is(ful
     far = full.dataset.cases.take(np.append(order[:5], order[-1]))
     longest_j = float(full.model.predict_energy_j(far)[-1])
     assert longest_j > 6 * float(full.model.predict_energy_j(near).max())
-    drawn = plotting.energy_breakdown(full.model, far)
+    drawn = figures.energy_breakdown(full.model, far)
     assert "leaves the frame" in drawn.caption
-    assert f">{plotting.si(longest_j, 'J')} →<" in drawn.svg()
-    assert "leaves the frame" not in plotting.energy_breakdown(full.model, near).caption
+    assert f">{figures.si(longest_j, 'J')} →<" in drawn.svg()
+    assert "leaves the frame" not in figures.energy_breakdown(full.model, near).caption
 
 
 def test_parts_of_the_breakdown_add_up_to_the_prediction(full: Sample) -> None:
-    picture = plotting.energy_breakdown(full.model, full.dataset.cases.take(slice(0, 12)))
+    picture = figures.energy_breakdown(full.model, full.dataset.cases.take(slice(0, 12)))
 
     def joules(cell: str) -> float:
         value, unit = cell.split()
@@ -527,11 +525,11 @@ def test_parts_of_the_breakdown_add_up_to_the_prediction(full: Sample) -> None:
 
 
 def test_a_reference_far_off_is_told_instead_of_drawn(full: Sample) -> None:
-    far = plotting.ranking_with_intervals(full.ranking)
+    far = figures.ranking_with_intervals(full.ranking)
     assert "TP4 PP1 B8, compared with, lies beyond the frame" in far.caption
     assert "compared with<" not in far.svg()
     near_j = 1.1 * float(full.ranking.energy_per_request_j[0])
-    near = plotting.ranking_with_intervals(
+    near = figures.ranking_with_intervals(
         replace(full.ranking, reference_energy_per_request_j=near_j)
     )
     assert "The dashed line is TP4 PP1 B8" in near.caption
@@ -541,11 +539,11 @@ def test_a_reference_far_off_is_told_instead_of_drawn(full: Sample) -> None:
 def test_a_long_name_leaves_room_for_the_figure(full: Sample) -> None:
     drawn = _picture(gathered(full), "residuals").svg()
     assert "y…" in drawn
-    assert "y" * plotting.LABEL not in Page(drawn).text
+    assert "y" * figures.LABEL not in Page(drawn).text
 
 
 def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:
-    picture = plotting.latency_against_energy(full.dataset, ("batch_size",))
+    picture = figures.latency_against_energy(full.dataset, ("batch_size",))
     assert picture is not None
     energy, latency = full.dataset.energy_per_request_j, full.dataset.cases.request_latency_s
     scenarios = full.dataset.scenarios(("batch_size",))
@@ -558,7 +556,7 @@ def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:
 
 def test_learning_curves_of_another_protocol_are_refused(full: Sample) -> None:
     with pytest.raises(UsageError, match="learning-curve"):
-        plotting.learning_curves(full.evaluations[1])
+        figures.learning_curves(full.evaluations[1])
 
 
 def test_a_ranking_by_another_model_is_refused(full: Sample) -> None:
@@ -738,9 +736,9 @@ def test_a_learning_curve_is_told_along_its_length_and_its_band_by_its_draws(
     along = [p.scores["energylens"].metrics.top1_within_noise_ratio for p in few.points]
     brief = " ".join(in_words(full, brief=True).split())
     assert f"With 10 and 30 rows it is within 2 % in {percent(along[0])} and" in brief
-    many = replace(few, repeats=plotting.FEW_DRAWS)
-    assert "as wide as the 2 draws of energylens are apart" in plotting.learning_curves(few).caption
-    assert "the band holds 90 % of the draws" in plotting.learning_curves(many).caption
+    many = replace(few, repeats=figures.FEW_DRAWS)
+    assert "as wide as the 2 draws of energylens are apart" in figures.learning_curves(few).caption
+    assert "the band holds 90 % of the draws" in figures.learning_curves(many).caption
 
 
 def test_what_is_served_is_described_for_people(full: Sample) -> None:
@@ -818,7 +816,7 @@ def test_figures_have_no_colour_but_the_palettes(html: str) -> None:
 
 
 def test_a_figure_stands_alone_in_light_and_dark(full: Sample) -> None:
-    svg = plotting.ranking_with_intervals(full.ranking).standalone_svg()
+    svg = figures.ranking_with_intervals(full.ranking).standalone_svg()
     root = ElementTree.fromstring(svg)
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert "prefers-color-scheme: dark" in svg
@@ -903,14 +901,14 @@ def test_quantities_are_short(value: float, said: str) -> None:
 
 
 def test_what_is_not_known_is_a_dash() -> None:
-    assert percent(None) == percent(float("nan")) == "–"
+    assert percent(None) == percent(float("nan")) == "-"
     assert percent(0.1234) == "12.3 %"
 
 
 def test_configurations_are_named_by_what_differs(full: Sample) -> None:
     cases = full.dataset.cases.take(slice(0, 3))
-    assert plotting.configuration_labels(cases) == ("B1", "B8", "B64")
-    assert plotting.configuration_labels(cases.take(slice(0, 1))) == ("TP1 PP1 B1",)
-    both = plotting.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
+    assert figures.configuration_labels(cases) == ("B1", "B8", "B64")
+    assert figures.configuration_labels(cases.take(slice(0, 1))) == ("TP1 PP1 B1",)
+    both = figures.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
     assert both == ("H100", "A100")
-    assert DENSE.id.endswith(plotting.short_name(DENSE.id))
+    assert DENSE.id.endswith(figures.short_name(DENSE.id))

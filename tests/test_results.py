@@ -30,8 +30,8 @@ from studies.structure.split import choosing
 
 from energylens import fitting
 from energylens.dataset import Dataset
-from energylens.evaluation import evaluate
-from energylens.formula import EnergyModel
+from energylens.evaluation.judge import evaluate
+from energylens.model import EnergyModel
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data"))

@@ -18,9 +18,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energylens import capacity, catalog, table
-from energylens.engines import simulated_gpu, simulation
-from energylens.engines.simulation import simulate, simulate_steady_state
-from energylens.instrument import EngineError, Reason
+from energylens.instrument.engine import EngineError, Reason
+from energylens.instrument.engines import simulated_gpu, simulation
+from energylens.instrument.engines.simulation import simulate, simulate_steady_state
 from energylens.records import Boundary, Case, Configuration, Modality, Source, Workload
 
 ROOT = Path(__file__).parents[1]

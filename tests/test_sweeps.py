@@ -19,11 +19,16 @@ from typing import Any
 
 import pytest
 
-from energylens import files, measurement, table
+from energylens import files, table
 from energylens.errors import MissingExtraError, UsageError
-from energylens.executors import InlineExecutor, LocalExecutor, RayExecutor, SlurmExecutor
-from energylens.instrument import Executor, Place, Plan, ReportKind, Task
-from energylens.measurement import SweepProgress, SweepResult
+from energylens.instrument import ledger
+from energylens.instrument import sweep as measurement
+from energylens.instrument.executor import Executor, Place, ReportKind, Task
+from energylens.instrument.executors.local import InlineExecutor, LocalExecutor
+from energylens.instrument.executors.ray import RayExecutor
+from energylens.instrument.executors.slurm import SlurmExecutor
+from energylens.instrument.plan import Plan
+from energylens.instrument.sweep import SweepProgress, SweepResult
 from instrument_fakes import (
     CRASHES,
     CRASHES_ONCE,
@@ -175,9 +180,9 @@ def test_failed_cases_are_tried_again_only_when_asked(tmp_path: Path) -> None:
 
 
 def test_two_sweeps_cannot_write_to_one_table(tmp_path: Path) -> None:
-    records = measurement.records_path(tmp_path / "runs.jsonl")
+    records = ledger.records_path(tmp_path / "runs.jsonl")
     with (
-        measurement._locked(records),
+        ledger._locked(records),
         pytest.raises(UsageError, match="another sweep"),
     ):
         sweep(tmp_path, plan_of(planned()), InlineExecutor())
@@ -271,8 +276,8 @@ DRIVER = """
     sys.path[:0] = [{tests!r}, {source!r}]
     from pathlib import Path
     from instrument_fakes import make_engine, no_meter, plan_of, planned
-    from energylens import measurement
-    from energylens.executors import LocalExecutor
+    from energylens.instrument import sweep as measurement
+    from energylens.instrument.executors.local import LocalExecutor
 
     if __name__ == "__main__":
         cases = [planned(batch) for batch in range(1, 7)]

@@ -9,9 +9,11 @@ import numpy as np
 
 from energylens import capacity
 from energylens.cases import Cases, FloatArray
-from energylens.formula import EnergyModel, design_by_phase, slopes
+from energylens.formula import design_by_phase, slopes
+from energylens.model import EnergyModel
 from energylens.records import Case, Configuration, Source, Workload
 from energylens.selection import as_run
+from energylens.words import joules
 
 COVERAGE_RATIO = 0.8
 LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
@@ -355,15 +357,6 @@ def _held(case: Case) -> float | None:
     """Sequences that memory holds, where they run and the batch limit is beyond them."""
     room = capacity.memory(case).largest_batch
     return room if 1.0 <= room < case.configuration.batch_size else None
-
-
-def joules(value: float) -> str:
-    """Write joules with three digits and a fitting unit."""
-    units = ((0.9995, 1e3, "mJ"), (999.5, 1.0, "J"), (999.5e3, 1e-3, "kJ"))
-    for limit, scale, unit in units:
-        if abs(value) < limit:
-            return f"{value * scale:.3g} {unit}"
-    return f"{value * 1e-6:.3g} MJ"
 
 
 def _sentences(

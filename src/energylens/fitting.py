@@ -31,18 +31,14 @@ from energylens.formula import (
     OVERLAPS,
     SPREADS,
     TERMS,
-    Coefficients,
-    EnergyModel,
-    Scope,
     datasheet,
     design,
     energy,
-    group_key,
-    knob_place,
     power_ratio,
     slopes,
     terms_of,
 )
+from energylens.model import Coefficients, EnergyModel, Scope, group_key, knob_place
 
 LOSSES = ("relative", "log", "huber", "absolute")
 PRIORS = ("datasheet", "none")

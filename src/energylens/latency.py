@@ -48,6 +48,8 @@ from energylens.formula import (
     LAUNCH_S,
     LINK_RATIO,
     PCIE_BYTES_PER_S,
+)
+from energylens.model import (
     WIDEST_LOG,
     Coefficients,
     Scope,

@@ -15,7 +15,6 @@ from energylens import __version__
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray
 from energylens.errors import FitError
-from energylens.formula import Coefficients, Scope, group_key
 from energylens.latency import (
     COLUMNS,
     EXPECTED,
@@ -31,6 +30,7 @@ from energylens.latency import (
     seconds,
     slopes,
 )
+from energylens.model import Coefficients, Scope, group_key
 
 ROUNDS = 12  # Gauss-Newton steps at most
 SPREAD_ROUNDS = 5  # of them also estimate the residual spread that weighs the prior

@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from energylens import files
 from energylens.cases import FloatArray
 from energylens.errors import ArtefactError, UnknownNameError
-from energylens.formula import STRUCTURE, Coefficients, EnergyModel, Scope, terms_of
+from energylens.formula import STRUCTURE, terms_of
+from energylens.model import Coefficients, EnergyModel, Scope
 
 FORMAT = "energylens-model"
 VERSION = 3

@@ -17,7 +17,7 @@ import numpy as np
 
 from energylens import files
 from energylens.dataset import Dataset
-from energylens.evaluation import evaluate
+from energylens.evaluation.judge import evaluate
 from energylens.fitting import EnergyLens, FitOptions, paying_extensions
 from studies.results.runs import FREE, SEED, Data
 from studies.results.tables import Results, Tables, fill, markdown, percent

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from energylens import files
-from energylens.plotting import PALETTE, Picture
+from energylens.report.drawing import PALETTE, Picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -23,7 +23,8 @@ from energylens.dataset import Dataset, freed_columns, group_rows
 from energylens.errors import FitError
 from energylens.fitting import FitOptions
 from energylens.formula import design
-from energylens.informative import Information, next_runs, verdict
+from energylens.nextruns.information import Information
+from energylens.nextruns.verbs import next_runs, verdict
 from energylens.protocols import Predictor
 
 SEEDS = 20

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from energylens import files
-from energylens.plotting import PALETTE, Picture, percent
+from energylens.report.drawing import PALETTE, Picture
+from energylens.words import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -14,8 +14,9 @@ from energylens import fitting, importers
 from energylens.cases import FloatArray
 from energylens.cli.judging import contestants
 from energylens.dataset import Dataset
-from energylens.evaluation import EstimatorFactory, Score, evaluate
-from energylens.formula import EnergyModel
+from energylens.evaluation.judge import EstimatorFactory, evaluate
+from energylens.evaluation.result import Score
+from energylens.model import EnergyModel
 from energylens.protocols import Estimator, Predictor
 from energylens.records import UNKNOWN_ENGINE
 from studies.structure.split import choosing

@@ -24,22 +24,14 @@ from tools.gpu_campaign.plans import PROCEDURE, REHEARSAL
 from tools.gpu_campaign.run import engine_options, run_piece
 
 from energylens import catalog
-from energylens.engines import open_engine
-from energylens.engines.llm_folders import scaled_down
+from energylens.catalog.scaling import scaled_down
 from energylens.errors import EnergyLensError
-from energylens.instrument import (
-    Batch,
-    ChannelKind,
-    Engine,
-    Meter,
-    Phase,
-    Plan,
-    PlannedCase,
-    Procedure,
-    layout_of,
-)
-from energylens.meters import open_meter
-from energylens.meters.trail import Trail
+from energylens.instrument.engine import Batch, Engine, Phase
+from energylens.instrument.engines import open_engine
+from energylens.instrument.meter import ChannelKind, Meter
+from energylens.instrument.meters import open_meter
+from energylens.instrument.meters.trail import Trail
+from energylens.instrument.plan import Plan, PlannedCase, Procedure, layout_of
 from energylens.records import Case, Configuration, Workload
 
 REPEATS = 10

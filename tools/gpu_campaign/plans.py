@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from energylens import catalog, planning
-from energylens.engines.llm_folders import rank_shard, scaled_down
+from energylens import catalog
+from energylens.catalog.scaling import rank_shard, scaled_down
 from energylens.errors import UsageError
-from energylens.instrument import Media, Mode, Plan, PlannedCase, Procedure
-from energylens.planning import Space, case_seconds
+from energylens.instrument import planning
+from energylens.instrument.engine import Media
+from energylens.instrument.plan import Mode, Plan, PlannedCase, Procedure
+from energylens.instrument.planning import Space, case_seconds
 from energylens.records import Case, Configuration, Llm, Workload
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64, 128, 256)

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from energylens import catalog, measurement
-from energylens.engines import open_engine
+from energylens import catalog
 from energylens.errors import EnergyLensError, MeasurementError
-from energylens.executors import LocalExecutor
-from energylens.instrument import ChannelKind, Plan
-from energylens.measurement import SweepProgress, SweepResult
-from energylens.meters import open_meter
+from energylens.instrument import sweep
+from energylens.instrument.engines import open_engine
+from energylens.instrument.executors.local import LocalExecutor
+from energylens.instrument.meter import ChannelKind
+from energylens.instrument.meters import open_meter
+from energylens.instrument.plan import Plan
+from energylens.instrument.sweep import SweepProgress, SweepResult
 
 # What a GPU machine without a compiler for every kernel can start: graphs without torch.compile.
 VLLM_ON_GPU = {
@@ -69,7 +71,7 @@ def run_piece(
     log_folder.mkdir(parents=True, exist_ok=True)
     executor = LocalExecutor(gpus, exclusive=True, log_folder=log_folder)
     with _interrupted_after(max(minutes * 60 - STOPPING_S, 1.0)):
-        return measurement.measure(
+        return sweep.measure(
             plan,
             open_engine,
             functools.partial(open_meter, meter),

@@ -18,7 +18,7 @@ import numpy as np
 from energylens import capacity, catalog, table
 from energylens.cases import Cases
 from energylens.dataset import Dataset
-from energylens.engines.simulation import VERSION, simulate
+from energylens.instrument.engines.simulation import VERSION, simulate
 from energylens.records import Boundary, Case, Configuration, Engine, Modality, Source, Workload
 
 SEED = 20260101

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from energylens.errors import UsageError
+from energylens.words import WIDTH, table_lines, wrapped
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.records import Case, Engine
 
-WIDTH = 80
 MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
 
@@ -69,37 +69,13 @@ def print_json(document: Any) -> None:
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
-    """Print a table: the first ``left`` columns flush left, the others flush right.
-
-    The first column is cut to keep the whole within 80 columns.
-    """
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    room = WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1)
-    widths[0] = max(min(widths[0], room), 12)
-
-    def line(cells: Sequence[str]) -> str:
-        first = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
-        padded = [first.ljust(widths[0])]
-        for i, cell in enumerate(cells[1:], start=1):
-            padded.append(cell.ljust(widths[i]) if i < left else cell.rjust(widths[i]))
-        return "  ".join(padded).rstrip()
-
-    print(line(header))
-    print("  ".join("-" * width for width in widths))
-    for row in rows:
-        print(line(row))
+    """Print a table."""
+    print("\n".join(table_lines(header, rows, left=left)))
 
 
 def print_paragraph(text: str, indent: str = "", hanging: str = "") -> None:
     """Print wrapped text, lines after the first indented by ``hanging`` too."""
-    filled = textwrap.fill(
-        text.replace(" %", "\u00a0%"),  # no line begins with the sign
-        WIDTH,
-        initial_indent=indent,
-        subsequent_indent=indent + hanging,
-        break_on_hyphens=False,
-    )
-    print(filled.replace("\u00a0%", " %"))
+    print("\n".join(wrapped(text, indent=indent + hanging, first=indent)))
 
 
 class Progress:
@@ -126,23 +102,6 @@ class Progress:
         """Wipe the line."""
         if self.wide:
             print(f"\r{'':<{self.wide}}\r", end="", file=sys.stderr, flush=True)
-
-
-def percent(value: float | None, digits: int = 1) -> str:
-    """Write a ratio as a percentage; a dash where there is none."""
-    return "-" if value is None else f"{100 * value:.{digits}f} %"
-
-
-def likelihood(probability_ratio: float | None) -> str:
-    """Write a probability from draws, none of which makes it certain, in whole percent."""
-    if probability_ratio is not None and probability_ratio > 0.994:
-        return "> 99 %"
-    return percent(probability_ratio, 0)
-
-
-def saving(ratio: float) -> str:
-    """Write a share that is saved, of which nothing saves all."""
-    return "over 99 %" if ratio > 0.994 else percent(ratio, 0 if ratio > 0.0949 else 1)
 
 
 def comma_list(text: str) -> tuple[str, ...]:

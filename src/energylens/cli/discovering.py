@@ -10,12 +10,12 @@ from energylens.cli.console import (
     add_json,
     add_tables,
     comma_list,
-    percent,
     print_json,
     print_paragraph,
     print_table,
     read_tables,
 )
+from energylens.words import percent
 
 ENGINES = ("own", "operon", "pysr")
 

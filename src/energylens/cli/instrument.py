@@ -17,10 +17,11 @@ from energylens.cli.console import (
 )
 
 if TYPE_CHECKING:
-    from energylens.informative import Verdict
-    from energylens.instrument import Executor, Plan
-    from energylens.measurement import SweepProgress, SweepResult
-    from energylens.planning import Draft, Space
+    from energylens.instrument.executor import Executor
+    from energylens.instrument.plan import Plan
+    from energylens.instrument.planning import Draft, Space
+    from energylens.instrument.sweep import SweepProgress, SweepResult
+    from energylens.nextruns.answers import Verdict
 
 ENGINES = ("vllm", "transformers", "openai", "simulated")
 LISTED = 12
@@ -203,7 +204,7 @@ def _pairs(texts: list[str], option: str) -> dict[str, str]:
 
 
 def _doctor(arguments: argparse.Namespace) -> None:
-    from energylens.doctor import examine
+    from energylens.instrument.doctor import examine
 
     report = examine(arguments.folder)
     if arguments.json:
@@ -241,8 +242,9 @@ def _doctor(arguments: argparse.Namespace) -> None:
 
 
 def _space(arguments: argparse.Namespace) -> Space:
-    from energylens.instrument import Media, Mode
-    from energylens.planning import Space
+    from energylens.instrument.engine import Media
+    from energylens.instrument.plan import Mode
+    from energylens.instrument.planning import Space
 
     size = (arguments.height, arguments.width)
     media = Media(
@@ -273,10 +275,11 @@ def _space(arguments: argparse.Namespace) -> Space:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from energylens import catalog, planning
-    from energylens.engines.llm_folders import scaled_down
+    from energylens import catalog
+    from energylens.catalog.scaling import scaled_down
     from energylens.errors import UsageError
-    from energylens.instrument import Procedure
+    from energylens.instrument import planfile, planning
+    from energylens.instrument.plan import Procedure
 
     quick = Procedure(
         min_window_s=0.05,
@@ -314,7 +317,7 @@ def _plan(arguments: argparse.Namespace) -> None:
     stop = verdict.stop if verdict else None
     judged = verdict.sentences() if verdict else ()
     if draft.plan.cases:
-        planning.write_plan(arguments.output, draft.plan)
+        planfile.write_plan(arguments.output, draft.plan)
     added = planning.llms_beyond_catalog(draft.plan)
     for llm in added:
         catalog.add_llm(llm)
@@ -380,9 +383,11 @@ def _most_telling(
     """
     from dataclasses import replace
 
-    from energylens import informative, planning, table
+    from energylens import table
     from energylens.cases import Cases
     from energylens.errors import InfeasibleError, UsageError
+    from energylens.instrument import planning
+    from energylens.nextruns import verbs
     from energylens.records import Engine
 
     measured = table.read(arguments.measured) if arguments.measured else None
@@ -392,7 +397,7 @@ def _most_telling(
     candidates = Cases.of([item.case for item in planned]).served_by(Engine(name=known))
     options = {"choose": arguments.choose, "seed": arguments.seed}
     try:
-        batch = informative.next_runs(candidates, measured, count=arguments.next, **options)
+        batch = verbs.next_runs(candidates, measured, count=arguments.next, **options)
     except InfeasibleError:
         if measured is None:
             raise
@@ -402,7 +407,7 @@ def _most_telling(
     verdict = None
     if measured is not None:
         try:
-            verdict = informative.verdict(candidates, measured, more_runs=arguments.next, **options)
+            verdict = verbs.verdict(candidates, measured, more_runs=arguments.next, **options)
         except UsageError as error:  # no two cases compete
             if batch is None:
                 raise
@@ -414,7 +419,7 @@ def _most_telling(
 
 
 def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
-    from energylens import planning
+    from energylens.instrument import planning
 
     rows = planning.preview(made, gpus)
     if as_json:
@@ -467,23 +472,24 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
 
 
 def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
-    from energylens import executors, meters
+    from energylens.instrument import meters
+    from energylens.instrument.executors import local, ray, slurm
 
     if arguments.executor == "inline":
-        return executors.InlineExecutor()
+        return local.InlineExecutor()
     if arguments.executor == "ray":
-        return executors.RayExecutor(
+        return ray.RayExecutor(
             arguments.ray_address, meter_factory=partial(meters.open_meter, arguments.meter)
         )
     if arguments.executor == "slurm":
-        return executors.SlurmExecutor(
+        return slurm.SlurmExecutor(
             arguments.slurm_folder,
             parameters=dict(_pairs(arguments.slurm, "--slurm")),
             gpus=arguments.gpus or max(case.gpus for case in made.cases),
         )
     needs_gpus = arguments.meter.partition(":")[0] in ("auto", "nvml", "nvml-power")
     gpus = meters.gpu_indices() if needs_gpus else ()
-    return executors.LocalExecutor(
+    return local.LocalExecutor(
         gpus[: arguments.gpus] if arguments.gpus else gpus, exclusive=arguments.exclusive
     )
 
@@ -493,12 +499,12 @@ def _measure(arguments: argparse.Namespace) -> None:
     import time
     from pathlib import Path
 
-    from energylens import engines, meters, planning
-    from energylens.engines.llm_folders import scaled_down
+    from energylens.catalog.scaling import scaled_down
     from energylens.errors import MeasurementError, UnknownNameError, UsageError
-    from energylens.measurement import measure
+    from energylens.instrument import engines, meters, planfile
+    from energylens.instrument.sweep import measure
 
-    made = planning.read_plan(arguments.plan, scale=scaled_down)
+    made = planfile.read_plan(arguments.plan, scale=scaled_down)
     if arguments.dry_run:
         _dry_run(made, arguments.gpus, arguments.json)
         return
@@ -567,7 +573,7 @@ def _absent(made: Plan) -> str:
 
 
 def _drawn(energy_j: float, sources: tuple[str, ...]) -> str:
-    from energylens.explanation import joules
+    from energylens.words import joules
 
     guessed = [name for name in sources if name in ("simulated", "estimated")]
     return f"{joules(energy_j)} {' and '.join(guessed) if guessed else 'drawn'}"
@@ -618,7 +624,7 @@ def _tell(result: SweepResult, as_json: bool) -> None:
 def _meter(arguments: argparse.Namespace) -> None:
     import threading
 
-    from energylens import meters
+    from energylens.instrument import meters
 
     meter = meters.open_meter(arguments.meter)
     if arguments.action == "read":

@@ -14,18 +14,18 @@ from energylens.cli.console import (
     add_tables,
     comma_list,
     numbers,
-    percent,
     print_json,
     print_paragraph,
     print_table,
     read_tables,
 )
+from energylens.words import percent
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.discovery import Front
-    from energylens.evaluation import Evaluation
-    from energylens.formula import EnergyModel
+    from energylens.evaluation.result import Evaluation
+    from energylens.model import EnergyModel
     from energylens.protocols import Estimator
     from energylens.selection import Ranking
 
@@ -276,7 +276,7 @@ def contestants(
 
 def _evaluate(arguments: argparse.Namespace) -> None:
     from energylens.errors import UsageError
-    from energylens.evaluation import DEFAULT_CURVE, evaluate
+    from energylens.evaluation.judge import DEFAULT_CURVE, evaluate
 
     for what, cut in (("batch", arguments.batch_cut), ("length", arguments.length_cut)):
         if cut is not None and arguments.protocol != f"unseen-{what}":
@@ -515,8 +515,9 @@ def _tell(
 ) -> None:
     """Fit, choose and judge on a dataset; write the page and print it as text."""
     from energylens import files, fitting
-    from energylens.evaluation import evaluate
-    from energylens.reporting import report_html, report_text
+    from energylens.evaluation.judge import evaluate
+    from energylens.report.html import report_html
+    from energylens.report.text import report_text
 
     model = fitting.fit(dataset)
     ranking = _largest_scenario(model, dataset, choose, seed)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
-    WIDTH,
     Subparsers,
     add_case,
     add_json,
@@ -18,21 +17,19 @@ from energylens.cli.console import (
     case_of,
     comma_list,
     engine_of,
-    likelihood,
     not_negative_int,
     numbers,
-    percent,
     positive_int,
     print_json,
     print_paragraph,
     print_table,
     read_tables,
-    saving,
 )
+from energylens.words import WIDTH, likelihood, percent, saving
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
-    from energylens.formula import EnergyModel
+    from energylens.model import EnergyModel
     from energylens.records import Case, Configuration
     from energylens.selection import Limit, Ranked, Ranking
 
@@ -443,7 +440,8 @@ def _flag(name: str) -> str:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
-    from energylens.explanation import SUBJECTS, explain, joules
+    from energylens.explanation import SUBJECTS, explain
+    from energylens.words import joules
 
     model = _model(arguments.model)
     explanation = explain(model, _case(arguments, model))
@@ -545,8 +543,9 @@ def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
 def _select(arguments: argparse.Namespace) -> None:
     from energylens import catalog
     from energylens.errors import UsageError
-    from energylens.explanation import explain, joules
+    from energylens.explanation import explain
     from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.words import joules
 
     model = _model(arguments.model)
     _knobs(arguments)
@@ -650,7 +649,7 @@ def _named(ranking: Ranking, entry: Ranked) -> str:
 
 def _advice(ranking: Ranking) -> str:
     """Say what to run, what it saves, and how sure that is."""
-    from energylens.explanation import joules
+    from energylens.words import joules
 
     winner, *others = ranking.entries()
     advice = f"Run {_named(ranking, winner)}: {joules(winner.energy_per_request_j)} a request"

@@ -79,7 +79,7 @@ def _llm(arguments: argparse.Namespace) -> None:
         return
     if arguments.action == "add":
         from energylens import files
-        from energylens.catalog.huggingface import llm_from_config
+        from energylens.catalog.hf_read import llm_from_config
         from energylens.errors import UsageError
 
         path = _named(arguments)

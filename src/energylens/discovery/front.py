@@ -15,6 +15,7 @@ from energylens.discovery.expression import Expression, import_sympy, latex_numb
 from energylens.discovery.library import quantities, quantity_columns
 from energylens.discovery.units import PURE
 from energylens.errors import ArtefactError, EnergyLensError
+from energylens.words import percent
 
 FORMAT = "energylens-front"
 VERSION = 1
@@ -258,11 +259,11 @@ class Front:
                 continue
             unsettled = term.stability_ratio < UNSETTLED_RATIO
             others = [
-                f"{text!r} ({_percent(share)})"
+                f"{text!r} ({percent(share, 0)})"
                 for text, share in term.stand_ins.items()
                 if share >= STAND_IN_RATIO
             ]
-            instead, found = " or ".join(others), _percent(term.stability_ratio)
+            instead, found = " or ".join(others), percent(term.stability_ratio, 0)
             name = f"{term.expression.text!r}{f' ({term.meaning})' if term.meaning else ''}"
             if unsettled and others:
                 said.append(
@@ -396,10 +397,6 @@ def _typed(given: Mapping[str, Any], made: type, *others: str) -> dict[str, Any]
 
 def _is(value: object, kinds: tuple[type, ...]) -> bool:
     return isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * ratio:.0f} %"
 
 
 def _product(coefficient: float, expression: Expression) -> str:

@@ -1,0 +1,1 @@
+"""The judge: who is fitted to what, what is asked, and how it is marked."""

@@ -1,0 +1,468 @@
+"""How well estimators predict and choose: one protocol, the same rows and draws for all.
+
+:func:`evaluate` sees estimators through the seams alone (``Estimator``, ``Predictor``), so the
+law, every baseline, an oracle and a random pick are judged by the same lines. What is computed,
+to the last convention, is written down in ``docs/evaluation.md``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from energylens.cases import Cases, FloatArray, IntArray
+from energylens.dataset import Dataset, StrArray, freed_columns
+from energylens.errors import EnergyLensError, InputError, MissingExtraError, UsageError
+from energylens.evaluation.folds import (
+    ALIKE,
+    CUTS,
+    FOLDS,
+    PROTOCOLS,
+    Condition,
+    Fold,
+    Setting,
+    conditions_of,
+    lay_out,
+)
+from energylens.evaluation.result import Evaluation, Point, ScenarioScore, Score
+from energylens.evaluation.scoring import METRICS, Metrics, Table, join, pick, summary
+from energylens.protocols import Estimator, IntervalPredictor
+
+#: From a seed to an estimator, so that whatever draws at random does so anew in every repeat.
+EstimatorFactory = Callable[[int], Estimator]
+
+DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
+DEFAULT_CURVE = (10, 15, 25, 50, 100, 200)
+DEFAULT_REPEATS = 50
+
+_BAND_PERCENTILES = (5.0, 50.0, 95.0)
+
+
+# --------------------------------------------------------------------------------- the result
+
+
+@runtime_checkable
+class PartsPredictor(Protocol):
+    """A predictor that tells prefill from decode."""
+
+    def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
+        """Joules per request of prefill and of decode, term by term; each of shape (n, terms)."""
+        ...
+
+
+# ------------------------------------------------------------------------------------- the judge
+
+
+def evaluate(
+    dataset: Dataset,
+    estimators: Mapping[str, EstimatorFactory],
+    *,
+    protocol: str = "few-shot",
+    choose: Sequence[str] = DEFAULT_CHOOSE,
+    train: int | None = None,
+    repeats: int | None = None,
+    seed: int = 0,
+    noise_ratio: float = 0.02,
+    strict: bool = False,
+    objective: str = "request",
+    batch: str = "observed",
+    curve: Sequence[int] = DEFAULT_CURVE,
+    calibration: Sequence[int] = (0,),
+    direction: str = "larger",
+    batch_cut: float | None = None,
+    length_cut: float | None = None,
+    per: Sequence[str] = (),
+    leave: str = "architecture",
+    interval_ratio: float = 0.8,
+    allow_simulated: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Evaluation:
+    """Judge estimators on measured rows.
+
+    Every estimator is fitted to the same rows, drawn from ``default_rng([seed, repeat])``, and
+    judged on the same scenarios and rows. Metrics are taken in each repeat and averaged.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        Measured or published rows.
+    estimators : mapping of str to callable
+        From a name to what makes the estimator of a seed.
+    protocol : str
+        One of :data:`PROTOCOLS`.
+    choose : sequence of str
+        The free knobs, names from :data:`energylens.dataset.KNOBS`.
+    train : int, optional
+        Training rows (of each group of ``per``). Default: 50 where the protocol is about few
+        rows, four fifths for ``split``, else all rows that the protocol allows.
+    repeats : int, optional
+        Draws. Default: 50 where rows are drawn, 1 where nothing is.
+    seed : int
+        Source of all chance.
+    noise_ratio : float
+        Repeatability of a measurement, relative: choices this close to the best count as within
+        noise, candidate pairs this close as near ties.
+    strict : bool
+        Score only scenarios none of whose candidates was trained on.
+    objective : str
+        ``request``: joules per request as measured. ``output_token``: joules over output
+        tokens, which takes the scatter of output lengths between runs out of the ranking.
+    batch : str
+        What predictors know of the batch: ``observed`` (the mean, as in the rows), ``limit``
+        (the configured limit alone, in training and judged cases), ``limit-judged`` (observed
+        in training, the limit in judged cases: what one knows before running).
+    curve : sequence of int
+        Training sizes of ``learning-curve``; those that the rows cannot serve are left out.
+    calibration : sequence of int
+        Rows of the group left out that are trained on (``unseen-llm``, ``unseen-hardware``,
+        ``unseen-modality``, ``unseen-engine``); several numbers give a curve whose headline is
+        the first.
+    direction : str
+        Which side of the cut ``unseen-batch`` and ``unseen-length`` judge: ``larger`` or
+        ``smaller``.
+    batch_cut : float, optional
+        Largest batch of the smaller side. Default: the median of the distinct batches of each
+        group of ``per``, or of each (LLM, GPU, precision, task).
+    length_cut : float, optional
+        Largest sequence, input and output tokens together, of the smaller side. Default: the
+        median of the distinct lengths of each group of ``per``, or of each (LLM, GPU,
+        precision, modality).
+    per : sequence of str
+        Fit separately for each of these: llm, gpu, precision, modality, task, engine (with
+        its version), engine_version.
+    leave : str
+        What leaves together in ``unseen-llm``: ``architecture`` (all LLMs of the same
+        architecture), ``backbone`` (vision towers apart) or ``id``.
+    interval_ratio : float
+        Nominal coverage of the intervals that are judged.
+    allow_simulated : bool
+        Judge rows that carry no accuracy claim, too; the result is labelled.
+    progress : callable, optional
+        Called with fits done and fits in all.
+
+    Returns
+    -------
+    Evaluation
+        Scores by estimator, and what they rest on.
+
+    Raises
+    ------
+    UsageError
+        If options contradict each other or the rows.
+    """
+    choose, per = tuple(choose), tuple(per)
+    for option, given, allowed in (
+        ("protocol", protocol, PROTOCOLS),
+        ("objective", objective, ("request", "output_token")),
+        ("batch", batch, ("observed", "limit", "limit-judged")),
+        ("direction", direction, ("larger", "smaller")),
+        ("leave", leave, (*ALIKE, "id")),
+    ):
+        if given not in allowed:
+            raise UsageError(f"{option} must be one of {', '.join(allowed)}; given {given!r}")
+    for option, number, least in (
+        ("train", train, 1),
+        ("repeats", repeats, 1),
+        ("the smallest of the curve", min(curve, default=None), 1),
+        ("the smallest of the calibration rows", min(calibration, default=None), 0),
+    ):
+        if number is not None and number < least:
+            raise UsageError(f"{option} must be {least} or more, not {number}")
+    if not 0 <= noise_ratio < 1:
+        raise UsageError(f"the noise must be a ratio from 0 to below 1, not {noise_ratio}")
+    if not 0 < interval_ratio < 1:
+        raise UsageError(f"interval_ratio must be above 0 and below 1, not {interval_ratio}")
+    if not estimators:
+        raise UsageError("one estimator or more must be given to be judged")
+    if freed_columns(choose) & {f"{name}_index" for name in per}:
+        raise UsageError(
+            f"what is fitted apart cannot be chosen freely: choose {choose}, per {per}"
+        )
+    accuracy_claim = _check_rows(dataset, allow_simulated)
+
+    cut = {"unseen-batch": batch_cut, "unseen-length": length_cut}.get(protocol)
+    setting, parts = lay_out(
+        dataset, protocol, choose, objective, strict, direction, cut, per, leave
+    )
+    notes: list[str] = []
+    if not setting.board.labels:
+        notes.append(
+            f"no scenario: no two judged rows differ only in {', '.join(choose)}; "
+            "ranks cannot be judged"
+        )
+    conditions = conditions_of(setting, parts, protocol, train, curve, calibration, seed, notes)
+    drawn = any(c.train is not None or c.calibration for c in conditions) or protocol == "split"
+    repeats = repeats or (DEFAULT_REPEATS if drawn else 1)
+    judge = _Judge(
+        setting=setting, noise_ratio=noise_ratio, interval_ratio=interval_ratio, batch=batch
+    )
+    done, points = 0, []
+    for condition in conditions:
+        records: dict[str, _Record] = {name: _Record() for name in estimators}
+        for repeat in range(repeats):
+            rng = np.random.default_rng([seed, repeat])
+            folds = [f for p in parts for f in FOLDS[protocol](setting, p, condition, rng)]
+            if not folds:
+                raise UsageError(
+                    f"{protocol} needs a group with rows to fit and rows to judge, and finds "
+                    "none: bring more rows, or ask for fewer calibration rows"
+                )
+            views = [judge.view(fold, condition) for fold in folds]
+            estimator_seed = int(np.random.default_rng([seed, repeat, 1]).integers(2**31))
+            for name, make in estimators.items():
+                records[name].repeats.append(
+                    [judge.fit_and_mark(make(estimator_seed), v, records[name]) for v in views]
+                )
+                done += 1
+                if progress is not None:
+                    progress(done, len(conditions) * repeats * len(estimators))
+        points.append(
+            Point(
+                train=condition.train,
+                calibration=condition.calibration,
+                power_known=condition.power_known,
+                scores={name: judge.score(record) for name, record in records.items()},
+            )
+        )
+    headline = 0
+    if protocol == "learning-curve":
+        sizes = [condition.train for condition in conditions]
+        headline = sizes.index(train) if train in sizes else len(sizes) - 1
+    return Evaluation(
+        protocol=protocol,
+        choose=choose,
+        seed=seed,
+        repeats=repeats,
+        strict=strict,
+        objective=objective,
+        batch=batch,
+        noise_ratio=noise_ratio,
+        interval_ratio=interval_ratio,
+        direction=direction if protocol in CUTS else None,
+        batch_cut=batch_cut if protocol == "unseen-batch" else None,
+        length_cut=length_cut if protocol == "unseen-length" else None,
+        per=per,
+        leave=leave if protocol == "unseen-llm" else None,
+        rows=len(dataset),
+        scenarios=len(setting.board.labels),
+        source_counts=dataset.source_counts(),
+        accuracy_claim=accuracy_claim and protocol != "all",
+        in_sample=protocol == "all",
+        dataset_digest=dataset.digest,
+        headline=headline,
+        points=tuple(points),
+        notes=tuple(notes),
+    )
+
+
+def _check_rows(dataset: Dataset, allow_simulated: bool) -> bool:
+    """Whether an accuracy claim may rest on the rows; refuse where it may not and need not."""
+    if len(dataset) < 2:
+        raise UsageError(f"two rows or more are needed to judge anything; given {len(dataset)}")
+    unfit = dataset.take(~dataset.carries_accuracy_claim).source_counts()
+    if unfit and not allow_simulated:
+        raise UsageError(
+            "accuracy may only be claimed on measured or published rows, and these are not: "
+            + ", ".join(f"{count} {name}" for name, count in unfit.items())
+            + ". Leave them out, or allow them and have the result labelled."
+        )
+    return not unfit
+
+
+@dataclass(kw_only=True, eq=False)
+class _Record:
+    """What one estimator did under one condition, as it comes in."""
+
+    repeats: list[list[tuple[Table, Table]]]
+    fit_s: list[float]
+    train_rows: list[int]
+    failed: int
+    failure: str | None
+    ranks_only: bool
+
+    def __init__(self) -> None:
+        self.repeats, self.fit_s, self.train_rows = [], [], []
+        self.failed, self.failure, self.ranks_only = 0, None, False
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _View:
+    """A fold with its rows taken, once for all estimators."""
+
+    fold: Fold
+    training: Dataset
+    asked: IntArray  # rows to be predicted
+    cases: Cases
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judge:
+    setting: Setting
+    noise_ratio: float
+    interval_ratio: float
+    batch: str
+
+    def view(self, fold: Fold, condition: Condition) -> _View:
+        """Take what may be seen of the rows of a fold."""
+        dataset, board = self.setting.dataset, self.setting.board
+        candidates = board.rows[fold.scored[board.owner[board.row_candidate]]]
+        asked = np.union1d(fold.judged, candidates)
+        hidden = {} if condition.power_known else {"average_power_w": np.nan}
+        unknown_batch = {"mean_batch_size": np.nan}
+        training = dataset.take(np.sort(fold.train))
+        in_training = hidden | (unknown_batch if self.batch == "limit" else {})
+        in_judged = hidden | (unknown_batch if self.batch != "observed" else {})
+        return _View(
+            fold=fold,
+            training=replace(training, cases=training.cases.replace(**in_training)),
+            asked=asked,
+            cases=dataset.cases.take(asked).replace(**in_judged),
+        )
+
+    def fit_and_mark(
+        self, estimator: Estimator, view: _View, record: _Record
+    ) -> tuple[Table, Table]:
+        """Fit, predict, and mark one fold. A failed fit has no answer anywhere."""
+        n = len(self.setting.dataset)
+        energy, inside, prefill_ape, decode_ape = np.full((4, n), np.nan)
+        record.ranks_only = estimator.ranks_only
+        record.train_rows.append(len(view.training))
+        try:
+            start = time.perf_counter()
+            predictor = estimator.fit(view.training)
+            record.fit_s.append(time.perf_counter() - start)
+            energy[view.asked] = self._checked(
+                predictor.predict_energy_j(view.cases), view, estimator.name
+            )
+            if isinstance(predictor, IntervalPredictor) and not estimator.ranks_only:
+                lower, upper = predictor.interval_energy_j(view.cases, self.interval_ratio)
+                measured = self.setting.dataset.energy_per_request_j[view.asked]
+                inside[view.asked] = np.where(
+                    np.isfinite(lower) & np.isfinite(upper),
+                    (lower <= measured) & (measured <= upper),
+                    np.nan,
+                )
+            if isinstance(predictor, PartsPredictor):
+                dataset = self.setting.dataset
+                for terms, measured, ape in zip(
+                    predictor.predict_parts_j(view.cases),
+                    (dataset.prefill_energy_per_request_j, dataset.decode_energy_per_request_j),
+                    (prefill_ape, decode_ape),
+                    strict=True,
+                ):
+                    ape[view.asked] = np.abs(terms.sum(axis=1) / measured[view.asked] - 1.0)
+        except MissingExtraError:
+            raise
+        except EnergyLensError as error:
+            record.failed += 1
+            record.failure = record.failure or str(error)
+        judged = view.fold.judged
+        errors = {
+            "row": judged,
+            "measured": self.setting.dataset.energy_per_request_j[judged],
+            "answered": np.isfinite(energy[judged]),
+            "predicted": np.full(len(judged), np.nan) if record.ranks_only else energy[judged],
+            "inside": inside[judged],
+            "prefill_ape": prefill_ape[judged],
+            "decode_ape": decode_ape[judged],
+        }
+        # A score is no energy, so output tokens do not divide it.
+        ranked = energy * self.setting.board.scale if record.ranks_only else energy
+        return self.setting.board.marks(ranked, view.fold.scored, self.noise_ratio), errors
+
+    def _checked(self, energy: FloatArray, view: _View, name: str) -> FloatArray:
+        energy = np.asarray(energy, dtype=np.float64)
+        if energy.shape != (len(view.cases),):
+            raise InputError(
+                f"a predictor must give one number for each of {len(view.cases)} cases; "
+                f"{name} gave shape {energy.shape}"
+            )
+        return np.where(np.isfinite(energy), energy, np.nan)
+
+    def score(self, record: _Record) -> Score:
+        """Sum up one estimator under one condition."""
+        tables = [
+            (join([marks for marks, _ in folds]), join([errors for _, errors in folds]))
+            for folds in record.repeats
+        ]
+        marks, errors = join([m for m, _ in tables]), join([e for _, e in tables])
+        by_repeat = np.array([summary(m, e) for m, e in tables])
+        overall = np.array(
+            [
+                _nan_reduce(np.max if name == "regret_worst_ratio" else np.mean, column)
+                for name, column in zip(METRICS, by_repeat.T, strict=True)
+            ],
+            dtype=np.float64,
+        )
+        dataset, first_row = self.setting.dataset, self.setting.board.first_row
+
+        def by(labels: StrArray) -> dict[str, Metrics]:
+            of_scenario, of_row = labels[first_row[marks["scenario"]]], labels[errors["row"]]
+            return {
+                str(label): Metrics.of(
+                    summary(pick(marks, of_scenario == label), pick(errors, of_row == label))
+                )
+                for label in sorted({*of_scenario, *of_row})
+            }
+
+        groups = by(self.setting.groups) if len(set(self.setting.groups)) > 1 else {}
+        group_mape = [m.mape_ratio for m in groups.values() if m.mape_ratio is not None]
+        signed = errors["predicted"] / errors["measured"] - 1.0
+        known = np.isfinite(signed)
+        times = np.bincount(errors["row"][known], minlength=len(dataset))
+        total = np.bincount(errors["row"][known], signed[known], minlength=len(dataset))
+        return Score(
+            ranks_only=record.ranks_only,
+            train_rows=int(np.median(record.train_rows)),
+            metrics=Metrics.of(overall),
+            fit_s=float(np.median(record.fit_s)) if record.fit_s else None,
+            fits=len(record.train_rows),
+            failed_fits=record.failed,
+            failure=record.failure,
+            bands={
+                name: _nan_reduce(_band, column)
+                for name, column in zip(METRICS, by_repeat.T, strict=True)
+            },
+            mape_group_median_ratio=float(np.median(group_mape)) if group_mape else None,
+            groups=groups,
+            modalities=by(dataset.modality.astype(str).astype(object)),
+            llms=by(dataset.llm_ids),
+            scenarios=self._scenario_scores(marks),
+            row_error_ratio=np.where(times > 0, total / np.maximum(times, 1), np.nan),
+        )
+
+    def _scenario_scores(self, marks: Table) -> tuple[ScenarioScore, ...]:
+        board = self.setting.board
+        sizes = np.bincount(board.owner, minlength=len(board.labels))
+        scores = []
+        for i in np.unique(marks["scenario"]):
+            own = pick(marks, marks["scenario"] == i)
+            picks = own["chosen"][own["chosen"] >= 0]
+            best = np.flatnonzero((board.owner == i) & (board.energy <= board.best[i]))[0]
+            scores.append(
+                ScenarioScore(
+                    scenario=board.labels[i],
+                    candidates=int(sizes[i]),
+                    scored=len(own["top1"]),
+                    top1_ratio=float(own["top1"].mean()),
+                    top1_within_noise_ratio=float(own["within"].mean()),
+                    regret_mean_ratio=float(own["regret"].mean()),
+                    best=board.names[best],
+                    chosen=board.names[np.bincount(picks).argmax()] if len(picks) else None,
+                )
+            )
+        return tuple(scores)
+
+
+def _band(values: FloatArray) -> tuple[float, float, float]:
+    low, middle, high = np.percentile(values, _BAND_PERCENTILES)
+    return float(low), float(middle), float(high)
+
+
+def _nan_reduce(function: Callable[[FloatArray], Any], values: FloatArray) -> Any:
+    known = values[np.isfinite(values)]
+    return function(known) if len(known) else None

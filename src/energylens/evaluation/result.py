@@ -1,0 +1,204 @@
+"""What an evaluation found: records only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from energylens.cases import FloatArray
+from energylens.errors import UsageError
+from energylens.evaluation.scoring import METRICS, TIE_RATIO, Metrics
+
+_LISTED = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScenarioScore:
+    """One scenario under one estimator, over all repeats that scored it."""
+
+    scenario: str
+    candidates: int
+    scored: int
+    top1_ratio: float
+    top1_within_noise_ratio: float
+    regret_mean_ratio: float
+    best: str
+    chosen: str | None  # most often; None if the estimator never had an answer
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Score:
+    """One estimator under one condition.
+
+    ``metrics`` are means over repeats (``regret_worst_ratio``: the maximum). ``bands`` hold the
+    5th percentile, median and 95th percentile over repeats. ``row_error_ratio``, shape
+    (rows,), is predicted/measured - 1 of each row, averaged over the repeats that judged it;
+    NaN where none did.
+    """
+
+    ranks_only: bool
+    train_rows: int
+    metrics: Metrics
+    fit_s: float | None
+    fits: int
+    failed_fits: int
+    failure: str | None
+    bands: Mapping[str, tuple[float, float, float] | None]
+    mape_group_median_ratio: float | None
+    groups: Mapping[str, Metrics]
+    modalities: Mapping[str, Metrics]
+    llms: Mapping[str, Metrics]
+    scenarios: tuple[ScenarioScore, ...]
+    row_error_ratio: FloatArray
+
+    @property
+    def misses(self) -> tuple[ScenarioScore, ...]:
+        """Scenarios whose choice was not always within the noise, costliest first."""
+        missed = (s for s in self.scenarios if s.top1_within_noise_ratio < 1 - TIE_RATIO)
+        return tuple(sorted(missed, key=lambda s: -s.regret_mean_ratio * s.scored))
+
+    def to_json(self) -> dict[str, Any]:
+        """Headline numbers and bands."""
+        return {
+            "train_rows": self.train_rows,
+            **self.metrics.to_json(),
+            "mape_group_median_ratio": self.mape_group_median_ratio,
+            "fit_s": self.fit_s,
+            "fits": self.fits,
+            "failed_fits": self.failed_fits,
+            "failure": self.failure,
+            "ranks_only": self.ranks_only,
+            "bands": {
+                name: band and dict(zip(("p05", "median", "p95"), band, strict=True))
+                for name, band in self.bands.items()
+            },
+        }
+
+    def breakdown_json(self) -> dict[str, Any]:
+        """Where the headline comes from: by group, modality, LLM, and the scenarios missed."""
+        return {
+            **{
+                kind: {name: m.to_json() for name, m in getattr(self, kind).items()}
+                for kind in ("groups", "modalities", "llms")
+            },
+            "misses": [s.to_json() for s in self.misses[:_LISTED]],
+            "misses_in_all": len(self.misses),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Point:
+    """All estimators under one condition of the protocol."""
+
+    train: int | None  # rows asked for; None: all that the protocol allows
+    calibration: int  # rows of the group left out that were given back
+    power_known: bool
+    scores: Mapping[str, Score]
+
+    def to_json(self) -> dict[str, Any]:
+        """Headline numbers of every estimator."""
+        rows = [score.train_rows for score in self.scores.values()]
+        return {
+            "train_rows": max(rows, default=self.train),
+            "calibration_rows": self.calibration,
+            "power_known": self.power_known,
+            "estimators": {name: score.to_json() for name, score in self.scores.items()},
+        }
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Evaluation:
+    """What came of judging some estimators on one dataset by one protocol.
+
+    ``points`` hold one entry for each condition (training sizes of a learning curve, calibration
+    sizes, power known or not); ``headline`` says which of them the protocol is about.
+    """
+
+    protocol: str
+    choose: tuple[str, ...]
+    seed: int
+    repeats: int
+    strict: bool
+    objective: str
+    batch: str
+    noise_ratio: float
+    interval_ratio: float
+    direction: str | None
+    batch_cut: float | None
+    length_cut: float | None
+    per: tuple[str, ...]
+    leave: str | None
+    rows: int
+    scenarios: int
+    source_counts: Mapping[str, int]
+    accuracy_claim: bool
+    in_sample: bool
+    dataset_digest: str
+    headline: int
+    points: tuple[Point, ...]
+    notes: tuple[str, ...]
+
+    @property
+    def estimators(self) -> Mapping[str, Score]:
+        """Scores of the headline condition by estimator."""
+        return self.points[self.headline].scores
+
+    def smallest_train_rows(self, estimator: str, metric: str, at_least: float) -> int | None:
+        """Fewest training rows among the points at which a metric reaches a value.
+
+        Raises
+        ------
+        UsageError
+            If no such estimator or metric was judged.
+        """
+        if estimator not in self.estimators or metric not in METRICS:
+            raise UsageError(
+                f"one of the estimators {', '.join(self.estimators)} and one of the metrics "
+                f"{', '.join(METRICS)} must be named; given {estimator!r}, {metric!r}"
+            )
+        reached = [
+            score.train_rows
+            for score in (point.scores[estimator] for point in self.points)
+            if (value := getattr(score.metrics, metric)) is not None and value >= at_least
+        ]
+        return min(reached, default=None)
+
+    def to_json(self) -> dict[str, Any]:
+        """One document; every number finite or null."""
+        document: dict[str, Any] = {
+            "protocol": self.protocol,
+            "choose": list(self.choose),
+            "seed": self.seed,
+            "rows": self.rows,
+            "scenarios": self.scenarios,
+            "estimators": {
+                name: {**score.to_json(), **score.breakdown_json()}
+                for name, score in self.estimators.items()
+            },
+        }
+        document |= {
+            "repeats": self.repeats,
+            "strict": self.strict,
+            "objective": self.objective,
+            "batch": self.batch,
+            "noise_ratio": self.noise_ratio,
+            "interval_ratio": self.interval_ratio,
+            "direction": self.direction,
+            "batch_cut": self.batch_cut,
+            "length_cut": self.length_cut,
+            "per": list(self.per),
+            "leave": self.leave,
+            "source_counts": dict(self.source_counts),
+            "accuracy_claim": self.accuracy_claim,
+            "in_sample": self.in_sample,
+            "dataset_digest": self.dataset_digest,
+            "notes": list(self.notes),
+        }
+        if len(self.points) > 1:
+            document["curve"] = [point.to_json() for point in self.points]
+        return document

@@ -1,0 +1,1 @@
+"""The instrument: engines, meters, and the protocol that makes rows of them."""

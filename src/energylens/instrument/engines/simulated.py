@@ -1,0 +1,393 @@
+"""A serving engine that only computes: for tests, tutorials and dry runs.
+
+Times and joules come from ``simulation``, which knows nothing of the
+energy law. The engine keeps its own clock, which runs as fast as the machine can compute, and
+its own meter. Every row made with it says ``simulated``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from energylens import catalog
+from energylens.errors import InputError
+from energylens.instrument.engine import (
+    Batch,
+    Capabilities,
+    EngineError,
+    Layout,
+    Load,
+    Media,
+    Phase,
+    Progress,
+    Reason,
+    Repetition,
+    RequestTiming,
+)
+from energylens.instrument.engines.folders import layout_llm
+from energylens.instrument.engines.options import Options
+from energylens.instrument.engines.simulated_gpu import Board
+from energylens.instrument.engines.simulation import (
+    METER_SPREAD,
+    TIME_SPREAD,
+    VERSION,
+    SimulatedRun,
+    SimulatedSteadyState,
+    simulate,
+    simulate_steady_state,
+)
+from energylens.instrument.engines.synthetic import media_grids, random_stream, text_tokens_beside
+from energylens.instrument.meter import (
+    Channel,
+    ChannelKind,
+    DeviceState,
+    Meter,
+    MeterError,
+    Reading,
+)
+from energylens.records import Case, Configuration, Modality, Source, Workload
+
+OPTIONS = ("gpu",)
+NODE_GPUS = 8
+DEFAULT_GPU = "H100-SXM-80GB"
+MOST_CONCURRENT = 4096
+
+
+class SimulatedMeter:
+    """Counters of a node of eight GPUs, and the clock of the simulation.
+
+    The first GPUs are those of the deployment; the others draw their idle power.
+    """
+
+    def __init__(self) -> None:
+        self._now_s = 0.0
+        self._idle_w = 0.0
+        self._energy_j = (0.0,) * NODE_GPUS
+        self._channels = tuple(
+            Channel(id=f"gpu{i}", kind=ChannelKind.GPU, index=i) for i in range(NODE_GPUS)
+        )
+
+    @property
+    def name(self) -> str:
+        """``simulated``."""
+        return "simulated"
+
+    @property
+    def source(self) -> Source:
+        """Simulated."""
+        return Source.SIMULATED
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """Eight GPUs."""
+        return self._channels
+
+    @property
+    def real_time(self) -> bool:
+        """False: only work and waiting move its clock."""
+        return False
+
+    @property
+    def period_s(self) -> float:
+        """0: it is continuous, as nobody could look while simulated work goes on."""
+        return 0.0
+
+    def draw(self, idle_w: float) -> None:
+        """Let every GPU draw so much from now on when it does nothing."""
+        self._idle_w = idle_w
+
+    def advance(self, seconds: float, energy_j: float, gpus: int) -> None:
+        """Let time go by while the first ``gpus`` GPUs take ``energy_j`` joules together."""
+        idle_j = self._idle_w * seconds
+        self._now_s += seconds
+        self._energy_j = tuple(
+            before + (energy_j / gpus if i < gpus else idle_j)
+            for i, before in enumerate(self._energy_j)
+        )
+
+    def read(self) -> Reading:
+        """Read all counters."""
+        return Reading(time_s=self._now_s, energy_j=self._energy_j)
+
+    def states(self) -> tuple[DeviceState, ...]:
+        """Nothing: a simulated GPU has no clocks to read."""
+        return ()
+
+    def provenance(self) -> Mapping[str, str]:
+        """Say what it is."""
+        return {"meter_note": "simulated joules; no evidence of accuracy"}
+
+    def now_s(self) -> float:
+        """Return the simulation's time."""
+        return self._now_s
+
+    def wait(self, seconds: float) -> None:
+        """Let time go by with every GPU idle.
+
+        Raises
+        ------
+        MeterError
+            If the time is negative.
+        """
+        if seconds < 0:
+            raise MeterError(f"cannot wait {seconds} s")
+        self.advance(seconds, self._idle_w * seconds * NODE_GPUS, NODE_GPUS)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class SimulatedEngine:
+    """Serves batches and loads in simulated time.
+
+    Options (``Layout.options``)
+    ----------------------------
+    gpu
+        GPU type where the plan names none (default H100-SXM-80GB).
+    """
+
+    def __init__(self) -> None:
+        self._meter = SimulatedMeter()
+        self._base: Case | None = None
+        self._seed = 0
+        self._runs: dict[Batch, SimulatedRun] = {}
+
+    @property
+    def name(self) -> str:
+        """``simulated``."""
+        return "simulated"
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """Every phase but the vision tower alone; steady loads; all modalities."""
+        return Capabilities(
+            phases=frozenset({Phase.PREFILL, Phase.DECODE, Phase.REQUEST}),
+            splits_requests=True,
+            steady=True,
+            modalities=frozenset(Modality),
+            source=Source.SIMULATED,
+        )
+
+    def start(self, layout: Layout) -> Mapping[str, str]:
+        """Set the node up.
+
+        Raises
+        ------
+        EngineError
+            UNSUPPORTED for an unknown GPU, or for more GPUs than the node has.
+        """
+        options = Options(self.name, layout.options, OPTIONS)
+        if layout.gpus > NODE_GPUS:
+            raise EngineError(
+                f"the simulated node has {NODE_GPUS} GPUs, and the layout needs {layout.gpus}: "
+                "choose smaller degrees of parallelism",
+                reason=Reason.UNSUPPORTED,
+            )
+        try:
+            gpu = layout.gpu or catalog.gpu(options.text("gpu", DEFAULT_GPU))
+        except InputError as error:
+            raise EngineError(str(error), reason=Reason.UNSUPPORTED) from None
+        # One batch of the layout's full size tells at once whether anything fits at all.
+        self._base = Case(
+            llm=layout_llm(layout),
+            gpu=gpu,
+            precision=layout.precision,
+            workload=Workload(input_tokens=1, output_tokens=1),
+            configuration=Configuration(
+                tensor_parallel=layout.tensor_parallel,
+                pipeline_parallel=layout.pipeline_parallel,
+                expert_parallel=layout.expert_parallel,
+                data_parallel=layout.data_parallel,
+                batch_size=1,
+            ),
+        )
+        self._seed = layout.seed
+        self._runs.clear()
+        simulate(self._base, self._seed)
+        self._meter.draw(Board(gpu=gpu).idle_w)
+        return {"engine_version": VERSION, "weights": "none (simulated)", "gpu": gpu.id}
+
+    def own_meter(self) -> Meter | None:
+        """Return the meter of the simulated node."""
+        return self._meter
+
+    def close(self) -> None:
+        """Forget the layout."""
+        self._base = None
+        self._runs.clear()
+
+    # ------------------------------------------------------------------------------ the work
+
+    def _vision_tokens(self, media: Media) -> int:
+        vision = self._started().llm.vision
+        if media.modality is Modality.TEXT:
+            return 0
+        if vision is None:
+            raise EngineError(
+                "this LLM has no vision tower: images and videos need a vision-language LLM",
+                reason=Reason.UNSUPPORTED,
+                usable=True,
+            )
+        tower = {
+            "patch_size": vision.patch_pixels,
+            "spatial_merge_size": max(1, round(math.sqrt(vision.patches_per_token))),
+            "temporal_patch_size": 2,
+        }
+        return sum(grid.tokens for grid in media_grids(tower, media))
+
+    def _started(self) -> Case:
+        if self._base is None:
+            raise EngineError("the engine is not started", reason=Reason.CRASHED)
+        return self._base
+
+    def _case(self, work: Batch | Load, requests: float) -> Case:
+        base, vision_tokens = self._started(), self._vision_tokens(work.media)
+        text_tokens_beside(work, vision_tokens)
+        return replace(
+            base,
+            workload=Workload(
+                input_tokens=work.input_tokens,
+                output_tokens=work.output_tokens,
+                vision_tokens=vision_tokens,
+                images=work.media.images,
+                frames=work.media.frames,
+                modality=work.media.modality,
+            ),
+            configuration=replace(base.configuration, batch_size=requests),
+        )
+
+    def prepare(self, batch: Batch, phases: Sequence[Phase]) -> None:
+        """Simulate the batch once.
+
+        Raises
+        ------
+        EngineError
+            DOES_NOT_FIT, UNSUPPORTED.
+        """
+        del phases
+        self._run(batch)
+
+    def _run(self, batch: Batch) -> SimulatedRun:
+        if batch not in self._runs:
+            self._runs[batch] = simulate(self._case(batch, batch.requests), self._seed)
+        return self._runs[batch]
+
+    def run_phase(
+        self,
+        phase: Phase,
+        batch: Batch,
+        repetition: int,
+        at_decode: Callable[[], None] | None = None,
+    ) -> Repetition:
+        """Let the time and the joules of a phase go by.
+
+        Raises
+        ------
+        EngineError
+            UNSUPPORTED for the vision tower alone.
+        """
+        if phase not in self.capabilities.phases:
+            raise EngineError(
+                f"the simulated engine has no {phase.value} phase",
+                reason=Reason.UNSUPPORTED,
+                usable=True,
+            )
+        run = self._run(batch)
+        random = random_stream(batch.seed, repetition)
+        slower = 1 + TIME_SPREAD * random.standard_normal()
+        metered = slower * (1 + METER_SPREAD * random.standard_normal())
+        gpus = self._started().configuration.gpus
+        began = self._meter.now_s()
+        if phase is not Phase.DECODE:
+            self._meter.advance(run.prefill_s * slower, run.prefill_energy_j * metered, gpus)
+        boundary = self._meter.now_s()
+        decodes = phase is not Phase.PREFILL and run.decode_steps > 0
+        if phase is Phase.REQUEST and decodes and at_decode is not None:
+            at_decode()
+        if decodes:
+            self._meter.advance(run.decode_s * slower, run.decode_energy_j * metered, gpus)
+        ended = self._meter.now_s()
+        whole = phase is Phase.REQUEST
+        generated = {Phase.PREFILL: 1, Phase.DECODE: batch.output_tokens - 1}.get(
+            phase, batch.output_tokens
+        )
+        prefills = phase is not Phase.DECODE
+        timing = RequestTiming(
+            ttft_s=run.ttft_s * slower, latency_s=ended - began, output_tokens=generated
+        )
+        return Repetition(
+            requests=batch.requests,
+            input_tokens=batch.requests * batch.input_tokens * prefills,
+            output_tokens=batch.requests * generated,
+            vision_tokens=batch.requests * self._vision_tokens(batch.media) * prefills,
+            steps=run.prefill_passes * prefills + run.decode_steps * decodes,
+            prefill_s=boundary - began if whole and decodes else None,
+            decode_s=ended - boundary if whole and decodes else None,
+            timings=(timing,) * batch.requests if prefills else (),
+        )
+
+    def steady(self, load: Load) -> Iterator[Progress]:
+        """Serve a load step by step, over and over the same simulated stretch.
+
+        Yields
+        ------
+        Progress
+            After every step.
+
+        Raises
+        ------
+        EngineError
+            DOES_NOT_FIT; UNSUPPORTED if an open loop brings more than can be served.
+        """
+        state = self._steady_state(load)
+        gpus = self._started().configuration.gpus
+        vision_tokens = self._vision_tokens(load.media)
+        timing = RequestTiming(
+            ttft_s=state.ttft_s,
+            latency_s=state.request_latency_s,
+            output_tokens=load.output_tokens,
+        )
+        steps = completed = 0
+        prefilled = generated = 0.0
+        while True:
+            for seconds, joules, running, tokens_in, tokens_out in zip(
+                state.step_s,
+                state.step_energy_j,
+                state.running,
+                state.input_tokens,
+                state.output_tokens,
+                strict=True,
+            ):
+                self._meter.advance(float(seconds), float(joules), gpus)
+                steps += 1
+                prefilled, generated = prefilled + tokens_in, generated + tokens_out
+                ended = int(generated) // load.output_tokens - completed
+                completed += ended
+                yield Progress(
+                    completed_requests=completed,
+                    input_tokens=int(prefilled),
+                    output_tokens=int(generated),
+                    running_requests=int(running),
+                    vision_tokens_per_request=vision_tokens,
+                    steps=steps,
+                    finished=(timing,) * ended,
+                )
+
+    def _steady_state(self, load: Load) -> SimulatedSteadyState:
+        if load.concurrency is not None:
+            return simulate_steady_state(self._case(load, load.concurrency), self._seed)
+        # Little's law: as many are in flight as arrive while one is served.
+        rate, concurrent = load.request_rate_per_s or 0.0, 1
+        while concurrent <= MOST_CONCURRENT:
+            state = simulate_steady_state(self._case(load, concurrent), self._seed)
+            needed = math.ceil(rate * state.request_latency_s)
+            if needed <= concurrent:
+                return state
+            concurrent = needed
+        raise EngineError(
+            f"{rate:g} requests/s are more than the simulated deployment can serve: lower the rate",
+            reason=Reason.UNSUPPORTED,
+            usable=True,
+        )

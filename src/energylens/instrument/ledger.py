@@ -1,0 +1,109 @@
+"""The two files of a sweep: what is on disk, line by line, and who may write it."""
+
+from __future__ import annotations
+
+import fcntl
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from energylens import files
+from energylens.errors import (
+    UsageError,
+)
+
+
+def records_path(table: str | Path) -> Path:
+    """Where the records behind a table lie: ``runs.jsonl`` has ``runs.records.jsonl``."""
+    path = Path(table)
+    if path.suffix not in (".jsonl", ".ndjson"):
+        made, wanted = path.with_suffix(".jsonl"), path
+        if path.suffix not in (".csv", ".parquet"):
+            wanted = path.with_suffix(".csv")
+        command = shlex.join(["energylens", "import", "table", str(made), "-o", str(wanted)])
+        raise UsageError(
+            f"a sweep writes JSON Lines, so that it can be resumed: {path} must end in .jsonl. To "
+            f"convert it afterwards, run: {command}"
+        )
+    return path.with_suffix(".records" + path.suffix)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold a file against other sweeps that would write to it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("ab")
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UsageError(
+                f"another sweep is writing {path}: wait for it, or give another name."
+            ) from None
+        yield
+
+
+class _Ledger:
+    """The two files of a sweep, and what they say is done."""
+
+    def __init__(self, table: Path, records: Path) -> None:
+        self._table = table
+        self._records = records
+        self.measured: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, dict[str, Any]] = {}
+        self.lost: dict[str, int] = {}
+        self.references: dict[str, float] = {}
+        self._recorded: set[Any] = set()
+        for record in files.read_json_lines(records, allow_torn_end=True):
+            self._note(record)
+        self._mend_table()
+
+    def _note(self, record: Mapping[str, Any]) -> None:
+        try:
+            kind, case = record["kind"], str(record["case"])
+            if kind == "case" and record["status"] == "measured":
+                self.measured[case] = dict(record["row"])
+                self._recorded.add(record["row"].get("x_run"))
+                self.failed.pop(case, None)
+            elif kind == "case":
+                self.failed[case] = dict(record)
+            elif kind == "lost":
+                self.lost[case] = self.lost.get(case, 0) + 1
+        except (KeyError, TypeError, AttributeError):
+            raise UsageError(
+                f"{self._records} must hold the records of a sweep, and does not: give another "
+                "name for the table."
+            ) from None
+
+    def _mend_table(self) -> None:
+        """Add the rows that a kill kept out of the table."""
+        present = set()
+        if self._table.exists():
+            for row in files.read_json_lines(self._table, allow_torn_end=True):
+                if isinstance(row, Mapping):
+                    present.add(row.get("x_run"))
+        strange = present - self._recorded - {None}
+        if strange:
+            raise UsageError(
+                f"every row of {self._table} that a sweep measured must have its record in "
+                f"{self._records}, and {len(strange)} have none there: put that file back beside "
+                "the table, or give another name for the table."
+            )
+        for row in self.measured.values():
+            if row.get("x_run") not in present:
+                files.append_json_line(self._table, row)
+
+    def add(self, record: Mapping[str, Any]) -> bool:
+        """Write a record, and its row if it has one; False if the case was measured before."""
+        if record["kind"] == "case" and record["case"] in self.measured:
+            return False
+        files.append_json_line(self._records, record)
+        self._note(record)
+        if record["kind"] == "case" and record["status"] == "measured":
+            files.append_json_line(self._table, record["row"])
+        return True

@@ -1,0 +1,345 @@
+"""The fitted model: coefficients with their spread, predictions, draws and intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from energylens.cases import Cases, FloatArray
+from energylens.counts import count_in_chunks, in_flight
+from energylens.formula import (
+    OVERLAPS,
+    STRUCTURE,
+    Term,
+    _readers,
+    datasheet,
+    design,
+    design_by_phase,
+    energy,
+    power_ratio,
+    slopes,
+    terms_of,
+    with_power_caps,
+)
+
+# Share of the variance of residuals that configurations far apart do not have in common. With 1
+# they would be drawn to differ as they do, and a part of that the drawn coefficients bring along
+# already; but the law orders better than errors of that size would let it: with this share stated
+# probabilities come true (docs/results.md).
+OWN_RATIO = 0.36
+
+# How far the coefficients of a GPU type that no row speaks of may lie from the fitted ones, in
+# units of each term's spread; half as far as those of one with rows may (docs/results.md).
+UNSEEN_GPU_SPREAD = 0.25
+UNSEEN_ENGINE_SPREAD = 0.5  # the same of an engine version: as far as one with rows may
+WIDEST_LOG = float(np.log(1e6))  # an interval that wide says that nothing is known, as any wider
+
+LABEL_DOUBLINGS = 2.0  # how far apart another GPU type, precision or LLM is, as `knob_place` counts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Coefficients:
+    """One fitted set of the twelve, with what the fit left uncertain.
+
+    Attributes
+    ----------
+    theta : ndarray, shape (12,)
+        Ratios to the datasheet's expectation.
+    covariance : ndarray, shape (12, 12)
+        Of ``theta``, before the bound at 0.
+    residuals_seen, residuals_unseen : ndarray
+        Sorted ``log(measured / predicted)`` of rows left out of the fit one by one, and with
+        all rows of their LLM's architecture: what to expect for LLMs in and out of the fit.
+        Each divided by its :func:`widening`, so that they are those of known coefficients.
+    llms : int
+        Architectures left out: as many of the unseen residuals are independent of each other.
+    spread_ratio : float
+        Standard deviation of a residual with known coefficients.
+    design_effect : float
+        How much larger than ``covariance`` says that of the coefficients is, because rows of one
+        LLM err alike.
+    within_ratio, between_ratio : float
+        Standard deviation of those logs inside one scenario, and of its mean over scenarios.
+    reach_doublings : float
+        Distance of configurations, in doublings of their knobs, at which their residuals have
+        lost all but 1/e of the correlation that distance takes away.
+    rows : int
+        Rows fitted.
+    """
+
+    theta: FloatArray
+    covariance: FloatArray
+    residuals_seen: FloatArray
+    residuals_unseen: FloatArray
+    llms: int
+    spread_ratio: float
+    design_effect: float
+    within_ratio: float
+    between_ratio: float
+    reach_doublings: float
+    rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scope:
+    """Which cases the rows of a fit spoke of."""
+
+    llms: tuple[str, ...]
+    gpus: tuple[str, ...]
+    precisions: tuple[str, ...]
+    ranges: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    engines: Mapping[str, Scope] = field(default_factory=dict)  # the same of each version's rows
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class EnergyModel:
+    """The fitted law: a Predictor with intervals.
+
+    ``groups`` holds coefficients of their own for the values of the columns named in ``per``
+    ("gpu", "llm", "precision", "engine"; joined by a space), each shrunk toward ``pooled``, which
+    answers for every other case. With "engine" among them, each engine version has a set by itself
+    (not shrunk toward other versions), groups within it, and there are groups without the engine,
+    which answer where it is unknown or was not seen.
+    """
+
+    pooled: Coefficients
+    scope: Scope
+    per: tuple[str, ...] = ()
+    groups: Mapping[str, Coefficients] = field(default_factory=dict)
+    structure: str = STRUCTURE
+    dataset_digest: str = ""
+    sources: Mapping[str, int] = field(default_factory=dict)
+    options: Mapping[str, str] = field(default_factory=dict)
+    measured_power: bool = False
+    extensions: tuple[str, ...] = ()
+    energylens_version: str = ""
+
+    @property
+    def terms(self) -> tuple[Term, ...]:
+        """The twelve, then those of the extensions."""
+        return terms_of(self.extensions)
+
+    def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
+        """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
+        names = {"llm": llm, "gpu": gpu, "precision": precision}
+        columns = [names[name] for name in self.per if name != "engine"]
+        named = engine if "engine" in self.per else ""
+        for key in (group_key([*columns, named]), named, group_key(columns)):
+            if key in self.groups:
+                return self.groups[key]
+        return self.pooled
+
+    def scope_of(self, engine: str) -> Scope:
+        """Which cases the rows that answer for an engine speak of: its own, where it has some."""
+        return self.scope.engines.get(engine, self.scope) if "engine" in self.per else self.scope
+
+    def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
+        """Distinct coefficient sets, and the place of each case's set among them."""
+        if not self.groups or not len(cases):
+            return [self.pooled], np.zeros(len(cases), dtype=np.intp)
+        ids, index = _combinations(cases)
+        return [self.coefficients(*names) for names in ids], index
+
+    def predict_energy_j(self, cases: Cases) -> FloatArray:
+        """Predict joules per request, shape (n,)."""
+        sets, set_index = self._sets(cases)
+        # theta x D for each (coefficient set, GPU type): one number per term and case below.
+        terms = self.terms
+        scale = np.array([s.theta for s in sets])[:, None, :] * datasheet(cases.gpus, terms)[None]
+        overlapping = [_readers(terms, pair) for pair in OVERLAPS]
+        adding = _readers(
+            terms, [k for k in range(len(terms)) if not any(k in pair for pair in OVERLAPS)]
+        )
+        joules = np.empty(len(cases))
+        # Mostly one set and one GPU type answer for all: then coefficients are plain numbers.
+        single = len(cases) > 0 and np.ptp(set_index) == 0 and np.ptp(cases.gpu_index) == 0
+        only = scale[set_index[0], cases.gpu_index[0]] if single else None
+        capped = "power_cap" in self.extensions and bool(cases.capped.any())
+        for rows, counts in count_in_chunks(cases, extensions=bool(self.extensions)):
+            if capped:
+                counts = with_power_caps(cases.take(rows), counts)
+            here = only if only is not None else scale[set_index[rows], cases.gpu_index[rows]].T
+            total = np.zeros(len(counts.gpus))
+            for k, read in adding:
+                if not single or here[k]:
+                    total += here[k] * read(counts)
+            for members in overlapping:
+                squares = np.zeros(len(total))
+                for k, read in members:
+                    squares += (here[k] * read(counts)) ** 2
+                total += np.sqrt(squares)
+            joules[rows] = total
+        return joules * power_ratio(cases) if self.measured_power else joules
+
+    def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
+        """Joules per request, term by term, of prefill and of decode; each of shape (n, 12).
+
+        Overlapping terms get their share of the root of squares, so that all parts add up to
+        the prediction.
+        """
+        sets, set_index = self._sets(cases)
+        theta = np.array([s.theta for s in sets])[set_index]
+        prefill, decode = design_by_phase(cases, self.terms)
+        if self.measured_power:
+            ratio = power_ratio(cases)[:, None]
+            prefill, decode = prefill * ratio, decode * ratio
+        return slopes(prefill, theta) * theta, slopes(decode, theta) * theta
+
+    def interval_energy_j(
+        self, cases: Cases, coverage_ratio: float = 0.8
+    ) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper joules that a new measurement lies between, each of shape (n,).
+
+        Conformal: the quantiles are those of rows that a fit without them (or, for an LLM the
+        fit has not seen, without any row of its architecture) mispredicted, wider or narrower
+        as the coefficients are more or less certain about the case than they were about those.
+        """
+        joules = self.predict_energy_j(cases)
+        sets, set_index = self._sets(cases)
+        known = np.array(
+            [[m.id in self.scope_of(e.id).llms for m in cases.llms] for e in cases.engines]
+        ).reshape(len(cases.engines), len(cases.llms))[cases.engine_index, cases.llm_index]
+        tails = np.array(
+            [
+                [
+                    conformal_quantiles(s.residuals_unseen, coverage_ratio, s.llms),
+                    conformal_quantiles(s.residuals_seen, coverage_ratio),
+                ]
+                for s in sets
+            ]
+        )[set_index, known.astype(np.intp)]
+        logs = self._widening(cases, joules, sets, set_index)[:, None] * tails
+        factor = np.exp(np.clip(logs, -WIDEST_LOG, WIDEST_LOG))
+        return joules * factor[:, 0], joules * factor[:, 1]
+
+    def _widening(
+        self,
+        cases: Cases,
+        joules: FloatArray,
+        sets: list[Coefficients],
+        set_index: NDArray[np.intp],
+    ) -> FloatArray:
+        """Spread of each case over that of a residual with known coefficients, shape (n,).
+
+        Both add up as variances. A GPU type or engine that no row speaks of may have coefficients
+        of its own besides: each as far from the fitted ones as ``UNSEEN_GPU_SPREAD`` or
+        ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named is one of those seen.
+        """
+        x = design(cases, self.terms)
+        if self.measured_power:
+            x = x * power_ratio(cases)[:, None]
+        engines, known = self.scope.engines, bool(self.scope.gpus)
+        new_engine = np.array(
+            [bool(engines and e.id) and e.id not in engines for e in cases.engines]
+        )
+        new_gpu = np.array(
+            [
+                [known and g.id not in self.scope_of(e.id).gpus for g in cases.gpus]
+                for e in cases.engines
+            ]
+        ).reshape(len(cases.engines), len(cases.gpus))
+        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.engine_index, cases.gpu_index] ** 2
+        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[cases.engine_index] ** 2
+        spreads = np.array([term.spread for term in self.terms])
+        ratio = np.ones(len(cases))
+        for s, coefficients in enumerate(sets):
+            mine = set_index == s
+            steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
+            of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
+            of_strangers = apart[mine] * ((steep * spreads) ** 2).sum(axis=1)
+            added = coefficients.design_effect * of_theta + of_strangers
+            ratio[mine] = np.sqrt(1.0 + added / coefficients.spread_ratio**2)
+        return ratio
+
+    def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
+        """Draw joint predictions, shape (samples, n).
+
+        Coefficients from their covariance (not below 0), and for each case a factor from the
+        spread of residuals: a part of its variance is common to all cases, the rest to
+        configurations that are close.
+        """
+        rng = np.random.default_rng(seed)
+        sets, set_index = self._sets(cases)
+        x = design(cases, self.terms)
+        if self.measured_power:
+            x = x * power_ratio(cases)[:, None]
+        joules = np.empty((samples, len(cases)))
+        for s, coefficients in enumerate(sets):
+            mine = set_index == s
+            theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
+            joules[:, mine] = energy(x[mine][None], theta[:, None])
+        spread = np.array([s.spread_ratio for s in sets])[set_index]
+        reach = float(np.mean([s.reach_doublings for s in sets]))
+        place = knob_place(cases)
+        distance = np.abs(place[:, None] - place[None]).sum(axis=2)
+        for label in (cases.gpu_index, cases.precision_index, cases.llm_index):
+            distance += LABEL_DOUBLINGS * (label[:, None] != label[None])
+        correlation = 1.0 - OWN_RATIO + OWN_RATIO * np.exp(-distance / reach)
+        root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
+        drawn: FloatArray = joules * np.exp(spread * (rng.standard_normal(joules.shape) @ root.T))
+        return drawn
+
+
+def _combinations(cases: Cases) -> tuple[list[tuple[str, ...]], NDArray[np.intp]]:
+    """Ids of the LLM, GPU, precision and engine that occur together, and which each case has."""
+    records = (cases.llms, cases.gpus, cases.precisions, cases.engines)
+    sizes = tuple(max(len(of), 1) for of in records)
+    combined = np.ravel_multi_index(
+        (cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index), sizes
+    )
+    places, index = np.unique(combined, return_inverse=True)
+    ids = [
+        tuple(of[i].id for of, i in zip(records, np.unravel_index(place, sizes), strict=True))
+        for place in places
+    ]
+    return ids, index.reshape(-1)
+
+
+def group_key(names: Sequence[str]) -> str:
+    """Name a group of coefficients; an engine that is not known leaves no trace."""
+    return " ".join(filter(None, names))
+
+
+def knob_place(cases: Cases) -> FloatArray:
+    """Where each configuration stands among others, in doublings of its knobs; shape (n, 5)."""
+    tdp = cases.of_gpu(lambda gpu: gpu.tdp_w)
+    knobs = (
+        in_flight(cases),
+        cases.tensor_parallel,
+        cases.pipeline_parallel,
+        cases.data_parallel,
+        np.where(cases.capped, cases.power_cap_w, tdp) / tdp,
+    )
+    return np.log2(np.column_stack(knobs))
+
+
+def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generator) -> FloatArray:
+    """Draw coefficient sets from their covariance, shape (samples, 12); may be below 0."""
+    values, vectors = np.linalg.eigh(coefficients.covariance)
+    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    draws: FloatArray = rng.standard_normal((samples, len(root))) @ root.T
+    return coefficients.theta + draws
+
+
+def conformal_quantiles(
+    residuals: FloatArray, coverage_ratio: float, groups: int | None = None
+) -> tuple[float, float]:
+    """Both quantiles of sorted residuals that cover a new one with the probability asked.
+
+    Split-conformal: of n residuals, the k-th from each end with k = (n + 1) (1 - coverage) / 2;
+    where n is too small for that, the extremes, widened by a quarter for each missing rank.
+    Residuals of g groups that err together count as g (hierarchical conformal prediction, Lee,
+    Barber and Willett, arXiv 2306.06342): the same share of them as k is of g.
+    """
+    n = len(residuals)
+    g = n if groups is None else min(groups, n)
+    rank = (g + 1) * (1.0 - coverage_ratio) / 2.0
+    place = (rank - 0.5) * n / g - 0.5
+    if place >= 0.0:
+        low, high = np.interp([place, n - 1 - place], np.arange(n), residuals)
+        return float(low), float(high)
+    wide = 1.25 + (1.0 - rank)
+    return wide * min(float(residuals[0]), 0.0), wide * max(float(residuals[-1]), 0.0)

@@ -1,0 +1,1 @@
+"""Records in, one HTML page or the same as text out."""

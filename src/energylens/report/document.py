@@ -1,0 +1,120 @@
+"""The parts that a report is made of: paragraphs, facts, tables, figures, sections."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from energylens.report import drawing
+from energylens.report.drawing import Picture
+
+if TYPE_CHECKING:
+    pass
+
+
+# ------------------------------------------------------------------------------------- the blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prose:
+    """A paragraph; ``lead`` sets it large."""
+
+    text: str
+    lead: bool = False
+    kind: str = "prose"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Items:
+    """A list of sentences, under a title if it has one."""
+
+    items: tuple[str, ...]
+    title: str = ""
+    kind: str = "items"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """Few numbers that matter most: label, value, note."""
+
+    facts: tuple[tuple[str, str, str], ...]
+    kind: str = "facts"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Cells by row; the row whose first cell is ``highlight`` stands out."""
+
+    title: str = ""
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    highlight: str = ""
+    kind: str = "table"
+
+    def short(self, column: int) -> bool:
+        """Whether the cells of a column are too short to be broken."""
+        longest = max((len(row[column]) for row in self.rows), default=0)
+        return longest <= (18 if column else 40)
+
+    def numeric(self, column: int) -> bool:
+        """Whether every cell of a column begins as a number does, or says there is none."""
+        return all(re.match(r"(?:[-+−]|> )?[\d–]", row[column]) for row in self.rows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Equation:
+    """The law, line by line, for a page and for text."""
+
+    tex: tuple[str, ...]
+    lines: tuple[str, ...]
+    name: str = "equation"
+    kind: str = "equation"
+
+    def svg(self) -> list[str]:
+        """Typeset each line."""
+        return [
+            drawing.typeset(tex, " ".join(line.split()), f"{self.name}-{i}")
+            for i, (tex, line) in enumerate(zip(self.tex, self.lines, strict=True))
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A picture with its numbers beneath."""
+
+    picture: Picture
+    table: Table | None
+    kind: str = "figure"
+
+
+Block = Prose | Items | Facts | Table | Equation | Figure
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """A headed part of the report."""
+
+    name: str
+    title: str
+    blocks: tuple[Block, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Banner:
+    """Where the joules come from; loud if some of them were not measured."""
+
+    loud: bool
+    headline: str
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Report:
+    """Everything that is said."""
+
+    title: str
+    subtitle: str
+    banner: Banner
+    sections: tuple[Section, ...]

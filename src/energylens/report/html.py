@@ -1,0 +1,128 @@
+"""A report as one HTML page that needs nothing from outside."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from energylens import __version__
+from energylens.dataset import Dataset
+from energylens.errors import MissingExtraError
+from energylens.evaluation.result import Evaluation
+from energylens.model import EnergyModel
+from energylens.report import drawing
+from energylens.report.content import Explained, gather
+from energylens.selection import Ranking
+
+if TYPE_CHECKING:
+    from energylens.discovery import Front
+    from energylens.fitting import Diagnostics
+
+
+_SCRIPT = """(() => {
+  const root = document.documentElement, button = document.getElementById("theme");
+  const system = matchMedia("(prefers-color-scheme: dark)");
+  const dark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
+  const label = () => { button.textContent = dark() ? "Light page" : "Dark page"; };
+  button.addEventListener("click", () => {
+    root.dataset.theme = dark() ? "light" : "dark";
+    label();
+  });
+  system.addEventListener("change", label);
+  label();
+  button.hidden = false;
+})();"""
+
+
+# ------------------------------------------------------------------------------- the two renderers
+
+
+def report_html(
+    model: EnergyModel,
+    dataset: Dataset,
+    *,
+    diagnostics: Diagnostics | None = None,
+    evaluations: Sequence[Evaluation] = (),
+    ranking: Ranking | None = None,
+    explanation: Explained | None = None,
+    choose: Sequence[str] | None = None,
+    front: Front | None = None,
+) -> str:
+    """Set the report as one HTML page that needs nothing else.
+
+    Parameters
+    ----------
+    model : EnergyModel
+        The fitted law.
+    dataset : Dataset
+        Rows to show it against, as a rule those that it was fitted to.
+    diagnostics : Diagnostics, optional
+        What the fit says of its own weakness.
+    evaluations : sequence of Evaluation
+        How well the law and others choose and predict.
+    ranking : Ranking, optional
+        The configurations of a scenario, ranked by this model.
+    explanation : Explained, optional
+        Why the chosen configuration costs what it does; made from the model if not given.
+    choose : sequence of str, optional
+        Free knobs of the measured scenarios shown. Default: those of the ranking, else of the
+        first evaluation, else parallelism and batch size.
+    front : Front, optional
+        What a search for the structure found, to be shown beside the law.
+
+    Returns
+    -------
+    str
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib or jinja2 is not installed.
+    UsageError
+        If the ranking is not one by this model, or the dataset has no row.
+    """
+    try:
+        import jinja2
+    except ImportError as error:
+        raise MissingExtraError("jinja2", "report", "An HTML report") from error
+    report = gather(
+        model,
+        dataset,
+        diagnostics=diagnostics,
+        evaluations=evaluations,
+        ranking=ranking,
+        explanation=explanation,
+        choose=choose,
+        front=front,
+    )
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("energylens", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["marked"] = _marked_up
+    script_hash = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    return environment.get_template("report.html").render(
+        report=report,
+        light=drawing.palette_css(0),
+        dark=drawing.palette_css(1),
+        script=_SCRIPT,
+        script_hash=script_hash,
+        version=__version__,
+    )
+
+
+def _marked_up(cell: str) -> str:
+    """Set a symbol such as λ_p with its index lowered; other cells as they are."""
+    import markupsafe
+
+    match = re.fullmatch(r"([α-ω])_(\w+)|([A-Za-zℓ])_(\w)", cell)
+    if match is None:
+        return cell
+    letter, index = (part for part in match.groups() if part)
+    return markupsafe.Markup("<var>{}</var><sub>{}</sub>").format(letter, index)

@@ -1,0 +1,114 @@
+"""How numbers and sentences are written, once for the terminal, the page and the notebook."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Iterable, Sequence
+
+WIDTH = 80  # columns of a terminal
+SURE_RATIO = 0.994  # above it a share or a probability is "over 99 %": never the whole
+TEN_PERCENT = 0.0949  # above it a saving needs no digit behind the point
+_PREFIXES = ("f", "p", "n", "µ", "m", "", "k", "M", "G", "T")
+
+
+def si(value: float, unit: str) -> str:
+    """Write a quantity with three digits and the prefix that keeps them short.
+
+    Examples
+    --------
+    >>> si(0.00342, "J/kernel")
+    '3.42 mJ/kernel'
+    """
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g} {unit}"
+    power = math.floor(math.log10(abs(float(f"{value:.2e}"))) / 3 + 1e-9)
+    power = min(max(power, -5), len(_PREFIXES) - 6)
+    return f"{value / 1000.0**power:.3g} {_PREFIXES[power + 5]}{unit}"
+
+
+def joules(value: float) -> str:
+    """Write joules with three digits and the prefix that keeps them short."""
+    return si(value, "J")
+
+
+def percent(ratio: float | None, digits: int = 1) -> str:
+    """Write a ratio in percent; a dash where there is none, no digits where they say nothing."""
+    if ratio is None or not math.isfinite(ratio):
+        return "-"
+    return "> 1000 %" if ratio > 10 else f"{100 * ratio:.{digits}f} %"
+
+
+def likelihood(ratio: float | None) -> str:
+    """Write a share or a probability, which is never the whole, in whole percent."""
+    return "over 99 %" if ratio is not None and ratio > SURE_RATIO else percent(ratio, 0)
+
+
+def saving(ratio: float) -> str:
+    """Write a share that is saved, of which nothing saves all."""
+    return likelihood(ratio) if ratio > TEN_PERCENT else percent(ratio, 1)
+
+
+def plural(number: int, noun: str) -> str:
+    """Write a number of things.
+
+    Examples
+    --------
+    >>> plural(1, "row"), plural(1200, "row")
+    ('1 row', '1,200 rows')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def listed(parts: Iterable[str]) -> str:
+    """Join parts as a sentence does: ``a, b and c``."""
+    *head, last = parts
+    return f"{', '.join(head)} and {last}" if head else last
+
+
+def short_name(llm: str) -> str:
+    """Leave out the organisation: ``Qwen/Qwen3-8B`` is ``Qwen3-8B``."""
+    return llm.rsplit("/", 1)[-1] or llm
+
+
+def wrapped(text: str, width: int = WIDTH, indent: str = "", first: str | None = None) -> list[str]:
+    """Break a text into lines; none of them begins with the sign of a percentage.
+
+    ``first`` begins the first line and ``indent`` the others. What cannot be printed becomes a
+    space.
+    """
+    clean = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    lines = textwrap.wrap(
+        clean.replace(" %", "\u00a0%"),
+        width,
+        initial_indent=indent if first is None else first,
+        subsequent_indent=indent,
+        break_on_hyphens=False,
+    )
+    return [line.replace("\u00a0%", " %") for line in lines] or [""]
+
+
+def table_lines(
+    header: Sequence[str],
+    rows: Iterable[Iterable[str]],
+    *,
+    left: int = 1,
+    width: int = WIDTH,
+) -> list[str]:
+    """Set a table: the first ``left`` columns flush left, the others flush right.
+
+    The first column is cut to keep the whole within ``width`` columns.
+    """
+    body = [list(row) for row in rows]
+    widths = [max(len(row[i]) for row in [list(header), *body]) for i in range(len(header))]
+    room = width - sum(widths[1:]) - 2 * (len(widths) - 1)
+    widths[0] = max(min(widths[0], room), 12)
+
+    def line(cells: list[str]) -> str:
+        first = cells[0] if len(cells[0]) <= widths[0] else cells[0][: widths[0] - 1] + "…"
+        padded = [first.ljust(widths[0])]
+        for i, cell in enumerate(cells[1:], start=1):
+            padded.append(cell.ljust(widths[i]) if i < left else cell.rjust(widths[i]))
+        return "  ".join(padded).rstrip()
+
+    return [line(list(header)), "  ".join("-" * w for w in widths), *(line(row) for row in body)]
