@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energylens import files, table
-from energylens.errors import TableError
+from energylens import columns, files, table
+from energylens.dataset import Dataset
+from energylens.errors import TableError, UsageError
 from energylens.records import BOUNDARIES, MODALITIES, SOURCES
 
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "data-format.md"
@@ -131,7 +132,7 @@ def test_names_are_found_by_alias_and_written_as_ids():
 # ------------------------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("name", [c.name for c in table.COLUMNS if c.required])
+@pytest.mark.parametrize("name", [c.name for c in columns.COLUMNS if c.required])
 def test_a_required_column_must_be_there_and_filled(name):
     row = {k: v for k, v in ROW.items() if k != name}
     with pytest.raises(TableError, match=f"line 1: {name} must be a column"):
@@ -140,7 +141,7 @@ def test_a_required_column_must_be_there_and_filled(name):
     assert f"line 2: {name} must be" in refusal(**{name: None})
 
 
-@pytest.mark.parametrize("name", [c.name for c in table.COLUMNS if c.is_number])
+@pytest.mark.parametrize("name", [c.name for c in columns.COLUMNS if c.is_number])
 @pytest.mark.parametrize("value", ["abc", "nan", "inf", "1e999", "-1", -1, True, "0x10", 10**400])
 def test_a_number_that_is_none_is_refused_with_line_column_and_value(name, value):
     message = refusal(**{name: value})
@@ -150,7 +151,7 @@ def test_a_number_that_is_none_is_refused_with_line_column_and_value(name, value
 
 @pytest.mark.parametrize(
     "name",
-    [c.name for c in table.COLUMNS if c.kind in ("positive", "whole")],
+    [c.name for c in columns.COLUMNS if c.kind in ("positive", "whole")],
 )
 def test_zero_never_stands_for_unknown(name):
     assert f"line 2: {name} must be" in refusal(**{name: 0})
@@ -165,7 +166,7 @@ def test_zero_never_stands_for_unknown(name):
         ({"llm": "Qwen/Qwen3-8"}, "unknown LLM 'Qwen/Qwen3-8'. Did you mean Qwen/Qwen3-8B"),
         ({"gpu": "H1000"}, "unknown GPU 'H1000'"),
         ({"precision": "fp9"}, "unknown precision 'fp9'"),
-        ({"source": "guessed"}, "source must be one of measured, published"),
+        ({"source": "guessed"}, "source must be one of measured, self_measured, published"),
         ({"source": 5}, "source must be text"),
         ({"boundary": "rack"}, "boundary must be one of active_gpus, node"),
         ({"modality": "audio"}, "modality must be one of text, image, video"),
@@ -283,7 +284,7 @@ def tidy_row(draw):
         "request_latency_s": maybe(number),
         "average_power_w": maybe(number),
         "boundary": boundary,
-        "node_gpus": 64 if boundary == "node" else None,
+        "node_gpus": 64 if boundary in ("node", "wall") else None,
         "engine": draw(text),
         "engine_version": draw(text),
         "source": draw(st.sampled_from([s.value for s in SOURCES])),
@@ -344,10 +345,80 @@ def test_the_page_on_the_data_format_describes_every_column_as_it_is():
         for line in section.splitlines()
         if line.startswith("| `")
     ]
-    assert [r[0].strip("`") for r in rows] == [c.name for c in table.COLUMNS]
-    for (_, holds, unit, required, meaning), column in zip(rows, table.COLUMNS, strict=True):
+    assert [r[0].strip("`") for r in rows] == [c.name for c in columns.COLUMNS]
+    for (_, holds, unit, required, meaning), column in zip(rows, columns.COLUMNS, strict=True):
         assert meaning == column.meaning
         assert unit == (column.unit or "-")
         assert required == ("yes" if column.required else "")
         for choice in column.choices:
             assert re.search(rf"\b{choice}\b", holds)
+
+
+# ------------------------------------------------------------------------------------ under load
+
+
+LOADED = {"request_rate_per_s": 2, "batch_size": None}
+
+
+def test_a_row_under_load_may_leave_its_batch_limit_empty():
+    row = one(**LOADED, mean_batch_size=3.5, achieved_rate_per_s=1.9)
+    assert np.isnan(row.cases.batch_size[0])
+    case = row.cases.case(0)
+    assert case.workload.request_rate_per_s == 2
+    assert math.isinf(case.configuration.batch_size)
+    assert case.configuration.describe() == "TP1 PP1"
+
+
+def test_a_row_of_a_full_queue_needs_its_batch_limit():
+    words = "only a row that gives request_rate_per_s can do without"
+    assert words in refusal(batch_size=None, request_rate_per_s=None)
+    without = {name: value for name, value in ROW.items() if name != "batch_size"}
+    with pytest.raises(TableError, match="batch_size must be a column"):
+        table.dataset_from_table(raw_of(without))
+
+
+def test_times_under_load_come_back_as_they_were(tmp_path):
+    given = {
+        **LOADED,
+        "median_itl_s": 0.02,
+        "ttft_p99_s": 1.5,
+        "loaded_idle_w": 118,
+        "declared": "gpu engine",
+    }
+    table.write(one(**given), tmp_path / "t.csv")
+    row = table.read(tmp_path / "t.csv")
+    assert row.percentile_s("ttft_p99_s").tolist() == [1.5]
+    assert np.isnan(row.percentile_s("tpot_p90_s")).all()
+    assert (row.cases.median_itl_s[0], row.cases.loaded_idle_w[0]) == (0.02, 118)
+    assert row.declared.tolist() == ["gpu engine"]
+    assert row.digest == one(**given).digest != one(**LOADED).digest
+
+
+def test_columns_that_no_row_fills_are_not_written():
+    assert not set(columns.SPARSE) & set(table.columns_of(one()))
+
+
+def test_joules_at_the_wall_keep_their_boundary_and_are_never_pooled():
+    wall = one(boundary="wall", node_gpus=8)
+    assert wall.boundary.tolist() == ["wall"]
+    assert wall.cases.case(0).boundary == "wall"
+    wall.require_one_meter()
+    both = Dataset.concatenate([wall, one()])
+    with pytest.raises(UsageError, match="1 of 2 rows were metered at the power inlet"):
+        both.require_one_meter()
+    assert "node_gpus must be given where boundary is node or wall" in refusal(
+        boundary="wall", node_gpus=None
+    )
+
+
+@pytest.mark.parametrize(("rate", "groups"), [(2.05, 1), (2.07, 0)])
+def test_offered_rates_within_three_percent_are_one_scenario(rate, groups):
+    rows = [ROW | LOADED, ROW | LOADED | {"request_rate_per_s": rate, "tensor_parallel": 2}]
+    data = table.dataset_from_table(raw_of(*rows))
+    assert len(data.scenarios(["tensor_parallel"])) == groups
+
+
+def test_a_load_and_a_full_queue_are_different_scenarios():
+    rows = [ROW | {"request_rate_per_s": None}, ROW | {"request_rate_per_s": 1, "batch_size": 4}]
+    data = table.dataset_from_table(raw_of(*rows))
+    assert not data.scenarios(["batch_size"])

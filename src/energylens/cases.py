@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
+from math import inf
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -29,6 +30,14 @@ BoolArray = NDArray[np.bool_]
 
 T = TypeVar("T")
 
+#: Stands for a column of which nothing is known, whatever its length.
+_NOT_GIVEN: FloatArray = np.empty(0)
+
+
+def _optional() -> FloatArray:
+    return _NOT_GIVEN
+
+
 #: Distinct records that cases refer to, and the column that says which is whose.
 RECORDS = {
     "llms": "llm_index",
@@ -37,13 +46,27 @@ RECORDS = {
     "engines": "engine_index",
 }
 
+#: Columns that are empty in most tables.
+OPTIONAL = (
+    "median_itl_s",
+    "achieved_rate_per_s",
+    "loaded_idle_w",
+    "request_rate_per_s",
+    "wall_boundary",
+)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cases:
     """Cases as columns of length n; NaN means not known, or for ``power_cap_w`` not set.
 
-    The last four columns are what a run without an energy meter can tell: predictors that
-    rank by latency or power read them, the law does not need them.
+    The columns from ``ttft_s`` to ``loaded_idle_w`` are what a run without an energy meter can
+    tell: predictors that rank by latency or power read them, the law does not need them.
+    ``node_boundary`` says that joules cover every GPU of the node; with ``wall_boundary`` they
+    cover the rest of the server too. ``request_rate_per_s`` is the rate offered (NaN: a queue
+    that is never empty); where it is known, ``batch_size`` may be NaN (no limit known) and
+    ``mean_batch_size`` and ``achieved_rate_per_s`` are outcomes. Columns that are left out when
+    cases are made are NaN (``wall_boundary``: False).
     """
 
     llms: tuple[Llm, ...]
@@ -72,9 +95,19 @@ class Cases:
     tpot_s: FloatArray
     request_latency_s: FloatArray
     average_power_w: FloatArray
+    median_itl_s: FloatArray = field(default_factory=_optional)
+    achieved_rate_per_s: FloatArray = field(default_factory=_optional)
+    loaded_idle_w: FloatArray = field(default_factory=_optional)
+    request_rate_per_s: FloatArray = field(default_factory=_optional)
+    wall_boundary: BoolArray = field(default_factory=lambda: _NOT_GIVEN.astype(np.bool_))
 
     def __post_init__(self) -> None:
         n = len(self.llm_index)
+        for name in OPTIONAL:
+            column = getattr(self, name)
+            if not len(column) and n:
+                unknown = False if column.dtype == np.bool_ else np.nan
+                object.__setattr__(self, name, np.full(n, unknown))
         for name in self.column_names():
             column = getattr(self, name)
             if column.shape != (n,):
@@ -119,20 +152,26 @@ class Cases:
             pipeline_parallel=column(lambda c: c.configuration.pipeline_parallel),
             expert_parallel=column(lambda c: c.configuration.expert_parallel),
             data_parallel=column(lambda c: c.configuration.data_parallel),
-            batch_size=column(lambda c: c.configuration.batch_size),
+            batch_size=column(
+                lambda c: c.configuration.batch_size if c.configuration.batch_size < inf else None
+            ),
             mean_batch_size=column(lambda c: c.configuration.mean_batch_size),
             input_tokens=column(lambda c: c.workload.input_tokens),
             output_tokens=column(lambda c: c.workload.output_tokens),
             vision_tokens=column(lambda c: c.workload.vision_tokens),
             images=column(lambda c: c.workload.images),
             frames=column(lambda c: c.workload.frames),
-            node_boundary=np.array([c.boundary is Boundary.NODE for c in rows], dtype=np.bool_),
+            node_boundary=np.array(
+                [c.boundary is not Boundary.ACTIVE_GPUS for c in rows], dtype=np.bool_
+            ),
             node_gpus=column(lambda c: c.node_gpus),
             power_cap_w=column(lambda c: c.configuration.power_cap_w),
             ttft_s=empty,
             tpot_s=empty,
             request_latency_s=empty,
             average_power_w=empty,
+            request_rate_per_s=column(lambda c: c.workload.request_rate_per_s),
+            wall_boundary=np.array([c.boundary is Boundary.WALL for c in rows], dtype=np.bool_),
         )
 
     def take(self, index: NDArray[Any] | slice) -> Self:
@@ -192,6 +231,9 @@ class Cases:
         modality = (
             Modality.VIDEO if frames else Modality.IMAGE if images or vision else Modality.TEXT
         )
+        boundary = Boundary.NODE if self.node_boundary[row] else Boundary.ACTIVE_GPUS
+        if self.wall_boundary[row]:
+            boundary = Boundary.WALL
         return Case(
             llm=self.llms[self.llm_index[row]],
             gpu=self.gpus[self.gpu_index[row]],
@@ -203,17 +245,18 @@ class Cases:
                 images=images,
                 frames=frames,
                 modality=modality,
+                request_rate_per_s=known(self.request_rate_per_s[row]),
             ),
             configuration=Configuration(
                 tensor_parallel=int(self.tensor_parallel[row]),
                 pipeline_parallel=int(self.pipeline_parallel[row]),
                 expert_parallel=int(self.expert_parallel[row]),
                 data_parallel=int(self.data_parallel[row]),
-                batch_size=float(self.batch_size[row]),
+                batch_size=known(self.batch_size[row]) or inf,
                 mean_batch_size=known(self.mean_batch_size[row]),
                 power_cap_w=known(self.power_cap_w[row]),
             ),
-            boundary=Boundary.NODE if self.node_boundary[row] else Boundary.ACTIVE_GPUS,
+            boundary=boundary,
             node_gpus=None if node_gpus is None else int(node_gpus),
             engine=self.engines[self.engine_index[row]],
         )

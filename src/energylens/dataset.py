@@ -8,17 +8,17 @@ without the latter.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.cases import OPTIONAL, BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError, UsageError
-from energylens.records import Source
+from energylens.records import Boundary, Source
 
 StrArray = NDArray[np.object_]
 
@@ -38,6 +38,9 @@ KNOBS: dict[str, tuple[str, ...]] = {
 # Rows of one task may differ in their mean lengths by chance (ML.ENERGY's output means move by
 # several percent between runs of one task); lengths swept on purpose differ by far more.
 SAME_TASK_LENGTH_RATIO = 1.25
+
+#: Offered rates this near to each other are one load: no two open-loop runs offer quite the same.
+SAME_RATE_RATIO = 1.03
 
 
 def freed_columns(choose: Sequence[str]) -> frozenset[str]:
@@ -60,7 +63,11 @@ def freed_columns(choose: Sequence[str]) -> frozenset[str]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Dataset:
-    """Measured rows as columns of length n; NaN means not measured, joules are per request."""
+    """Measured rows as columns of length n; NaN means not measured, joules are per request.
+
+    ``percentiles_s`` has those percentiles of times that any row gives, by the name of their
+    column in the tidy table (``ttft_p99_s``); `percentile_s` reads one, given or not.
+    """
 
     cases: Cases
     energy_per_request_j: FloatArray
@@ -71,11 +78,15 @@ class Dataset:
     source: StrArray
     origin: StrArray
     assumed: StrArray
+    declared: StrArray = field(default_factory=lambda: np.empty(0, dtype=object))
+    percentiles_s: Mapping[str, FloatArray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         n = len(self.cases)
-        for name in self.column_names():
-            column = getattr(self, name)
+        if not len(self.declared) and n:
+            object.__setattr__(self, "declared", np.full(n, "", dtype=object))
+        named = {name: getattr(self, name) for name in self.column_names()}
+        for name, column in (named | dict(self.percentiles_s)).items():
             if column.shape != (n,):
                 raise InputError(
                     f"every column of a dataset must have one value for each of its {n} cases; "
@@ -99,12 +110,18 @@ class Dataset:
     @classmethod
     def column_names(cls) -> tuple[str, ...]:
         """Names of the array columns besides the cases."""
-        return tuple(f.name for f in fields(cls) if f.name != "cases")
+        return tuple(f.name for f in fields(cls) if f.name not in ("cases", "percentiles_s"))
+
+    def percentile_s(self, name: str) -> FloatArray:
+        """Read a percentile column of the tidy table, shape (n,), in s; NaN where not given."""
+        given = self.percentiles_s.get(name)
+        return np.full(len(self), np.nan) if given is None else given
 
     def take(self, index: NDArray[Any] | slice) -> Self:
         """Return the rows at ``index`` (integers, booleans or a slice)."""
         columns = {name: getattr(self, name)[index] for name in self.column_names()}
-        return type(self)(cases=self.cases.take(index), **columns)
+        percentiles = {name: values[index] for name, values in self.percentiles_s.items()}
+        return type(self)(cases=self.cases.take(index), percentiles_s=percentiles, **columns)
 
     @classmethod
     def concatenate(cls, parts: Sequence[Self]) -> Self:
@@ -114,7 +131,28 @@ class Dataset:
         columns = {
             name: np.concatenate([getattr(p, name) for p in parts]) for name in cls.column_names()
         }
-        return cls(cases=Cases.concatenate([p.cases for p in parts]), **columns)
+        given = dict.fromkeys(name for p in parts for name in p.percentiles_s)
+        percentiles = {
+            name: np.concatenate([p.percentile_s(name) for p in parts]) for name in given
+        }
+        cases = Cases.concatenate([p.cases for p in parts])
+        return cls(cases=cases, percentiles_s=percentiles, **columns)
+
+    def require_one_meter(self) -> None:
+        """Refuse to pool joules of whole servers with joules of GPUs.
+
+        Raises
+        ------
+        UsageError
+            If some rows, but not all, were metered at the power inlet.
+        """
+        at_wall = int(self.cases.wall_boundary.sum())
+        if 0 < at_wall < len(self):
+            raise UsageError(
+                f"{at_wall} of {len(self)} rows were metered at the power inlet of the server "
+                "(boundary wall), the others at their GPUs, and the two are never pooled: keep "
+                "one kind with --where boundary=wall or --where 'boundary=active_gpus|node'"
+            )
 
     @cached_property
     def llm_ids(self) -> StrArray:
@@ -130,6 +168,18 @@ class Dataset:
     def precision_ids(self) -> StrArray:
         """Precision of each row; shape (n,)."""
         return _names([item.id for item in self.cases.precisions], self.cases.precision_index)
+
+    @cached_property
+    def boundary(self) -> StrArray:
+        """Boundary of each row, as the tidy table says it; shape (n,)."""
+        c = self.cases
+        place = np.where(c.wall_boundary, 2, np.where(c.node_boundary, 1, 0))
+        return _names([Boundary.ACTIVE_GPUS, Boundary.NODE, Boundary.WALL], place)
+
+    @cached_property
+    def under_load(self) -> BoolArray:
+        """Whether requests came at a rate of their own, not from a full queue; shape (n,)."""
+        return ~np.isnan(self.cases.request_rate_per_s)
 
     @cached_property
     def engine(self) -> StrArray:
@@ -175,12 +225,18 @@ class Dataset:
             getattr(self.cases, name)
             for name in Cases.column_names()
             if not name.endswith("_index")
-            # Rows without a cap keep the digest that they had before there were any.
+            # Rows without a cap or a load keep the digest that they had before there were any.
             and (name != "power_cap_w" or self.cases.capped.any())
+            and (name not in OPTIONAL or _any_given(getattr(self.cases, name)))
         ]
         # In the order in which the columns once were, so that digests stay what they were.
-        before, after = self.column_names()[:5], self.column_names()[5:]
+        before, after = self.column_names()[:5], self.column_names()[5:9]
         columns += [getattr(self, name) for name in (*before, "engine", "engine_version", *after)]
+        if any(self.declared):
+            columns.append(self.declared)
+        for name in sorted(self.percentiles_s):
+            if _any_given(self.percentiles_s[name]):
+                columns += [np.array([name], dtype=object), self.percentiles_s[name]]
         state = hashlib.sha256()
         for column in columns:
             if column.dtype == object:
@@ -195,15 +251,21 @@ class Dataset:
     def workload_index(self) -> IntArray:
         """Which workload each row serves; shape (n,).
 
-        Rows are of one workload if they have the same modality, task, images and frames and
-        the same lengths. With a task named, mean lengths within a ratio of 1.25 of their
-        neighbour count as the same, because they scatter from run to run.
+        Rows are of one workload if they have the same modality, task, images and frames,
+        the same lengths, and the same offered load. With a task named, mean lengths within a
+        ratio of 1.25 of their neighbour count as the same, because they scatter from run to run;
+        so do offered rates within 3 %.
         """
         c = self.cases
         index = group_rows([self.modality.astype(str), self.task.astype(str), c.images, c.frames])
         tasked = self.task.astype(str) != ""
         for lengths in (c.input_tokens, c.vision_tokens, c.output_tokens):
-            index = _split_by_gap(index, lengths, tasked)
+            index = _split_by_gap(index, lengths, np.where(tasked, SAME_TASK_LENGTH_RATIO, 1.0))
+        if self.under_load.any():
+            loaded = self.under_load.astype(np.float64)
+            index = group_rows([index, loaded])
+            rate = np.where(self.under_load, c.request_rate_per_s, 0.0)
+            index = _split_by_gap(index, rate, np.full(len(self), SAME_RATE_RATIO))
         return index
 
     def scenarios(self, choose: Sequence[str]) -> list[IntArray]:
@@ -228,6 +290,7 @@ class Dataset:
             c.llm_index,
             self.workload_index,
             np.where(c.node_boundary, c.node_gpus, 0.0),  # 0: the active_gpus boundary
+            c.wall_boundary,
             c.engine_index,
         ]
         for column in (
@@ -267,14 +330,17 @@ def group_rows(keys: Sequence[NDArray[Any]]) -> IntArray:
     return index
 
 
-def _split_by_gap(groups: IntArray, lengths: FloatArray, tolerant: BoolArray) -> IntArray:
-    """Split groups wherever sorted lengths jump: by the ratio above, or at all if not tolerant."""
+def _any_given(column: NDArray[Any]) -> bool:
+    return bool(column.any() if column.dtype == np.bool_ else (~np.isnan(column)).any())
+
+
+def _split_by_gap(groups: IntArray, values: FloatArray, ratio: FloatArray) -> IntArray:
+    """Split groups wherever sorted values jump by more than the ratio of the upper row."""
     if len(groups) == 0:
         return groups
-    order = np.lexsort((lengths, groups))
-    low, high = lengths[order][:-1], lengths[order][1:]
-    ratio = np.where(tolerant[order][1:], SAME_TASK_LENGTH_RATIO, 1.0)
-    starts = (np.diff(groups[order]) != 0) | (high > low * ratio)
+    order = np.lexsort((values, groups))
+    low, high = values[order][:-1], values[order][1:]
+    starts = (np.diff(groups[order]) != 0) | (high > low * ratio[order][1:])
     result = np.empty_like(groups)
     result[order] = np.concatenate([[0], np.cumsum(starts)])
     return result

@@ -152,6 +152,7 @@ def fit(
         If power is asked for and a row has none.
     """
     options = options or FitOptions()
+    dataset.require_one_meter()
     if "power_cap" in options.extend and not dataset.cases.capped.any():
         raise FitError(
             f"the extension power_cap needs rows with a power_cap_w, and none of these "

@@ -18,6 +18,7 @@ class Source(StrEnum):
     """Where the joules of a row come from."""
 
     MEASURED = "measured"  # by an energy counter, by energylens
+    SELF_MEASURED = "self_measured"  # by whoever gives the row, with another tool
     PUBLISHED = "published"  # measured by others and published
     SIMULATED = "simulated"  # computed by a simulator
     ESTIMATED = "estimated"  # guessed from time or TDP
@@ -26,14 +27,15 @@ class Source(StrEnum):
     @property
     def carries_accuracy_claim(self) -> bool:
         """Whether an accuracy figure may rest on such rows."""
-        return self in (Source.MEASURED, Source.PUBLISHED)
+        return self in (Source.MEASURED, Source.SELF_MEASURED, Source.PUBLISHED)
 
 
 class Boundary(StrEnum):
-    """Which GPUs the joules cover."""
+    """What the joules cover."""
 
     ACTIVE_GPUS = "active_gpus"  # the GPUs of the deployment, idle floor included
     NODE = "node"  # every GPU of the node, idle ones too
+    WALL = "wall"  # the whole server at its power inlet: GPUs, host, fans, losses
 
 
 class Modality(StrEnum):
@@ -496,7 +498,8 @@ class Workload:
     """What one request brings and asks for, in tokens (means are allowed).
 
     ``input_tokens`` counts everything the LLM prefills, ``vision_tokens`` the part of it
-    that comes from images or frames.
+    that comes from images or frames. ``request_rate_per_s`` is the load offered over all
+    replicas; ``None`` is a queue that is never empty.
     """
 
     input_tokens: float
@@ -506,10 +509,14 @@ class Workload:
     frames: float = 0.0
     modality: Modality = Modality.TEXT
     task: str = ""
+    request_rate_per_s: float | None = None
 
     def __post_init__(self) -> None:
         _require_positive(
-            "workload", input_tokens=self.input_tokens, output_tokens=self.output_tokens
+            "workload",
+            input_tokens=self.input_tokens,
+            output_tokens=self.output_tokens,
+            request_rate_per_s=self.request_rate_per_s,
         )
         _require_not_negative(
             "workload", vision_tokens=self.vision_tokens, images=self.images, frames=self.frames
@@ -528,9 +535,10 @@ class Configuration:
 
     GPUs = tensor x pipeline x data parallel. Expert parallelism splits the experts over GPUs
     that are already there (tensor x data parallel ones), as vLLM counts it, so it adds none.
-    ``batch_size`` is the limit set, summed over data-parallel replicas;
-    ``mean_batch_size`` what was observed (``None``: not known). ``power_cap_w`` is the limit
-    set on the power of each GPU (``nvidia-smi -pl``; ``None``: its TDP).
+    ``batch_size`` is the limit set, summed over data-parallel replicas (infinite where none is
+    known, under a load that is); ``mean_batch_size`` what was observed (``None``: not known).
+    ``power_cap_w`` is the limit set on the power of each GPU (``nvidia-smi -pl``; ``None``: its
+    TDP).
     """
 
     tensor_parallel: int = 1
@@ -551,7 +559,7 @@ class Configuration:
         )
         _require_positive(
             "configuration",
-            batch_size=self.batch_size,
+            batch_size=None if self.batch_size == math.inf else self.batch_size,
             mean_batch_size=self.mean_batch_size,
             power_cap_w=self.power_cap_w,
         )
@@ -568,7 +576,8 @@ class Configuration:
             parts.append(f"EP{self.expert_parallel}")
         if self.data_parallel > 1:
             parts.append(f"DP{self.data_parallel}")
-        parts.append(f"B{self.batch_size:g}")
+        if math.isfinite(self.batch_size):
+            parts.append(f"B{self.batch_size:g}")
         if self.power_cap_w is not None:
             parts.append(f"{self.power_cap_w:g}W")
         return " ".join(parts)

@@ -1,13 +1,13 @@
 """The tidy table: one measured configuration a row, the same columns in every format.
 
-`COLUMNS` is the definition; ``docs/data-format.md`` says the same to people. Whatever is read
-is checked cell by cell and row by row, whole columns at a time, before anything is made of it.
+`energylens.columns` defines them; ``docs/data-format.md`` says the same to people. Whatever is
+read is checked cell by cell and row by row, whole columns at a time, before anything is made of it.
 """
 
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,12 @@ import numpy as np
 
 from energylens import catalog, files
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray, factorize
+from energylens.columns import BY_NAME, COLUMNS, GPUS, PERCENTILES, SPARSE, Column
 from energylens.dataset import Dataset, StrArray
 from energylens.errors import InputError, TableError, UnknownNameError
 from energylens.files import RawTable
 from energylens.records import (
-    BOUNDARIES,
     MODALITIES,
-    SOURCES,
     Boundary,
     Engine,
     Gpu,
@@ -44,169 +43,9 @@ MOST_UNKNOWN = 20
 OWN_PREFIX = "x_"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """One column of the tidy table.
-
-    ``kind`` is one of name (of a catalog row), choice, text, whole (a whole number, 1 or more),
-    positive (a number above 0) and count (a number, 0 or more). Numbers lie between ``low`` and
-    ``high``; beyond them is a slip, not a measurement.
-    """
-
-    name: str
-    kind: str
-    unit: str = ""
-    required: bool = False
-    meaning: str
-    choices: tuple[str, ...] = ()
-    low: float = 0.0
-    high: float = float("inf")
-
-    @property
-    def is_number(self) -> bool:
-        """Whether cells are numbers."""
-        return self.kind in ("whole", "positive", "count")
-
-
-def _degree(name: str, meaning: str) -> Column:
-    return Column(name=name, kind="whole", unit="GPUs", low=1, high=1e5, meaning=meaning)
-
-
-def _tokens(name: str, kind: str, required: bool, meaning: str) -> Column:
-    low = 0.0 if kind == "count" else 1e-3
-    return Column(
-        name=name, kind=kind, unit="tokens", required=required, low=low, high=1e9, meaning=meaning
-    )
-
-
-def _joules(name: str, required: bool, meaning: str) -> Column:
-    return Column(
-        name=name,
-        kind="positive",
-        unit="J",
-        required=required,
-        low=1e-9,
-        high=1e12,
-        meaning=meaning,
-    )
-
-
-def _seconds(name: str, meaning: str) -> Column:
-    return Column(name=name, kind="positive", unit="s", low=1e-9, high=1e9, meaning=meaning)
-
-
-COLUMNS: tuple[Column, ...] = (
-    Column(name="llm", kind="name", required=True, meaning="language model: an id of the catalog"),
-    Column(name="gpu", kind="name", required=True, meaning="GPU type: an id of the catalog"),
-    Column(
-        name="precision",
-        kind="name",
-        meaning="number format of the weights; empty: what the name of the LLM says, "
-        "else what its checkpoint has",
-    ),
-    _degree("tensor_parallel", "tensor-parallel degree; empty: 1"),
-    _degree("pipeline_parallel", "pipeline-parallel degree; empty: 1"),
-    _degree("expert_parallel", "expert-parallel degree, inside TP x DP; empty: 1"),
-    _degree("data_parallel", "data-parallel degree; empty: 1"),
-    Column(
-        name="batch_size",
-        kind="positive",
-        unit="requests",
-        required=True,
-        low=1,
-        high=1e7,
-        meaning="limit set on requests in flight, over all replicas",
-    ),
-    Column(
-        name="mean_batch_size",
-        kind="positive",
-        unit="requests",
-        low=1e-6,
-        high=1e7,
-        meaning="observed mean of requests in flight, over all replicas",
-    ),
-    Column(
-        name="modality",
-        kind="choice",
-        choices=tuple(MODALITIES),
-        meaning="what requests carry; empty: told by frames, images and vision_tokens",
-    ),
-    Column(name="task", kind="text", meaning="workload, where lengths are means that scatter"),
-    _tokens("input_tokens", "positive", True, "tokens prefilled a request, vision tokens included"),
-    _tokens("output_tokens", "positive", True, "tokens generated a request"),
-    _tokens("vision_tokens", "count", False, "the part of input_tokens from images or frames"),
-    Column(
-        name="images", kind="count", unit="images", high=1e6, meaning="images encoded a request"
-    ),
-    Column(
-        name="frames",
-        kind="count",
-        unit="frames",
-        high=1e6,
-        meaning="video frames encoded a request",
-    ),
-    _joules("energy_per_request_j", True, "energy a completed request, within the boundary"),
-    _joules("prefill_energy_per_request_j", False, "its part spent in prefill"),
-    _joules("decode_energy_per_request_j", False, "its part spent in decode"),
-    _seconds("ttft_s", "time to first token"),
-    _seconds("tpot_s", "time per output token after the first"),
-    _seconds("request_latency_s", "time from request to last token"),
-    Column(
-        name="average_power_w",
-        kind="positive",
-        unit="W",
-        low=1e-3,
-        high=1e9,
-        meaning="mean power of all GPUs within the boundary",
-    ),
-    Column(
-        name="boundary",
-        kind="choice",
-        choices=tuple(BOUNDARIES),
-        meaning="which GPUs the joules cover; empty: active_gpus",
-    ),
-    Column(
-        name="node_gpus",
-        kind="whole",
-        unit="GPUs",
-        low=1,
-        high=1e5,
-        meaning="GPUs that the joules of boundary node cover",
-    ),
-    Column(
-        name="power_cap_w",
-        kind="positive",
-        unit="W",
-        low=1,
-        high=1e5,
-        meaning="limit set on the power of each GPU; empty: none, its TDP",
-    ),
-    Column(name="engine", kind="text", meaning="serving engine, as in vllm"),
-    Column(name="engine_version", kind="text", meaning="its version"),
-    Column(
-        name="source",
-        kind="choice",
-        required=True,
-        choices=tuple(SOURCES),
-        meaning="where the joules come from",
-    ),
-    Column(name="origin", kind="text", meaning="file or publication of the row"),
-    Column(
-        name="assumed",
-        kind="text",
-        meaning="columns of this row that are assumptions, separated by blanks",
-    ),
-)
-
-#: Accepted and checked, never needed: TP x PP x DP.
-GPUS = Column(
-    name="gpus", kind="whole", unit="GPUs", low=1, high=1e15, meaning="TP x PP x DP, checked"
-)
-
-_BY_NAME: Mapping[str, Column] = {column.name: column for column in (*COLUMNS, GPUS)}
 _DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 _CASE_NUMBERS = tuple(
-    name for name in Cases.column_names() if name in _BY_NAME and _BY_NAME[name].is_number
+    name for name in Cases.column_names() if name in BY_NAME and BY_NAME[name].is_number
 )
 _ENERGIES = (
     "energy_per_request_j",
@@ -214,7 +53,7 @@ _ENERGIES = (
     "decode_energy_per_request_j",
 )
 _KINDS = frozenset(MODALITIES)
-_TEXTS = ("task", "engine", "engine_version", "source", "origin", "assumed")
+_TEXTS = ("task", "engine", "engine_version", "source", "origin", "assumed", "declared")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -272,7 +111,8 @@ def write(dataset: Dataset, path: str | Path) -> None:
 def columns_of(dataset: Dataset) -> dict[str, list[Any]]:
     """Cells of the tidy table by column; None where a value is not known.
 
-    ``power_cap_w`` is among them only where a row has one.
+    Columns that most tables have no use for (`SPARSE`) are among them only where a row has a
+    value.
     """
     cases = dataset.cases
     cells: dict[str, list[Any]] = {
@@ -280,20 +120,19 @@ def columns_of(dataset: Dataset) -> dict[str, list[Any]]:
         "gpu": dataset.gpu_ids.tolist(),
         "precision": dataset.precision_ids.tolist(),
         "modality": [str(value) for value in dataset.modality],
-        "boundary": [
-            (Boundary.NODE if node else Boundary.ACTIVE_GPUS).value for node in cases.node_boundary
-        ],
+        "boundary": [str(value) for value in dataset.boundary],
     }
     for name in _CASE_NUMBERS:
-        cells[name] = _number_cells(getattr(cases, name), _BY_NAME[name].kind == "whole")
+        cells[name] = _number_cells(getattr(cases, name), BY_NAME[name].kind == "whole")
     for name in _ENERGIES:
         cells[name] = _number_cells(getattr(dataset, name), False)
     for name in _TEXTS:
         cells[name] = [str(value) for value in getattr(dataset, name)]
-    # Tables without caps stay as they were before there was a column for them.
-    capped = bool(cases.capped.any())
-    names = [column.name for column in COLUMNS if capped or column.name != "power_cap_w"]
-    return {name: cells[name] for name in names}
+    for name in PERCENTILES:
+        cells[name] = _number_cells(dataset.percentile_s(name), False)
+    # Tables without caps and loads stay as they were before there were columns for them.
+    unused = {name for name in SPARSE if all(cell in (None, "") for cell in cells[name])}
+    return {column.name: cells[column.name] for column in COLUMNS if column.name not in unused}
 
 
 def _number_cells(values: FloatArray, whole: bool) -> list[Any]:
@@ -436,7 +275,10 @@ class _Check:
             gpu_index=gpus[1],
             engines=engines[0],
             engine_index=engines[1],
-            node_boundary=self.text["boundary"].where(lambda value: value == Boundary.NODE),
+            node_boundary=self.text["boundary"].where(
+                lambda value: value in (Boundary.NODE, Boundary.WALL)
+            ),
+            wall_boundary=self.text["boundary"].where(lambda value: value == Boundary.WALL),
             **{name: self.number[name] for name in _CASE_NUMBERS},
         )
         return Dataset(
@@ -449,20 +291,30 @@ class _Check:
             source=self.text["source"].column(),
             origin=self.text["origin"].column(),
             assumed=self.text["assumed"].column(),
+            declared=self.text["declared"].column(),
+            percentiles_s={
+                name: self.number[name]
+                for name in PERCENTILES
+                if not np.isnan(self.number[name]).all()
+            },
         )
 
     def _header(self) -> None:
         for name in self.raw.columns:
-            if name not in _BY_NAME and not name.startswith(OWN_PREFIX):
+            if name not in BY_NAME and not name.startswith(OWN_PREFIX):
                 advice = f"Begin the name of a column of your own with {OWN_PREFIX}."
                 within = _columns_within(name)
                 if within:
                     advice = f"Did you mean {' or '.join(within)}? {advice}"
-                known = () if within else _BY_NAME
+                known = () if within else BY_NAME
                 self.note(name, f"is an {UnknownNameError('column', name, known, advice)}")
         for column in COLUMNS:
             if column.required and column.name not in self.raw.columns:
                 self.note(column.name, f"must be a column of the table: {column.meaning}")
+        if "batch_size" not in self.raw.columns and "request_rate_per_s" not in self.raw.columns:
+            self.note(
+                "batch_size", f"must be a column of the table: {BY_NAME['batch_size'].meaning}"
+            )
         if not self.rows:
             self.note("the table", "must have one row or more below its header")
 
@@ -613,6 +465,14 @@ class _Check:
             ),
         )
         self.flag(
+            "batch_size",
+            np.isnan(n["batch_size"])
+            & np.isnan(n["request_rate_per_s"])
+            & self._readable("batch_size"),
+            f"must be {_range_in_words(BY_NAME['batch_size'])}, but the cell is empty; only a row "
+            "that gives request_rate_per_s can do without",
+        )
+        self.flag(
             "mean_batch_size",
             n["mean_batch_size"] > n["batch_size"] * (1 + BATCH_TOLERANCE_RATIO),
             lambda row: (
@@ -628,10 +488,10 @@ class _Check:
                 f"({n['input_tokens'][row]:g})"
             ),
         )
-        node = self.text["boundary"].where(lambda value: value == Boundary.NODE)
+        node = self.text["boundary"].where(lambda value: value in (Boundary.NODE, Boundary.WALL))
         silent = self.text["boundary"].where(lambda value: not value)
         known = ~np.isnan(n["node_gpus"])
-        self.flag("node_gpus", node & ~known, "must be given where boundary is node")
+        self.flag("node_gpus", node & ~known, "must be given where boundary is node or wall")
         self.flag(
             "node_gpus",
             node & (n["node_gpus"] < gpus),
@@ -642,6 +502,11 @@ class _Check:
         )
         self.flag("boundary", known & silent, "must be given where node_gpus is")
         self._parts()
+
+    def _readable(self, column: str) -> BoolArray:
+        """Rows whose cell of a column has not been found at fault; shape (rows,)."""
+        bad = {row for row, _, problem in self.found if problem.column == column}
+        return np.array([row not in bad for row in range(self.rows)], dtype=np.bool_)
 
     def _power_cap(self, gpus: tuple[Gpu, ...], index: IntArray) -> None:
         cap = self.number["power_cap_w"]
@@ -675,7 +540,7 @@ class _Check:
 def _columns_within(name: str) -> list[str]:
     """Columns whose names have every word of this one, those that begin with it alone if any do."""
     words = set(name.lower().split("_"))
-    found = [column for column in _BY_NAME if words <= set(column.split("_"))]
+    found = [column for column in BY_NAME if words <= set(column.split("_"))]
     return [c for c in found if c.startswith(f"{name.lower()}_")] or found
 
 
@@ -700,9 +565,9 @@ def _fault_of_text(column: Column, value: object) -> str | None:
         return f"must be given: {must}"
     if column.choices and text.strip() and text.strip() not in column.choices:
         return f"must be one of {', '.join(column.choices)}, not {text[:60]!r}"
-    if column.name == "assumed":
+    if column.name in ("assumed", "declared"):
         for word in text.split():
-            if word not in _BY_NAME:
+            if word not in BY_NAME:
                 return f"must name columns of the table; {word[:60]!r} is none"
     return None
 

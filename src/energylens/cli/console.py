@@ -169,7 +169,7 @@ def read_tables(arguments: argparse.Namespace) -> Dataset:
         "engine": dataset.engine,
         "engine_version": dataset.engine_version,
         "source": dataset.source,
-        "boundary": np.where(dataset.cases.node_boundary, "node", "active_gpus"),
+        "boundary": dataset.boundary,
     }
     for condition in arguments.where:
         name, equals, value = condition.partition("=")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from energylens import table
+from energylens.columns import COLUMNS
 from energylens.dataset import Dataset
 from energylens.errors import InputError, TableError, UsageError
 from energylens.files import RawTable
@@ -153,7 +154,7 @@ class Collector:
     def _raw(self, rows: Sequence[tuple[str, Mapping[str, object]]]) -> RawTable:
         return RawTable(
             name=self.name,
-            columns={c.name: [cells.get(c.name) for _, cells in rows] for c in table.COLUMNS},
+            columns={c.name: [cells.get(c.name) for _, cells in rows] for c in COLUMNS},
             lines=range(1, len(rows) + 1),
             place="row",
         )

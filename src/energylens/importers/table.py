@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from energylens import files, table
+from energylens.columns import COLUMNS, Column
 from energylens.errors import ArtefactError, TableError, UnknownNameError
 from energylens.importers.collecting import (
     HIGHEST,
@@ -38,7 +39,7 @@ from energylens.importers.collecting import (
     refuse_idle_assumptions,
 )
 
-_TIDY: Mapping[str, table.Column] = {column.name: column for column in table.COLUMNS}
+_TIDY: Mapping[str, Column] = {column.name: column for column in COLUMNS}
 
 
 @dataclass(frozen=True, kw_only=True)

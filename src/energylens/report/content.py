@@ -55,6 +55,7 @@ DATASHEET = "energylens-datasheet"  # the law without a fit
 
 _SOURCES = {
     Source.MEASURED: "read from an energy counter by energylens",
+    Source.SELF_MEASURED: "measured with another tool by whoever gave the rows",
     Source.PUBLISHED: "measured by others and published",
     Source.SIMULATED: "computed by a simulator, not measured",
     Source.ESTIMATED: "guessed from time or rated power, not measured",
@@ -63,6 +64,7 @@ _SOURCES = {
 _BOUNDARIES = {
     Boundary.ACTIVE_GPUS: "the GPUs of the deployment, their idle floor included, the host not",
     Boundary.NODE: "every GPU of the node, idle ones too, the host not",
+    Boundary.WALL: "the whole server at its power inlet",
 }
 _PROTOCOLS = {
     "few-shot": "fitted to rows drawn at random, judged on the others",
@@ -217,7 +219,7 @@ def _banner(
     boundaries = [
         f"{kind.value}: {words}"
         for kind, words in _BOUNDARIES.items()
-        if (dataset.cases.node_boundary == (kind is Boundary.NODE)).any()
+        if (dataset.boundary == kind).any()
     ]
     lines.append(f"Boundary, {'; '.join(boundaries)}.")
     assumed = int(np.sum(dataset.assumed.astype(str) != ""))
