@@ -230,7 +230,7 @@ class Dataset:
             and (name not in OPTIONAL or _any_given(getattr(self.cases, name)))
         ]
         # In the order in which the columns once were, so that digests stay what they were.
-        before, after = self.column_names()[:5], self.column_names()[5:9]
+        before, after = self.column_names()[:5], self.column_names()[5:8]
         columns += [getattr(self, name) for name in (*before, "engine", "engine_version", *after)]
         if any(self.declared):
             columns.append(self.declared)
