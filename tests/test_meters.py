@@ -1,13 +1,20 @@
 # ruff: noqa: ARG002, ARG005
 from __future__ import annotations
 
+import contextlib
 import http.client
 import itertools
+import json
 import math
 import os
+import socket
+import struct
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +33,7 @@ from energylens.errors import (
 )
 from energylens.instrument import meters
 from energylens.instrument.meter import Channel, ChannelKind, Meter, MeterError, Reading
+from energylens.instrument.meters import remote
 from energylens.instrument.meters.period import measure_period
 from energylens.instrument.meters.trail import Trail
 from energylens.records import Source
@@ -58,10 +66,13 @@ def late_s(trail: Trail, meter: Meter) -> float:
 def watch_until_refused(meter: Meter) -> None:
     """Take windows until one is refused: a test that hangs here has found a lie believed."""
     with Trail(meter, [0]) as trail:
-        begin = trail.moment()
-        while True:
-            time.sleep(0.02)
-            trail.energy_j(begin, trail.moment())
+        go_on(trail, trail.moment())
+
+
+def go_on(trail: Trail, begin: float) -> None:
+    while True:
+        time.sleep(0.02)
+        trail.energy_j(begin, trail.moment())
 
 
 # ------------------------------------------------------------------------------------------ NVML
@@ -702,3 +713,281 @@ def test_the_weakest_of_combined_meters_says_what_the_sum_is() -> None:
     assert both.channels[1] == Channel(id="node1-gpu0", kind=ChannelKind.GPU, index=1)
     both.wait(1.0)
     assert both.now_s() == 1.0
+
+
+# ----------------------------------------------------------------------- meters that are not right
+
+
+class Ticking(VirtualMeter):
+    """A stepped meter on this machine's clock, whose readings a test can spoil."""
+
+    real_time = True
+
+    def __init__(self, period_s: float = 0.01) -> None:
+        super().__init__(period_s=period_s)
+        self.spoil: Callable[[Reading], Any] = lambda reading: reading
+
+    def now_s(self) -> float:
+        return time.monotonic()
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def read(self) -> Reading:
+        now = time.monotonic()
+        honest = Reading(time_s=now, energy_j=(300.0 * (now - now % 0.01),))
+        spoilt: Reading = self.spoil(honest)
+        return spoilt
+
+
+def raises(error: BaseException) -> Callable[[Reading], Any]:
+    def spoil(reading: Reading) -> Any:
+        raise error
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        raises(ValueError("too many values")),
+        raises(OverflowError("int too large to convert to float")),
+        raises(RecursionError("maximum recursion depth exceeded")),
+        raises(MemoryError()),
+        lambda reading: replace(reading, energy_j=(*reading.energy_j, 1.0)),
+        lambda reading: replace(reading, energy_j=()),
+        lambda reading: replace(reading, time_s=1e300),
+        lambda reading: replace(reading, time_s=math.nan),
+        lambda reading: replace(reading, time_s=reading.time_s + 3600),
+        lambda reading: replace(reading, time_s=5.0),
+        lambda reading: replace(reading, energy_j=(math.inf,)),
+        lambda reading: replace(reading, energy_j=(1e300,)),
+        lambda reading: replace(reading, energy_j=("much",)),
+        lambda reading: None,
+    ],
+)
+def test_a_meter_that_fails_while_it_is_watched_ends_the_window(
+    spoil: Callable[[Reading], Any],
+) -> None:
+    """Else the last power would be carried on, and a row would say what nobody has measured."""
+    meter = Ticking()
+    with Trail(meter, [0]) as trail:
+        begin = trail.moment()
+        while len(trail._times[0]) < 5:
+            time.sleep(0.01)
+        meter.spoil = spoil
+        with pytest.raises(MeterError):
+            go_on(trail, begin)
+        with pytest.raises(MeterError):
+            trail.energy_j(begin, begin + 0.01)  # nothing of that trail is believed any more
+
+
+def test_a_meter_that_repeats_its_last_reading_ends_the_window() -> None:
+    meter = Ticking()
+    with Trail(meter, [0]) as trail:
+        begin = trail.moment()
+        while len(trail._times[0]) < 5:
+            time.sleep(0.01)
+        last = meter.read()
+        meter.spoil = lambda reading: last
+        with pytest.raises(MeterError, match="no new ones"):
+            go_on(trail, begin)
+
+
+@pytest.mark.parametrize("period_s", [1e9, math.nan, -5.0, math.inf])
+def test_a_period_that_no_counter_has_is_refused(period_s: float) -> None:
+    meter = Ticking()
+    meter.period_s = period_s
+    with pytest.raises(MeterError, match="move every"):
+        Trail(meter, [0])
+
+
+HEADER = {
+    "energylens_recording": 1,
+    "source": "measured",
+    "period_s": 1,
+    "channels": [{"id": "g", "kind": "gpu"}],
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "line"),
+    [
+        ({"period_s": 1e9}, {}),
+        ({"period_s": "often"}, {}),
+        ({"period_s": None}, {}),
+        ({"channels": 7}, {}),
+        ({"channels": []}, {}),
+        ({"channels": [{"id": "g", "kind": "gpu", "limit_w": "700"}]}, {}),
+        ({"channels": [{"id": "g", "kind": "gpu", "index": -1}]}, {}),
+        ({"channels": [{"id": "g", "kind": ["gpu"]}]}, {}),
+        ({"channels": ["g"]}, {}),
+        ({"source": "rumour"}, {}),
+        ({}, {"time_s": 10**400}),
+        ({}, {"energy_j": [10**400]}),
+        ({}, {"energy_j": [1e308]}),
+        ({}, {"energy_j": [1, 2]}),
+        ({}, {"energy_j": "1"}),
+        ({}, {"energy_j": [[1]]}),
+        ({}, {"time_s": True}),
+    ],
+)
+def test_a_damaged_recording_is_one_sentence(
+    tmp_path: Path, header: dict[str, object], line: dict[str, object]
+) -> None:
+    path = tmp_path / "rec.jsonl"
+    reading = {"time_s": 0, "energy_j": [1]} | line
+    path.write_text(f"{json.dumps(HEADER | header)}\n{json.dumps(reading)}\n")
+    with pytest.raises((ArtefactError, MeterError)) as refused:
+        meters.open_meter(f"replay:{path}")
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize(
+    "name", ["http://[::1", "http://x:99999", "http://u:pw@x:1", "estimated:1e400", "estimated:nan"]
+)
+def test_a_meter_that_cannot_be_is_refused_in_words(name: str) -> None:
+    with pytest.raises(EnergyLensError) as refused:
+        meters.open_meter(name, token="t")
+    assert "pw" not in str(refused.value)
+
+
+# ------------------------------------------------------------------------------- the meter's server
+
+
+def test_a_served_reading_comes_in_one_packet_so_that_clocks_agree(
+    served: meters.MeterServer,
+) -> None:
+    meter = meters.HttpMeter(served.url, "right")
+    # Of many tries the best tells: with an answer in two packets each would wait for 40 ms.
+    while abs(meter.clock_offset_s - 1000.0) > 1e-3 or meter.clock_uncertainty_s > 1e-3:
+        meter._compare_clocks()
+    meter.close()
+    parts = urlsplit(served.url)
+    with socket.create_connection((parts.hostname, parts.port)) as raw:
+        raw.sendall(b"GET /v1/time HTTP/1.1\r\nAuthorization: Bearer right\r\n\r\n")
+        assert b'"time_s"' in raw.recv(1 << 16)  # head and body at once
+
+
+def test_a_meter_server_hangs_up_on_the_silent_and_takes_so_many_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(remote, "PATIENCE_S", 0.2)
+    monkeypatch.setattr(remote, "MOST_CONNECTIONS", 3)
+    server = meters.serve(AheadMeter(), token="t")
+    parts = urlsplit(server.url)
+    silent = [socket.create_connection((parts.hostname, parts.port)) for _ in range(20)]
+    for half in silent:
+        with contextlib.suppress(OSError):
+            half.sendall(b"GET /v1/reading HTT")
+    for half in silent:  # every one of them is hung up on, and nobody waits for ever
+        with contextlib.suppress(ConnectionError):
+            assert half.recv(1) == b""
+        half.close()
+    # One that resets its connection leaves no traceback behind.
+    with socket.create_connection((parts.hostname, parts.port)) as rude:
+        rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        rude.sendall(b"GET /v1/reading HTTP/1.1\r\n")
+    client = meters.HttpMeter(server.url, "t")
+    assert client.read().energy_j[0] > 0
+    client.close()
+    server.close()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_an_address_to_listen_on_is_named_in_full() -> None:
+    with pytest.raises(UsageError, match=r"0\.0\.0\.0"):
+        meters.serve(VirtualMeter(), host="")
+    with pytest.raises(UsageError, match="token"):
+        meters.serve(VirtualMeter(), token=" ")
+    with pytest.raises(MeterError, match="cannot listen"):
+        meters.serve(VirtualMeter(), host="no.such.host.invalid")
+    try:
+        server = meters.serve(AheadMeter(), host="::1", token="t")
+    except MeterError:
+        pytest.skip("this machine has no IPv6")
+    assert server.url.startswith("http://[::1]:")
+    client = meters.HttpMeter(server.url, "t")
+    assert client.read().energy_j[0] > 0
+    client.close()
+    server.close()
+
+
+class Liar:
+    """An HTTP server that says what a test wants."""
+
+    def __init__(self, answers: dict[str, bytes]) -> None:
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                body = answers.get(self.path, b"{}")
+                with contextlib.suppress(OSError):
+                    self.send_response(200)
+                    self.send_header("Content-Length", str(len(body)))
+                    self.end_headers()
+                    self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                pass
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+ABOUT: dict[str, Any] = HEADER | {"name": "nvml", "provenance": {}}
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {"/v1/meter": b"[" * 100_000},
+        {"/v1/meter": b"7"},
+        {"/v1/meter": b"x" * (5 << 20)},
+        {"/v1/meter": json.dumps(ABOUT | {"period_s": 1e9}).encode()},
+        {"/v1/meter": json.dumps(ABOUT | {"provenance": 1}).encode()},
+        {"/v1/time": b'{"time_s": 1' + b"0" * 400 + b"}"},
+        {"/v1/time": b'{"time_s": "now"}'},
+        {"/v1/time": b"[]"},
+        {"/v1/reading": b'{"time_s": 1, "energy_j": [1, 2]}'},
+        {"/v1/reading": b'{"time_s": 1, "energy_j": [1' + b"0" * 400 + b"]}"},
+        {"/v1/reading": b'{"time_s": NaN, "energy_j": [1]}'},
+        {"/v1/states": b'{"states": [{"temperature_c": "hot"}]}'},
+        {"/v1/states": b'{"states": 7}'},
+    ],
+)
+def test_a_server_that_is_no_meter_is_one_sentence(answers: dict[str, bytes]) -> None:
+    good = {"/v1/meter": json.dumps(ABOUT).encode(), "/v1/time": b'{"time_s": 1.0}'}
+    liar = Liar(good | answers)
+
+    def ask() -> None:
+        with contextlib.closing(meters.HttpMeter(liar.url, "t")) as meter:
+            meter.read()
+            meter.states()
+
+    with pytest.raises(MeterError) as refused:
+        ask()
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+    liar.close()
+
+
+def test_names_that_a_server_gives_are_made_printable() -> None:
+    odd = ABOUT | {"name": "nv\x1b[31mml", "channels": [{"id": "g\ud800", "kind": "gpu"}]}
+    liar = Liar({"/v1/meter": json.dumps(odd).encode(), "/v1/time": b'{"time_s": 1.0}'})
+    meter = meters.HttpMeter(liar.url, "t")
+    assert (meter.name, meter.channels[0].id) == ("nv\\x1b[31mml", "g\\ud800")
+    meter.close()
+    liar.close()
+
+
+def test_a_steady_power_is_no_stuck_counter(nvml: FakeNvml) -> None:
+    meter = meters.NvmlPowerMeter(sample_s=0.005)
+    assert meter.period_s == 0.1
+    meter.close()

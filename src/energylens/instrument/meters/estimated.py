@@ -19,6 +19,7 @@ from energylens.records import Source
 # A server CPU of 165 W and 32 cores, a third of it drawn when idle: typical, and no more.
 WATTS_PER_BUSY_CORE = 3.6
 WATTS_PER_CORE = 1.5
+MOST_WATTS = 1e4  # nobody sells such a core: it is a slip
 
 # How often to look for new processes. Theirs is a running total, so none of it is lost meanwhile;
 # a look costs milliseconds, which readings between two phases of an engine should not.
@@ -51,8 +52,11 @@ class EstimatedMeter(WallClockMeter):
         core_w: float = WATTS_PER_CORE,
         process_id: int | None = None,
     ) -> None:
-        if not (busy_core_w > 0 and core_w >= 0):
-            raise MeterError(f"watts per core must be above 0, not {busy_core_w} and {core_w}.")
+        if not (0 < busy_core_w <= MOST_WATTS and 0 <= core_w <= MOST_WATTS):
+            raise MeterError(
+                f"watts per core must be above 0 and at most {MOST_WATTS:g}, not {busy_core_w:g} "
+                f"and {core_w:g}."
+            )
         if sys.platform != "linux":
             raise MeterError("the estimated meter needs Linux: it reads CPU clocks of processes.")
         self._busy_core_w = busy_core_w

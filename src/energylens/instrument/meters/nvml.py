@@ -38,6 +38,8 @@ _FAULTS = {
     18: ("the driver and its library have different versions", "Restart the machine."),
 }
 NOT_SUPPORTED = 3
+#: Sensors renew their reading about this often; a power that stands still does not show it.
+STEADY_PERIOD_S = 0.1
 
 # nvml.h, nvmlClocksEventReasons: those that make a measurement less than it seems.
 THROTTLE_REASONS = {
@@ -256,7 +258,11 @@ class NvmlPowerMeter(_Nvml):
         """Time between two updates, measured at the first call."""
         if self._period_s is None:
             self._period_s = measure_period(
-                lambda: self._power_w(0), self.now_s, self.wait, poll_s=0.005
+                lambda: self._power_w(0),
+                self.now_s,
+                self.wait,
+                poll_s=0.005,
+                steady_s=STEADY_PERIOD_S,
             )
         return self._period_s
 
@@ -283,6 +289,9 @@ class NvmlPowerMeter(_Nvml):
                     self._advance()
             except MeterError as fault:
                 self._fault = fault
+                return
+            except Exception as error:  # a thread that dies unseen leaves a hole in the integral
+                self._fault = MeterError(f"power cannot be sampled any more: {error}.")
                 return
 
     def _advance(self) -> None:

@@ -17,8 +17,15 @@ def measure_period(
     patience_s: float = 3.0,
     changes: int = 10,
     poll_s: float = 0.001,
+    steady_s: float | None = None,
 ) -> float:
     """Watch a counter until it has moved ``changes`` times, and return its median step in time.
+
+    Parameters
+    ----------
+    steady_s : float, optional
+        What to return of something that stands still, as the power of a steady device may. A
+        counter must move.
 
     Returns
     -------
@@ -40,6 +47,8 @@ def measure_period(
             moments.append(now())
             value = new
     if len(moments) < 2:
+        if steady_s is not None:
+            return steady_s
         raise MeterError(
             f"an energy counter must move, but it stood at {value:g} J for {patience_s:g} s: "
             "the driver or the device does not update it. Use another meter."

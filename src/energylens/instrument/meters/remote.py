@@ -1,8 +1,9 @@
 """A meter on another machine: served over HTTP, read by a client that knows its clock.
 
-The server holds one meter and answers whoever knows its token. The client measures how far the
-two clocks are apart (as NTP does: the answer was made half a round trip ago, and the
-fastest round trip says so best) and gives readings in its own time.
+The server holds one meter and answers whoever knows its token, each answer in one packet. It
+hangs up on whoever says nothing for a while, and takes so many connections at a time. The client
+measures how far the two clocks are apart (as NTP does: the answer was made half a round trip ago,
+and the fastest round trip says so best) and gives readings in its own time.
 
 Traffic is not encrypted: across networks that others share, go through an SSH tunnel.
 """
@@ -13,27 +14,69 @@ import hmac
 import http.client
 import json
 import secrets
+import socket
+import socketserver
+import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 from energylens.errors import UsageError
+from energylens.foreign import printable
 from energylens.instrument.meter import (
-    Channel,
-    ChannelKind,
     DeviceState,
     Meter,
     MeterError,
     Reading,
 )
+from energylens.instrument.meters import wire
 from energylens.instrument.meters.wall_clock import WallClockMeter
 from energylens.records import Source
 
 _PATHS = ("/v1/meter", "/v1/reading", "/v1/states", "/v1/time")
+#: Who says nothing for so long is hung up on; a client connects again by itself.
+PATIENCE_S = 10.0
+#: Connections at a time: a sweep needs one or two on each node.
+MOST_CONNECTIONS = 64
+#: No answer of a meter is longer, with thousands of channels.
+LONGEST_ANSWER_BYTES = 1 << 22
+
+
+class _Server(ThreadingHTTPServer):
+    """Threads for so many connections and no more, on IPv4 or IPv6."""
+
+    daemon_threads = True
+
+    def __init__(self, address: tuple[Any, ...], family: int, handler: type) -> None:
+        self.address_family = family
+        self._places = threading.BoundedSemaphore(MOST_CONNECTIONS)
+        super().__init__(address, handler)
+
+    def server_bind(self) -> None:
+        # HTTPServer would ask the name server who we are, and may wait long for the answer.
+        socketserver.TCPServer.server_bind(self)
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        if self._places.acquire(blocking=False):
+            super().process_request(request, client_address)
+        else:
+            self.shutdown_request(request)
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            self._places.release()
+
+    def handle_error(self, request: Any, client_address: Any) -> None:  # noqa: ARG002
+        error = sys.exception()
+        if not isinstance(error, OSError):  # those are clients that hung up: nothing to tell
+            said = printable(f"{type(error).__name__}: {error}", 200)
+            print(f"a request of {client_address[0]} failed: {said}", file=sys.stderr)  # noqa: T201
 
 
 class MeterServer:
@@ -75,15 +118,25 @@ def serve(
     meter : Meter
         What to serve; the server closes it.
     host, port : str, int
-        Where to listen; port 0 takes a free one (see :attr:`MeterServer.url`).
+        Where to listen; port 0 takes a free one (see :attr:`MeterServer.url`). ``0.0.0.0`` or
+        ``::`` listens on every address of this machine.
     token : str, optional
         What clients must know; a random one if not given.
 
     Raises
     ------
+    UsageError
+        If the host is empty, or the token is.
     MeterError
         If the address cannot be listened on.
     """
+    if not host.strip():
+        raise UsageError(
+            "the address to listen on must be named: 127.0.0.1 for this machine alone, 0.0.0.0 for "
+            "every address that it has."
+        )
+    if token is not None and not token.strip():
+        raise UsageError("a token must not be empty: leave it out for a random one.")
     secret = token or secrets.token_urlsafe(16)
     about = {
         "name": meter.name,
@@ -96,6 +149,10 @@ def serve(
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        timeout = PATIENCE_S
+        # Head and body leave in one packet: a reading is as late as its answer.
+        wbufsize = -1
+        disable_nagle_algorithm = True
 
         def do_GET(self) -> None:
             given = self.headers.get("Authorization", "")
@@ -107,8 +164,9 @@ def serve(
                 try:
                     with lock:
                         answer = self._read()
-                except MeterError as error:
-                    self._answer(503, {"error": str(error)})
+                except Exception as error:  # whatever a device throws, the client must hear of
+                    said = str(error) if isinstance(error, MeterError) else repr(error)
+                    self._answer(503, {"error": printable(said, 500)})
                 else:
                     self._answer(200, answer)
 
@@ -131,10 +189,11 @@ def serve(
             return None
 
     try:
-        server = ThreadingHTTPServer((host, port), Handler)
-    except (OSError, OverflowError) as error:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, _, _, _, address = found[0]
+        server = _Server(address, family, Handler)
+    except (OSError, OverflowError, UnicodeError) as error:
         raise MeterError(f"cannot listen on {host}:{port}: {error}. Choose another.") from None
-    server.daemon_threads = True
     return MeterServer(meter, server, secret)
 
 
@@ -162,12 +221,19 @@ class HttpMeter(WallClockMeter):
     offset_lifetime_s = 60.0
 
     def __init__(self, url: str, token: str, *, timeout_s: float = 5.0) -> None:
-        parts = urlsplit(url)
         try:
-            host, port = parts.hostname, parts.port
-        except ValueError:
-            host = None
-        if parts.scheme != "http" or not host:
+            parts = urlsplit(url)
+            host, port, scheme = parts.hostname, parts.port, parts.scheme
+            named = parts.username is not None or parts.password is not None
+        except ValueError:  # a port that is none, half a pair of brackets
+            host = port = scheme = None
+            named = False
+        if named:
+            raise UsageError(
+                "the URL of a served meter must hold no name and password: its token is given "
+                "apart, in $ENERGYLENS_METER_TOKEN."
+            )
+        if scheme != "http" or not host:
             raise UsageError(f"a served meter has a URL like http://node7:9400, not {url!r}.")
         self._url = url
         self._token = token
@@ -176,14 +242,13 @@ class HttpMeter(WallClockMeter):
         self.clock_offset_s = self.clock_uncertainty_s = self._offset_made_s = 0.0
         try:
             about = self._get("/v1/meter")
-            self.name = str(about["name"])
+            self.name = printable(about["name"], 100)
             self.source = Source(about["source"])
-            self.period_s = float(about["period_s"])
-            self._provenance = {str(k): str(v) for k, v in about["provenance"].items()}
-            self.channels = tuple(
-                Channel(**{**channel, "kind": ChannelKind(channel["kind"])})
-                for channel in about["channels"]
-            )
+            self.period_s = wire.period_s(about["period_s"])
+            self._provenance = {
+                printable(k, 200): printable(v, 500) for k, v in about["provenance"].items()
+            }
+            self.channels = wire.channels(about["channels"])
             self._compare_clocks()
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             self.close()
@@ -201,7 +266,10 @@ class HttpMeter(WallClockMeter):
                 try:
                     self._connection.request("GET", path, headers=headers)
                     answer = self._connection.getresponse()
-                    status, body = answer.status, answer.read()
+                    status, body = answer.status, answer.read(LONGEST_ANSWER_BYTES)
+                    if not answer.isclosed():
+                        answer.close()
+                        raise http.client.HTTPException("an answer longer than any meter's")
                     break
                 except (OSError, http.client.HTTPException) as error:
                     self._connection.close()  # a kept-alive connection may have gone stale
@@ -213,19 +281,23 @@ class HttpMeter(WallClockMeter):
                         ) from None
         try:
             document = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise MeterError(f"{self._url} answers, but is no energylens meter.") from None
         if status != 200:
             said = document.get("error") if isinstance(document, dict) else status
-            raise MeterError(f"the meter at {self._url} says: {said}.")
+            words = printable(said, 500).removesuffix(".")
+            raise MeterError(f"the meter at {self._url} says: {words}.")
         return document
 
     def _compare_clocks(self, looks: int = 7) -> None:
         trips = []
         for _ in range(looks):
             sent = time.monotonic()
-            there = float(self._get("/v1/time")["time_s"])
+            document = self._get("/v1/time")
             received = time.monotonic()
+            if not isinstance(document, dict):
+                raise MeterError(f"{self._url} does not say what time it is there.")
+            there = wire.time_s(document.get("time_s"))
             trips.append((received - sent, there - (sent + received) / 2))
         trip, offset = min(trips)
         self.clock_offset_s, self.clock_uncertainty_s = offset, trip / 2
@@ -235,24 +307,16 @@ class HttpMeter(WallClockMeter):
         """Ask for a reading, and give it in this machine's time."""
         if time.monotonic() - self._offset_made_s > self.offset_lifetime_s:
             self._compare_clocks()
-        document = self._get("/v1/reading")
-        try:
-            return Reading(
-                time_s=float(document["time_s"]) - self.clock_offset_s,
-                energy_j=tuple(map(float, document["energy_j"])),
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise MeterError(f"{self._url} sent no reading: {error!r}") from None
+        reading = wire.reading(self._get("/v1/reading"), len(self.channels))
+        return replace(reading, time_s=reading.time_s - self.clock_offset_s)
 
     def states(self) -> tuple[DeviceState, ...]:
         """Ask for the states of the devices."""
-        try:
-            return tuple(
-                DeviceState(**{**state, "throttle_reasons": tuple(state["throttle_reasons"])})
-                for state in self._get("/v1/states")["states"]
-            )
-        except (KeyError, TypeError) as error:
-            raise MeterError(f"{self._url} sent no states: {error!r}") from None
+        document = self._get("/v1/states")
+        found = document.get("states") if isinstance(document, dict) else None
+        if not isinstance(found, list):
+            raise MeterError(f"{self._url} sent no states of devices.")
+        return tuple(map(wire.state, found[: wire.MOST_CHANNELS]))
 
     def provenance(self) -> Mapping[str, str]:
         """What the server said of its meter, and how far apart the clocks are."""

@@ -11,12 +11,12 @@ from energylens import files
 from energylens.errors import ArtefactError
 from energylens.instrument.meter import (
     Channel,
-    ChannelKind,
     DeviceState,
     Meter,
     MeterError,
     Reading,
 )
+from energylens.instrument.meters import wire
 from energylens.records import Source
 
 _VERSION = 1
@@ -131,15 +131,11 @@ def load(path: str | Path) -> ReplayMeter:
             "our recordings, or one from a newer energylens."
         )
     try:
-        channels = [
-            Channel(**{**channel, "kind": ChannelKind(channel["kind"])})
-            for channel in header["channels"]
-        ]
-        readings = [
-            Reading(time_s=float(line["time_s"]), energy_j=tuple(map(float, line["energy_j"])))
-            for line in lines
-        ]
-        source, period_s = Source(header["source"]), float(header["period_s"])
-    except (KeyError, TypeError, ValueError) as error:
+        channels = wire.channels(header["channels"])
+        readings = [wire.reading(line, len(channels)) for line in lines]
+        source, period_s = Source(header["source"]), wire.period_s(header["period_s"])
+    except (KeyError, ValueError) as error:
         raise ArtefactError(f"{path} is a damaged recording: {error!r}") from None
+    except MeterError as error:
+        raise ArtefactError(f"{path} is a damaged recording: {error}") from None
     return ReplayMeter(readings, channels, source=source, period_s=period_s)

@@ -21,7 +21,9 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from energylens.foreign import printable
 from energylens.instrument.meter import Meter, MeterError, Reading
+from energylens.instrument.meters.wire import LARGEST_ENERGY_J, LONGEST_PERIOD_S
 
 #: Looks in one period of the counter, and bounds on the time between two looks.
 LOOKS_PER_PERIOD = 5
@@ -32,6 +34,8 @@ STUCK_PERIODS, STUCK_S, STUCK_LOOKS = 10, 0.5, 5
 LARGEST_POWER_RATIO = 2.0
 #: Clocks of two machines are compared to within this; a step back by less is no fault.
 CLOCK_TOLERANCE_S = 0.05
+#: A window may end this much, in looks, after the last reading: beyond it nobody watched.
+LATE_LOOKS = 3
 
 
 class Trail:
@@ -58,7 +62,15 @@ class Trail:
     def __init__(self, meter: Meter, active: Sequence[int]) -> None:
         self._meter = meter
         self._active = frozenset(active)
-        self._stepped = meter.period_s > 0 and meter.real_time
+        period = meter.period_s
+        if not 0 <= period <= LONGEST_PERIOD_S:
+            raise MeterError(
+                f"a counter must move every {LONGEST_PERIOD_S:g} s at least, but {meter.name} says "
+                f"that its own does so every {period:g} s: no window could be told by it."
+            )
+        self._stepped = period > 0 and meter.real_time
+        pause = min(LONGEST_LOOK_S, max(SHORTEST_LOOK_S, period / LOOKS_PER_PERIOD))
+        self._pause_s = pause
         n = len(meter.channels)
         # Per channel: moments at which it moved, and what it said from then on.
         self._times: list[list[float]] = [[] for _ in range(n)]
@@ -73,9 +85,7 @@ class Trail:
     def __enter__(self) -> Self:
         self._look()
         if self._stepped:
-            pause = self._meter.period_s / LOOKS_PER_PERIOD
-            pause = min(LONGEST_LOOK_S, max(SHORTEST_LOOK_S, pause))
-            self._thread = threading.Thread(target=self._watch, args=(pause,), daemon=True)
+            self._thread = threading.Thread(target=self._watch, daemon=True)
             self._thread.start()
         return self
 
@@ -89,22 +99,44 @@ class Trail:
         if self._thread is not None:
             self._thread.join()
 
-    def _watch(self, pause: float) -> None:
-        while not self._stop.wait(pause):
+    def _watch(self) -> None:
+        while not self._stop.wait(self._pause_s):
             try:
                 self._look()
-            except MeterError as error:
-                self._error = error
-                return
+            except MeterError:
+                return  # kept as the error of the trail
 
     def _look(self) -> float:
+        """Read the meter once; whatever goes wrong is the end of the trail."""
         with self._lock:
-            reading = self._meter.read()
-            self._note(reading)
+            try:
+                reading = self._meter.read()
+                self._note(reading)
+            except MeterError as error:
+                self._error = error
+                raise
+            except Exception as error:  # a watcher that dies unseen would let the last power go on
+                said = printable(f"{type(error).__name__}: {error}", 200)
+                self._error = MeterError(
+                    f"the meter {self._meter.name} failed while it was watched ({said}): nothing "
+                    "is known of the joules after that."
+                )
+                raise self._error from error
             return reading.time_s
 
     def _note(self, reading: Reading) -> None:
-        now = reading.time_s
+        now, n = reading.time_s, len(self._times)
+        if len(reading.energy_j) != n:
+            raise MeterError(
+                f"a reading must have a number for each of the {n} channels of {self._meter.name}, "
+                f"but one had {len(reading.energy_j)}."
+            )
+        ahead = now - self._meter.now_s()
+        if not math.isfinite(now) or (self._meter.real_time and ahead > CLOCK_TOLERANCE_S):
+            raise MeterError(
+                f"a reading cannot be of a time to come, but one was {ahead:.3f} s ahead of the "
+                f"clock of {self._meter.name}: set the clocks, or measure again."
+            )
         before = self._looks[-1] if self._looks else now
         if now < before - CLOCK_TOLERANCE_S:
             raise MeterError(
@@ -122,7 +154,7 @@ class Trail:
 
     def _add(self, place: int, before: float, now: float, joules: float) -> str | None:
         name = self._meter.channels[place].id
-        if not (math.isfinite(joules) and joules >= 0):
+        if not 0 <= joules <= LARGEST_ENERGY_J:
             return f"the counter of {name} must say joules, but said {joules!r}."
         times, values = self._times[place], self._joules[place]
         if not values:
@@ -183,10 +215,23 @@ class Trail:
         MeterError
             If an active channel did not move, stood still in between, or the meter failed.
         """
-        if self._error is not None:
-            raise self._error
+        self._catch_up(end_s)
         with self._lock:
             return tuple(self._between(place, begin_s, end_s) for place in range(len(self._times)))
+
+    def _catch_up(self, end_s: float) -> None:
+        """Look once more if nobody has since ``end_s``; refuse a window that ends unwatched."""
+        if self._error is not None:
+            raise self._error
+        if not self._stepped or self._looks[-1] >= end_s:
+            return
+        self._look()
+        unseen = end_s - self._looks[-1]
+        if unseen > max(LATE_LOOKS * self._pause_s, CLOCK_TOLERANCE_S):
+            raise MeterError(
+                f"the last reading of {self._meter.name} was {unseen:.2f} s before the end of a "
+                "window: the meter gives no new ones."
+            )
 
     def energy_inside_j(self, begin_s: float, end_s: float) -> tuple[float, ...]:
         """Joules of each channel between two moments at which power jumps.
@@ -205,8 +250,7 @@ class Trail:
         MeterError
             As :meth:`energy_j`.
         """
-        if self._error is not None:
-            raise self._error
+        self._catch_up(end_s)
         with self._lock:
             places = range(len(self._times))
             return tuple(self._between(place, begin_s, end_s, inside=True) for place in places)
