@@ -275,6 +275,7 @@ class StepTimes:
     prompt_experts_s: FloatArray  # if the step has touched no expert
     prompt_launch_s: FloatArray
     prompt_passes: FloatArray
+    input_tokens: FloatArray
     vision_s: FloatArray
     media_s: FloatArray
     prompt_link_s: FloatArray
@@ -453,6 +454,7 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
         prompt_experts_s=passes * experts / (holders * stages),
         prompt_launch_s=launch * passes,
         prompt_passes=passes,
+        input_tokens=prompt,
         vision_s=tower * cases.vision_tokens * per_flop / tensor,
         media_s=(cases.images + cases.frames) * MEDIA_S,
         prompt_link_s=link * prompt / np.where(apart, replicas, 1.0),
@@ -581,32 +583,30 @@ class Steps:
         total: FloatArray = self.factor * (corner + each * running + fixed)
         return total
 
-    def prompt_s(self, running: FloatArray) -> FloatArray:
-        """Seconds that one prompt adds to a step with ``running`` sequences; shape (n,)."""
-        return self.prompt_alone_s + self.prompt_shared_s(running)
+    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        """Seconds that ``tokens`` prompt tokens add to one step; shape (n,).
 
-    @property
-    def prompt_alone_s(self) -> FloatArray:
-        """Seconds that every prompt takes for itself; shape (n,)."""
+        Prompts of the cases' mean length; what a pass costs, its launch and the experts that the
+        step had not touched, is paid once, up to the token budget of a pass.
+        """
         t, th = self.times, self.theta.T
-        own: FloatArray = self.factor * (
+        own = (
             th[_K["prompt_compute"]] * t.prompt_compute_s
             + th[_K["vision"]] * t.vision_s
             + th[_K["media"]] * t.media_s
             + th[_K["prompt_link"]] * t.prompt_link_s
             + th[_K["lockstep"]] * t.lockstep_s
         )
-        return own
-
-    def prompt_shared_s(self, running: FloatArray) -> FloatArray:
-        """Seconds that the prompts of one step take together, as of its launch; shape (n,)."""
-        t, th = self.times, self.theta.T
         micro = np.clip(running, 1.0, t.stages)
         missed = 1.0 - coverage(t.log_missed, t.sharing * running / micro)
-        shared: FloatArray = self.factor * (
-            th[_K["prompt_launch"]] * t.prompt_launch_s + th[0] * t.prompt_experts_s * missed
-        )
-        return shared
+        once = th[_K["prompt_launch"]] * t.prompt_launch_s + th[0] * t.prompt_experts_s * missed
+        total: FloatArray = self.factor * (own * tokens / t.input_tokens + once / t.prompt_passes)
+        return total
+
+    def prompt_s(self, running: FloatArray) -> FloatArray:
+        """Seconds that one prompt by itself adds to steps with ``running`` sequences; (n,)."""
+        each = self.times.input_tokens / self.times.prompt_passes
+        return self.prompts_s(each, running) * self.times.prompt_passes
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

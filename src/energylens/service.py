@@ -1,0 +1,580 @@
+r"""A replica under load: batch, times and joules when requests arrive at a rate.
+
+A full batch is what an engine does with a queue that is never empty. Here requests arrive by
+chance (Poisson, ``rate`` per second and replica), each with a prompt and an output; the engine
+batches them continuously. The number n of sequences that run then follows a birth-death chain:
+born at the rate of arrivals, dying at :math:`n / (L\,\tau(n))`. With the step time a straight line
+near the mean, :math:`\tau(n) \approx \alpha + \beta n`, n is negative binomial in closed form, with a
+geometric tail beyond the slots; nothing is simulated. Prompts take the share
+:math:`\rho = \lambda S_p` of the time and lengthen every step by :math:`1/(1-\rho)`.
+
+Joules need one thing of that distribution, the probability :math:`\pi_0` that nothing runs: time
+divides into :math:`1 = \pi_0 + \lambda S_p + \lambda L \beta + \nu \alpha`, what is left being the
+:math:`\nu` steps a second, so that
+
+.. math:: E = E_p + L e_1 + \frac{\nu e_0 + \pi_0 P_{idle}}{\lambda}
+
+for steps of :math:`e_0 + e_1 n` joules and a loaded GPU that idles at :math:`P_{idle}`.
+
+Use it so::
+
+    steps = time_model.steps(cases, lengths.output_cv)
+    joules = JouleSteps.of(energy_model, cases, lengths)
+    state = steady_state(steps, rate_per_s=rate / cases.data_parallel, lengths=lengths,
+                         slots=slots(cases, lengths), joules=joules)
+    state.tpot_s, state.ttft_quantile_s(0.99), state.energy_per_request_j, state.power_w
+
+All columns are of one replica; R replicas share the rate and each has this state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from energylens.capacity import largest_batch
+from energylens.cases import BoolArray, Cases, FloatArray
+from energylens.counts import TOKENS_PER_PASS
+from energylens.dataset import group_rows
+from energylens.errors import InputError
+from energylens.records import Gpu
+
+ROUNDS = 7  # of the fixed point between batch and step time
+LOADED_IDLE_RATIO = 0.17  # of TDP, with weights loaded, where nothing says better
+GRID_RATIO = 1.3  # between batches at which a step's joules are worked out
+LARGEST_BATCH = 8192.0
+FULL = 0.998  # share of time for prompts beyond which none is left for steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lengths:
+    """Prompt and output lengths of the requests: means, and coefficients of variation.
+
+    1 is that of an exponential, near what chat traffic shows; only percentiles depend on it much.
+    """
+
+    input_tokens: float
+    output_tokens: float
+    input_cv: float = 1.0
+    output_cv: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("input_tokens", "output_tokens"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise InputError(f"lengths: {name} must be a number above 0, not {value!r}")
+        for name in ("input_cv", "output_cv"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and 0 <= value < 100):
+                raise InputError(f"lengths: {name} must be 0 or more, not {value!r}")
+
+    @property
+    def running_output_ratio(self) -> float:
+        """Output that a running sequence has on average, over the mean output: (1 + CV^2) / 2."""
+        return (1.0 + self.output_cv**2) / 2.0
+
+
+class StepTime(Protocol):
+    """How long the steps of one replica of n configurations take."""
+
+    def step_s(self, running: FloatArray) -> FloatArray:
+        """Seconds of a decode step with ``running`` sequences; shape (n,)."""
+        ...
+
+    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        """Seconds that ``tokens`` prompt tokens add to one step; shape (n,)."""
+        ...
+
+
+class StepJoules(Protocol):
+    """How many joules the steps of one replica take."""
+
+    @property
+    def idle_w(self) -> FloatArray:
+        """Watts of the replica with its weights loaded and nothing to do; shape (n,)."""
+        ...
+
+    def step_j(self, running: FloatArray) -> FloatArray:
+        """Joules of a decode step with ``running`` sequences; shape (n,)."""
+        ...
+
+    def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        """Joules that ``tokens`` prompt tokens add to one step; shape (n,)."""
+        ...
+
+
+# -------------------------------------------------------------------------- the batch
+
+
+@dataclass(frozen=True, eq=False)
+class _Chain:
+    """The stationary chain of n configurations; each of shape (n,).
+
+    ``full`` is the probability that all slots are taken, ``queue`` how many wait then, on average
+    over all time; ``ratio`` below 1 where there is a steady state at all.
+    """
+
+    empty: FloatArray
+    full: FloatArray
+    mean: FloatArray
+    variance: FloatArray
+    queue: FloatArray
+    ratio: FloatArray
+
+
+def _chain(
+    offered: FloatArray, alpha: FloatArray, beta: FloatArray, slots: FloatArray, *, moments: bool
+) -> _Chain:
+    """Solve births at ``offered`` (in tokens' steps) against deaths at n / (alpha + beta n).
+
+    The weights of n are those of a negative binomial with r = alpha / beta + 1 and
+    p = offered beta, so that sums up to the slots are incomplete beta functions; beyond the slots
+    they fall by the ratio ``offered (alpha / B + beta)``.
+    """
+    from scipy.special import betainc, gammaln
+
+    r = alpha / beta + 1.0
+    p = np.clip(offered * beta, 1e-12, 0.999999)
+    ratio = offered * (alpha / slots + beta)
+    log_sum = -r * np.log1p(-p)
+    below = betainc(r, slots + 1.0, 1.0 - p)  # share of the sum at n <= B
+    log_full = (
+        gammaln(slots + r) - gammaln(slots + 1.0) - gammaln(r)
+        + slots * np.log(np.maximum(offered * beta, 1e-300)) - log_sum
+    )  # fmt: skip
+    at_full = np.exp(np.minimum(log_full, 700.0))
+    steady = ratio < 1.0
+    left = np.where(steady, 1.0 - ratio, np.inf)
+    beyond = np.where(steady, ratio / left, np.inf)
+    total = below + at_full * beyond
+    empty = np.where(steady, np.exp(-log_sum) / np.where(steady, total, 1.0), 0.0)
+    if not moments:
+        zero = np.zeros_like(empty)
+        return _Chain(empty, zero, zero, zero, zero, ratio)
+    held = np.where(steady, total, 1.0)
+    first = r * p / (1.0 - p) * betainc(r + 1.0, slots, 1.0 - p)
+    second = r * (r + 1.0) * (p / (1.0 - p)) ** 2
+    second = second * betainc(r + 2.0, np.maximum(slots - 1.0, 1e-9), 1.0 - p)
+    second = np.where(slots > 1.0, second, 0.0) + first
+    waiting = at_full * np.where(steady, beyond, 0.0)
+    mean = np.where(steady, (first + slots * waiting) / held, slots)
+    square = np.where(steady, (second + slots**2 * waiting) / held, slots**2)
+    return _Chain(
+        empty=empty,
+        full=np.where(steady, (at_full + waiting) / held, 1.0),
+        mean=mean,
+        variance=np.maximum(square - mean**2, 0.0),
+        queue=np.where(steady, waiting / left / held, np.inf),
+        ratio=ratio,
+    )
+
+
+# ------------------------------------------------------------------------ the steady state
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Service:
+    """The steady state of one replica of n configurations; each of shape (n,).
+
+    Attributes
+    ----------
+    rate_per_s : ndarray
+        Requests that arrive at the replica.
+    mean_batch_size : ndarray
+        Sequences that run, averaged over all time, empty or not.
+    utilisation_ratio : ndarray
+        The rate over the largest that the replica sustains; at 1 or more there is no steady state,
+        and times are infinite.
+    saturation_rate_per_s : ndarray
+        That largest rate.
+    empty_ratio : ndarray
+        Share of the time in which nothing runs.
+    full_ratio : ndarray
+        Share of the time in which all slots are taken.
+    tpot_s, ttft_s, request_latency_s : ndarray
+        Means: per output token after the first, to the first token from arrival (waiting for a
+        slot included), and of the request.
+    energy_per_request_j, power_w : ndarray
+        Of the replica, idle time included; NaN where no joules were given.
+    """
+
+    rate_per_s: FloatArray
+    mean_batch_size: FloatArray
+    utilisation_ratio: FloatArray
+    saturation_rate_per_s: FloatArray
+    empty_ratio: FloatArray
+    full_ratio: FloatArray
+    tpot_s: FloatArray
+    ttft_s: FloatArray
+    request_latency_s: FloatArray
+    energy_per_request_j: FloatArray
+    power_w: FloatArray
+    _tpot_least_s: FloatArray
+    _tpot_variance: FloatArray
+    _ttft_variance: FloatArray
+    _slot_wait_s: FloatArray
+    _output_tokens: float
+    _output_cv: float
+
+    @property
+    def saturated(self) -> BoolArray:
+        """Whether more arrives than the replica sustains; shape (n,)."""
+        over: BoolArray = self.utilisation_ratio >= 1.0
+        return over
+
+    def tpot_quantile_s(self, ratio: float) -> FloatArray:
+        """Seconds per token that ``ratio`` of the requests stay below; shape (n,)."""
+        least = np.minimum(self._tpot_least_s, 0.98 * self.tpot_s)
+        return least + _gamma(ratio, self.tpot_s - least, self._tpot_variance)
+
+    def ttft_quantile_s(self, ratio: float) -> FloatArray:
+        """Seconds to the first token that ``ratio`` of the requests stay below; shape (n,)."""
+        ready = self.ttft_s - self._slot_wait_s
+        own = _gamma(ratio, ready, self._ttft_variance)
+        full = np.clip(self.full_ratio, 1e-12, 1.0)
+        waited = self._slot_wait_s / full * np.log(np.maximum(full / (1.0 - ratio), 1.0))
+        return np.maximum(own, np.where(waited > 0, ready + waited, 0.0))
+
+    def latency_quantile_s(self, ratio: float) -> FloatArray:
+        """Seconds of a request that ``ratio`` of them stay below; shape (n,).
+
+        Lengths of outputs spread it most.
+        """
+        decode = self.tpot_s * max(self._output_tokens - 1.0, 0.0)
+        variance = (
+            self._ttft_variance
+            + (decode * self._output_cv) ** 2
+            + self._tpot_variance * self._output_tokens**2
+            + self._slot_wait_s**2
+        )
+        return _gamma(ratio, self.request_latency_s, variance)
+
+
+def _gamma(ratio: float, mean: FloatArray, variance: FloatArray) -> FloatArray:
+    """Quantile of gamma distributions; infinite where the mean is."""
+    from scipy.special import gammaincinv
+
+    if not 0.0 < ratio < 1.0:
+        raise InputError(f"a percentile must lie between 0 and 1, not {ratio!r}")
+    finite = np.isfinite(mean) & np.isfinite(variance)
+    m, v = np.where(finite, mean, 1.0), np.where(finite, np.maximum(variance, 1e-16), 1.0)
+    quantile = gammaincinv(m * m / v, ratio) * v / m
+    return np.where(finite, quantile, np.inf)
+
+
+def steady_state(
+    steps: StepTime,
+    *,
+    rate_per_s: FloatArray | float,
+    lengths: Lengths,
+    slots: FloatArray,
+    joules: StepJoules | None = None,
+    tokens_per_pass: float = TOKENS_PER_PASS,
+) -> Service:
+    """Solve the steady state of one replica of n configurations.
+
+    Parameters
+    ----------
+    steps : StepTime
+        As :meth:`energylens.latency.TimeModel.steps` gives.
+    rate_per_s : float or ndarray, shape (n,)
+        Requests a second that arrive at one replica.
+    lengths : Lengths
+    slots : ndarray, shape (n,)
+        Sequences that may run at once in one replica: the batch limit, or what its memory holds.
+    joules : StepJoules, optional
+    tokens_per_pass : float
+        Token budget of a step (``max_num_batched_tokens``).
+
+    Returns
+    -------
+    Service
+
+    Raises
+    ------
+    InputError
+        If a rate or number of slots is not above 0.
+    """
+    rate, limit = np.broadcast_arrays(
+        np.asarray(rate_per_s, dtype=np.float64), np.asarray(slots, dtype=np.float64)
+    )
+    for name, values in (("rate_per_s", rate), ("slots", limit)):
+        if not np.all(np.isfinite(values) & (values > 0)):
+            raise InputError(f"{name} must be finite numbers above 0")
+    limit = np.maximum(limit, 1.0)
+    prompt, output = lengths.input_tokens, lengths.output_tokens
+    scatter = 1.0 + lengths.input_cv**2
+    budget = tokens_per_pass
+    chunks = max(prompt / budget, 1.0)
+    one = np.ones_like(rate)
+
+    def prompt_s(per_step: FloatArray, running: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Seconds of a prompt where some come in a step, which share what is paid once."""
+        share = -np.expm1(-per_step) / per_step
+        together = np.minimum(prompt / share, budget)
+        return steps.prompts_s(together, running) * prompt / together, together
+
+    batch = np.clip(rate * output * steps.step_s(one), 1.0, limit)
+    step = steps.step_s(batch)
+    spread = np.zeros_like(rate)
+    for _ in range(ROUNDS):
+        own_prompt, together = prompt_s(np.maximum(rate * step, 1e-9), batch)
+        rho = np.minimum(rate * own_prompt, FULL)
+        low = np.clip(0.6 * batch, 1.0, limit)
+        high = np.maximum(np.minimum(np.maximum(1.5 * batch, low + 1.0), limit), low + 1.0)
+        at_low = steps.step_s(low)
+        beta = np.maximum((steps.step_s(high) - at_low) / (high - low), 0.0)
+        alpha = np.maximum(at_low - beta * low, 1e-9)
+        beta = np.maximum(beta, 1e-6 * alpha)
+        offered = rate * output / (1.0 - rho)
+        square = own_prompt**2 * scatter
+        bare = alpha + beta * np.maximum(batch, 1.0)
+        mean_step = bare / (1.0 - rho)
+        step_variance = mean_step * rate * square / np.maximum(1.0 - rho**2, 1e-3)
+        step_variance = step_variance + (beta / (1.0 - rho)) ** 2 * spread
+        met = mean_step + step_variance / mean_step  # the step that an arrival finds
+        alone = steps.prompts_s(np.minimum(prompt, budget) * one, batch) * chunks
+        own = alone + max(chunks - 1.0, 0.0) * bare
+        # A request's own prompt lengthens its life, and so do those who came meanwhile, whose
+        # prompts are in its first steps; not where all slots are taken.
+        extra = own + rho * (met - mean_step)
+        echo = rho / (1.0 - rho) * (1.0 - rho ** max(output - 1.0, 0.0)) * extra
+        longer = (extra + echo) * (1.0 - (np.minimum(batch, limit) / limit) ** 2)
+        chain = _chain(offered, alpha + longer * (1.0 - rho) / output, beta, limit, moments=True)
+        spread = np.where(chain.ratio < 1.0, chain.variance, 0.0)
+        batch = 0.5 * batch + 0.5 * np.clip(chain.mean, 1e-6, limit)
+        step = 0.5 * step + 0.5 * (alpha + beta * np.maximum(batch, 1.0)) / (1.0 - rho)
+    # Empty: nothing to prefill, and nothing to decode.
+    empty = (1.0 - rho) * _chain(offered, alpha, beta, limit, moments=False).empty
+    batch = chain.mean
+    full_step = steps.step_s(limit)
+    full_prompt, _ = prompt_s(np.maximum(limit / output, 1e-9), limit)
+    saturation = limit / (output * full_step + limit * full_prompt)
+    stable = (chain.ratio < 1.0) & (rate < saturation) & (rate * own_prompt < FULL)
+
+    busy = 1.0 - empty
+    bare = alpha + beta * np.maximum(batch, 1.0)
+    after = alpha + beta * (batch + 1.0) + own + busy * rho * met
+    first = busy * 0.5 * met + after
+    tpot = np.maximum((batch / rate - after) / max(output - 1.0, 0.5), alpha)
+    # Prompts beyond the token budget of a step wait for the next one.
+    pass_s = alpha + beta * batch + steps.prompts_s(budget * one, batch)
+    served = prompt / budget * pass_s
+    in_line = rate * served**2 * scatter / 2.0 / (1.0 - np.minimum(rate * served, 0.995))
+    budget_wait = np.maximum(in_line - busy * (rho + 0.5) * met, 0.0)
+    uneven = 0.5 * (1.0 + min(lengths.output_cv**2, 1.5))
+    slot_wait = np.where(stable, np.where(stable, chain.queue, 0.0) / rate * uneven, np.inf)
+    ready = first + budget_wait
+    infinite = np.where(stable, 0.0, np.inf)
+    tpot = np.where(stable, tpot, full_step + limit / output * full_prompt)
+    ttft = ready + slot_wait
+    # Spread of a request's mean time per token: the batch that it sees, which hardly changes over
+    # a short life, and the prompts of others.
+    ease = 1.0 - np.minimum(offered * beta, 0.999)
+    frozen = 2.0 * (ease - 1.0 + np.exp(-ease)) / ease**2
+    life = max(output / (1.0 + 0.5 * lengths.output_cv**2), 1.0)
+    found_variance = step_variance * (1.0 + step_variance / mean_step**2)
+    tpot_variance = (
+        (beta / (1.0 - rho)) ** 2 * spread * frozen
+        + rate * square * tpot / life / (1.0 - rho) ** 2
+        + (rho / (1.0 - rho)) ** 2
+        * (own_prompt**2 * lengths.input_cv**2 + rho**2 * found_variance)
+        / life**2
+    )
+    ttft_variance = (
+        busy * (met**2 + found_variance) / 12.0
+        + own_prompt**2 * lengths.input_cv**2
+        + beta**2 * spread
+        + rate * met * square * busy
+        + (0.5 + rho) ** 2 * found_variance * busy
+        + budget_wait**2
+        + (met * (0.5 + rho)) ** 2 * busy * (1.0 - busy)
+    )
+    nan = np.full_like(rate, np.nan)
+    energy, power = nan, nan
+    if joules is not None:
+        at_low_j = joules.step_j(low)
+        each_j = (joules.step_j(high) - at_low_j) / (high - low)
+        fixed_j = np.maximum(at_low_j - each_j * low, 0.0)
+        steps_per_s = np.maximum(busy - rate * own_prompt - rate * output * beta, 0.0) / alpha
+        prompt_j = joules.prompts_j(together, batch) * prompt / together
+        loaded = prompt_j + output * each_j + fixed_j * steps_per_s / rate
+        energy = np.where(stable, loaded + joules.idle_w * empty / rate, np.inf)
+        # Beyond saturation: a full batch.
+        full_j = joules.prompts_j(together, limit) * prompt / together
+        full_j = full_j + output * joules.step_j(limit) / limit
+        energy = np.where(stable, energy, full_j)
+        power = energy * np.minimum(rate, saturation)
+    return Service(
+        rate_per_s=np.array(rate),
+        mean_batch_size=np.where(stable, batch, limit),
+        utilisation_ratio=rate / saturation,
+        saturation_rate_per_s=saturation,
+        empty_ratio=np.where(stable, empty, 0.0),
+        full_ratio=np.where(stable, chain.full, 1.0),
+        tpot_s=tpot,
+        ttft_s=ttft,
+        request_latency_s=ttft + tpot * max(output - 1.0, 0.0) + infinite,
+        energy_per_request_j=energy,
+        power_w=power,
+        _tpot_least_s=steps.step_s(one),
+        _tpot_variance=np.maximum(tpot_variance, 1e-14),
+        _ttft_variance=ttft_variance,
+        _slot_wait_s=slot_wait,
+        _output_tokens=output,
+        _output_cv=lengths.output_cv,
+    )
+
+
+# ---------------------------------------------------------------------- joules of the law
+
+
+class _Parts(Protocol):
+    def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class JouleSteps:
+    """A joule law's answer to :class:`StepJoules`: steps from what it says of full batches.
+
+    Of thousands of configurations a few engines differ (layout, format, GPU type); what a step of
+    each costs is worked out at some batches and read off between them.
+    """
+
+    idle_w: FloatArray
+    prompt_j: FloatArray
+    input_tokens: float
+    _table: FloatArray  # (engines, batches)
+    _engine: FloatArray
+
+    @classmethod
+    def of(
+        cls,
+        model: _Parts,
+        cases: Cases,
+        lengths: Lengths,
+        loaded_idle_w: Callable[[Gpu], float] | None = None,
+    ) -> JouleSteps:
+        """Ask a model about the replicas of n cases.
+
+        Parameters
+        ----------
+        model : EnergyModel
+            Whatever has ``predict_parts_j``.
+        cases : Cases
+            n cases; their batch plays no part.
+        lengths : Lengths
+        loaded_idle_w : callable, optional
+            Watts of one idle GPU of a type with weights loaded; :func:`loaded_idle_w` by default.
+        """
+        knobs = (
+            cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index,
+            cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
+            cases.data_parallel, cases.power_cap_w,
+        )  # fmt: skip
+        engine = group_rows(list(knobs))
+        _, rows = np.unique(engine, return_index=True)
+        distinct = cases.take(rows)
+        count = int(np.ceil(np.log(LARGEST_BATCH) / np.log(GRID_RATIO))) + 1
+        batches = GRID_RATIO ** np.arange(count)
+        # Running sequences see a longer context than the mean where lengths scatter: the same
+        # joules a token at a mean output that has this context.
+        longer = distinct.replace(
+            node_boundary=False,
+            input_tokens=lengths.input_tokens,
+            output_tokens=lengths.output_tokens * 2.0 * lengths.running_output_ratio,
+        )
+        many = longer.take(np.repeat(np.arange(len(rows)), count))
+        running = np.tile(batches, len(rows))
+        many = many.replace(mean_batch_size=running * many.data_parallel)
+        prefill, decode = model.predict_parts_j(many)
+        step_j = decode.sum(axis=1) / many.output_tokens * running
+        idle = loaded_idle_w or globals()["loaded_idle_w"]
+        gpus = cases.tensor_parallel * cases.pipeline_parallel
+        return cls(
+            idle_w=gpus * cases.of_gpu(idle),
+            prompt_j=prefill.sum(axis=1).reshape(-1, count)[:, 0][engine],
+            input_tokens=lengths.input_tokens,
+            _table=step_j.reshape(-1, count),
+            _engine=engine.astype(np.float64),
+        )
+
+    def step_j(self, running: FloatArray) -> FloatArray:
+        """Joules of a decode step with ``running`` sequences; shape (n,)."""
+        place = np.clip(
+            np.log(np.maximum(running, 1e-9)) / np.log(GRID_RATIO), 0, self._table.shape[1] - 2
+        )
+        low = np.floor(place).astype(np.intp)
+        first, second = GRID_RATIO**low, GRID_RATIO ** (low + 1.0)
+        engine = self._engine.astype(np.intp)
+        at, after = self._table[engine, low], self._table[engine, low + 1]
+        line: FloatArray = at + (after - at) * (running - first) / (second - first)
+        return line
+
+    def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:  # noqa: ARG002
+        """Joules that ``tokens`` prompt tokens add to one step; shape (n,)."""
+        return self.prompt_j * tokens / self.input_tokens
+
+
+def loaded_idle_w(gpu: Gpu) -> float:
+    """Watts of one GPU with weights loaded and no request, from the catalog or its TDP."""
+    known = getattr(gpu, "loaded_idle_w", None)
+    return float(known) if known else LOADED_IDLE_RATIO * gpu.tdp_w
+
+
+def slots(
+    cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None
+) -> FloatArray:
+    """Sequences that one replica of each case may run at once; 0 where its memory holds none.
+
+    The batch limit, or what the memory holds at the mean context of running sequences.
+
+    Parameters
+    ----------
+    cases : Cases
+        n cases; ``batch_size`` is summed over replicas.
+    lengths : Lengths
+    limits : ndarray, shape (n,), optional
+        Limits of one replica, in place of those of the cases.
+
+    Returns
+    -------
+    ndarray, shape (n,)
+    """
+    wanted = cases.batch_size / cases.data_parallel if limits is None else limits
+    room = np.zeros(len(cases))
+    shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
+    key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
+    for place in np.unique(key):
+        rows = np.flatnonzero(key == place)
+        llm, gpu, precision = np.unravel_index(place, shape)
+        room[rows] = largest_batch(
+            cases.llms[llm],
+            cases.gpus[gpu],
+            cases.precisions[precision],
+            tensor_parallel=cases.tensor_parallel[rows],
+            pipeline_parallel=cases.pipeline_parallel[rows],
+            expert_parallel=cases.expert_parallel[rows],
+            data_parallel=cases.data_parallel[rows],
+            input_tokens=lengths.input_tokens,
+            output_tokens=lengths.output_tokens,
+            held_output_ratio=lengths.running_output_ratio,
+        )
+    fitting = np.floor(room / cases.data_parallel + 1e-9)
+    held: FloatArray = np.where(fitting >= 1.0, np.minimum(wanted, fitting), 0.0)
+    return held
+
+
+def node_power_w(cases: Cases, power_w: FloatArray) -> FloatArray:
+    """Watts of all replicas, and of the node's idle GPUs at the ``node`` boundary; shape (n,)."""
+    total = power_w * cases.data_parallel
+    idle = np.where(
+        cases.node_boundary & (cases.node_gpus > cases.occupied_gpus),
+        cases.node_gpus - cases.occupied_gpus,
+        0.0,
+    )
+    return total + idle * cases.of_gpu(lambda gpu: gpu.idle_power_w or 0.1 * gpu.tdp_w)
+
