@@ -133,14 +133,13 @@ def test_steps_are_the_design_times_the_coefficients(llm: str, stages: int) -> N
     model = TimeModel(
         pooled=type(pooled)(**{**vars(pooled), "theta": theta}),
         scope=from_datasheet().scope,
-        factors={f"{catalog.llm(llm).id} bf16": 1.2},
+        factors={f"{catalog.llm(llm).id} bf16": 1.2},  # of full batches
     )
     steps, running = model.steps(rows), np.array([3.0, 40.0])
     step, prompt = step_times(rows).design(running)
-    factor = np.array([1.2, 1.0])
     zero = np.zeros_like(step)
-    np.testing.assert_allclose(steps.step_s(running), factor * seconds(step, zero, theta))
-    np.testing.assert_allclose(steps.prompt_s(running), factor * seconds(zero, prompt, theta))
+    np.testing.assert_allclose(steps.step_s(running), seconds(step, zero, theta))
+    np.testing.assert_allclose(steps.prompt_s(running), seconds(zero, prompt, theta))
 
 
 @given(st.integers(0, 10_000))

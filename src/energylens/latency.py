@@ -550,23 +550,20 @@ class Steps:
 
     times: StepTimes
     theta: FloatArray  # (n, 17)
-    factor: FloatArray  # (n,), on every second
 
     def __len__(self) -> int:
-        return len(self.factor)
+        return len(self.theta)
 
     def take(self, index: IntArray) -> Steps:
         """Return the cases at ``index``."""
-        return Steps(
-            times=self.times.take(index), theta=self.theta[index], factor=self.factor[index]
-        )
+        return Steps(times=self.times.take(index), theta=self.theta[index])
 
     def step_s(self, running: FloatArray) -> FloatArray:
         """Seconds of a decode step with ``running`` sequences in the replica; shape (n,)."""
         t, th = self.times, self.theta.T
         if (t.stages > 1).any():
             step, _ = t.design(running)
-            return self.factor * seconds(step, np.zeros_like(step), self.theta)
+            return seconds(step, np.zeros_like(step), self.theta)
         weights = t.always_s + t.experts_s * coverage(t.log_missed, t.sharing * running)
         reading = th[0] + th[1] * t.narrow_ratio + th[2] * t.weight_only_ratio
         each = (
@@ -580,7 +577,7 @@ class Steps:
         )
         multiplying = th[MULTIPLYING] * t.compute_s * running
         corner: FloatArray = np.hypot(reading * weights, multiplying)
-        total: FloatArray = self.factor * (corner + each * running + fixed)
+        total: FloatArray = corner + each * running + fixed
         return total
 
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
@@ -600,7 +597,7 @@ class Steps:
         micro = np.clip(running, 1.0, t.stages)
         missed = 1.0 - coverage(t.log_missed, t.sharing * running / micro)
         once = th[_K["prompt_launch"]] * t.prompt_launch_s + th[0] * t.prompt_experts_s * missed
-        total: FloatArray = self.factor * (own * tokens / t.input_tokens + once / t.prompt_passes)
+        total: FloatArray = own * tokens / t.input_tokens + once / t.prompt_passes
         return total
 
     def prompt_s(self, running: FloatArray) -> FloatArray:
@@ -658,6 +655,9 @@ class TimeModel:
     def steps(self, cases: Cases, output_cv: float | FloatArray = 0.0) -> Steps:
         """Give step and prompt of each case's replica as functions of its batch.
 
+        Without the factors of single LLMs: those were found in full batches, and do not carry to
+        a few sequences at a time.
+
         Parameters
         ----------
         cases : Cases
@@ -665,11 +665,7 @@ class TimeModel:
         output_cv : float or ndarray
             As in :func:`step_times`.
         """
-        return Steps(
-            times=step_times(cases, output_cv),
-            theta=self._theta(cases),
-            factor=self._factor(cases),
-        )
+        return Steps(times=step_times(cases, output_cv), theta=self._theta(cases))
 
     def predict_s(self, cases: Cases, target: Target = "latency") -> FloatArray:
         """Predict seconds in a batch that is kept full, shape (n,).

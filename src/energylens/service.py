@@ -3,9 +3,9 @@ r"""A replica under load: batch, times and joules when requests arrive at a rate
 A full batch is what an engine does with a queue that is never empty. Here requests arrive by
 chance (Poisson, ``rate`` per second and replica), each with a prompt and an output; the engine
 batches them continuously. The number n of sequences that run then follows a birth-death chain:
-born at the rate of arrivals, dying at :math:`n / (L\,\tau(n))`. With the step time a straight line
-near the mean, :math:`\tau(n) \approx \alpha + \beta n`, n is negative binomial in closed form, with a
-geometric tail beyond the slots; nothing is simulated. Prompts take the share
+born at the rate of arrivals, dying at :math:`n / (L\,\tau(n))`. With the step time a straight
+line near the mean, :math:`\tau(n) \approx \alpha + \beta n`, n is negative binomial in closed
+form, with a geometric tail beyond the slots; nothing is simulated. Prompts take the share
 :math:`\rho = \lambda S_p` of the time and lengthen every step by :math:`1/(1-\rho)`.
 
 Joules need one thing of that distribution, the probability :math:`\pi_0` that nothing runs: time
@@ -148,7 +148,7 @@ def _chain(
     at_full = np.exp(np.minimum(log_full, 700.0))
     steady = ratio < 1.0
     left = np.where(steady, 1.0 - ratio, np.inf)
-    beyond = np.where(steady, ratio / left, np.inf)
+    beyond = np.where(steady, ratio / left, 0.0)
     total = below + at_full * beyond
     empty = np.where(steady, np.exp(-log_sum) / np.where(steady, total, 1.0), 0.0)
     if not moments:
@@ -159,7 +159,7 @@ def _chain(
     second = r * (r + 1.0) * (p / (1.0 - p)) ** 2
     second = second * betainc(r + 2.0, np.maximum(slots - 1.0, 1e-9), 1.0 - p)
     second = np.where(slots > 1.0, second, 0.0) + first
-    waiting = at_full * np.where(steady, beyond, 0.0)
+    waiting = at_full * beyond
     mean = np.where(steady, (first + slots * waiting) / held, slots)
     square = np.where(steady, (second + slots**2 * waiting) / held, slots**2)
     return _Chain(
@@ -215,14 +215,15 @@ class Service:
     _tpot_least_s: FloatArray
     _tpot_variance: FloatArray
     _ttft_variance: FloatArray
-    _slot_wait_s: FloatArray
+    _ready_s: FloatArray  # mean time to the first token, less the wait for a slot
+    _slot_wait_s: FloatArray  # finite
     _output_tokens: float
     _output_cv: float
 
     @property
     def saturated(self) -> BoolArray:
         """Whether more arrives than the replica sustains; shape (n,)."""
-        over: BoolArray = self.utilisation_ratio >= 1.0
+        over: BoolArray = ~np.isfinite(self.ttft_s)
         return over
 
     def tpot_quantile_s(self, ratio: float) -> FloatArray:
@@ -232,11 +233,11 @@ class Service:
 
     def ttft_quantile_s(self, ratio: float) -> FloatArray:
         """Seconds to the first token that ``ratio`` of the requests stay below; shape (n,)."""
-        ready = self.ttft_s - self._slot_wait_s
-        own = _gamma(ratio, ready, self._ttft_variance)
+        own = _gamma(ratio, self._ready_s, self._ttft_variance)
         full = np.clip(self.full_ratio, 1e-12, 1.0)
         waited = self._slot_wait_s / full * np.log(np.maximum(full / (1.0 - ratio), 1.0))
-        return np.maximum(own, np.where(waited > 0, ready + waited, 0.0))
+        late: FloatArray = np.maximum(own, np.where(waited > 0, self._ready_s + waited, 0.0))
+        return np.where(self.saturated, np.inf, late)
 
     def latency_quantile_s(self, ratio: float) -> FloatArray:
         """Seconds of a request that ``ratio`` of them stay below; shape (n,).
@@ -366,7 +367,8 @@ def steady_state(
     in_line = rate * served**2 * scatter / 2.0 / (1.0 - np.minimum(rate * served, 0.995))
     budget_wait = np.maximum(in_line - busy * (rho + 0.5) * met, 0.0)
     uneven = 0.5 * (1.0 + min(lengths.output_cv**2, 1.5))
-    slot_wait = np.where(stable, np.where(stable, chain.queue, 0.0) / rate * uneven, np.inf)
+    queue = np.where(np.isfinite(chain.queue), chain.queue, 0.0)
+    slot_wait = np.where(stable, queue / rate * uneven, np.inf)
     ready = first + budget_wait
     infinite = np.where(stable, 0.0, np.inf)
     tpot = np.where(stable, tpot, full_step + limit / output * full_prompt)
@@ -423,7 +425,8 @@ def steady_state(
         _tpot_least_s=steps.step_s(one),
         _tpot_variance=np.maximum(tpot_variance, 1e-14),
         _ttft_variance=ttft_variance,
-        _slot_wait_s=slot_wait,
+        _ready_s=ready,
+        _slot_wait_s=np.where(stable, slot_wait, 0.0),
         _output_tokens=output,
         _output_cv=lengths.output_cv,
     )
@@ -525,9 +528,7 @@ def loaded_idle_w(gpu: Gpu) -> float:
     return float(known) if known else LOADED_IDLE_RATIO * gpu.tdp_w
 
 
-def slots(
-    cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None
-) -> FloatArray:
+def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -> FloatArray:
     """Sequences that one replica of each case may run at once; 0 where its memory holds none.
 
     The batch limit, or what the memory holds at the mean context of running sequences.
@@ -577,4 +578,3 @@ def node_power_w(cases: Cases, power_w: FloatArray) -> FloatArray:
         0.0,
     )
     return total + idle * cases.of_gpu(lambda gpu: gpu.idle_power_w or 0.1 * gpu.tdp_w)
-

@@ -1,0 +1,361 @@
+"""Requests arriving at a simulated replica one by one: a discrete-event simulation.
+
+Continuous batching as vLLM schedules it: running sequences get their token first, prompts fill
+what the token budget of a step leaves, in chunks where they are longer; a request waits while all
+slots are taken or the cache has no room, and the one admitted last is preempted where the cache
+runs over. How long a step takes, and what it draws, is read off a table of
+`energylens.instrument.engines.simulated_gpu`. Nothing here knows a closed form, so that those can
+be checked against it; nothing that comes out of it is a measurement.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from energylens.cases import FloatArray, IntArray
+from energylens.instrument.engines.simulated_gpu import Passes
+from energylens.instrument.engines.simulation import STEP_TOKENS, _Server
+from energylens.records import Case
+
+BATCHES = 16  # points of a table along each axis
+CONTEXTS = 5
+PROMPTS = 10
+WATERMARK = 0.99  # of the cache, up to which requests are admitted
+LONGEST_PAIRED = 2048.0  # tokens that a prompt token attends to at most, in a table
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class StepTable:
+    """Seconds and joules of a step by sequences decoding, their context, and prompt tokens.
+
+    ``seconds`` and ``joules`` have the shape (batches, contexts, prompts); values between points
+    are read off straight lines. ``idle_w`` is what the replica draws with nothing to do.
+    """
+
+    batches: FloatArray
+    contexts: FloatArray
+    prompts: FloatArray
+    seconds: FloatArray
+    joules: FloatArray
+    idle_w: float
+
+    @classmethod
+    def of(cls, case: Case, longest: float, seed: int = 0) -> StepTable:
+        """Run the steps of one replica of a case, for contexts up to ``longest`` tokens.
+
+        Parameters
+        ----------
+        case : Case
+            Its batch size is the most sequences a step may have. No pipeline.
+        longest : float
+            The longest context.
+        seed : int
+            Of the replica's start.
+        """
+        server = _Server.of(case, seed, queue=True)
+        most = max(case.configuration.batch_size, 2.0)
+        batches = np.concatenate([[0.0], np.geomspace(1.0, most, BATCHES - 1)])
+        contexts = np.linspace(1.0, longest, CONTEXTS)
+        prompts = np.concatenate([[0.0], np.geomspace(16.0, STEP_TOKENS, PROMPTS - 1)])
+        n, c, p = (a.reshape(-1) for a in np.meshgrid(batches, contexts, prompts, indexing="ij"))
+        window = server._window
+        passes = Passes(
+            repeats=np.ones(len(n)),
+            tokens=np.maximum(n + p, 1.0),
+            answered=np.maximum(n, 1.0),
+            eager=(p > 0).astype(np.float64),
+            decoding=n,
+            cached=n * c,
+            cached_window=n * np.minimum(c, window),
+            pairs=p * np.minimum(p, LONGEST_PAIRED) / 2.0,
+            pairs_window=p * np.minimum(p, min(LONGEST_PAIRED, window)) / 2.0,
+        )
+        busy_s, busy_j = (part.sum(axis=0) for part in server.shard.run(passes))
+        wall_s = busy_s + server._host_s(busy_s, n, 0.0)
+        joules = server._outcome(wall_s, busy_s, busy_j).energy_j
+        shape = (len(batches), len(contexts), len(prompts))
+        return cls(
+            batches=batches,
+            contexts=contexts,
+            prompts=prompts,
+            seconds=wall_s.reshape(shape),
+            joules=joules.reshape(shape),
+            idle_w=case.configuration.tensor_parallel * server.board.waiting_w,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimulatedLoad:
+    """What became of the requests after a warm-up, and of the replica meanwhile.
+
+    Attributes
+    ----------
+    ttft_s, latency_s, output_tokens : ndarray, shape (n,)
+        Of each request, from its arrival.
+    duration_s, joules : float
+        From the first of these arrivals to the last.
+    arrivals : int
+    mean_batch_size, empty_ratio : float
+        Over that time.
+    preemptions : int
+    """
+
+    ttft_s: FloatArray
+    latency_s: FloatArray
+    output_tokens: FloatArray
+    duration_s: float
+    joules: float
+    arrivals: int
+    mean_batch_size: float
+    empty_ratio: float
+    preemptions: int
+
+    @property
+    def energy_per_request_j(self) -> float:
+        """Joules over requests, idle time included."""
+        return self.joules / self.arrivals
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean seconds per token after the first, over all tokens."""
+        tokens = float((self.output_tokens - 1.0).sum())
+        return float((self.latency_s - self.ttft_s).sum()) / tokens
+
+    def tpot_quantile_s(self, ratio: float) -> float:
+        """Seconds per token that a share of the requests stays below."""
+        several = self.output_tokens >= 2
+        decode = (self.latency_s - self.ttft_s)[several]
+        return float(np.quantile(decode / (self.output_tokens[several] - 1.0), ratio))
+
+
+def simulate_load(
+    table: StepTable,
+    arrivals_s: FloatArray,
+    input_tokens: IntArray,
+    output_tokens: IntArray,
+    *,
+    slots: int,
+    cache_tokens: float,
+    warm: int,
+    budget: float = STEP_TOKENS,
+) -> SimulatedLoad:
+    """Serve requests as they arrive.
+
+    Parameters
+    ----------
+    table : StepTable
+    arrivals_s : ndarray, shape (n,)
+        Ascending.
+    input_tokens, output_tokens : ndarray of int, shape (n,)
+    slots : int
+        Sequences that may run at once.
+    cache_tokens : float
+        Tokens that the cache holds.
+    warm : int
+        Requests at the start that are not looked at.
+    budget : float
+        Tokens of a step.
+    """
+    return _Replica(
+        table, arrivals_s, input_tokens, output_tokens, slots, cache_tokens, budget
+    ).run(warm)
+
+
+class _Replica:
+    def __init__(
+        self,
+        table: StepTable,
+        arrivals_s: FloatArray,
+        input_tokens: IntArray,
+        output_tokens: IntArray,
+        slots: int,
+        cache_tokens: float,
+        budget: float,
+    ) -> None:
+        self.look = _lookup(table)
+        self.idle_w = table.idle_w
+        self.arrivals = arrivals_s.tolist()
+        self.left = [int(x) for x in input_tokens]
+        self.outputs = [max(int(x), 1) for x in output_tokens]
+        self.slots, self.room, self.budget = slots, cache_tokens, budget
+        n = len(self.arrivals)
+        self.first, self.done = [0.0] * n, [0.0] * n
+        self.made, self.context = [0] * n, [0] * n
+        self.since = [0] * n  # step at which a sequence began to decode, less what it had made
+        self.turn = [0] * n  # grows with each admission, so that old entries of the heap lapse
+        self.waiting: deque[int] = deque()
+        self.prefilling: list[int] = []
+        self.running: dict[int, None] = {}  # decoding or prefilling, in order of admission
+        self.ends: list[tuple[int, int, int]] = []
+        self.decoding, self.context_sum, self.used = 0, 0, 0.0
+        self.step, self.preempted = 0, 0
+
+    def run(self, warm: int) -> SimulatedLoad:
+        n, arrivals = len(self.arrivals), self.arrivals
+        begin, end = arrivals[warm], arrivals[-1]
+        now, following, finished = 0.0, 0, 0
+        joules = area = idle_s = 0.0
+        while finished < n:
+            while following < n and arrivals[following] <= now:
+                self.waiting.append(following)
+                following += 1
+            if not self.running and not self.waiting:
+                gap = min(arrivals[following], end) - max(now, begin)
+                if gap > 0:
+                    joules += self.idle_w * gap
+                    idle_s += gap
+                now = arrivals[following]
+                continue
+            self._preempt()
+            chunks, tokens = self._prompts()
+            many = 1
+            context = self.context_sum / self.decoding if self.decoding else 0.0
+            seconds, energy = self.look(self.decoding, context, tokens)
+            if not chunks:
+                many = max(self._steps_ahead(), 1)
+                if following < n and len(self.running) < self.slots:
+                    many = max(min(many, int((arrivals[following] - now) / seconds) + 1), 1)
+                if many > 1:
+                    seconds, energy = self.look(self.decoding, context + (many - 1) / 2.0, 0.0)
+            span = seconds * many
+            inside = min(now + span, end) - max(now, begin)
+            if inside > 0:
+                joules += energy * many * inside / span
+                area += len(self.running) * inside
+            now += span
+            finished += self._after(chunks, many, now)
+        kept = slice(warm, n)
+        arrived = np.array(arrivals[kept])
+        return SimulatedLoad(
+            ttft_s=np.array(self.first[kept]) - arrived,
+            latency_s=np.array(self.done[kept]) - arrived,
+            output_tokens=np.array(self.outputs[kept], dtype=np.float64),
+            duration_s=end - begin,
+            joules=joules,
+            arrivals=n - 1 - warm,
+            mean_batch_size=area / (end - begin),
+            empty_ratio=idle_s / (end - begin),
+            preemptions=self.preempted,
+        )
+
+    def _steps_ahead(self) -> int:
+        """Steps until a sequence ends or the cache may run over."""
+        ends = self.ends
+        while ends and self.turn[ends[0][2]] != ends[0][1]:
+            heapq.heappop(ends)
+        ahead = ends[0][0] - self.step if ends else 1
+        return min(ahead, int((self.room - self.used) / max(self.decoding, 1)))
+
+    def _preempt(self) -> None:
+        """Take the cache away from those admitted last, while there is no room for a step."""
+        while self.used + self.decoding > self.room and len(self.running) > 1:
+            last, _ = self.running.popitem()
+            self.preempted += 1
+            self.turn[last] += 1
+            if last in self.prefilling:
+                self.prefilling.remove(last)
+                self.left[last] += self.context[last]
+            else:
+                held = self.context[last] + self.step - self.since[last]
+                self.made[last] += self.step - self.since[last]
+                self.decoding -= 1
+                self.context_sum -= held
+                self.left[last] = self.context[last] = held
+            self.used -= self.context[last]
+            self.context[last] = 0
+            self.waiting.appendleft(last)
+
+    def _prompts(self) -> tuple[list[tuple[int, int]], float]:
+        """Chunks of prompts in the next step, and their tokens."""
+        budget, chunks, total = self.budget - self.decoding, [], 0
+        for request in self.prefilling:
+            take = min(self.left[request], int(budget))
+            if take >= 1:
+                chunks.append((request, take))
+                budget -= take
+                total += take
+        while self.waiting and len(self.running) < self.slots and budget >= 1:
+            request = self.waiting[0]
+            take = min(self.left[request], int(budget))
+            needed = self.used + self.decoding + total + take
+            if self.running and needed > WATERMARK * self.room:
+                break
+            self.waiting.popleft()
+            self.running[request] = None
+            self.prefilling.append(request)
+            chunks.append((request, take))
+            budget -= take
+            total += take
+        return chunks, float(total)
+
+    def _after(self, chunks: list[tuple[int, int]], many: int, now: float) -> int:
+        """Count tokens of the steps just done; return how many requests they ended."""
+        self.step += many
+        self.used += self.decoding * many
+        self.context_sum += self.decoding * many
+        ended = 0
+        while self.ends and self.ends[0][0] <= self.step:
+            _, turn, request = heapq.heappop(self.ends)
+            if self.turn[request] != turn:
+                continue
+            held = self.context[request] + self.step - self.since[request]
+            self.decoding -= 1
+            self.context_sum -= held
+            self.used -= held
+            del self.running[request]
+            self.done[request] = now
+            ended += 1
+        for request, take in chunks:
+            self.left[request] -= take
+            self.context[request] += take
+            self.used += take
+            if self.left[request]:
+                continue
+            self.prefilling.remove(request)
+            if not self.made[request]:
+                self.first[request] = now
+            self.made[request] += 1
+            more = self.outputs[request] - self.made[request]
+            if more <= 0:
+                self.used -= self.context[request]
+                del self.running[request]
+                self.done[request] = now
+                ended += 1
+                continue
+            self.since[request] = self.step
+            self.decoding += 1
+            self.context_sum += self.context[request]
+            heapq.heappush(self.ends, (self.step + more, self.turn[request], request))
+        return ended
+
+
+def _lookup(table: StepTable) -> Callable[[float, float, float], tuple[float, float]]:
+    """Read a table off straight lines, in plain numbers: it is asked a million times."""
+    axes = [a.tolist() for a in (table.batches, table.contexts, table.prompts)]
+    seconds, joules = table.seconds.tolist(), table.joules.tolist()
+
+    def place(axis: list[float], value: float) -> tuple[int, float]:
+        low = min(max(bisect_right(axis, value) - 1, 0), len(axis) - 2)
+        return low, max((value - axis[low]) / (axis[low + 1] - axis[low]), 0.0)
+
+    def look(running: float, context: float, prompt: float) -> tuple[float, float]:
+        i, x = place(axes[0], running)
+        j, y = place(axes[1], context)
+        k, z = place(axes[2], prompt) if prompt else (0, 0.0)
+        total_s = total_j = 0.0
+        for a, u in ((i, 1.0 - x), (i + 1, x)):
+            for b, v in ((j, 1.0 - y), (j + 1, y)):
+                for c, w in ((k, 1.0 - z), (k + 1, z)):
+                    weight = u * v * w
+                    if weight:
+                        total_s += weight * seconds[a][b][c]
+                        total_j += weight * joules[a][b][c]
+        return total_s, total_j
+
+    return look

@@ -1,0 +1,1 @@
+"""Energy and latency under load: the closed form against a simulation in time."""

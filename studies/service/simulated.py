@@ -1,0 +1,252 @@
+"""The closed form of a replica under load against a discrete-event simulation.
+
+    python -m studies.service.simulated --settings 300 --seed 11 -o docs/service.json
+
+Both know the same step times and joules, those of the simulated GPU; the closed form knows of the
+requests only the means and the coefficients of variation. So this says nothing of GPUs: it says
+what the closed form makes of a queue.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from energylens import catalog
+from energylens.cases import FloatArray, IntArray
+from energylens.instrument.engines.load import SimulatedLoad, StepTable, simulate_load
+from energylens.records import Case, Configuration, Workload
+from energylens.service import Lengths, Service, steady_state
+
+LLMS = (
+    "meta-llama/Llama-3.1-8B-Instruct",
+    "meta-llama/Llama-3.1-70B-Instruct",
+    "Qwen/Qwen3-32B",
+    "Qwen/Qwen3-30B-A3B",
+    "Qwen/Qwen2.5-1.5B-Instruct",
+    "Qwen/Qwen3-14B",
+)
+SLOTS = (16, 32, 64, 128, 256, 512)
+LOADS = (0.05, 0.95)
+BANDS = ((0.05, 0.3), (0.3, 0.6), (0.6, 0.8), (0.8, 0.95))
+LONGEST_PROMPT, LONGEST_OUTPUT = 30_000, 8_000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mix:
+    """A kind of requests."""
+
+    name: str
+    draw: Callable[[np.random.Generator, int], tuple[FloatArray, FloatArray]]
+
+
+def _lognormal(rng: np.random.Generator, n: int, mean: float, cv: float) -> FloatArray:
+    sigma = np.sqrt(np.log1p(cv**2))
+    return np.asarray(mean * np.exp(sigma * rng.standard_normal(n) - sigma**2 / 2))
+
+
+def draw_lengths(kind: str, rng: np.random.Generator, n: int) -> tuple[IntArray, IntArray]:
+    """Draw lengths of a kind; the means of all but the two services are drawn too."""
+    prompt = float(np.exp(rng.uniform(np.log(100), np.log(3000))))
+    output = float(np.exp(rng.uniform(np.log(60), np.log(800))))
+    if kind == "fixed":
+        prompts, outputs = np.full(n, prompt), np.full(n, output)
+    elif kind == "exponential":
+        prompts, outputs = rng.exponential(prompt, n), rng.exponential(output, n)
+    elif kind == "lognormal":
+        prompts, outputs = _lognormal(rng, n, prompt, 1.5), _lognormal(rng, n, output, 1.0)
+    elif kind == "conversation":  # means and spreads of the conversation trace of Azure, 2023
+        prompts, outputs = _lognormal(rng, n, 1155, 0.96), _lognormal(rng, n, 211, 0.77)
+    else:  # code: long prompts, short outputs of very different length
+        prompts, outputs = _lognormal(rng, n, 2048, 0.93), _lognormal(rng, n, 28, 1.9)
+    return (
+        np.clip(np.rint(prompts), 1, LONGEST_PROMPT).astype(np.intp),
+        np.clip(np.rint(outputs), 1, LONGEST_OUTPUT).astype(np.intp),
+    )
+
+
+KINDS = ("conversation", "code", "fixed", "exponential", "lognormal")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TableSteps:
+    """What the closed form sees of a table: steps at one context, one replica."""
+
+    table: StepTable
+    context: float
+
+    @property
+    def idle_w(self) -> FloatArray:
+        """Watts with nothing to do."""
+        return np.array([self.table.idle_w])
+
+    def _read(self, values: FloatArray, running: FloatArray, tokens: FloatArray) -> FloatArray:
+        t = self.table
+
+        def place(axis: FloatArray, x: FloatArray) -> tuple[IntArray, FloatArray]:
+            low = np.clip(np.searchsorted(axis, x, side="right") - 1, 0, len(axis) - 2)
+            return low, np.maximum((x - axis[low]) / (axis[low + 1] - axis[low]), 0.0)
+
+        i, u = place(t.batches, running)
+        j, v = place(t.contexts, np.full_like(running, self.context))
+        k, w = place(t.prompts, tokens)
+        total = np.zeros_like(running)
+        for a, x in ((i, 1 - u), (i + 1, u)):
+            for b, y in ((j, 1 - v), (j + 1, v)):
+                for c, z in ((k, 1 - w), (k + 1, w)):
+                    total += x * y * z * values[a, b, c]
+        return total
+
+    def step_s(self, running: FloatArray) -> FloatArray:
+        """Seconds of a step."""
+        return self._read(self.table.seconds, running, np.zeros_like(running))
+
+    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        """Seconds that prompt tokens add."""
+        return self._read(self.table.seconds, running, tokens) - self.step_s(running)
+
+    def step_j(self, running: FloatArray) -> FloatArray:
+        """Joules of a step."""
+        return self._read(self.table.joules, running, np.zeros_like(running))
+
+    def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        """Joules that prompt tokens add."""
+        return self._read(self.table.joules, running, tokens) - self.step_j(running)
+
+
+def setting(rng: np.random.Generator) -> dict[str, Any] | None:
+    """Draw one replica, its requests and its load, and solve it both ways."""
+    llm = catalog.llm(str(rng.choice(LLMS)))
+    gpu = catalog.gpu(str(rng.choice(("H100-SXM-80GB", "A100-SXM-80GB"))))
+    precision = "fp8" if gpu.id.startswith("H100") and rng.random() < 0.5 else "bf16"
+    tensor = int(rng.choice((1, 2, 4, 8)))
+    slots = int(rng.choice(SLOTS))
+    kind = str(rng.choice(KINDS))
+    load = float(rng.uniform(*LOADS))
+    prompts, outputs = draw_lengths(kind, rng, 20_000)
+    mean_p, mean_l = float(prompts.mean()), float(outputs.mean())
+    lengths = Lengths(
+        input_tokens=mean_p,
+        output_tokens=mean_l,
+        input_cv=float(prompts.std() / mean_p),
+        output_cv=float(outputs.std() / mean_l),
+    )
+    case = Case(
+        llm=llm,
+        gpu=gpu,
+        precision=catalog.precision(precision),
+        workload=Workload(input_tokens=1000.0, output_tokens=1.0),
+        configuration=Configuration(tensor_parallel=tensor, batch_size=slots),
+    )
+    from energylens.capacity import layout_problem, memory
+
+    if layout_problem(llm, tensor_parallel=tensor):
+        return None
+    cache_tokens = memory(case).largest_batch * 1001.0
+    if cache_tokens < 2.5 * float(prompts.max() + outputs.max()):
+        return None
+    weighted = float((prompts * outputs).mean()) / mean_l
+    context = weighted + mean_l * (1 + lengths.output_cv**2) / 2.0
+    held = min(float(slots), cache_tokens / context)
+    table = StepTable.of(case, longest=float(prompts.max() + outputs.max()))
+    steps = TableSteps(table=table, context=context)
+
+    def closed(rate: float) -> Service:
+        return steady_state(
+            steps, rate_per_s=np.array([rate]), lengths=lengths, slots=np.array([held]),
+            joules=steps,
+        )  # fmt: skip
+
+    most = float(closed(1e-3).saturation_rate_per_s[0])
+    rate = load * most
+    formula = closed(rate)
+    n = int(np.clip(4000 + 20 * float(formula.mean_batch_size[0]), 4000, 12_000))
+    pick = rng.integers(0, len(prompts), n)
+    arrivals = np.cumsum(rng.exponential(1.0 / rate, n))
+    truth = simulate_load(
+        table, arrivals, prompts[pick], outputs[pick], slots=slots, cache_tokens=cache_tokens,
+        warm=n // 5,
+    )  # fmt: skip
+    return {
+        "llm": llm.id, "gpu": gpu.id, "precision": precision, "tensor_parallel": tensor,
+        "slots": slots, "kind": kind, "load": load, "rate_per_s": rate,
+        **compared(truth, formula),
+    }  # fmt: skip
+
+
+def compared(truth: SimulatedLoad, formula: Service) -> dict[str, list[float]]:
+    """Simulated and closed-form values of one setting."""
+    pairs = {
+        "energy_per_request_j": (truth.energy_per_request_j, formula.energy_per_request_j),
+        "mean_batch_size": (truth.mean_batch_size, formula.mean_batch_size),
+        "tpot_s": (truth.tpot_s, formula.tpot_s),
+        "tpot_p90_s": (truth.tpot_quantile_s(0.9), formula.tpot_quantile_s(0.9)),
+        "ttft_s": (float(truth.ttft_s.mean()), formula.ttft_s),
+        "ttft_p99_s": (float(np.quantile(truth.ttft_s, 0.99)), formula.ttft_quantile_s(0.99)),
+        "request_latency_s": (float(truth.latency_s.mean()), formula.request_latency_s),
+    }
+    return {name: [float(a), float(b[0])] for name, (a, b) in pairs.items()}
+
+
+MEASURES = (
+    "energy_per_request_j", "mean_batch_size", "tpot_s", "tpot_p90_s", "ttft_s", "ttft_p99_s",
+    "request_latency_s",
+)  # fmt: skip
+
+
+def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean and median relative errors of all settings, and by band of load."""
+
+    def errors(some: list[dict[str, Any]]) -> dict[str, Any]:
+        out: dict[str, Any] = {"settings": len(some)}
+        for name in MEASURES:
+            ratios = np.array([row[name][1] / row[name][0] - 1.0 for row in some])
+            out[name] = {
+                "mean_error_ratio": round(float(np.abs(ratios).mean()), 4),
+                "median_error_ratio": round(float(np.median(np.abs(ratios))), 4),
+                "bias_ratio": round(float(np.median(ratios)), 4),
+            }
+        return out
+
+    bands = {
+        f"{low:g}-{high:g}": errors([r for r in rows if low <= r["load"] < high])
+        for low, high in BANDS
+        if any(low <= r["load"] < high for r in rows)
+    }
+    return {"all": errors(rows), "by_load": bands}
+
+
+def study(settings: int, seed: int) -> dict[str, Any]:
+    """Run a number of settings."""
+    rows: list[dict[str, Any]] = []
+    draw = 0
+    while len(rows) < settings:
+        row = setting(np.random.default_rng([seed, draw]))
+        draw += 1
+        if row is not None:
+            rows.append(row)
+    return {"settings": settings, "seed": seed, **summarise(rows)}
+
+
+def main() -> None:
+    """Run the study and write what came out."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--settings", type=int, default=300)
+    parser.add_argument("--seed", type=int, default=11)
+    parser.add_argument("-o", "--output", type=Path)
+    arguments = parser.parse_args()
+    text = json.dumps(study(arguments.settings, arguments.seed), indent=1)
+    if arguments.output:
+        arguments.output.write_text(text + "\n", encoding="utf-8")
+    else:
+        print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""A replica under load: limits known in closed form, a simulation in time, and measured runs."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from studies.service.simulated import study
+
+from energylens import catalog
+from energylens.cases import Cases, FloatArray
+from energylens.errors import InputError
+from energylens.fitting import fit, from_datasheet
+from energylens.importers import mlenergy_v3
+from energylens.latency import from_datasheet as time_from_datasheet
+from energylens.latency_fitting import fit_latency
+from energylens.records import Case, Configuration, Engine, Gpu, Workload
+from energylens.service import JouleSteps, Lengths, Service, slots, steady_state
+
+LENGTHS = Lengths(input_tokens=500, output_tokens=300)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Line:
+    """Steps of alpha + beta n seconds, prompts of a fixed time, and as simple joules."""
+
+    alpha: FloatArray
+    beta: FloatArray
+    prompt: float = 0.0
+    idle_w: FloatArray
+
+    def step_s(self, running: FloatArray) -> FloatArray:
+        return self.alpha + self.beta * running
+
+    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        return self.prompt * tokens / LENGTHS.input_tokens + 0 * running
+
+    def step_j(self, running: FloatArray) -> FloatArray:
+        return 300.0 * self.alpha + 500.0 * self.beta * running
+
+    def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        return 600.0 * self.prompts_s(tokens, running)
+
+
+def line(n: int = 1, alpha: float = 0.01, beta: float = 1e-4, prompt: float = 0.0) -> Line:
+    one = np.ones(n)
+    return Line(alpha=alpha * one, beta=beta * one, prompt=prompt, idle_w=100.0 * one)
+
+
+def serve(steps: Line, rate: float | FloatArray, limit: float = 256.0) -> Service:
+    return steady_state(
+        steps,
+        rate_per_s=rate,
+        lengths=LENGTHS,
+        slots=np.full(len(steps.alpha), limit),
+        joules=steps,
+    )
+
+
+def test_a_rare_request_runs_alone() -> None:
+    state = serve(line(), 1e-5)
+    alone = 0.01 + 1e-4
+    assert state.tpot_s[0] == pytest.approx(alone, rel=0.01)
+    assert state.request_latency_s[0] == pytest.approx(300 * alone, rel=0.01)
+    # Idle nearly all the time.
+    assert state.power_w[0] == pytest.approx(100.0, rel=0.01)
+    assert state.energy_per_request_j[0] == pytest.approx(100.0 / 1e-5, rel=0.01)
+
+
+def test_batch_is_what_little_says() -> None:
+    """Steps as alpha + beta n with no prompts: N = lambda L tau(N), solved."""
+    rate = 3.0
+    offered = rate * 300
+    state = serve(line(), rate)
+    assert state.mean_batch_size[0] == pytest.approx(
+        offered * 0.01 / (1 - offered * 1e-4), rel=0.05
+    )
+
+
+def test_power_is_affine_in_the_rate_once_the_engine_is_never_empty() -> None:
+    rates = np.array([5.0, 10.0, 15.0])
+    power = serve(line(3), rates).power_w
+    assert power[2] - power[1] == pytest.approx(power[1] - power[0], rel=0.02)
+
+
+def test_saturates_where_a_full_batch_does() -> None:
+    steps = line(2, prompt=0.02)
+    state = serve(steps, np.array([1.0, 1e4]), limit=64)
+    most = 64 / (300 * (0.01 + 64e-4) + 64 * 0.02)
+    np.testing.assert_allclose(state.saturation_rate_per_s, most)
+    assert not state.saturated[0]
+    assert state.saturated[1]
+    assert np.isinf(state.ttft_s[1])
+    assert state.power_w[1] == pytest.approx(state.energy_per_request_j[1] * most)
+    assert np.isinf(state.ttft_quantile_s(0.9)[1])
+    assert np.isfinite(state.tpot_s[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.floats(1e-3, 0.05),
+    st.floats(1e-7, 1e-3),
+    st.floats(0.0, 0.2),
+    st.floats(0.02, 0.9),
+    st.sampled_from([2.0, 16.0, 128.0, 1024.0]),
+)
+def test_more_load_is_a_larger_batch_and_later_tokens(
+    alpha: float, beta: float, prompt: float, load: float, limit: float
+) -> None:
+    steps = line(2, alpha, beta, prompt)
+    most = serve(steps, 1e-6, limit).saturation_rate_per_s[0]
+    state = serve(steps, most * load * np.array([0.8, 1.0]), limit)
+    assert state.mean_batch_size[1] > state.mean_batch_size[0] > 0
+    assert (state.mean_batch_size <= limit).all()
+    assert state.tpot_s[1] >= state.tpot_s[0] * 0.98
+    assert state.power_w[1] >= state.power_w[0] * 0.98
+    assert (state.tpot_quantile_s(0.99) >= state.tpot_quantile_s(0.5)).all()
+    assert (state.ttft_quantile_s(0.99) >= state.ttft_quantile_s(0.5)).all()
+    assert (state.latency_quantile_s(0.99) >= state.latency_quantile_s(0.5)).all()
+    assert ((state.empty_ratio >= 0) & (state.empty_ratio <= 1)).all()
+
+
+def test_refuses_what_is_no_load() -> None:
+    with pytest.raises(InputError, match="rate_per_s"):
+        serve(line(), 0.0)
+    with pytest.raises(InputError, match="slots"):
+        serve(line(), 1.0, limit=0.0)
+    with pytest.raises(InputError, match="output_tokens"):
+        Lengths(input_tokens=1, output_tokens=0)
+    with pytest.raises(InputError, match="percentile"):
+        serve(line(), 1.0).tpot_quantile_s(1.0)
+
+
+def test_agrees_with_a_simulation_in_time() -> None:
+    """Thirty settings; the bounds of the study with 300 (docs/service.md), and its scatter."""
+    errors = study(30, seed=3)["all"]
+    for name, most in (
+        ("energy_per_request_j", 0.025),
+        ("mean_batch_size", 0.06),
+        ("tpot_s", 0.06),
+        ("ttft_s", 0.15),
+    ):
+        assert errors[name]["mean_error_ratio"] <= most, name
+
+
+# ------------------------------------------------------------------------- from the laws
+
+
+def deployed(llm: str = "Qwen/Qwen3-32B", gpu: str = "H100", **knobs: float) -> Cases:
+    return Cases.of(
+        [
+            Case(
+                llm=catalog.llm(llm),
+                gpu=catalog.gpu(gpu),
+                precision=catalog.precision("bf16"),
+                workload=Workload(input_tokens=500, output_tokens=300),
+                configuration=Configuration(**knobs),  # type: ignore[arg-type]
+                engine=Engine(name="vllm", version="0.11.1"),
+            )
+        ]
+    )
+
+
+def test_joules_near_saturation_are_those_of_a_full_batch() -> None:
+    cases = deployed(tensor_parallel=2, batch_size=64)
+    even = Lengths(input_tokens=500, output_tokens=300, input_cv=0, output_cv=0)
+    steps = time_from_datasheet().steps(cases)
+    model = from_datasheet()
+    joules = JouleSteps.of(model, cases, even)
+    held = slots(cases, even)
+    most = steady_state(steps, rate_per_s=1e-6, lengths=even, slots=held).saturation_rate_per_s
+    state = steady_state(steps, rate_per_s=0.98 * most, lengths=even, slots=held, joules=joules)
+    full = model.predict_energy_j(cases.replace(mean_batch_size=64.0))
+    assert state.energy_per_request_j[0] == pytest.approx(full[0], rel=0.1)
+
+
+def test_slots_are_the_limit_or_what_the_memory_holds() -> None:
+    few, many = (
+        deployed(tensor_parallel=2, batch_size=4),
+        deployed(tensor_parallel=2, batch_size=1e5),
+    )
+    none = deployed("meta-llama/Llama-3.1-405B-Instruct", batch_size=8)
+    assert slots(few, LENGTHS)[0] == 4
+    assert 10 < slots(many, LENGTHS)[0] < 1e5
+    assert slots(none, LENGTHS)[0] == 0
+    longer = Lengths(input_tokens=500, output_tokens=300, output_cv=2.0)
+    assert slots(many, longer)[0] < slots(many, LENGTHS)[0]
+
+
+def _under_load(public_data: Callable[[str], Path]) -> list[dict[str, str]]:
+    with (public_data("powertrace") / "runs_under_load.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_measured_runs_under_load_follow_from_full_batches(
+    public_data: Callable[[str], Path],
+) -> None:
+    """Coefficients from full-batch rows of an H100 alone; idle watts as the runs had them."""
+    folder = public_data("mlenergy-v3")
+    rows = mlenergy_v3.read(folder, assume_input_tokens={}, assume_vision_tokens={}).dataset
+    energy_model, time_model = fit(rows), fit_latency(rows)
+    errors: dict[str, list[float]] = {"H100": [], "A100": []}
+    times: list[float] = []
+    for row in _under_load(public_data):
+        lengths = Lengths(
+            input_tokens=float(row["input_tokens"]),
+            output_tokens=float(row["output_tokens"]),
+            output_cv=0.9,
+        )
+        cases = deployed(
+            row["llm"], row["gpu"], tensor_parallel=int(row["tensor_parallel"]), batch_size=256
+        )
+        idle_w = float(row["loaded_idle_w_per_gpu"])
+
+        def measured_idle(_: Gpu, watts: float = idle_w) -> float:
+            return watts
+
+        state = steady_state(
+            time_model.steps(cases, lengths.output_cv),
+            rate_per_s=float(row["achieved_rate_per_s"]),
+            lengths=lengths,
+            slots=slots(cases, lengths),
+            joules=JouleSteps.of(energy_model, cases, lengths, measured_idle),
+        )
+        ratio = state.energy_per_request_j[0] / float(row["energy_per_request_j"])
+        errors[row["gpu"][:4]].append(abs(ratio - 1))
+        if row["gpu"].startswith("H100") and row["tpot_s"]:
+            times.append(abs(state.tpot_s[0] / float(row["tpot_s"]) - 1))
+    assert np.mean(errors["H100"]) <= 0.08
+    assert np.mean(errors["A100"]) <= 0.12
+    assert np.mean(times) <= 0.08
