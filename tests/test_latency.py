@@ -161,6 +161,7 @@ def timed(rows: list[Case], theta: FloatArray, noise: float = 0.0) -> Dataset:
     parts: dict[str, Any] = {
         name: np.full(n, "", dtype=object) if kind == "StrArray" else np.full(n, np.nan)
         for name, kind in kinds.items()
+        if kind in ("StrArray", "FloatArray")
     }
     parts |= {
         "energy_per_request_j": np.ones(n),
