@@ -55,6 +55,8 @@ with_transformers = pytest.mark.skipif(
 )
 pytestmark = [
     pytest.mark.slow,
+    # an engine that crashes is one failed test, with its reason
+    pytest.mark.own_process,
     # what the engines themselves warn of is not ours to mend
     pytest.mark.filterwarnings("default"),
 ]

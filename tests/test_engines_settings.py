@@ -17,7 +17,8 @@ import pytest
 from energylens import catalog
 from energylens.errors import MissingExtraError, UnknownNameError
 from energylens.instrument.engine import EngineError, Layout, Phase, Reason
-from energylens.instrument.engines import ENGINES, open_engine
+from energylens.instrument.engines import ENGINES, amx, open_engine, vllm, vllm_worker
+from energylens.instrument.engines.amx import Amx
 from energylens.instrument.engines.options import Options
 from energylens.instrument.engines.quantization import (
     check_loaded,
@@ -307,3 +308,78 @@ def test_vllm_refuses_what_it_cannot_do_before_it_loads_anything(
     with pytest.raises(EngineError, match=message) as refused:
         VllmEngine().start(replace(layout(), **settings))
     assert refused.value.reason is Reason.UNSUPPORTED
+
+
+# ------------------------------------------------------------------- what a processor really has
+
+
+def test_a_matrix_unit_is_tried_in_a_child_that_may_die_of_it() -> None:
+    assert amx._tried("import os, signal; os.kill(os.getpid(), signal.SIGILL)") is Amx.REFUSED
+    assert amx._tried("raise SystemExit(3)") is Amx.ABSENT
+    assert amx._tried("") is Amx.WORKS
+    assert amx.amx() in set(Amx)  # this process lives on, whatever this machine has
+
+
+@pytest.mark.parametrize(
+    ("state", "options", "block_size"),
+    [
+        (Amx.REFUSED, {}, 16),
+        (Amx.REFUSED, {"arguments": '{"block_size": 64}'}, 64),
+        (Amx.WORKS, {}, None),
+        (Amx.ABSENT, {}, None),
+    ],
+)
+def test_the_block_size_keeps_vllm_from_a_kernel_that_would_end_it(
+    monkeypatch: pytest.MonkeyPatch, state: Amx, options: dict[str, str], block_size: int | None
+) -> None:
+    monkeypatch.setattr(vllm, "amx", lambda: state)
+    monkeypatch.setattr(vllm, "_runs_on_cpu", lambda: True)
+    engine = VllmEngine()
+    asked = layout(**options)
+    read = Options("vllm", asked.options, vllm.OPTIONS)
+    arguments = engine._arguments(asked, read, "folder", "offline")
+    assert arguments.get("block_size") == block_size
+    told = vllm._environment(asked, read)
+    assert (amx.NO_AMX_VARIABLE in told) == (state is Amx.REFUSED)
+    facts = vllm._processor_facts(asked)
+    assert facts["amx"] == str(state)
+    assert ("block_size_reason" in facts) == (block_size == 16)
+
+
+class Tensor:
+    def __init__(self, elements: int, dtype: str = "torch.bfloat16", size: int = 2) -> None:
+        self._elements, self.dtype, self._size = elements, dtype, size
+
+    def numel(self) -> int:
+        return self._elements
+
+    def element_size(self) -> int:
+        return self._size
+
+
+class Layer:
+    def __init__(self, method: str, **parameters: Tensor) -> None:
+        self.weights = parameters
+        self.quant_method = type(method, (), {})()
+
+    def parameters(self, **_: bool) -> list[Tensor]:
+        return list(self.weights.values())
+
+    def named_buffers(self, **_: bool) -> list[tuple[str, Tensor]]:
+        return [("rotary.cos_sin_cache", Tensor(9))]
+
+
+def test_weights_are_counted_before_a_kernel_packs_them_out_of_sight() -> None:
+    plain = Layer("UnquantizedLinearMethod", weight=Tensor(1000))
+    narrow = Layer("Fp8LinearMethod", weight=Tensor(1000))
+    tied = Layer("UnquantizedEmbeddingMethod", weight=plain.weights["weight"])
+    model = SimpleNamespace(
+        named_modules=lambda: [("plain", plain), ("narrow", narrow), ("tied", tied)]
+    )
+    vllm_worker.note_loaded(model)
+    assert vllm_worker.weights_of(model)["bytes"] == {"bfloat16": 4000}
+    plain.weights["weight"] = tied.weights["weight"] = Tensor(0)  # packed
+    narrow.weights = {"weight": Tensor(1000, "torch.float8_e4m3fn", 1)}  # made narrow
+    found = vllm_worker.weights_of(model)
+    assert found["bytes"] == {"bfloat16": 2000, "float8_e4m3fn": 1000}
+    assert "Fp8LinearMethod" in found["quantization_methods"]

@@ -40,6 +40,7 @@ from energylens.instrument.engine import (
     Repetition,
     RequestTiming,
 )
+from energylens.instrument.engines.amx import NO_AMX_VARIABLE, Amx, amx
 from energylens.instrument.engines.folders import (
     layout_config,
     layout_llm,
@@ -92,6 +93,8 @@ _OFFLINE = Capabilities(
     phases=_PHASES, splits_requests=True, steady=True, modalities=frozenset(Modality)
 )
 PROGRESS_STEPS_S = 0.1
+#: vLLM's CPU attention takes its AMX kernel where the block size is a multiple of 32.
+BLOCK_SIZE_WITHOUT_AMX = 16
 
 
 @dataclass(kw_only=True)
@@ -142,7 +145,9 @@ class VllmEngine:
     start_limit_s, timeout_s
         Limits of a server's start (900) and of one request to it (600).
     arguments
-        Further engine arguments in JSON, as in ``{"block_size": 32}``.
+        Further engine arguments in JSON, as in ``{"block_size": 32}``. On a CPU that advertises
+        AMX and does not grant it the block size is 16 by default, which keeps vLLM from the
+        kernel that would end it.
     """
 
     def __init__(self) -> None:
@@ -224,6 +229,7 @@ class VllmEngine:
             "engine_arguments": json.dumps(
                 {k: v for k, v in arguments.items() if k != "model"}, default=str
             ),
+            **_processor_facts(layout),
             **described,
             **loaded,
         }
@@ -308,6 +314,8 @@ class VllmEngine:
             arguments["data_parallel_size"] = layout.data_parallel
         if not cpu:
             arguments["gpu_memory_utilization"] = options.number("gpu_memory_utilization", 0.9)
+        elif amx() is Amx.REFUSED:
+            arguments["block_size"] = BLOCK_SIZE_WITHOUT_AMX
         if (dtype := options.text("kv_cache_dtype", "auto")) != "auto":
             arguments["kv_cache_dtype"] = dtype
         if vision:
@@ -746,6 +754,8 @@ def _environment(layout: Layout, options: Options) -> dict[str, str]:
         "VLLM_LOGGING_LEVEL": "ERROR",
     }
     if _runs_on_cpu():
+        if amx() is Amx.REFUSED:
+            wanted[NO_AMX_VARIABLE] = "1"
         wanted["VLLM_CPU_KVCACHE_SPACE"] = f"{options.number('cpu_cache_gib', 1.0):g}"
         if ranks > 1:
             # One list of cores for each rank; vLLM's own choice fails on a single NUMA node.
@@ -754,6 +764,19 @@ def _environment(layout: Layout, options: Options) -> dict[str, str]:
     # Without this the core runs in a process of its own and cannot be stepped.
     kept = {name: os.environ.get(name, value) for name, value in wanted.items()}
     return kept | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
+
+
+def _processor_facts(layout: Layout) -> dict[str, str]:
+    """Say which of vLLM's CPU kernels could be taken, and why not others."""
+    if not _runs_on_cpu():
+        return {}
+    facts = {"amx": str(amx())}
+    if amx() is Amx.REFUSED and "block_size" not in layout.options.get("arguments", ""):
+        facts["block_size_reason"] = (
+            f"{BLOCK_SIZE_WITHOUT_AMX}: the processor advertises AMX and ends a process that uses "
+            "it, so vLLM is kept from its AMX kernels"
+        )
+    return facts
 
 
 def default_executor(ranks: int) -> str:
