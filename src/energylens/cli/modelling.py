@@ -90,7 +90,11 @@ def add_verbs(verbs: Any) -> None:
             "--tensor-parallel 2 --batch-size 64 --input-tokens 500 --output-tokens 300",
         ),
     )
-    parser.add_argument("model", metavar="MODEL", help="a model.json, or the word datasheet")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model.json, a tidy table (fitted as fit does), or the word datasheet",
+    )
     add_case(parser)
     add_json(parser)
 
@@ -107,7 +111,11 @@ def add_verbs(verbs: Any) -> None:
             "--choose parallelism,batch_size --input-tokens 500 --output-tokens 300",
         ),
     )
-    parser.add_argument("model", metavar="MODEL", help="a model.json, or the word datasheet")
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        help="a model.json, a tidy table (fitted as fit does), or the word datasheet",
+    )
     add_case(parser)
     parser.add_argument(
         "--choose",
@@ -397,10 +405,16 @@ def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
     )
 
 
-def _model(path: str) -> EnergyModel:
-    """Read a model, or make the one that stands before the first measurement."""
-    from energylens import fitting, modelfile
+#: How the names of tidy tables end.
+_TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq", ".csv.gz", ".jsonl.gz")
 
+
+def _model(path: str) -> EnergyModel:
+    """Read a model, fit the rows of a table, or take what stands before the first measurement."""
+    from energylens import fitting, modelfile, table
+
+    if path.lower().endswith(_TABLES):
+        return fitting.fit(table.read(path), fitting.FitOptions())
     return fitting.from_datasheet() if path.lower() == "datasheet" else modelfile.load(path)
 
 

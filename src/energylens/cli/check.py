@@ -1,0 +1,96 @@
+"""The verb check: a tidy table, row by row."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from energylens.cli.console import Subparsers, add_json, print_json, print_paragraph
+from energylens.errors import TableError
+
+if TYPE_CHECKING:
+    from energylens.files import RawTable
+
+LISTED = 20
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verb of this module."""
+    subparsers = Subparsers(verbs)
+    parser = subparsers.add(
+        "check",
+        "check a tidy table row by row",
+        _check,
+        ("energylens check runs.csv", "energylens check runs.jsonl --json"),
+    )
+    parser.add_argument("table", metavar="FILE", help="CSV, JSON Lines or Parquet; - for stdin")
+    add_json(parser)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from energylens import files, table
+
+    raw = files.read_table(arguments.table)
+    problems = table.problems(raw)
+    if arguments.json:
+        document: dict[str, Any] = {
+            "valid": not problems,
+            "problems": [
+                {"line": p.line, "column": p.column, "reason": p.reason} for p in problems
+            ],
+        }
+        if not problems:
+            dataset = table.dataset_from_table(raw)
+            document |= {"rows": len(dataset), "sources": dataset.source_counts()}
+        print_json(document)
+        if problems:
+            raise TableError(f"{len(problems)} problems, listed above")
+        return
+    if problems:
+        for p in problems[:LISTED]:
+            print_paragraph(f"line {p.line}, {p.column or 'the row'}: {p.reason}", hanging="  ")
+        more = len(problems) - LISTED
+        raise TableError(
+            f"{arguments.table} has {len(problems)} problem{'s' * (len(problems) > 1)}"
+            + (f", the first {LISTED} listed above" if more > 0 else ", listed above")
+            + ". Nothing was changed; mend the rows and check again."
+            + _if_foreign(arguments.table, raw)
+        )
+    dataset = table.dataset_from_table(raw)
+    print(f"{arguments.table}: {len(dataset)} row{'s, all' if len(dataset) != 1 else ','} valid.")
+    for what, values in (
+        ("LLMs", [m.id for m in dataset.cases.llms]),
+        ("GPUs", [g.id for g in dataset.cases.gpus]),
+        ("precisions", [p.id for p in dataset.cases.precisions]),
+    ):
+        print_paragraph(f"{what} ({len(values)}): {', '.join(sorted(values))}", "  ")
+    sources = ", ".join(f"{n} {name}" for name, n in dataset.source_counts().items())
+    print_paragraph(f"source of the joules: {sources}", "  ")
+    split = int((~_isnan(dataset.prefill_energy_per_request_j)).sum())
+    print_paragraph(f"rows with prefill and decode apart: {split}", "  ")
+    assumed = int((dataset.assumed != "").sum())
+    if assumed:
+        print_paragraph(f"rows that rest on an assumed length: {assumed}", "  ")
+    if not dataset.carries_accuracy_claim.all():
+        print_paragraph(
+            "Some rows are neither measured nor published: no accuracy claim may rest on them.",
+            "  ",
+        )
+
+
+def _if_foreign(path: str, raw: RawTable) -> str:
+    """Say how to read a table whose columns have names of their own, if this may be one."""
+    from energylens.importers.table import import_command
+
+    if "energy_per_request_j" in raw.columns or path == "-":
+        return ""
+    return (
+        " If its columns are called otherwise, write a FILE.toml that says which is which "
+        f"(docs/data-format.md) and run: {import_command(path)}"
+    )
+
+
+def _isnan(values: Any) -> Any:
+    import numpy as np
+
+    return np.isnan(values)

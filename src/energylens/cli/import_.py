@@ -1,0 +1,172 @@
+"""The verb import: measurements of others into a tidy table."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import TYPE_CHECKING, Any
+
+from energylens.cli import import_auto
+from energylens.cli.console import (
+    Subparsers,
+    add_json,
+    assignments,
+    print_json,
+)
+
+if TYPE_CHECKING:
+    from energylens.importers import Imported
+
+SOURCES = ("mlenergy-v3", "mlenergy-v2", "argonne", "energy-code-eval", "table", "auto")
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verb of this module."""
+    subparsers = Subparsers(verbs)
+    parser = subparsers.add(
+        "import",
+        "read the result files of others into a tidy table",
+        _import,
+        (
+            "energylens import mlenergy-v3 leaderboard/models -o runs.csv",
+            "energylens import argonne power.csv -o argonne.csv",
+            "energylens import mlenergy-v3 data --assume-input-tokens gpqa=300 -o runs.csv",
+            "energylens import table mine.csv --mapping mapping.toml -o runs.csv",
+            "energylens import table runs.jsonl -o runs.csv",
+            "energylens import auto bench.json --power smi.csv --llm Qwen/Qwen3-8B --gpu H100 "
+            "--gpus 1 --engine-version 0.11.1 -o runs.csv",
+        ),
+    )
+    parser.add_argument(
+        "source", type=_source, metavar="SOURCE", help=f"whose files they are: {', '.join(SOURCES)}"
+    )
+    parser.add_argument("path", nargs="*", metavar="PATH", help="the folder or file")
+    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="- for stdout")
+    parser.add_argument(
+        "--mapping",
+        metavar="FILE.toml",
+        help="which column of a foreign table is which (docs/data-format.md)",
+    )
+    for what in ("input", "vision"):
+        parser.add_argument(
+            f"--assume-{what}-tokens",
+            action="append",
+            default=[],
+            metavar="TASK=N",
+            help=f"{what} tokens of a task whose source does not state them",
+        )
+    import_auto.add_arguments(parser)
+    add_json(parser)
+
+
+def _source(text: str) -> str:
+    """Read whose files they are, or the first file itself (an argparse type)."""
+    if text not in SOURCES and not os.path.exists(text):  # noqa: PTH110 - imports nothing
+        raise argparse.ArgumentTypeError(
+            f"must be a file or one of {', '.join(SOURCES)}, not {text!r}"
+        )
+    return text
+
+
+def _import(arguments: argparse.Namespace) -> None:
+    from energylens import importers
+    from energylens.errors import UsageError
+    from energylens.importers import table as foreign
+
+    if arguments.json and arguments.output == "-":
+        raise UsageError("the table and --json cannot both go to stdout: give -o a file")
+    if arguments.source not in SOURCES or arguments.source == "auto":
+        _import_auto(arguments)
+        return
+    arguments.path = _one_path(arguments)
+    assumed = {
+        "assume_input_tokens": assignments(arguments.assume_input_tokens, "--assume-input-tokens"),
+        "assume_vision_tokens": assignments(
+            arguments.assume_vision_tokens, "--assume-vision-tokens"
+        ),
+    }
+    if arguments.source != "table" and arguments.mapping is not None:
+        command = foreign.import_command(arguments.path, arguments.mapping, arguments.output)
+        raise UsageError(
+            f"--mapping is for tables of your own: leave it out to read {arguments.source}, or "
+            f"run: {command}"
+        )
+    if arguments.source == "table":
+        imported = foreign.read(arguments.path, mapping=arguments.mapping, **assumed)
+    else:
+        imported = importers.reader(arguments.source)(arguments.path, **assumed)
+    _report(imported, arguments, {}, [])
+
+
+def _one_path(arguments: argparse.Namespace) -> str:
+    from energylens.errors import UsageError
+
+    if len(arguments.path) != 1:
+        raise UsageError(
+            f"import {arguments.source} takes one PATH, not {len(arguments.path)}: to read several "
+            "benchmark files at once, use import auto"
+        )
+    return str(arguments.path[0])
+
+
+def _import_auto(arguments: argparse.Namespace) -> None:
+    """Read files of whatever format; without the word auto where the first is a file."""
+    from energylens.importers import auto
+
+    paths = list(arguments.path)
+    if arguments.source != "auto":
+        paths.insert(0, arguments.source)
+    imported, taken = auto.read(paths, import_auto.options_of(arguments))
+    _report(imported, arguments, {"runs": import_auto.describe(taken)}, import_auto.lines_of(taken))
+
+
+def _report(
+    imported: Imported, arguments: argparse.Namespace, more: dict[str, Any], lines: list[str]
+) -> None:
+    """Write the table, and say what came of the import."""
+    import sys
+
+    from energylens import table
+
+    table.write(imported.dataset, arguments.output)
+    skipped = sum(s.rows for s in imported.skipped)
+    if arguments.json:
+        print_json(
+            {
+                "rows": len(imported.dataset),
+                "skipped_rows": skipped,
+                "skipped": [
+                    {"reason": s.reason, "rows": s.rows, "example": s.example}
+                    for s in imported.skipped
+                ],
+                "assumed_rows": int((imported.dataset.assumed != "").sum()),
+                "sources": imported.dataset.source_counts(),
+                "notes": list(imported.notes),
+                "output": arguments.output,
+                "dataset_digest": imported.dataset.digest,
+            }
+            | more
+        )
+        return
+    # The table itself may go to stdout: what is said about it must not.
+    out = sys.stderr if arguments.output == "-" else sys.stdout
+    print(
+        f"{_rows(len(imported.dataset))} of {_llms(len(imported.dataset.cases.llms))} on "
+        f"{', '.join(g.id for g in imported.dataset.cases.gpus)} written to {arguments.output}; "
+        f"{_rows(skipped)} skipped.",
+        file=out,
+    )
+    for line in lines:
+        print(line, file=out)
+    for s in imported.skipped:
+        print(f"  {s.rows} skipped: {s.reason} (as {s.example})", file=out)
+    for note in imported.notes:
+        print(f"Note: {note}", file=out)
+
+
+def _rows(number: int) -> str:
+    return f"{number} row{'s' * (number != 1)}"
+
+
+def _llms(number: int) -> str:
+    return f"{number} LLM{'s' * (number != 1)}"

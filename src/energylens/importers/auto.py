@@ -1,0 +1,292 @@
+"""Any result file: its format told by its content, its runs read, its joules joined.
+
+`FORMATS` and `POWER_FORMATS` hold one entry for each; a file that none of them or more than one
+takes for its own is refused, with the names of those there are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from energylens.errors import InputError, UsageError
+from energylens.importers import documents
+from energylens.importers.bench import vllm_serve
+from energylens.importers.collecting import Collector, Imported
+from energylens.importers.declared import Row, Setup, question, row_of
+from energylens.importers.documents import Document
+from energylens.importers.energy_join import Joined, JoinOptions, join
+from energylens.importers.power import nvidia_smi
+from energylens.importers.power.series import PowerLog
+from energylens.importers.power.stamps import local_seconds
+from energylens.importers.runs import BenchmarkRun, RefusedFileError, Window
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """One format of benchmark results: ``read`` makes the runs of one object of it."""
+
+    name: str
+    matches: Callable[[object], bool]
+    read: Callable[[Any, str], BenchmarkRun | Sequence[BenchmarkRun]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PowerFormat:
+    """One format of power logs."""
+
+    name: str
+    matches: Callable[[Document], bool]
+    read: Callable[[Document, Sequence[str]], PowerLog]
+
+
+FORMATS: tuple[Format, ...] = (
+    Format(name=vllm_serve.FORMAT, matches=vllm_serve.matches, read=vllm_serve.read),
+)
+
+POWER_FORMATS: tuple[PowerFormat, ...] = (
+    PowerFormat(
+        name=nvidia_smi.FORMAT,
+        matches=lambda d: not d.objects and nvidia_smi.matches(d.text),
+        read=lambda d, columns: nvidia_smi.read(d.text, d.name, columns),
+    ),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How files are read and joined."""
+
+    setup: Setup = field(default_factory=Setup)
+    join: JoinOptions = field(default_factory=JoinOptions)
+    power: tuple[str, ...] = ()
+    power_columns: tuple[str, ...] = ()
+    start: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taken:
+    """One run as it was taken: what it stated, what joined it, and the row it made."""
+
+    run: BenchmarkRun
+    joined: Joined | None
+    row: Row
+
+
+def runs_of(document: Document) -> list[BenchmarkRun]:
+    """Read the runs of a file.
+
+    Raises
+    ------
+    RefusedFileError
+        If it is of no known format, or a rule of its format refuses it.
+    """
+    objects = list(document.objects)
+    if len(objects) == 1 and isinstance(objects[0], list):
+        objects = objects[0]
+        if not objects:
+            raise RefusedFileError(f"{document.name} holds an empty list.")
+    runs: list[BenchmarkRun] = []
+    for number, item in enumerate(objects, 1):
+        name = document.name if len(objects) == 1 else f"{document.name} run {number}"
+        found = [form for form in FORMATS if form.matches(item)]
+        if len(found) != 1:
+            raise _unknown(name, [form.name for form in found])
+        made = found[0].read(item, name)
+        runs += [made] if isinstance(made, BenchmarkRun) else made
+    return runs
+
+
+def log_of(document: Document, columns: Sequence[str] = ()) -> PowerLog | None:
+    """Read a power log, None if the file is none.
+
+    Raises
+    ------
+    RefusedFileError
+        If it is one that a rule refuses.
+    """
+    found = [form for form in POWER_FORMATS if form.matches(document)]
+    if not found:
+        return None
+    return found[0].read(document, columns)
+
+
+def _unknown(name: str, found: Sequence[str]) -> RefusedFileError:
+    if found:
+        return RefusedFileError(f"{name} reads as {' and as '.join(found)}: it is ambiguous.")
+    known = ", ".join(form.name for form in FORMATS)
+    return RefusedFileError(
+        f"{name} is of no format known here, or of a version that is not: there are {known}; a "
+        "table of your own is read by import table."
+    )
+
+
+def read(
+    paths: Sequence[str | Path], options: Options | None = None
+) -> tuple[Imported, list[Taken]]:
+    """Read result files of whatever format, with a power log beside them if there is one.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Result files, folders of a sweep, and power logs.
+    options : Options, optional
+        What the operator declares, and how to join.
+
+    Returns
+    -------
+    tuple of Imported and list of Taken
+        The rows, and each run as it was taken.
+
+    Raises
+    ------
+    RefusedFileError
+        If a file is of no known format, a rule refuses it, or it does not state what a row needs
+        and nobody declares it.
+    InputError
+        If no row can be used.
+    """
+    options = options or Options()
+    runs: list[BenchmarkRun] = []
+    logs: list[PowerLog] = []
+    for path in _spread(paths):
+        document = documents.load(path)
+        log = log_of(document, options.power_columns)
+        if log is not None:
+            logs.append(log)
+        elif document.objects:
+            runs += runs_of(document)
+        else:
+            runs += _of_text(document)
+    for given in options.power:
+        document = documents.load(given)
+        log = log_of(document, options.power_columns)
+        if log is None:
+            known = ", ".join(form.name for form in POWER_FORMATS)
+            raise RefusedFileError(
+                f"{document.name} is no power log known here: there are {known}."
+            )
+        logs.append(log)
+    if not runs:
+        what = ", ".join(log.name for log in logs) or "nothing"
+        raise UsageError(
+            f"a power log says when joules were used, not for what: give the benchmark's result "
+            f"file too (given: {what})"
+        )
+    if len(logs) > 1:
+        raise UsageError("give one power log for a benchmark")
+    return _rows(runs, logs[0] if logs else None, options)
+
+
+def _of_text(document: Document) -> list[BenchmarkRun]:
+    for form in TEXT_FORMATS:
+        if form.matches(document.text):
+            made = form.read(document.text, document.name)
+            return [made] if isinstance(made, BenchmarkRun) else list(made)
+    raise _unknown(document.name, [])
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """A format of benchmark results that is text, such as CSV."""
+
+    name: str
+    matches: Callable[[str], bool]
+    read: Callable[[str, str], BenchmarkRun | Sequence[BenchmarkRun]]
+
+
+TEXT_FORMATS: tuple[TextFormat, ...] = ()
+
+
+def _spread(paths: Sequence[str | Path]) -> list[Path]:
+    """Give the files, those of a folder in the order of their names."""
+    found: list[Path] = []
+    for path in map(Path, paths):
+        if not path.is_dir():
+            found.append(path)
+            continue
+        inside = sorted(path.rglob("run=*.json"))
+        if not inside:
+            # summary.json of a sweep is the list of its runs.
+            ends = (".json", ".jsonl", ".yaml", ".yml")
+            inside = sorted(p for p in path.rglob("*") if p.suffix in ends and p.is_file())
+        if not inside:
+            raise RefusedFileError(f"{path} is a folder without result files.")
+        found += inside
+    return found
+
+
+def _rows(
+    runs: Sequence[BenchmarkRun], log: PowerLog | None, options: Options
+) -> tuple[Imported, list[Taken]]:
+    taken: list[Taken] = []
+    for run in runs:
+        joined = _joined(run, log, options, [r.window for r in runs if r.window is not None])
+        taken.append(Taken(run=run, joined=joined, row=row_of(run, options.setup, joined)))
+    missing = list(dict.fromkeys(name for item in taken for name in item.row.missing))
+    if missing:
+        where = [item.run.where for item in taken if item.row.missing]
+        asides = dict.fromkeys(aside for item in taken for aside in item.row.asides)
+        version = all(item.row.cells.get("engine_version") for item in taken)
+        raise InputError(question(where, missing, tuple(asides), version=version))
+    rows = Collector(", ".join(dict.fromkeys(run.where.split(" run ")[0] for run in runs))[:80])
+    for item in taken:
+        source = f"{item.run.format} {item.run.where}"
+        meter = log.name if log is not None else None
+        origin = f"{source} with {meter}" if meter else source
+        rows.add(item.run.where, _known(item.row.cells) | {"origin": origin})
+    notes = [
+        f"{item.run.where}: {note}"
+        for item in taken
+        for note in (*item.row.notes, *(item.joined.notes if item.joined else ()))
+    ]
+    return rows.finish(list(dict.fromkeys(notes))), taken
+
+
+def _known(cells: Mapping[str, object]) -> dict[str, object]:
+    return {name: value for name, value in cells.items() if value is not None}
+
+
+def _joined(
+    run: BenchmarkRun, log: PowerLog | None, options: Options, windows: Sequence[Window]
+) -> Joined | None:
+    if log is None:
+        log = run.power
+        if log is None:
+            return None
+    elif run.energy is not None:
+        raise RefusedFileError(
+            f"{run.where} states joules of its own ({run.energy.how}): leave {log.name} out."
+        )
+    window = run.window
+    if options.start is not None and run.duration_s is not None:
+        moment = local_seconds(options.start)
+        if moment is None:
+            raise UsageError(
+                f"--start must be a time, as in 2026-08-16T16:08:53, not {options.start!r}"
+            )
+        window = Window(start_s=moment[0], end_s=moment[0] + run.duration_s, clock=moment[1])
+    if window is None:
+        raise RefusedFileError(
+            f"{run.where} does not say when it ran, so {log.name} cannot be joined by time: say "
+            "when it began with --start."
+        )
+    serving = _serving(run, options.setup)
+    beside = () if options.start is not None or log is run.power else windows
+    return join(log, window, serving=serving, options=options.join, beside=beside)
+
+
+def _serving(run: BenchmarkRun, setup: Setup) -> int | None:
+    """GPUs of the deployment, as far as file and declaration say."""
+    gpus = run.gpus or setup.gpus
+    if gpus is not None:
+        return gpus
+    degrees = [
+        getattr(run, name) or getattr(setup, name)
+        for name in ("tensor_parallel", "pipeline_parallel", "data_parallel")
+    ]
+    if degrees[0] is None:
+        return None
+    return int(degrees[0] * (degrees[1] or 1) * (degrees[2] or 1))

@@ -1,0 +1,1 @@
+"""Results of benchmark tools: one module for each format."""

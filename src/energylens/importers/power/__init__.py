@@ -1,0 +1,1 @@
+"""Power logs: one module for each format, and what they share."""

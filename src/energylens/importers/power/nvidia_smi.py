@@ -1,0 +1,150 @@
+"""Logs of ``nvidia-smi --query-gpu=timestamp,...,power.draw --format=csv -l``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from energylens.importers.power.gather import series_by_gpu
+from energylens.importers.power.series import Clock, PowerLog
+from energylens.importers.power.sheets import Sheet, numbers_of, sheet_of, watts_of
+from energylens.importers.power.stamps import is_stamp, parse_stamps
+from energylens.importers.runs import RefusedFileError
+
+FORMAT = "nvidia-smi CSV"
+
+#: Columns of power in the order in which they are taken. The plain one is a mean over a second on
+#: drivers of 2023 and later, as is ``average``; ``instant`` is a sample.
+POWER = ("power.draw", "power.draw.average", "power.draw.instant")
+GPU = ("index", "gpu_index", "pci.bus_id", "gpu_bus_id", "uuid", "gpu_uuid", "serial", "gpu_serial")
+_HEADER = re.compile(r"^(?P<name>[^\[(]+?)\s*(?:[\[(](?P<unit>[^\])]*)[\])])?$")
+
+
+def matches(text: str) -> bool:
+    """Whether a file reads as such a log: by its header, or by its first line if it has none."""
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    cells = [cell.strip() for cell in first.split(",")]
+    names = [_split(cell)[0] for cell in cells]
+    if any(name in POWER for name in names) and "timestamp" in names:
+        return True
+    return len(cells) >= 2 and any(
+        re.match(r"^\d{4}/\d{2}/\d{2} \d{2}:\d{2}:\d{2}", cell) for cell in cells
+    )
+
+
+def _split(cell: str) -> tuple[str, str]:
+    match = _HEADER.match(cell.strip().lower())
+    return (match["name"], match["unit"] or "") if match else (cell.strip().lower(), "")
+
+
+def read(text: str, name: str, columns: Sequence[str] = ()) -> PowerLog:
+    """Read a log.
+
+    Parameters
+    ----------
+    text : str
+        What the file holds.
+    name : str
+        What messages call it.
+    columns : sequence of str
+        What was queried, where the log has no header (``--power-columns``).
+
+    Raises
+    ------
+    RefusedFileError
+        If the columns cannot be told, or no reading can be used.
+    """
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    headed = any(_split(cell)[0] in (*POWER, "timestamp") for cell in first.split(","))
+    sheet = sheet_of(text, name, header=headed)
+    notes = list(sheet.notes)
+    units = [""] * len(sheet.rows[0])
+    if headed:
+        names, units = map(list, zip(*(_split(cell) for cell in sheet.header), strict=True))
+    elif columns:
+        names = [column.strip().lower() for column in columns]
+        if len(names) != len(sheet.rows[0]):
+            raise RefusedFileError(
+                f"{name} has {len(sheet.rows[0])} columns, but --power-columns names {len(names)}."
+            )
+    else:
+        names, said = _inferred(sheet)
+        notes.append(said)
+    power = next((column for column in POWER if column in names), None)
+    if power is None or "timestamp" not in names:
+        raise RefusedFileError(
+            f"{name} must have the columns timestamp and power.draw: log again with "
+            "--query-gpu=timestamp,index,power.draw."
+        )
+    if power != "power.draw":
+        notes.append(f"watts are {power}")
+    stamps = names.index("timestamp")
+    time_s, clock = parse_stamps(sheet.column(stamps))
+    if time_s is None:
+        raise RefusedFileError(
+            f"{name} line {sheet.lines[0]}: {sheet.rows[0][stamps]!r} is no time stamp."
+        )
+    place = names.index(power)
+    watts = watts_of(sheet.column(place), name, sheet.lines, power, units[place])
+    whose = next((names.index(column) for column in GPU if column in names), None)
+    labels = None if whose is None else sheet.column(whose)
+    busy = None
+    if "utilization.gpu" in names:
+        busy = numbers_of(
+            sheet.column(names.index("utilization.gpu")), name, sheet.lines, "utilization.gpu"
+        )
+        busy = busy / 100
+    series, said_more = series_by_gpu(name, labels, time_s, watts, utilisation=busy)
+    gpu_names: tuple[str, ...] = ()
+    if "name" in names:
+        gpu_names = tuple(dict.fromkeys(sheet.column(names.index("name"))))
+    return PowerLog(
+        format=FORMAT,
+        name=name,
+        clock=clock if clock is not Clock.NONE else Clock.LOCAL,
+        series=series,
+        gpu_names=gpu_names,
+        notes=(*notes, *said_more),
+    )
+
+
+def _inferred(sheet: Sheet) -> tuple[list[str], str]:
+    """Tell the columns of a log without header: watts have a unit, or alone have two decimals."""
+    first = sheet.rows[0]
+    names = [f"column {i + 1}" for i in range(len(first))]
+    stamps = [i for i, cell in enumerate(first) if not _is_number(cell) and is_stamp(cell)]
+    with_unit = [i for i, cell in enumerate(first) if re.match(r"^[\d.]+ m?W$", cell)]
+    decimal = [i for i, cell in enumerate(first) if re.match(r"^\d+\.\d\d?$", cell)]
+    watts = with_unit or decimal
+    if len(stamps) != 1 or len(watts) != 1:
+        raise RefusedFileError(
+            f"{sheet.name} has no header, and {len(watts)} of its columns may be watts: say what "
+            "was queried with --power-columns timestamp,index,power.draw."
+        )
+    names[stamps[0]], names[watts[0]] = "timestamp", "power.draw"
+    for i, cell in enumerate(first):
+        values = set(sheet.column(i))
+        if i in (*stamps, *watts):
+            continue
+        if re.match(r"^(GPU-|[0-9A-Fa-f]{8}:)", cell):
+            names[i] = "uuid" if cell.startswith("GPU-") else "pci.bus_id"
+        elif values == {str(n) for n in range(len(values))} and _cycles(sheet.column(i)):
+            names[i] = "index"
+            break
+    said = f"it has no header: column {watts[0] + 1} is taken for watts"
+    return names, said
+
+
+def _is_number(cell: str) -> bool:
+    return bool(re.match(r"^\d+(\.\d*)?$", cell))
+
+
+def _cycles(cells: Sequence[str]) -> bool:
+    """Whether cells go 0, 1, ... n - 1, over and over."""
+    count = len(set(cells))
+    numbers = np.array([int(cell) for cell in cells])
+    return bool((numbers == np.arange(len(numbers)) % count).all()) and (
+        count > 1 or cells[0] == "0"
+    )

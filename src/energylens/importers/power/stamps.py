@@ -1,0 +1,149 @@
+"""Time stamps of power logs, whole columns at a time."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+
+import numpy as np
+
+from energylens.cases import FloatArray
+from energylens.errors import UsageError
+from energylens.importers.power.series import Clock
+
+_ISO = re.compile(r"^\d{4}[-/]\d{2}[-/]\d{2}[T ]\d{2}:\d{2}:\d{2}([.,]\d+)?$")
+_NUMBER = re.compile(r"^\d+(\.\d*)?$")
+_ZONE = re.compile(r"(Z|UTC|[+-]\d{2}:?\d{2})$")
+
+#: Ways of writing a time, besides ISO 8601 and seconds since 1970.
+_WAYS = (
+    "%a %b %d %H:%M:%S %Y",
+    "%a %b %d %H:%M:%S UTC %Y",
+    "%a %b %d %H:%M:%S %Z %Y",
+    "%m-%d-%Y %H:%M:%S.%f",
+    "%m/%d/%Y %H:%M:%S.%f",
+    "%m/%d/%Y %H:%M:%S",
+    "%m/%d/%y %H:%M:%S",
+    "%Y%m%d-%H:%M:%S.%f",
+    "%Y%m%d-%H%M%S",
+)
+
+
+def is_stamp(cell: str) -> bool:
+    """Whether a cell reads as a time of day with its date."""
+    return parse_stamps([cell])[0] is not None
+
+
+def parse_stamps(cells: Sequence[str]) -> tuple[FloatArray | None, Clock]:
+    """Read a column of time stamps.
+
+    Parameters
+    ----------
+    cells : sequence of str
+        n stamps, all written the same way.
+
+    Returns
+    -------
+    tuple of (ndarray of float, shape (n,), or None) and Clock
+        Seconds since 1970, of UTC or of the unnamed local zone; NaN where a cell is no stamp.
+        None if the first cell is none.
+    """
+    cells = [cell.strip() for cell in cells]
+    if not cells:
+        return None, Clock.NONE
+    first = cells[0]
+    if _NUMBER.match(first):
+        return _numbers(cells)
+    if _ISO.match(first):
+        return _local_iso(cells), Clock.LOCAL
+    seconds, clocks = [], set()
+    for cell in cells:
+        moment = _parse(cell)
+        seconds.append(np.nan if moment is None else moment[0])
+        if moment is not None:
+            clocks.add(moment[1])
+    if len(clocks) != 1 or np.isnan(seconds[0]):
+        return None, Clock.NONE
+    return np.array(seconds, dtype=np.float64), clocks.pop()
+
+
+def _numbers(cells: Sequence[str]) -> tuple[FloatArray | None, Clock]:
+    values = np.array([float(c) if _NUMBER.match(c) else np.nan for c in cells], dtype=np.float64)
+    for unit, low, high in ((1.0, 1e9, 5e9), (1e-3, 1e12, 5e12), (1e-6, 1e15, 5e15)):
+        if low <= values[0] <= high:
+            return values * unit, Clock.EPOCH
+    if 1e18 <= values[0] <= 5e18:  # nanoseconds: beyond what a float holds to the last one
+        return values * 1e-9, Clock.EPOCH
+    return None, Clock.NONE
+
+
+def _local_iso(cells: Sequence[str]) -> FloatArray:
+    seconds = np.full(len(cells), np.nan)
+    good = [i for i, cell in enumerate(cells) if _ISO.match(cell)]
+    texts = [cells[i].replace("/", "-").replace(" ", "T").replace(",", ".") for i in good]
+    try:
+        stamps = np.array(texts, dtype="datetime64[us]")
+        seconds[good] = stamps.astype(np.int64) / 1e6
+    except ValueError:  # a day or an hour that does not exist
+        for i, text in zip(good, texts, strict=True):
+            moment = _parse(text)
+            seconds[i] = np.nan if moment is None else moment[0]
+    return seconds
+
+
+def _parse(cell: str) -> tuple[float, Clock] | None:
+    text = cell.strip()
+    moment: datetime | None = None
+    try:
+        moment = datetime.fromisoformat(text.replace("/", "-").replace(" UTC", "+00:00"))
+    except ValueError:
+        for way in _WAYS:
+            try:
+                moment = datetime.strptime(text, way)
+                break
+            except ValueError:
+                continue
+    if moment is None:
+        return None
+    if moment.tzinfo is None and _ZONE.search(text) is None and " UTC " not in text:
+        return moment.replace(tzinfo=UTC).timestamp(), Clock.LOCAL
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return moment.timestamp(), Clock.EPOCH
+
+
+def local_seconds(text: str) -> tuple[float, Clock] | None:
+    """Read one stamp: seconds since 1970 of UTC or of an unnamed zone, None if it is none."""
+    seconds, clock = parse_stamps([text])
+    return None if seconds is None else (float(seconds[0]), clock)
+
+
+def zone_of(name: str) -> tzinfo:
+    """Find a time zone by its name or offset, as in ``Europe/Zurich`` or ``+02:00``.
+
+    Raises
+    ------
+    UsageError
+        If there is none of that name.
+    """
+    from zoneinfo import ZoneInfo
+
+    match = re.fullmatch(r"(?:UTC)?([+-])(\d{1,2})(?::?(\d{2}))?", name.strip())
+    if match:
+        minutes = int(match[2]) * 60 + int(match[3] or 0)
+        if minutes <= 14 * 60:
+            return timezone(timedelta(minutes=minutes if match[1] == "+" else -minutes))
+    try:
+        return ZoneInfo(name.strip())
+    except (ValueError, OSError, KeyError):
+        raise UsageError(
+            f"--timezone must be the name of a zone or an offset, as in Europe/Zurich or +02:00, "
+            f"not {name!r}"
+        ) from None
+
+
+def to_epoch(local_s: float, zone: tzinfo) -> float:
+    """Turn local seconds, written as if they were UTC, into seconds since 1970 UTC."""
+    naive = datetime.fromtimestamp(local_s, UTC).replace(tzinfo=None)
+    return naive.replace(tzinfo=zone).timestamp()

@@ -1,0 +1,154 @@
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from tests.import_fixtures import NOON, smi_csv, step, step_times, vllm_bench, write_json
+
+from energylens import table
+from energylens.cli import main
+from energylens.importers import auto
+from energylens.importers.declared import Setup
+from energylens.importers.runs import RefusedFileError
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "tasks" / "benchmark-file.md"
+SERVED = ["--gpu", "H100", "--gpus", "1", "--engine-version", "0.11.1"]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A run of 240 requests in 120 s at 480 W, and its log 2 s ahead."""
+    write_json(tmp_path / "bench.json", vllm_bench())
+    times = step_times(1.0)
+    watts = [step(times, NOON + 182, NOON + 302, 70.0, 480.0)]
+    (tmp_path / "smi.csv").write_text(smi_csv(times, watts))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def run(capsys, *arguments):
+    code = main([*arguments])
+    said = capsys.readouterr()
+    return code, said.out, said.err
+
+
+def test_the_two_commands_of_the_page_come_to_a_decision(folder, capsys):
+    commands = re.findall(r"^energylens .*$", PAGE.read_text(), re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        code, out, err = run(capsys, *shlex.split(command)[1:])
+        assert code == 0, err
+    assert "Run TP" in out
+
+
+def test_a_row_has_the_joules_and_latencies_worked_out_by_hand(folder, capsys):
+    code, out, err = run(
+        capsys, "import", "auto", "bench.json", "--power", "smi.csv", *SERVED, "-o", "r.csv",
+        "--json",
+    )  # fmt: skip
+    assert code == 0, err
+    said = json.loads(out)["runs"][0]
+    assert said["power"]["active_gpus_j"] == pytest.approx(480 * 120)
+    assert said["energy_per_request_j"] == pytest.approx(240.0)
+    assert said["energy_per_output_token_j"] == pytest.approx(240 / 128)
+    assert said["energy_per_total_token_j"] == pytest.approx(240 / 640)
+    assert said["declared"] == ["gpu", "engine_version", "tensor_parallel"]
+    rows = table.read("r.csv")
+    assert rows.energy_per_request_j[0] == pytest.approx(240.0)
+    cases = rows.cases
+    assert cases.ttft_s[0] == pytest.approx(0.06)
+    assert cases.tpot_s[0] == pytest.approx(0.03)
+    assert cases.request_latency_s[0] == pytest.approx(0.06 + 0.03 * 127)
+    # Little's law: 2 requests a second for 3.87 s each.
+    assert cases.mean_batch_size[0] == pytest.approx(7.74)
+    assert cases.average_power_w[0] == pytest.approx(480.0)
+
+
+def test_the_word_auto_may_be_left_out(folder, capsys):
+    code, _, err = run(capsys, "import", "bench.json", "--power", "smi.csv", *SERVED, "-o", "r.csv")
+    assert code == 0, err
+
+
+def test_everything_missing_is_asked_for_at_once(folder, capsys):
+    code, _, err = run(capsys, "import", "auto", "bench.json", "-o", "r.csv")
+    assert code == 1
+    assert "does not state gpu, tensor_parallel and joules" in err
+    for flag in ("--gpu", "--tensor-parallel", "--power", "--engine-version", "--setup"):
+        assert flag in err
+    assert err.count("\n") == 1
+
+
+def test_a_setup_file_says_the_same_as_flags(folder, capsys):
+    Path("setup.toml").write_text('gpu = "H100"\ntensor_parallel = 1\nengine_version = "0.11.1"\n')
+    code, _, err = run(
+        capsys, "import", "bench.json", "--power", "smi.csv", "--setup", "setup.toml", "-o", "r.csv"
+    )
+    assert code == 0, err
+    Path("setup.toml").write_text("gpus = 1\nfoo = 2\n")
+    code, _, err = run(
+        capsys, "import", "bench.json", "--power", "smi.csv", "--setup", "setup.toml", "-o", "r.csv"
+    )
+    assert code == 1
+    assert "foo means nothing here" in err
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"completed": 0, "mean_ttft_ms": 0.0}, "none of its 240 requests completed"),
+        ({"mean_ttft_ms": 60000000.0}, "another unit"),
+        ({"mean_e2el_ms": 3.87}, "another unit"),
+        ({"request_throughput": 9.0}, "contradicts itself"),
+        ({"duration": "120"}, "duration must be a number"),
+        ({"duration": 0}, "duration must be a number above 0"),
+        ({"date": "yesterday"}, "date must be a time"),
+        ({"tensor_parallel_size": "2"}, "2 is stated|TP x PP x DP = 2"),
+        ({"model_id": "Qwen/Qwen3-8B"}, "it states the llm Qwen/Qwen3-8B, but"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_one_sentence(folder, capsys, changes, said):
+    write_json(folder / "bench.json", vllm_bench(**changes))
+    llm = ["--llm", "meta-llama/Llama-3.1-8B-Instruct"]
+    code, _, err = run(
+        capsys, "import", "bench.json", "--power", "smi.csv", *SERVED, *llm, "-o", "r.csv"
+    )
+    assert code == 1
+    assert re.search(said, err), err
+    assert err.count("\n") == 1
+
+
+def test_seconds_under_a_name_without_unit_are_refused():
+    document = vllm_bench()
+    for name in ("mean_ttft_ms", "median_ttft_ms", "p99_ttft_ms", "std_ttft_ms"):
+        document[name.removesuffix("_ms")] = document.pop(name) / 1000
+    with pytest.raises(RefusedFileError, match="has no unit in its name"):
+        auto.FORMATS[0].read(document, "bench.json")
+
+
+def test_a_file_that_breaks_off_is_refused(folder, capsys):
+    text = json.dumps(vllm_bench())
+    (folder / "bench.json").write_text(text[: len(text) // 2])
+    code, _, err = run(capsys, "import", "bench.json", "--power", "smi.csv", *SERVED, "-o", "r.csv")
+    assert code == 1
+    assert re.search("bench.json (breaks off|is no JSON)", err)
+
+
+def test_a_sweep_is_read_by_its_runs(folder, capsys):
+    inside = folder / "sweep" / "SERVE--max_num_seqs=4-BENCH--max_concurrency=8"
+    inside.mkdir(parents=True)
+    runs = [vllm_bench(run_number=n, max_num_seqs=4, end_s=NOON + 300 + 200 * n) for n in (0, 1)]
+    for n, document in enumerate(runs):
+        write_json(inside / f"run={n}.json", document)
+    write_json(inside / "summary.json", runs)
+    times = step_times(1.0, span_s=700)
+    both = step(times, NOON + 180, NOON + 300, 0, 400.0) + step(
+        times, NOON + 380, NOON + 500, 0, 500.0
+    )
+    (folder / "smi.csv").write_text(smi_csv(times, [both + 70]))
+    imported, _ = auto.read(
+        [folder / "sweep", folder / "smi.csv"],
+        auto.Options(setup=Setup(gpu="H100", gpus=1)),
+    )
+    assert imported.dataset.energy_per_request_j == pytest.approx([235.0, 285.0])
+    assert set(imported.dataset.cases.batch_size) == {4.0}
