@@ -620,6 +620,7 @@ class TimeModel:
     scope: Scope
     groups: Mapping[str, Coefficients] = field(default_factory=dict)
     factors: Mapping[str, float] = field(default_factory=dict)
+    narrowing_ratio: float = 1.0  # residuals of rows with a factor, over those without
     targets: Mapping[str, int] = field(default_factory=dict)  # rows fitted, by what was measured
     structure: str = STRUCTURE
     dataset_digest: str = ""
@@ -730,6 +731,7 @@ class TimeModel:
             ]
         )[place, known.astype(np.intp)]
         logs = self._widening(cases, target, sets, place) * tails
+        logs = logs * np.where(self._factor(cases) == 1.0, 1.0, self.narrowing_ratio)
         limited: FloatArray = np.clip(logs, -WIDEST_LOG, WIDEST_LOG)
         return limited
 
@@ -765,7 +767,7 @@ class TimeModel:
 
     def without_factors(self) -> TimeModel:
         """Return the law alone."""
-        return replace(self, factors={})
+        return replace(self, factors={}, narrowing_ratio=1.0)
 
 
 def from_datasheet() -> TimeModel:

@@ -253,16 +253,11 @@ class _Problem:
         )
         left = np.sort(logs - without)
 
-        def narrowed(c: Coefficients) -> Coefficients:
-            scale = float(np.sqrt(max(float((left**2).mean()), VARIANCE_FLOOR)))
-            ratio = min(scale / c.spread_ratio, 1.0)
-            return replace(c, residuals_seen=c.residuals_seen * ratio)
-
+        scale = float(np.sqrt(max(float((left**2).mean()), VARIANCE_FLOOR)))
         return replace(
             model,
             factors={str(k): float(np.exp(v)) for k, v in zip(names, shrunk, strict=True)},
-            pooled=narrowed(model.pooled),
-            groups={k: narrowed(c) for k, c in model.groups.items()},
+            narrowing_ratio=min(scale / model.pooled.spread_ratio, 1.0),
         )
 
 

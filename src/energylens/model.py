@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from energylens.formula import (
     terms_of,
     with_power_caps,
 )
+
+if TYPE_CHECKING:
+    from energylens.latency import TimeModel
 
 # Share of the variance of residuals that configurations far apart do not have in common. With 1
 # they would be drawn to differ as they do, and a part of that the drawn coefficients bring along
@@ -116,6 +120,7 @@ class EnergyModel:
     measured_power: bool = False
     extensions: tuple[str, ...] = ()
     energylens_version: str = ""
+    time: TimeModel | None = None  # seconds of the same rows, where they had any
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from energylens import files
+from energylens import files, latency
 from energylens.cases import FloatArray
 from energylens.errors import ArtefactError, UnknownNameError
 from energylens.formula import STRUCTURE, terms_of
+from energylens.latency import TimeModel
 from energylens.model import Coefficients, EnergyModel, Scope
 
 FORMAT = "energylens-model"
@@ -48,6 +49,18 @@ class _Scope(_Strict):
     ranges: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
 
 
+class _Time(_Strict):
+    structure: str
+    scope: _Scope
+    pooled: _Coefficients
+    groups: dict[str, _Coefficients]
+    factors: dict[str, Annotated[FiniteFloat, Field(gt=0)]]
+    narrowing_ratio: Annotated[FiniteFloat, Field(gt=0)]
+    targets: dict[str, int]
+    dataset_digest: str
+    energylens_version: str
+
+
 class _Document(_Strict):
     format: Literal["energylens-model"]
     version: int
@@ -62,6 +75,7 @@ class _Document(_Strict):
     scope: _Scope
     pooled: _Coefficients
     groups: dict[str, _Coefficients]
+    time: _Time | None = None
     seal: str
 
 
@@ -106,6 +120,8 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
         "pooled": _coefficients_json(model.pooled, names),
         "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
     }
+    if model.time is not None:
+        document["time"] = _time_json(model.time)
     return {**document, "seal": _seal(document)}
 
 
@@ -169,6 +185,42 @@ def from_json(document: Any, name: str) -> EnergyModel:
         scope=_scope_of(read.scope),
         pooled=_coefficients(read.pooled, names, name),
         groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
+        time=None if read.time is None else _time(read.time, name),
+    )
+
+
+def _time_json(model: TimeModel) -> dict[str, Any]:
+    names = list(latency.NAMES)
+    return {
+        "structure": model.structure,
+        "scope": _scope_json(model.scope),
+        "pooled": _coefficients_json(model.pooled, names),
+        "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
+        "factors": dict(model.factors),
+        "narrowing_ratio": model.narrowing_ratio,
+        "targets": dict(model.targets),
+        "dataset_digest": model.dataset_digest,
+        "energylens_version": model.energylens_version,
+    }
+
+
+def _time(read: _Time, name: str) -> TimeModel:
+    if read.structure != latency.STRUCTURE:
+        raise ArtefactError(
+            f"{name} holds coefficients of the time law {read.structure}; this energylens has "
+            f"{latency.STRUCTURE}. Fit again."
+        )
+    names = list(latency.NAMES)
+    return TimeModel(
+        structure=read.structure,
+        scope=_scope_of(read.scope),
+        pooled=_coefficients(read.pooled, names, name),
+        groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
+        factors=read.factors,
+        narrowing_ratio=read.narrowing_ratio,
+        targets=read.targets,
+        dataset_digest=read.dataset_digest,
+        energylens_version=read.energylens_version,
     )
 
 

@@ -16,7 +16,16 @@ from energylens import __version__
 from energylens.errors import EnergyLensError, UsageError
 
 #: Modules of this package in the order their verbs are listed; each has ``add_verbs(verbs)``.
-_MODULES = ("import_", "check", "modelling", "judging", "names", "instrument", "discovering")
+_MODULES = (
+    "import_",
+    "check",
+    "modelling",
+    "models",
+    "judging",
+    "names",
+    "instrument",
+    "discovering",
+)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -25,6 +25,14 @@ from energylens.cli.console import (
     print_table,
     read_tables,
 )
+from energylens.cli.serving import (
+    add_load_options,
+    answer,
+    lengths_of,
+    model_for,
+    refuse_without_rate,
+    time_law,
+)
 from energylens.words import WIDTH, likelihood, percent, saving
 
 if TYPE_CHECKING:
@@ -109,22 +117,33 @@ def add_verbs(verbs: Any) -> None:
             "--input-tokens 500 --output-tokens 300",
             "energylens select model.json --llm Qwen/Qwen3-235B-A22B --gpu H100 --precision fp8 "
             "--choose parallelism,batch_size --input-tokens 500 --output-tokens 300",
+            "energylens select --llm meta-llama/Llama-3.3-70B-Instruct --precision fp8 --gpu H100 "
+            "--rate 3 --tpot 50ms --ttft 1s --input-tokens 2000 --output-tokens 300 "
+            "--current 'TP8 B256'",
         ),
     )
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a model.json, a tidy table (fitted as fit does), or the word datasheet",
+        nargs="?",
+        help="a model.json, a tidy table (fitted as fit does), a model that energylens models lists, "
+        "the word datasheet, or a decision file (.toml); by default the packaged model of the GPU "
+        "type",
     )
     add_case(parser)
+    for action in parser._actions:
+        if action.dest in ("llm", "gpu", "input_tokens", "output_tokens"):
+            action.required = False  # a decision file or a trace may say
+    add_load_options(parser)
     parser.add_argument(
         "--choose",
         type=comma_list,
-        default=("tensor_parallel", "pipeline_parallel"),
+        default=None,
         metavar="KNOBS",
         help="free knobs, a comma list of tensor_parallel, pipeline_parallel, expert_parallel, "
         "data_parallel, parallelism, batch_size, precision, gpu, power_cap "
-        "(default: tensor_parallel,pipeline_parallel)",
+        "(default: tensor_parallel,pipeline_parallel; with --rate data_parallel and batch_size "
+        "too)",
     )
     parser.add_argument(
         "--max-gpus", type=int, default=8, metavar="N", help="GPUs to use at most (default: 8)"
@@ -209,17 +228,17 @@ def fit_options(arguments: argparse.Namespace) -> Any:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict
+    from dataclasses import asdict, replace
 
     import numpy as np
 
-    from energylens import fitting, modelfile
+    from energylens import fitting, latency, modelfile
     from energylens.explanation import LOOSE_RATIO, NORMAL_80
     from energylens.formula import datasheet
 
     options = fit_options(arguments)
     dataset = _rows(arguments)
-    model = fitting.fit(dataset, options)
+    model = replace(fitting.fit(dataset, options), time=time_law(dataset))
     notes = _row_notes(dataset, model)
     diagnosis = fitting.diagnose(model, dataset)
     if arguments.output:
@@ -259,6 +278,15 @@ def _fit(arguments: argparse.Namespace) -> None:
                 },
                 "diagnostics": asdict(diagnosis),
                 "extensions": list(model.extensions),
+                "time": None
+                if model.time is None
+                else {
+                    "rows": model.time.pooled.rows,
+                    "targets": dict(model.time.targets),
+                    "parameters": dict(
+                        zip(latency.NAMES, model.time.pooled.theta.tolist(), strict=True)
+                    ),
+                },
                 "dataset_digest": model.dataset_digest,
                 "notes": notes,
             }
@@ -317,6 +345,11 @@ def _fit(arguments: argparse.Namespace) -> None:
         )
     for note in notes:
         print_paragraph(f"Note: {note}")
+    if model.time is not None:
+        print_paragraph(
+            f"Times: {model.time.pooled.rows} of the rows have one, and the time law is fitted to "
+            "them too (--json lists its coefficients); select --rate answers under load."
+        )
     if arguments.output:
         print(f"Model written to {arguments.output}.")
 
@@ -405,17 +438,9 @@ def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
     )
 
 
-#: How the names of tidy tables end.
-_TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq", ".csv.gz", ".jsonl.gz")
-
-
 def _model(path: str) -> EnergyModel:
-    """Read a model, fit the rows of a table, or take what stands before the first measurement."""
-    from energylens import fitting, modelfile, table
-
-    if path.lower().endswith(_TABLES):
-        return fitting.fit(table.read(path), fitting.FitOptions())
-    return fitting.from_datasheet() if path.lower() == "datasheet" else modelfile.load(path)
+    """Read a model, take a packaged one, or make the one that stands before any measurement."""
+    return model_for(path, "", None)[0]
 
 
 def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
@@ -556,14 +581,33 @@ def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
 
 def _select(arguments: argparse.Namespace) -> None:
     from energylens import catalog
+    from energylens.cli import decision_file
+    from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
     from energylens.errors import UsageError
     from energylens.explanation import explain
-    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
     from energylens.words import joules
 
-    model = _model(arguments.model)
+    if arguments.model and arguments.model.lower().endswith((".toml", ".yaml", ".yml")):
+        decision_file.read(arguments)
+    under_load = arguments.rate is not None
+    if arguments.choose is None:
+        arguments.choose = UNDER_LOAD if under_load else DEFAULT_CHOOSE
+    for name in ("llm", "gpu") + (() if under_load else ("input_tokens", "output_tokens")):
+        if getattr(arguments, name) is None:
+            raise UsageError(f"{_flag(name)} must be given")
+    model, packaged_note = model_for(arguments.model, arguments.gpu, arguments.engine)
+    if under_load:
+        lengths = lengths_of(arguments)
+        arguments.input_tokens = lengths.input_tokens
+        arguments.output_tokens = lengths.output_tokens
+    else:
+        refuse_without_rate(arguments)
     _knobs(arguments)
     case = _case(arguments, model)
+    if under_load:
+        answer(arguments, model, case, lengths, packaged_note)
+        return
     candidates = Candidates(
         gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
         precisions=tuple(catalog.precision(name) for name in arguments.precisions),
@@ -572,7 +616,8 @@ def _select(arguments: argparse.Namespace) -> None:
     )
     if "power_cap" in arguments.choose and "power_cap" not in model.extensions:
         raise UsageError(
-            f"choosing a power cap takes a model that knows some, and {arguments.model} knows "
+            f"choosing a power cap takes a model that knows some, and "
+            f"{arguments.model or 'the packaged one'} knows "
             "none: fit one with --extend power_cap to rows that have power_cap_w"
         )
     ranking = select(
@@ -593,7 +638,12 @@ def _select(arguments: argparse.Namespace) -> None:
         limits=_caps_seen(model) if "power_cap" in arguments.choose else (),
         seed=arguments.seed,
     )
-    notes = [*ranking.notes, *_unseen_gpus(model, ranking)]
+    notes = [
+        *packaged_note,
+        *ranking.notes,
+        *_unseen_gpus(model, ranking),
+        "A batch that is kept full is assumed; --rate R answers for a load.",
+    ]
     best = ranking.cases.case(0)
     if arguments.json:
         document = ranking.to_json()

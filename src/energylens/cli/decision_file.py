@@ -1,0 +1,178 @@
+"""``select decision.toml``: a whole question in one file, for review and CI.
+
+The keys are those of the options, in tables that group them; an option on the command line wins.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from energylens.errors import ArtefactError, InputError
+
+Knob = Literal[
+    "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "parallelism",
+    "batch_size", "precision", "gpu", "power_cap",
+]  # fmt: skip
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Serve(_Strict):
+    """What is served, and on what."""
+
+    llm: str
+    gpu: str
+    precision: str | None = None
+    engine: str | None = None
+    model: str | None = Field(default=None, description="a model.json, or a packaged model's name")
+    max_gpus: int | None = Field(default=None, ge=1)
+    node_gpus: int | None = Field(default=None, ge=1, description="count idle GPUs of such a node")
+
+
+class Load(_Strict):
+    """What arrives."""
+
+    rate_per_s: float = Field(gt=0)
+    input_tokens: float | None = Field(default=None, gt=0)
+    output_tokens: float | None = Field(default=None, gt=0)
+    input_cv: float | None = Field(default=None, ge=0)
+    output_cv: float | None = Field(default=None, ge=0)
+    lengths: str | None = Field(default=None, description="a trace in CSV, in place of the means")
+    mix: str | None = None
+    cached_share: float | None = Field(default=None, ge=0, lt=1)
+    profile: str | None = Field(default=None, description="a day's rates in CSV")
+
+
+class Limits(_Strict):
+    """Times as in 50ms or 1s:p99, and the probability with which they must be met."""
+
+    tpot: str | None = None
+    ttft: str | None = None
+    latency: str | None = None
+    meet: float | None = Field(default=None, gt=0, lt=1)
+
+
+class Choose(_Strict):
+    """The free knobs, and their values."""
+
+    knobs: list[Knob] | None = None
+    batch_sizes: list[float] | None = Field(default=None, description="batch limits of one replica")
+    gpus: list[str] = []
+    precisions: list[str] = []
+    power_caps: list[float] | None = None
+
+
+class Current(_Strict):
+    """What runs today, as TP8 B256 or a vllm serve command line."""
+
+    configuration: str
+    at_most_percent_above_best: float | None = Field(default=None, ge=0)
+
+
+class Prices(_Strict):
+    """Per kWh and GPU hour."""
+
+    price: float | None = Field(default=None, ge=0)
+    carbon: float | None = Field(default=None, ge=0)
+    pue: float | None = Field(default=None, ge=1)
+    gpu_hour: float | None = Field(default=None, ge=0)
+
+
+class DecisionFile(_Strict):
+    """A question to ``energylens select``."""
+
+    serve: Serve
+    load: Load
+    limits: Limits = Limits()
+    choose: Choose = Choose()
+    current: Current | None = None
+    prices: Prices = Prices()
+
+
+def parse(path: str) -> DecisionFile:
+    """Read a decision file.
+
+    Raises
+    ------
+    ArtefactError
+        If it cannot be read, or is neither TOML nor YAML.
+    InputError
+        If a key is missing, unknown or has a value that is none.
+    """
+    import tomllib
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    if path.lower().endswith(".toml"):
+        try:
+            document: Any = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ArtefactError(f"{path} is no TOML: {error}") from error
+    else:
+        try:
+            import yaml  # type: ignore[import-untyped, unused-ignore]
+        except ImportError as error:
+            raise ArtefactError(
+                f"{path} is YAML, which takes PyYAML (pip install pyyaml); TOML needs nothing"
+            ) from error
+        try:
+            document = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ArtefactError(f"{path} is no YAML: {error}") from error
+    try:
+        return DecisionFile.model_validate(document)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "the document"
+        raise InputError(
+            f"{path}: {where}: {first['msg']} (docs/decision.schema.json has every key)"
+        ) from error
+
+
+def read(arguments: argparse.Namespace) -> None:
+    """Fill in what the command line left open from the decision file it names."""
+    path = arguments.model
+    asked = parse(path)
+    beside = Path(path).resolve().parent
+
+    def near(name: str | None) -> str | None:
+        """Paths are those beside the file, where there is one."""
+        return str(beside / name) if name and (beside / name).exists() else name
+
+    values: dict[str, Any] = {
+        **asked.serve.model_dump(exclude={"model", "engine"}),
+        "model": near(asked.serve.model),
+        "rate": asked.load.rate_per_s,
+        **asked.load.model_dump(exclude={"rate_per_s", "lengths", "profile"}),
+        "lengths": near(asked.load.lengths),
+        "profile": near(asked.load.profile),
+        **asked.limits.model_dump(),
+        **asked.prices.model_dump(),
+        **asked.choose.model_dump(exclude={"knobs"}),
+        "choose": tuple(asked.choose.knobs) if asked.choose.knobs else None,
+    }
+    if asked.serve.engine:
+        from energylens.cli.console import engine_of
+
+        values["engine"] = engine_of(asked.serve.engine)
+    if asked.current is not None:
+        values["current"] = asked.current.configuration
+        values["check"] = asked.current.at_most_percent_above_best
+    arguments.model = None
+    for name, value in values.items():
+        given = getattr(arguments, name, None)
+        if name == "max_gpus" and given == MOST_GPUS_BY_DEFAULT:
+            given = None
+        if value is not None and given in (None, (), False):
+            setattr(arguments, name, value)
+
+
+MOST_GPUS_BY_DEFAULT = 8

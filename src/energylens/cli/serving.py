@@ -1,0 +1,560 @@
+"""``select`` with a load: what is asked, and how the answer reads."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from energylens.cli.console import print_json, print_paragraph, print_table
+from energylens.words import joules, likelihood, percent, saving
+
+if TYPE_CHECKING:
+    from energylens.dataset import Dataset
+    from energylens.deciding import Decision, Entry, LatencyLimit, Load
+    from energylens.latency import TimeModel
+    from energylens.model import EnergyModel
+    from energylens.records import Case, Engine
+    from energylens.savings import Bill, Prices
+    from energylens.service import Lengths
+
+#: Options that only mean something with --rate.
+NEED_RATE = (
+    "tpot", "ttft", "latency", "meet", "lengths", "mix", "input_cv", "output_cv", "cached_share",
+    "current", "price", "carbon", "pue", "gpu_hour", "profile", "front", "emit", "candidates",
+    "check",
+)  # fmt: skip
+SHOWN = 4  # configurations in the table of the answer
+
+
+def add_load_options(parser: argparse.ArgumentParser) -> None:
+    """Add what describes a load, its limits and what the answer is compared with."""
+    group = parser.add_argument_group(
+        "under load (without --rate a full batch is assumed)",
+    )
+    group.add_argument(
+        "--rate",
+        type=float,
+        metavar="R",
+        help="requests that arrive in a second, over all replicas",
+    )
+    group.add_argument(
+        "--tpot", metavar="T[:pN]", help="limit on the mean time per token, as in 50ms or 50ms:p90"
+    )
+    group.add_argument(
+        "--ttft", metavar="T[:pN]", help="limit on the time to the first token, as in 1s or 1s:p99"
+    )
+    group.add_argument("--latency", metavar="T[:pN]", help="limit on the time of a request")
+    group.add_argument(
+        "--meet",
+        type=float,
+        metavar="P",
+        help="probability with which the limits must be met (default: 0.9)",
+    )
+    group.add_argument(
+        "--lengths", metavar="TRACE.csv", help="take the lengths of requests from a trace"
+    )
+    group.add_argument("--mix", metavar="NAME", help="named lengths: conversation or code")
+    group.add_argument(
+        "--input-cv", type=float, metavar="CV", help="spread of prompt lengths (default: 1)"
+    )
+    group.add_argument(
+        "--output-cv", type=float, metavar="CV", help="spread of output lengths (default: 1)"
+    )
+    group.add_argument(
+        "--cached-share",
+        type=float,
+        metavar="S",
+        help="share of prompts found in the prefix cache (default: 0)",
+    )
+    group.add_argument(
+        "--current",
+        metavar="'TP8 B256'",
+        help="what runs today, or its vllm serve command line: savings are against it",
+    )
+    group.add_argument("--price", type=float, metavar="USD", help="of a kWh (default: 0.13)")
+    group.add_argument("--carbon", type=float, metavar="KG", help="CO2 of a kWh (default: 0.37)")
+    group.add_argument("--pue", type=float, metavar="X", help="of the site (default: 1.56)")
+    group.add_argument("--gpu-hour", type=float, metavar="USD", help="rent of a GPU for an hour")
+    group.add_argument(
+        "--profile", metavar="DAY.csv", help="a day's rate: hour,rate_per_s; --rate is its peak"
+    )
+    group.add_argument("--front", action="store_true", help="list the energy-latency front")
+    group.add_argument(
+        "--emit", metavar="KIND", help="print only: vllm, sglang, trtllm, kubernetes or compose"
+    )
+    group.add_argument(
+        "--check",
+        type=percent_over,
+        metavar="X",
+        help="exit 1 where the current configuration takes more than X %% above the best, or "
+        "breaks a limit",
+    )
+    group.add_argument(
+        "--candidates",
+        metavar="FILE.json",
+        help="rank the candidates of AIConfigurator or AISimulate instead",
+    )
+
+
+def percent_over(text: str) -> float:
+    """Read a percentage of 0 or more."""
+    value = float(text.rstrip("%"))
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"must be 0 % or more, not {text}")
+    return value
+
+
+#: How the names of tidy tables end.
+TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq", ".csv.gz", ".jsonl.gz")
+
+
+def time_law(dataset: Dataset) -> TimeModel | None:
+    """Fit the time law to the rows that have a time; None where none has."""
+    from energylens.errors import FitError
+    from energylens.latency_fitting import fit_latency
+
+    try:
+        return fit_latency(dataset)
+    except FitError:
+        return None
+
+
+def model_for(
+    name: str | None, gpu: str, engine: Engine | None
+) -> tuple[EnergyModel, tuple[str, ...]]:
+    """Read a model: a file, a table to fit, a packaged one by name, the datasheet, or the one for a GPU type.
+
+    Returns
+    -------
+    EnergyModel, tuple of str
+        And what the reader must know of it.
+    """
+    from dataclasses import replace
+
+    from energylens import catalog, fitting, modelfile, packaged, table
+
+    if name is None:
+        chosen, note = packaged.for_gpu(catalog.gpu(gpu).id, "" if engine is None else engine.id)
+        return chosen.model(), (note,)
+    if name.lower() == "datasheet":
+        return fitting.from_datasheet(), ()
+    known = packaged.named(name)
+    if known is not None:
+        return known.model(), (f"Answered from the packaged model {known.describe()}.",)
+    if name.lower().endswith(TABLES):
+        rows = table.read(name)
+        return replace(fitting.fit(rows, fitting.FitOptions()), time=time_law(rows)), ()
+    return modelfile.load(name), ()
+
+
+def limit(text: str, measure: Any) -> LatencyLimit:
+    """Read ``50ms``, ``1s`` or ``0.05:p90`` (seconds without a unit).
+
+    Raises
+    ------
+    UsageError
+        If the text is no time.
+    """
+    from energylens.deciding import LatencyLimit
+    from energylens.errors import UsageError
+
+    match = re.fullmatch(
+        r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min)?\s*(?::\s*p(\d+(?:\.\d+)?))?\s*",
+        text,
+        re.IGNORECASE,
+    )
+    if not match:
+        raise UsageError(
+            f"--{measure} must be a time, with a percentile or not, as in 50ms, 1s or 50ms:p90; "
+            f"not {text!r}"
+        )
+    scale = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}[(match[2] or "s").lower()]
+    quantile = None if match[3] is None else float(match[3]) / 100.0
+    return LatencyLimit(measure=measure, seconds=float(match[1]) * scale, quantile=quantile)
+
+
+def limits_of(arguments: argparse.Namespace) -> tuple[LatencyLimit, ...]:
+    """Read all limits given."""
+    given = ((name, getattr(arguments, name)) for name in ("tpot", "ttft", "latency"))
+    return tuple(limit(text, name) for name, text in given if text)
+
+
+def lengths_of(arguments: argparse.Namespace) -> Lengths:
+    """Read lengths: of a trace, a named mix, or means with their spread.
+
+    Raises
+    ------
+    UsageError
+        If none or several of these are given.
+    """
+    from energylens.errors import UsageError
+    from energylens.lengths import MIXES, read_lengths
+    from energylens.service import Lengths
+
+    means = arguments.input_tokens is not None or arguments.output_tokens is not None
+    if sum((means, arguments.lengths is not None, arguments.mix is not None)) != 1:
+        raise UsageError(
+            "lengths come from one place: --input-tokens and --output-tokens, or --lengths "
+            "TRACE.csv, or --mix"
+        )
+    if arguments.lengths:
+        return read_lengths(arguments.lengths)
+    if arguments.mix:
+        if arguments.mix not in MIXES:
+            raise UsageError(f"--mix must be one of {', '.join(MIXES)}, not {arguments.mix!r}")
+        return MIXES[arguments.mix]
+    if arguments.input_tokens is None or arguments.output_tokens is None:
+        raise UsageError("both --input-tokens and --output-tokens must be given")
+    return Lengths(
+        input_tokens=arguments.input_tokens,
+        output_tokens=arguments.output_tokens,
+        input_cv=1.0 if arguments.input_cv is None else arguments.input_cv,
+        output_cv=1.0 if arguments.output_cv is None else arguments.output_cv,
+    )
+
+
+def prices_of(arguments: argparse.Namespace) -> Prices:
+    """Read prices, or their defaults."""
+    from energylens.savings import Prices
+
+    given = {
+        "price_per_kwh": arguments.price,
+        "carbon_kg_per_kwh": arguments.carbon,
+        "pue": arguments.pue,
+        "gpu_hour": arguments.gpu_hour,
+    }
+    return Prices(**{name: value for name, value in given.items() if value is not None})
+
+
+def refuse_without_rate(arguments: argparse.Namespace) -> None:
+    """Refuse options that would have no effect.
+
+    Raises
+    ------
+    UsageError
+        If one is given.
+    """
+    from energylens.errors import UsageError
+
+    for name in NEED_RATE:
+        if getattr(arguments, name) not in (None, False):
+            raise UsageError(
+                f"--{name.replace('_', '-')} has no effect without --rate: give the requests that "
+                "arrive in a second, or leave it out"
+            )
+
+
+def answer(
+    arguments: argparse.Namespace,
+    model: EnergyModel,
+    case: Case,
+    lengths: Lengths,
+    notes: Sequence[str],
+) -> None:
+    """Decide and print."""
+    from energylens.deciding import MEET, Engine, Load, decide
+    from energylens.deploying import emit, read_configuration
+    from energylens.errors import InfeasibleError, UsageError
+
+    load = Load(
+        rate_per_s=arguments.rate,
+        lengths=lengths,
+        cached_share=arguments.cached_share or 0.0,
+    )
+    limits = limits_of(arguments)
+    if model.time is None:
+        notes = [
+            *notes,
+            "The model was fitted to joules alone: times are those of the datasheet, which may be "
+            "off by half. Fit rows that have request_latency_s or tpot_s.",
+        ]
+    decision = decide(
+        Engine(model),
+        scenario_of(arguments, case),
+        load,
+        limits,
+        meet=MEET if arguments.meet is None else arguments.meet,
+        choose=arguments.choose,
+        candidates=candidates_of(arguments),
+        current=read_configuration(arguments.current) if arguments.current else None,
+        front=arguments.front,
+        **_grid(arguments),
+    )
+    if arguments.emit:
+        print(emit(arguments.emit, case.llm.id, decision.best))
+        return
+    if arguments.check is not None and decision.current is None:
+        raise UsageError("--check compares what runs today with the best: --current must be given")
+    bills = _bills(arguments, model, decision)
+    if arguments.json:
+        document = decision.to_json()
+        document["notes"] = [*document["notes"], *notes]
+        document["month"] = {name: bill.to_json() for name, bill in bills.items()}
+        if arguments.check is not None:
+            document["check"] = wanting(decision, arguments.check) or "passed"
+        print_json(document)
+    else:
+        show(decision, bills, notes)
+    if arguments.check is not None and (reason := wanting(decision, arguments.check)):
+        raise InfeasibleError(f"check failed: {reason}")
+
+
+def wanting(decision: Decision, percent_above: float) -> str:
+    """Say what is wrong with what runs today; empty where nothing is."""
+    today = decision.current
+    assert today is not None
+    if today.probability_of_meeting_ratio < decision.meet:
+        return (
+            f"the current configuration meets its limits with probability "
+            f"{today.probability_of_meeting_ratio:.2f}, below {decision.meet:g}"
+        )
+    if not decision.entries:
+        return ""
+    above = 100.0 * (today.energy_per_request_j / decision.best.energy_per_request_j - 1.0)
+    if above > percent_above:
+        return (
+            f"the current configuration takes {above:.0f} % more joules a request than "
+            f"{decision.best.describe()}, and {percent_above:g} % are allowed"
+        )
+    return ""
+
+
+def _grid(arguments: argparse.Namespace) -> dict[str, Any]:
+    sizes = arguments.batch_sizes
+    return {"batch_limits": tuple(map(float, sizes))} if sizes else {}
+
+
+def scenario_of(arguments: argparse.Namespace, case: Case) -> Any:
+    """Make what is served of the case."""
+    from energylens.selection import Scenario
+
+    return Scenario(
+        llm=case.llm,
+        gpu=case.gpu,
+        precision=case.precision,
+        workload=case.workload,
+        configuration=case.configuration,
+        boundary=case.boundary,
+        node_gpus=case.node_gpus,
+        max_gpus=arguments.max_gpus,
+        engine=case.engine,
+    )
+
+
+def candidates_of(arguments: argparse.Namespace) -> Any:
+    """Make the values of free knobs."""
+    from energylens import catalog
+    from energylens.selection import Candidates
+
+    return Candidates(
+        gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
+        precisions=tuple(catalog.precision(name) for name in arguments.precisions),
+        power_caps_w=tuple(map(float, arguments.power_caps or ())),
+    )
+
+
+# ------------------------------------------------------------------------------- the bill
+
+
+def _bills(
+    arguments: argparse.Namespace, model: EnergyModel, decision: Decision
+) -> dict[str, Bill]:
+    """Bills of the choice and of what runs today."""
+    if not decision.entries:
+        return {}
+    prices, load = prices_of(arguments), decision.load
+    named = {"best": decision.best}
+    if decision.current is not None:
+        named["current"] = decision.current
+    rates = read_profile(arguments.profile) if arguments.profile else ()
+    return {
+        name: _bill(model, decision, entry, load, rates, prices) for name, entry in named.items()
+    }
+
+
+def _bill(
+    model: EnergyModel,
+    decision: Decision,
+    entry: Entry,
+    load: Load,
+    rates: Sequence[float],
+    prices: Prices,
+) -> Bill:
+    from dataclasses import replace
+
+    from energylens.cases import Cases
+    from energylens.deciding import Engine
+    from energylens.records import Case
+    from energylens.savings import bill
+
+    power, rate = entry.power_w, load.rate_per_s
+    if rates:
+        from energylens import catalog
+
+        scenario = decision.scenario
+        case = Cases.of(
+            [
+                Case(
+                    llm=scenario.llm,
+                    gpu=catalog.gpu(entry.gpu),
+                    precision=catalog.precision(entry.precision),
+                    workload=scenario.workload,
+                    configuration=entry.configuration,
+                    boundary=scenario.boundary,
+                    node_gpus=scenario.node_gpus,
+                    engine=scenario.engine,
+                )
+            ]
+        )
+        engine = Engine(model)
+        drawn = [
+            float(engine.solve(case, replace(load, rate_per_s=r), (), odds=False).power_w[0])
+            for r in rates
+        ]
+        power, rate = sum(drawn) / len(drawn), sum(rates) / len(rates)
+    return bill(
+        power,
+        entry.configuration.gpus,
+        rate_per_s=rate,
+        input_tokens=load.lengths.input_tokens,
+        output_tokens=load.lengths.output_tokens,
+        prices=prices,
+    )
+
+
+def read_profile(path: str) -> list[float]:
+    """Read a day's rates: a CSV file with a column ``rate_per_s``, at even distances in time.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be read.
+    InputError
+        If a rate is none.
+    """
+    import csv
+
+    from energylens.errors import ArtefactError, InputError
+
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    rows = list(csv.DictReader(text.splitlines()))
+    try:
+        rates = [float(row["rate_per_s"]) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{path} must be CSV with a column rate_per_s of numbers, one line for each hour"
+        ) from error
+    if not rates or not all(0 < rate < float("inf") for rate in rates):
+        raise InputError(f"{path}: every rate_per_s must be above 0, and there must be one")
+    return rates
+
+
+# ----------------------------------------------------------------------------- the words
+
+
+def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> None:
+    """Print the answer: at most 24 lines, the recommendation first."""
+    from energylens.deciding import NAMES, seconds
+
+    w, load = decision.load.lengths, decision.load
+    asked = ", ".join(x.describe() for x in decision.limits) or "no limit on latency"
+    print_paragraph(
+        f"{decision.scenario.llm.id} at {load.rate_per_s:g} requests/s, {w.input_tokens:.0f} "
+        f"tokens in and {w.output_tokens:.0f} out; {asked}, met with probability {decision.meet:g}"
+    )
+    best = decision.best
+    words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request, "
+    words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} full "
+    words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
+    print_paragraph(words)
+    times = f"TPOT {seconds(best.tpot_s)}, TTFT {seconds(best.ttft_s)}, request "
+    times += seconds(best.request_latency_s)
+    if decision.limits:
+        each = ", ".join(
+            f"{x.describe()} with {likelihood(p)}"
+            for x, p in zip(decision.limits, best.probabilities, strict=True)
+        )
+        times += f"; {each}"
+    print_paragraph(f"{times}.")
+    if decision.current is not None:
+        today = decision.current
+        against = 1.0 - best.energy_per_request_j / today.energy_per_request_j
+        much = f"{saving(against)} less" if against >= 0 else f"{saving(-against)} more"
+        print_paragraph(
+            f"Today {_named(decision, today)}: {joules(today.energy_per_request_j)} a request, "
+            f"{today.power_w:.0f} W, TPOT {seconds(today.tpot_s)}, TTFT {seconds(today.ttft_s)}. "
+            f"The choice takes {much}" + _month(bills) + "."
+        )
+    for s in decision.shadows:
+        if s.saving_ratio >= 0.005:
+            print_paragraph(
+                f"{NAMES[s.limit.measure]} binds: {seconds(s.limit.seconds)} -> "
+                f"{seconds(s.relaxed_s)} saves {saving(s.saving_ratio)} ({s.configuration})."
+            )
+    if decision.shadows and all(s.saving_ratio < 0.005 for s in decision.shadows):
+        print_paragraph("No limit binds: three times as much time would save nothing.")
+    if decision.breaks_at_per_s is not None:
+        print_paragraph(
+            f"It meets the limits up to {decision.breaks_at_per_s:.3g} requests/s; beyond "
+            f"{best.saturation_rate_per_s:.3g} the queue grows without end."
+        )
+    rows = []
+    for entry in decision.entries[:SHOWN]:
+        rows.append(
+            (
+                _named(decision, entry),
+                f"{entry.configuration.gpus}",
+                joules(entry.energy_per_request_j),
+                f"{entry.power_w:.0f} W",
+                seconds(entry.tpot_s),
+                seconds(entry.ttft_s),
+                likelihood(entry.probability_of_meeting_ratio),
+            )
+        )
+    print_table(("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets"), rows)
+    fewest = decision.fewest_gpus
+    if fewest is not None and fewest.configuration.gpus < best.configuration.gpus:
+        print_paragraph(
+            f"Fewest GPUs: {_named(decision, fewest)}, {joules(fewest.energy_per_request_j)}."
+        )
+    if decision.front:
+        print("Front (time per token against joules):")
+        print_table(
+            ("configuration", "TPOT", "a request"),
+            [
+                (_named(decision, e), seconds(e.tpot_s), joules(e.energy_per_request_j))
+                for e in decision.front
+            ],
+        )
+    for note in notes:
+        print_paragraph(f"Note: {note}")
+
+
+def _month(bills: dict[str, Bill]) -> str:
+    """Say what the difference is in a month."""
+    if len(bills) < 2:
+        return ""
+    best, today = bills["best"], bills["current"]
+    kwh = today.kwh_per_month - best.kwh_per_month
+    cost = today.cost_per_month - best.cost_per_month
+    co2 = today.co2_kg_per_month - best.co2_kg_per_month
+    return (
+        f": {kwh:.0f} kWh, {cost:.0f} USD and {co2:.0f} kg CO2 a month; "
+        f"{best.energy_per_output_token_j:.2f} instead of {today.energy_per_output_token_j:.2f} J "
+        "an output token"
+    )
+
+
+def _named(decision: Decision, entry: Entry) -> str:
+    """Name a configuration, with what else was free."""
+    gpus = {e.gpu for e in decision.entries} | {decision.scenario.gpu.id}
+    formats = {e.precision for e in decision.entries} | {decision.scenario.precision.id}
+    name = entry.describe()
+    name += f", {entry.gpu}" if len(gpus) > 1 else ""
+    return name + (f", {entry.precision}" if len(formats) > 1 else "")

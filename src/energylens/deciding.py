@@ -1,0 +1,798 @@
+"""The fewest joules within latency limits, at a rate: enumerate, solve, judge the odds, rank.
+
+Every configuration that the knobs span is put under the load (``service.py``). The odds that it
+meets its limits come from how far the time law was off on rows left out: all seconds of a
+deployment are taken longer or shorter by one factor at a time, the queue is solved anew (a slower
+engine is also a fuller one), and what the closed form of the queue itself is off by is added.
+Of the configurations likely enough to meet, the one with the fewest joules a request is best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from energylens import latency, service
+from energylens.capacity import layout_possible
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.errors import InfeasibleError, UsageError
+from energylens.latency import Steps, TimeModel
+from energylens.model import EnergyModel
+from energylens.records import Configuration
+from energylens.selection import Candidates, Scenario, enumerate_configurations
+from energylens.service import JouleSteps, Lengths, Service
+
+DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel", "data_parallel", "batch_size")
+#: Batch limits of one replica, four to a doubling.
+BATCH_LIMITS: tuple[float, ...] = tuple(sorted({float(round(2.0 ** (k / 4))) for k in range(41)}))
+MEET = 0.9  # probability with which limits must be met, unless said
+FACTORS = 9  # quantiles of the time law's error that stand for it
+SOLVED_AT_ONCE = 20_000  # configurations whose odds are worked out; the best by joules, of more
+ALIKE_RATIO = 1e-3  # joules so close are the same: the larger batch limit is the safer one
+RELAXED_RATIOS = (1.1, 1.2, 1.5, 2.0, 3.0)  # by which a limit is relaxed to say what it costs
+WORTH_RATIO = 0.01  # joules that a relaxed limit must save to be worth a word
+NEEDLESS_FACTOR = 3.0  # configurations over a limit by more are not looked at again
+RATES = 48  # at which the largest sustainable rate is looked for
+
+# Standard deviation, as a log, of what the closed form makes of the queue, against the simulation
+# (docs/service.md): means, and percentiles.
+QUEUE_ERROR = {"tpot": 0.05, "ttft": 0.13, "latency": 0.06}
+QUEUE_ERROR_PERCENTILE = {"tpot": 0.13, "ttft": 0.33, "latency": 0.15}
+
+Measure = Literal["tpot", "ttft", "latency"]
+NAMES: dict[Measure, str] = {"tpot": "TPOT", "ttft": "TTFT", "latency": "request latency"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyLimit:
+    """What one time may be at most, on average or for a share of the requests."""
+
+    measure: Measure
+    seconds: float
+    quantile: float | None = None  # None: the mean
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.seconds) and self.seconds > 0):
+            raise UsageError(
+                f"a limit on {NAMES[self.measure]} must be above 0 s, not {self.seconds!r}"
+            )
+        if self.quantile is not None and not 0.0 < self.quantile < 1.0:
+            raise UsageError(
+                f"the percentile of a limit must lie between p1 and p99.9, not {self.quantile!r}"
+            )
+
+    def describe(self) -> str:
+        """Give a short human name, as in ``TTFT p99 <= 1 s``."""
+        of = "" if self.quantile is None else f" p{100 * self.quantile:g}"
+        return f"{NAMES[self.measure]}{of} <= {seconds(self.seconds)}"
+
+    def value(self, state: Service) -> FloatArray:
+        """Read what is limited off a steady state; shape (n,)."""
+        if self.quantile is None:
+            means = {
+                "tpot": state.tpot_s,
+                "ttft": state.ttft_s,
+                "latency": state.request_latency_s,
+            }
+            return means[self.measure]
+        reads = {
+            "tpot": state.tpot_quantile_s,
+            "ttft": state.ttft_quantile_s,
+            "latency": state.latency_quantile_s,
+        }
+        return reads[self.measure](self.quantile)
+
+    @property
+    def queue_error(self) -> float:
+        """Standard deviation of what the queue's closed form is off by, as a log."""
+        table = QUEUE_ERROR if self.quantile is None else QUEUE_ERROR_PERCENTILE
+        return table[self.measure]
+
+
+def seconds(value: float) -> str:
+    """Write seconds, or milliseconds below one."""
+    if not np.isfinite(value):
+        return "unbounded"
+    if value < 0.9995:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What arrives: requests a second over all replicas, and their lengths.
+
+    ``cached_share`` of each prompt is found in the prefix cache: it is not computed, but held.
+    """
+
+    rate_per_s: float
+    lengths: Lengths
+    cached_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rate_per_s) and self.rate_per_s > 0):
+            raise UsageError(f"the rate must be above 0 requests/s, not {self.rate_per_s!r}")
+        if not 0.0 <= self.cached_share < 1.0:
+            raise UsageError(
+                f"the cached share of prompts must be from 0 to below 1, not {self.cached_share!r}"
+            )
+
+    @property
+    def computed(self) -> Lengths:
+        """Lengths of what has to be computed."""
+        each = self.lengths
+        return Lengths(
+            input_tokens=max(each.input_tokens * (1.0 - self.cached_share), 1.0),
+            output_tokens=each.output_tokens,
+            input_cv=each.input_cv,
+            output_cv=each.output_cv,
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class _Slower:
+    """Steps that take longer by a factor of each case."""
+
+    steps: Steps
+    factor: FloatArray
+
+    def step_s(self, running: FloatArray) -> FloatArray:
+        return self.factor * self.steps.step_s(running)
+
+    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        return self.factor * self.steps.prompts_s(tokens, running)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """One configuration under the load. Joules and watts are those of the whole deployment.
+
+    ``batch_limit`` is that of one replica (``max_num_seqs``), ``mean_batch_size`` what runs there.
+    ``values_s`` has the time that each limit is about, ``saving_ratio`` the joules saved against
+    the current configuration (None: none was named).
+    """
+
+    configuration: Configuration
+    gpu: str
+    precision: str
+    batch_limit: float
+    mean_batch_size: float
+    energy_per_request_j: float
+    lower_j: float
+    upper_j: float
+    power_w: float
+    utilisation_ratio: float
+    saturation_rate_per_s: float
+    tpot_s: float
+    ttft_s: float
+    request_latency_s: float
+    values_s: tuple[float, ...]
+    probability_of_meeting_ratio: float
+    probabilities: tuple[float, ...]  # of each limit by itself
+    saving_ratio: float | None = None
+
+    def describe(self) -> str:
+        """Give a short human name: replicas, layout and the batch limit of each."""
+        c = self.configuration
+        name = f"TP{c.tensor_parallel}"
+        name += f" PP{c.pipeline_parallel}" if c.pipeline_parallel > 1 else ""
+        name += f" EP{c.expert_parallel}" if c.expert_parallel > 1 else ""
+        name = f"{c.data_parallel} x {name}" if c.data_parallel > 1 else name
+        name += f", batch limit {self.batch_limit:g}"
+        return name + ("" if c.power_cap_w is None else f", {c.power_cap_w:g} W")
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        c = self.configuration
+        return {
+            "tensor_parallel": c.tensor_parallel,
+            "pipeline_parallel": c.pipeline_parallel,
+            "expert_parallel": c.expert_parallel,
+            "data_parallel": c.data_parallel,
+            "batch_size": c.batch_size,
+            "batch_limit_per_replica": self.batch_limit,
+            "power_cap_w": c.power_cap_w,
+            "gpu": self.gpu,
+            "precision": self.precision,
+            "gpus": c.gpus,
+            "mean_batch_size": self.mean_batch_size,
+            "energy_per_request_j": self.energy_per_request_j,
+            "lower_j": self.lower_j,
+            "upper_j": self.upper_j,
+            "tpot_s": _finite(self.tpot_s),
+            "ttft_s": _finite(self.ttft_s),
+            "request_latency_s": _finite(self.request_latency_s),
+            "power_w": self.power_w,
+            "utilisation_ratio": self.utilisation_ratio,
+            "saturation_rate_per_s": self.saturation_rate_per_s,
+            "probability_of_meeting_ratio": self.probability_of_meeting_ratio,
+            "limit_values_s": [_finite(value) for value in self.values_s],
+            "saving_ratio": self.saving_ratio,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shadow:
+    """What one limit costs: relaxed to ``relaxed_s`` it would save ``saving_ratio``."""
+
+    limit: LatencyLimit
+    relaxed_s: float
+    saving_ratio: float
+    configuration: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision:
+    """Configurations that meet the limits with the probability asked, fewest joules first.
+
+    ``entries`` has the best batch limit of each layout. ``missed`` those whose odds are too low,
+    likeliest first. ``fewest_gpus`` is the best of those that meet with the fewest GPUs,
+    ``breaks_at_per_s`` the rate up to which the first choice meets, ``front`` the choices that no
+    other beats in both joules and the probability-weighted time of the first limit.
+    """
+
+    scenario: Scenario
+    load: Load
+    limits: tuple[LatencyLimit, ...]
+    meet: float
+    entries: tuple[Entry, ...]
+    missed: tuple[Entry, ...]
+    current: Entry | None
+    fewest_gpus: Entry | None
+    shadows: tuple[Shadow, ...]
+    breaks_at_per_s: float | None
+    front: tuple[Entry, ...]
+    considered: int
+    ruled_out: int
+    notes: tuple[str, ...] = ()
+
+    @property
+    def best(self) -> Entry:
+        """The choice.
+
+        Raises
+        ------
+        InfeasibleError
+            If nothing meets the limits.
+        """
+        if not self.entries:
+            raise InfeasibleError(self.why_none())
+        return self.entries[0]
+
+    def why_none(self) -> str:
+        """Say what comes nearest where nothing meets."""
+        said = " and ".join(limit.describe() for limit in self.limits) or "the rate"
+        message = (
+            f"nothing on up to {self.scenario.max_gpus} GPUs meets {said} at "
+            f"{self.load.rate_per_s:g} requests/s with probability {self.meet:g}"
+        )
+        if not self.missed:
+            return f"{message}: every configuration is over its capacity. Allow more GPUs."
+        near = self.missed[0]
+        values = ", ".join(
+            f"{NAMES[limit.measure]} {seconds(value)}"
+            for limit, value in zip(self.limits, near.values_s, strict=True)
+        )
+        return (
+            f"{message}. Nearest is {near.describe()} ({values}, met with probability "
+            f"{near.probability_of_meeting_ratio:.2f}). Relax a limit, lower --meet, or allow more "
+            "GPUs."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        w = self.load.lengths
+        return {
+            "question": {
+                "llm": self.scenario.llm.id,
+                "rate_per_s": self.load.rate_per_s,
+                "input_tokens": w.input_tokens,
+                "output_tokens": w.output_tokens,
+                "input_cv": w.input_cv,
+                "output_cv": w.output_cv,
+                "cached_share": self.load.cached_share,
+                "meet": self.meet,
+                "max_gpus": self.scenario.max_gpus,
+                "node_gpus": self.scenario.node_gpus,
+                "limits": [
+                    {"of": x.measure, "seconds": x.seconds, "quantile": x.quantile}
+                    for x in self.limits
+                ],
+            },
+            "configurations": [entry.to_json() for entry in self.entries],
+            "missed": [entry.to_json() for entry in self.missed],
+            "current": None if self.current is None else self.current.to_json(),
+            "fewest_gpus": None if self.fewest_gpus is None else self.fewest_gpus.to_json(),
+            "shadow_prices": [
+                {
+                    "limit": s.limit.describe(),
+                    "relaxed_s": s.relaxed_s,
+                    "saving_ratio": s.saving_ratio,
+                    "configuration": s.configuration,
+                }
+                for s in self.shadows
+            ],
+            "breaks_at_rate_per_s": self.breaks_at_per_s,
+            "front": [entry.to_json() for entry in self.front],
+            "considered": self.considered,
+            "ruled_out": self.ruled_out,
+            "notes": list(self.notes),
+        }
+
+
+# --------------------------------------------------------------------------------- candidates
+
+
+def candidates_under_load(
+    scenario: Scenario,
+    load: Load,
+    *,
+    choose: Sequence[str] = DEFAULT_CHOOSE,
+    candidates: Candidates | None = None,
+    batch_limits: Sequence[float] = BATCH_LIMITS,
+) -> tuple[Cases, int]:
+    """List the configurations that can run, and count those that cannot.
+
+    Batch limits are those of one replica; where the memory holds fewer sequences, what it holds.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    load : Load
+    choose : sequence of str
+        The free knobs.
+    candidates : Candidates, optional
+        Values of the free knobs besides the batch limit.
+    batch_limits : sequence of float
+
+    Returns
+    -------
+    Cases, int
+    """
+    free = [name for name in choose if name != "batch_size"]
+    wide = replace(scenario, configuration=replace(scenario.configuration, batch_size=float(2**20)))
+    layouts = (
+        enumerate_configurations(wide, choose=free, candidates=candidates)
+        if free
+        else Cases.of([_case(wide)])
+    )
+    possible = np.zeros(len(layouts), dtype=np.bool_)
+    for i, llm in enumerate(layouts.llms):
+        rows = np.flatnonzero(layouts.llm_index == i)
+        possible[rows] = layout_possible(
+            llm,
+            tensor_parallel=layouts.tensor_parallel[rows],
+            pipeline_parallel=layouts.pipeline_parallel[rows],
+            expert_parallel=layouts.expert_parallel[rows],
+            data_parallel=layouts.data_parallel[rows],
+        )
+    room = service.slots(layouts, load.lengths)
+    fits = possible & (room >= 1.0)
+    ruled_out = int((~fits).sum())
+    layouts, room = layouts.take(fits), room[fits]
+    if "batch_size" in choose:
+        limits = np.unique(np.asarray(batch_limits, dtype=np.float64))
+    else:
+        limits = np.array([max(scenario.configuration.batch_size, 1.0)])
+    layout, limit = (
+        grid.reshape(-1) for grid in np.meshgrid(np.arange(len(layouts)), limits, indexing="ij")
+    )
+    held = np.minimum(limit, room[layout])
+    if "batch_size" not in choose:
+        held = np.minimum(held / layouts.data_parallel[layout], room[layout])
+        held = np.maximum(held, 1.0)
+    _, first = np.unique(np.column_stack([layout, held]), axis=0, return_index=True)
+    layout, held = layout[first], held[first]
+    cases = layouts.take(layout)
+    return cases.replace(batch_size=held * cases.data_parallel), ruled_out
+
+
+def _case(scenario: Scenario) -> Any:
+    from energylens.records import Case
+
+    return Case(
+        llm=scenario.llm,
+        gpu=scenario.gpu,
+        precision=scenario.precision,
+        workload=scenario.workload,
+        configuration=scenario.configuration,
+        boundary=scenario.boundary,
+        node_gpus=scenario.node_gpus,
+        engine=scenario.engine,
+    )
+
+
+# ------------------------------------------------------------------------------- the engine
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Solved:
+    """Cases under the load: their states, and those at each factor of the time law's error."""
+
+    cases: Cases
+    state: Service
+    values: FloatArray  # (limits, factors, n)
+    energy_j: FloatArray
+    power_w: FloatArray
+
+    def probabilities(self, limits: Sequence[LatencyLimit]) -> tuple[FloatArray, FloatArray]:
+        """Probability of meeting all limits (n,), and each alone (limits, n)."""
+        from scipy.special import ndtr
+
+        if not limits:
+            sure = (~self.state.saturated).astype(np.float64)
+            return sure, np.zeros((0, len(self.cases)))
+        each = np.stack(
+            [
+                ndtr(
+                    (np.log(limit.seconds) - np.log(np.maximum(value, 1e-300))) / limit.queue_error
+                )
+                for limit, value in zip(limits, self.values, strict=True)
+            ]
+        )
+        return each.min(axis=0).mean(axis=0), each.mean(axis=1)
+
+
+class Engine:
+    """Answers questions about one LLM's load from an energy and a time model.
+
+    Parameters
+    ----------
+    energy : EnergyModel
+        Its ``time`` says how long things take; without one the datasheet does.
+    factor : float
+        By which measured times of this deployment were longer than predicted (``verify``).
+    energy_factor : float
+        The same of joules.
+    """
+
+    def __init__(
+        self, energy: EnergyModel, *, factor: float = 1.0, energy_factor: float = 1.0
+    ) -> None:
+        self.energy = energy
+        self.time: TimeModel = energy.time or latency.from_datasheet()
+        self.factor, self.energy_factor = factor, energy_factor
+        self.certain = 1.0  # share of the time law's spread that is left once it was corrected
+
+    def solve(
+        self, cases: Cases, load: Load, limits: Sequence[LatencyLimit], *, odds: bool = True
+    ) -> _Solved:
+        """Put n cases under the load."""
+        lengths = load.computed
+        steps = self.time.without_factors().steps(cases, load.lengths.output_cv)
+        joules = JouleSteps.of(self.energy, cases, load.lengths)
+        held = np.maximum(service.slots(cases, load.lengths), 1.0)
+        rate = load.rate_per_s / cases.data_parallel
+
+        def at(factor: FloatArray) -> Service:
+            return service.steady_state(
+                _Slower(steps, self.factor * factor), rate_per_s=rate, lengths=lengths, slots=held
+            )
+
+        one = np.ones(len(cases))
+        state = service.steady_state(
+            _Slower(steps, self.factor * one),
+            rate_per_s=rate,
+            lengths=lengths,
+            slots=held,
+            joules=joules,
+        )
+        power = service.node_power_w(cases, state.power_w) * self.energy_factor
+        served = np.minimum(load.rate_per_s, state.saturation_rate_per_s * cases.data_parallel)
+        values = np.empty((len(limits), FACTORS if odds else 1, len(cases)))
+        if limits and odds:
+            law = self.time.without_factors()
+            for k in range(FACTORS):
+                logs = law.logs(cases, (k + 0.5) / FACTORS, "tpot") * self.certain
+                changed = at(np.exp(logs))
+                for i, limit in enumerate(limits):
+                    # Where the queue grows without end no limit is met for long.
+                    values[i, k] = np.where(changed.saturated, np.inf, limit.value(changed))
+        else:
+            for i, limit in enumerate(limits):
+                values[i, 0] = limit.value(state)
+        return _Solved(
+            cases=cases, state=state, values=values, energy_j=power / served, power_w=power
+        )
+
+    def entries(
+        self,
+        solved: _Solved,
+        rows: IntArray,
+        limits: Sequence[LatencyLimit],
+        current_j: float | None = None,
+    ) -> tuple[Entry, ...]:
+        """Make entries of some rows."""
+        if not len(rows):
+            return ()
+        odds, each = solved.probabilities(limits)
+        state, cases = solved.state, solved.cases.take(rows)
+        mean = state.mean_batch_size[rows]
+        running = np.maximum(mean, 1.0) * cases.data_parallel
+        full = cases.replace(mean_batch_size=running)
+        low, high = self.energy.interval_energy_j(full, 0.8)
+        middle = self.energy.predict_energy_j(full)
+        made = []
+        for i, row in enumerate(rows):
+            joules = float(solved.energy_j[row])
+            case = cases.case(i)
+            made.append(
+                Entry(
+                    configuration=case.configuration,
+                    gpu=case.gpu.id,
+                    precision=case.precision.id,
+                    batch_limit=case.configuration.batch_size / case.configuration.data_parallel,
+                    mean_batch_size=float(mean[i]),
+                    energy_per_request_j=joules,
+                    lower_j=joules * float(low[i] / middle[i]),
+                    upper_j=joules * float(high[i] / middle[i]),
+                    power_w=float(solved.power_w[row]),
+                    utilisation_ratio=float(state.utilisation_ratio[row]),
+                    saturation_rate_per_s=float(
+                        state.saturation_rate_per_s[row] * case.configuration.data_parallel
+                    ),
+                    tpot_s=float(state.tpot_s[row]),
+                    ttft_s=float(state.ttft_s[row]),
+                    request_latency_s=float(state.request_latency_s[row]),
+                    values_s=tuple(float(limit.value(state)[row]) for limit in limits),
+                    probability_of_meeting_ratio=float(odds[row]),
+                    probabilities=tuple(map(float, each[:, row])),
+                    saving_ratio=None if current_j is None else 1.0 - joules / current_j,
+                )
+            )
+        return tuple(made)
+
+
+def decide(
+    engine: Engine,
+    scenario: Scenario,
+    load: Load,
+    limits: Sequence[LatencyLimit] = (),
+    *,
+    meet: float = MEET,
+    choose: Sequence[str] = DEFAULT_CHOOSE,
+    candidates: Candidates | None = None,
+    batch_limits: Sequence[float] = BATCH_LIMITS,
+    cases: Cases | None = None,
+    current: Configuration | None = None,
+    front: bool = False,
+) -> Decision:
+    """Find the configuration with the fewest joules a request that meets the limits.
+
+    Parameters
+    ----------
+    engine : Engine
+    scenario : Scenario
+        What is served, and the knobs that are not free.
+    load : Load
+    limits : sequence of LatencyLimit
+    meet : float
+        Probability with which all limits together must be met.
+    choose : sequence of str
+        The free knobs.
+    candidates : Candidates, optional
+        Values of the free knobs besides the batch limit.
+    batch_limits : sequence of float
+        Values of the batch limit of one replica.
+    cases : Cases, optional
+        The configurations, in place of what the knobs span.
+    current : Configuration, optional
+        What runs today: savings are against it.
+    front : bool
+        Whether to list the energy-latency front.
+
+    Returns
+    -------
+    Decision
+
+    Raises
+    ------
+    UsageError
+        If ``meet`` is no probability.
+    InfeasibleError
+        If no configuration fits in memory.
+    """
+    if not 0.0 < meet < 1.0:
+        raise UsageError(f"the probability of meeting must lie between 0 and 1, not {meet!r}")
+    limits = tuple(limits)
+    ruled_out = 0
+    if cases is None:
+        cases, ruled_out = candidates_under_load(
+            scenario, load, choose=choose, candidates=candidates, batch_limits=batch_limits
+        )
+    if not len(cases):
+        raise InfeasibleError(
+            f"{scenario.describe()}: no configuration has room in memory for one request. Allow "
+            "more GPUs, or weights in fewer bits."
+        )
+    considered = len(cases)
+    if len(cases) > SOLVED_AT_ONCE:
+        cases = _promising(engine, cases, load, limits)
+    solved = engine.solve(cases, load, limits)
+    odds, _ = solved.probabilities(limits)
+    meets = (odds >= meet) & ~solved.state.saturated
+    today = None
+    if current is not None:
+        today = _today(engine, scenario, load, limits, current)
+    current_j = None if today is None else today.energy_per_request_j
+    order = _ranked(solved, meets)
+    entries = engine.entries(solved, order, limits, current_j)
+    layout = _layout(solved.cases)
+    hopeless = ~np.isin(layout, layout[meets])
+    near = _of_layouts(solved, np.lexsort((solved.energy_j, -odds)), hopeless)[:5]
+    missed = engine.entries(solved, near, limits, current_j)
+    fewest = None
+    if len(order):
+        gpus = solved.cases.occupied_gpus[order]
+        fewest = entries[int(np.argmin(gpus))]
+    shadows = _shadows(engine, solved, limits, meet, entries)
+    return Decision(
+        scenario=scenario,
+        load=load,
+        limits=limits,
+        meet=meet,
+        entries=entries,
+        missed=missed,
+        current=today,
+        fewest_gpus=fewest,
+        shadows=shadows,
+        breaks_at_per_s=(
+            _breaks_at(engine, solved.cases.take(order[:1]), load, limits, meet)
+            if len(order)
+            else None
+        ),
+        front=_front(engine, solved, limits, current_j) if front else (),
+        considered=considered,
+        ruled_out=ruled_out,
+    )
+
+
+def _promising(engine: Engine, cases: Cases, load: Load, limits: Sequence[LatencyLimit]) -> Cases:
+    """Keep those of very many cases that do not miss a limit by far, fewest joules first."""
+    solved = engine.solve(cases, load, limits, odds=False)
+    near = ~solved.state.saturated
+    for limit, value in zip(limits, solved.values[:, 0], strict=True):
+        near &= value <= NEEDLESS_FACTOR * limit.seconds
+    rows = np.flatnonzero(near)
+    rows = rows[np.argsort(solved.energy_j[rows], kind="stable")][:SOLVED_AT_ONCE]
+    return cases.take(rows if len(rows) else np.argsort(solved.state.tpot_s)[:SOLVED_AT_ONCE])
+
+
+def _layout(cases: Cases) -> IntArray:
+    from energylens.dataset import group_rows
+
+    return group_rows(
+        [
+            cases.gpu_index, cases.precision_index, cases.tensor_parallel,
+            cases.pipeline_parallel, cases.expert_parallel, cases.data_parallel,
+            cases.power_cap_w,
+        ]
+    )  # fmt: skip
+
+
+def _of_layouts(solved: _Solved, order: IntArray, among: BoolArray) -> IntArray:
+    """Keep the first row of each layout, in order."""
+    layout = _layout(solved.cases)
+    rows = order[among[order]]
+    _, first = np.unique(layout[rows], return_index=True)
+    return rows[np.sort(first)]
+
+
+def _ranked(solved: _Solved, meets: BoolArray) -> IntArray:
+    """Best row of each layout, fewest joules first; of joules alike the larger batch limit."""
+    joules, cases = solved.energy_j, solved.cases
+    layout = _layout(cases)
+    least = np.full(int(layout.max()) + 1, np.inf)
+    np.minimum.at(least, layout[meets], joules[meets])
+    alike = meets & (joules <= least[layout] * (1.0 + ALIKE_RATIO))
+    order = np.lexsort((-cases.batch_size, cases.occupied_gpus, least[layout]))
+    return _of_layouts(solved, order, alike)
+
+
+def _today(
+    engine: Engine,
+    scenario: Scenario,
+    load: Load,
+    limits: Sequence[LatencyLimit],
+    current: Configuration,
+) -> Entry:
+    cases = Cases.of([_case(replace(scenario, configuration=current))])
+    if service.slots(cases, load.lengths)[0] < 1:
+        raise InfeasibleError(
+            f"the current configuration {current.describe()} has no room in memory for one "
+            f"request of {scenario.llm.id}: check what runs today"
+        )
+    solved = engine.solve(cases, load, limits)
+    return engine.entries(solved, np.zeros(1, dtype=np.intp), limits)[0]
+
+
+def _shadows(
+    engine: Engine,
+    solved: _Solved,
+    limits: tuple[LatencyLimit, ...],
+    meet: float,
+    entries: Sequence[Entry],
+) -> tuple[Shadow, ...]:
+    """The least that each limit must be relaxed by to save something, up to three times."""
+    if not entries:
+        return ()
+    shadows = []
+    for i, limit in enumerate(limits):
+        for ratio in RELAXED_RATIOS:
+            relaxed = replace(limit, seconds=limit.seconds * ratio)
+            changed = (*limits[:i], relaxed, *limits[i + 1 :])
+            odds, _ = solved.probabilities(changed)
+            order = _ranked(solved, (odds >= meet) & ~solved.state.saturated)
+            saved = 1.0 - float(solved.energy_j[order[0]]) / entries[0].energy_per_request_j
+            if saved >= WORTH_RATIO or ratio == RELAXED_RATIOS[-1]:
+                then = engine.entries(solved, order[:1], changed)[0]
+                shadows.append(
+                    Shadow(
+                        limit=limit,
+                        relaxed_s=relaxed.seconds,
+                        saving_ratio=max(saved, 0.0),
+                        configuration=then.describe(),
+                    )
+                )
+                break
+    return tuple(shadows)
+
+
+def _breaks_at(
+    engine: Engine, case: Cases, load: Load, limits: Sequence[LatencyLimit], meet: float
+) -> float | None:
+    """Find the largest rate at which one case meets the limits."""
+    low = load.rate_per_s
+    state = engine.solve(case, load, (), odds=False).state
+    high = float(state.saturation_rate_per_s[0] * case.data_parallel[0])
+    if high <= low:
+        return None
+    for _ in range(RATES):
+        middle = float(np.sqrt(low * high))
+        solved = engine.solve(case, replace(load, rate_per_s=middle), limits)
+        met = solved.probabilities(limits)[0][0] >= meet and not solved.state.saturated[0]
+        low, high = (middle, high) if met else (low, middle)
+        if high / low < 1.005:
+            break
+    return low
+
+
+def _front(
+    engine: Engine,
+    solved: _Solved,
+    limits: Sequence[LatencyLimit],
+    current_j: float | None,
+) -> tuple[Entry, ...]:
+    """Configurations that no other beats in both joules and time per token."""
+    order = np.lexsort((solved.energy_j, solved.state.tpot_s))
+    order = order[~solved.state.saturated[order]]
+    least, kept = np.inf, []
+    for row in order:
+        if solved.energy_j[row] < least * (1.0 - ALIKE_RATIO):
+            least = float(solved.energy_j[row])
+            kept.append(int(row))
+    return engine.entries(solved, np.array(kept, dtype=np.intp), limits, current_j)
+
+
+__all__ = [
+    "BATCH_LIMITS",
+    "DEFAULT_CHOOSE",
+    "MEET",
+    "NAMES",
+    "Decision",
+    "Engine",
+    "Entry",
+    "LatencyLimit",
+    "Load",
+    "Shadow",
+    "candidates_under_load",
+    "decide",
+    "seconds",
+]

@@ -1,0 +1,127 @@
+"""Fitted models that come with the package: coefficients from published measurements, no rows.
+
+``python -m studies.packaged`` makes them again from the public rows.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from energylens import modelfile
+from energylens.errors import ArtefactError
+from energylens.model import EnergyModel
+
+FOLDER = "models"
+DEFAULT = "h100-vllm-0.11"  # answers for GPU types that no model was fitted to
+
+
+@dataclass(frozen=True, kw_only=True)
+class Packaged:
+    """One model, with where its rows came from. ``gpus`` are those it was fitted to."""
+
+    name: str
+    source: str
+    licence: str
+    date: str
+    rows: int
+    llms: int
+    gpus: tuple[str, ...]
+    engine: str
+    dataset_digest: str
+    document: dict[str, Any]
+
+    def model(self) -> EnergyModel:
+        """Read the coefficients.
+
+        Raises
+        ------
+        ArtefactError
+            If they are of another version of the formula.
+        """
+        return modelfile.from_json(self.document, f"the packaged model {self.name}")
+
+    def describe(self) -> str:
+        """Say what it rests on, in one sentence."""
+        return (
+            f"{self.name}: {self.rows} published measurements of {self.llms} LLMs on "
+            f"{', '.join(self.gpus)}, {self.engine} ({self.source}, {self.date})"
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values, less the coefficients."""
+        return {key: value for key, value in vars(self).items() if key != "document"}
+
+
+@cache
+def packaged() -> tuple[Packaged, ...]:
+    """Return all models that come with the package, by name.
+
+    Raises
+    ------
+    ArtefactError
+        If the installation is damaged.
+    """
+    folder = resources.files("energylens") / "data" / FOLDER
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda p: p.name) if folder.is_dir() else ():
+        if not path.name.endswith(".json"):
+            continue
+        try:
+            document = json.loads(path.read_text(encoding="utf-8"))
+            about = document["about"]
+            found.append(
+                Packaged(**{**about, "gpus": tuple(about["gpus"])}, document=document["model"])
+            )
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtefactError(
+                f"the packaged model {path.name} is damaged: install energylens again"
+            ) from error
+    return tuple(found)
+
+
+def named(name: str) -> Packaged | None:
+    """Return the model of a name, if there is one."""
+    return next((item for item in packaged() if item.name == name.lower()), None)
+
+
+def for_gpu(gpu: str, engine: str = "") -> tuple[Packaged, str]:
+    """Choose the model that answers for a GPU type and engine where none is given.
+
+    Parameters
+    ----------
+    gpu : str
+        Its id.
+    engine : str
+        Name and version, or the name alone; empty where not known.
+
+    Returns
+    -------
+    Packaged, str
+        And what the reader must know of it.
+
+    Raises
+    ------
+    ArtefactError
+        If no model comes with this installation.
+    """
+    models = packaged()
+    if not models:
+        raise ArtefactError(
+            "no fitted model comes with this installation: give a model.json, or the word datasheet"
+        )
+    wanted = engine.casefold().strip()
+    versioned = [m for m in models if m.engine.casefold() == wanted and gpu in m.gpus]
+    chosen = versioned[0] if versioned else next(m for m in models if m.name == DEFAULT)
+    note = f"Answered from the packaged model {chosen.describe()}."
+    if gpu not in chosen.gpus:
+        note += (
+            f" None of them is of {gpu}: its datasheet carries the coefficients over, which on "
+            "other types doubled the error of times; fit rows of your own to do better."
+        )
+    elif wanted and wanted not in chosen.engine.casefold():
+        note += f" None of them is of {engine}: coefficients differ between engines."
+    return chosen, note

@@ -1,0 +1,112 @@
+"""What a deployment costs in a month: kWh, money, CO2, and joules a token.
+
+Joules are those of the GPUs; the rest of the server and the cooling come in by the PUE alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from energylens.errors import UsageError
+
+HOURS_PER_MONTH = 730.0
+JOULES_PER_KWH = 3.6e6
+
+#: Defaults, and where they come from.
+SOURCES = {
+    "price": "0.13 USD/kWh: US commercial average of 2024 (EIA, Electric Power Monthly, table 5.3)",
+    "carbon": "0.37 kg CO2/kWh: US average output rate of 2022 (EPA eGRID2022)",
+    "pue": "1.56: global average of 2024 (Uptime Institute, Global Data Center Survey)",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prices:
+    """What energy and GPUs cost.
+
+    Attributes
+    ----------
+    price_per_kwh : float
+    carbon_kg_per_kwh : float
+    pue : float
+        Energy of the site over that of its servers.
+    gpu_hour : float or None
+        Rent of one GPU for an hour, energy included; None where they are owned.
+    """
+
+    price_per_kwh: float = 0.13
+    carbon_kg_per_kwh: float = 0.37
+    pue: float = 1.56
+    gpu_hour: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--price", self.price_per_kwh, 0.0),
+            ("--carbon", self.carbon_kg_per_kwh, 0.0),
+            ("--pue", self.pue, 1.0),
+            ("--gpu-hour", self.gpu_hour or 0.0, 0.0),
+        ):
+            if not (least <= value < float("inf")):
+                raise UsageError(f"{name} must be {least:g} or more, not {value!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bill:
+    """A month of one deployment. Money is energy, or rent where GPUs are rented."""
+
+    kwh_per_month: float
+    cost_per_month: float
+    co2_kg_per_month: float
+    energy_per_output_token_j: float
+    energy_per_total_token_j: float
+    cost_per_million_output_tokens: float
+    cost_per_million_total_tokens: float
+    co2_kg_per_million_total_tokens: float
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        return dict(vars(self))
+
+
+def bill(
+    power_w: float,
+    gpus: int,
+    *,
+    rate_per_s: float,
+    input_tokens: float,
+    output_tokens: float,
+    prices: Prices,
+) -> Bill:
+    """Work a month out from watts.
+
+    Parameters
+    ----------
+    power_w : float
+        Of all GPUs that count, on average over the month.
+    gpus : int
+        GPUs that are rented, if any are.
+    rate_per_s : float
+        Requests served in a second, on average over the month.
+    input_tokens, output_tokens : float
+        Of one request.
+    prices : Prices
+    """
+    kwh = power_w * prices.pue * HOURS_PER_MONTH / 1000.0
+    cost = kwh * prices.price_per_kwh
+    if prices.gpu_hour is not None:
+        cost = gpus * prices.gpu_hour * HOURS_PER_MONTH
+    co2 = kwh * prices.carbon_kg_per_kwh
+    requests = rate_per_s * HOURS_PER_MONTH * 3600.0
+    output = requests * output_tokens
+    total = requests * (input_tokens + output_tokens)
+    return Bill(
+        kwh_per_month=kwh,
+        cost_per_month=cost,
+        co2_kg_per_month=co2,
+        energy_per_output_token_j=power_w / (rate_per_s * output_tokens),
+        energy_per_total_token_j=power_w / (rate_per_s * (input_tokens + output_tokens)),
+        cost_per_million_output_tokens=cost / output * 1e6,
+        cost_per_million_total_tokens=cost / total * 1e6,
+        co2_kg_per_million_total_tokens=co2 / total * 1e6,
+    )

@@ -1,0 +1,1 @@
+"""Make the fitted models that come with the package, from published rows."""

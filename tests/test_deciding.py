@@ -1,0 +1,320 @@
+"""Choosing under load: what is chosen, why, and how the answer reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from energylens import catalog, deciding, packaged
+from energylens.cli import main
+from energylens.cli.decision_file import DecisionFile
+from energylens.cli.serving import limit
+from energylens.deciding import (
+    Decision,
+    Engine,
+    LatencyLimit,
+    Load,
+    candidates_under_load,
+    decide,
+)
+from energylens.deploying import EMITTERS, emit, read_configuration
+from energylens.errors import InfeasibleError, InputError, UsageError
+from energylens.lengths import read_lengths
+from energylens.model import EnergyModel
+from energylens.records import Configuration, Workload
+from energylens.savings import Prices, bill
+from energylens.selection import Scenario
+from energylens.service import Lengths
+
+LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
+LENGTHS = Lengths(input_tokens=2000, output_tokens=300)
+QUESTION = (
+    "select", "--llm", LLAMA, "--precision", "fp8", "--gpu", "H100", "--rate", "3",
+    "--tpot", "50ms", "--ttft", "1s", "--input-tokens", "2000", "--output-tokens", "300",
+    "--current", "TP8 B256",
+)  # fmt: skip
+
+
+def fitted() -> EnergyModel:
+    chosen, _ = packaged.for_gpu("H100-SXM-80GB")
+    return chosen.model()
+
+
+def scenario(**changes: Any) -> Scenario:
+    given = {
+        "llm": catalog.llm(LLAMA),
+        "gpu": catalog.gpu("H100"),
+        "precision": catalog.precision("fp8"),
+        "workload": Workload(input_tokens=2000, output_tokens=300),
+    }
+    return Scenario(**(given | changes))
+
+
+def ask(
+    limits: Sequence[LatencyLimit] = (), rate: float = 3.0, share: float = 0.0, **options: Any
+) -> Decision:
+    model = fitted()
+    what = options.pop("scenario", scenario())
+    load = Load(rate_per_s=rate, lengths=LENGTHS, cached_share=share)
+    return decide(Engine(model), what, load, limits, **options)
+
+
+TPOT = LatencyLimit(measure="tpot", seconds=0.05)
+
+
+def test_the_choice_meets_its_limits_and_no_other_that_does_takes_less() -> None:
+    decision = ask([TPOT], meet=0.8)
+    joules = [entry.energy_per_request_j for entry in decision.entries]
+    assert joules == sorted(joules)
+    assert all(entry.probability_of_meeting_ratio >= 0.8 for entry in decision.entries)
+    assert all(entry.probability_of_meeting_ratio < 0.8 for entry in decision.missed)
+    assert decision.best.tpot_s < 0.05
+    best = decision.best
+    assert best.power_w == pytest.approx(3.0 * best.energy_per_request_j)
+    assert best.lower_j < best.energy_per_request_j < best.upper_j
+
+
+def test_a_tighter_limit_costs_joules_and_more_certainty_too() -> None:
+    loose, tight = (
+        ask([LatencyLimit(measure="tpot", seconds=s)]).best.energy_per_request_j
+        for s in (0.2, 0.024)
+    )
+    assert tight > loose
+    unsure, sure = (ask([TPOT], meet=p).best.energy_per_request_j for p in (0.5, 0.99))
+    assert sure >= unsure
+
+
+def test_says_up_to_which_rate_it_holds() -> None:
+    decision = ask([TPOT])
+    assert decision.breaks_at_per_s is not None
+    assert 3.0 <= decision.breaks_at_per_s <= decision.best.saturation_rate_per_s
+    cases, _ = candidates_under_load(scenario(), decision.load)
+    c = decision.best.configuration
+    same = cases.take(
+        (cases.tensor_parallel == c.tensor_parallel)
+        & (cases.data_parallel == c.data_parallel)
+        & (cases.pipeline_parallel == c.pipeline_parallel)
+        & (cases.batch_size == c.batch_size)
+    )
+    engine = Engine(fitted())
+    for rate, met in ((0.97, True), (1.05, False)):
+        load = replace(decision.load, rate_per_s=decision.breaks_at_per_s * rate)
+        solved = engine.solve(same, load, [TPOT])
+        assert (solved.probabilities([TPOT])[0][0] >= 0.9) == met
+
+
+def test_idle_gpus_of_a_named_node_are_counted() -> None:
+    from energylens.records import Boundary
+
+    alone = ask([TPOT])
+    node = ask([TPOT], scenario=scenario(boundary=Boundary.NODE, node_gpus=8))
+    same = next(e for e in node.entries if e.describe() == alone.best.describe())
+    idle = 8 - alone.best.configuration.gpus
+    h100 = catalog.gpu("H100")
+    assert same.power_w - alone.best.power_w == pytest.approx(
+        idle * (h100.idle_power_w or 0.1 * h100.tdp_w)
+    )
+
+
+def test_cached_prompts_take_less() -> None:
+    assert ask([TPOT], share=0.8).best.energy_per_request_j < ask([TPOT]).best.energy_per_request_j
+
+
+def test_savings_are_against_what_runs_today() -> None:
+    decision = ask([TPOT], current=Configuration(tensor_parallel=8, batch_size=256))
+    assert decision.current is not None
+    best, today = decision.best, decision.current
+    assert best.saving_ratio == pytest.approx(
+        1 - best.energy_per_request_j / today.energy_per_request_j
+    )
+
+
+def test_nothing_that_meets_is_said_with_what_comes_nearest() -> None:
+    decision = ask([LatencyLimit(measure="tpot", seconds=0.002)])
+    with pytest.raises(InfeasibleError, match="Nearest is"):
+        _ = decision.best
+    with pytest.raises(InfeasibleError, match="no configuration has room"):
+        ask(scenario=scenario(max_gpus=1, precision=catalog.precision("bf16")))
+
+
+def test_many_configurations_are_answered_like_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond a number of configurations only promising ones get their odds."""
+    all_of_them = ask([TPOT])
+    monkeypatch.setattr(deciding, "SOLVED_AT_ONCE", 100)
+    assert all_of_them.considered > 100
+    promising = ask([TPOT])
+    assert promising.best.describe() == all_of_them.best.describe()
+
+
+# ------------------------------------------------------------------------- what is written
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds", "quantile"),
+    [("50ms", 0.05, None), ("1s:p99", 1.0, 0.99), ("0.2", 0.2, None), ("2min:p99.9", 120.0, 0.999)],
+)
+def test_reads_limits(text: str, seconds: float, quantile: float | None) -> None:
+    read = limit(text, "ttft")
+    assert read.seconds == pytest.approx(seconds)
+    assert read.quantile == (None if quantile is None else pytest.approx(quantile))
+
+
+@pytest.mark.parametrize("text", ["fast", "-1s", "0ms", "1s:p100", "1h"])
+def test_refuses_what_is_no_limit(text: str) -> None:
+    with pytest.raises(UsageError):
+        limit(text, "ttft")
+
+
+def test_reads_what_runs_today() -> None:
+    assert read_configuration("TP8 B256") == Configuration(tensor_parallel=8, batch_size=256)
+    assert read_configuration("tp2, dp4") == Configuration(
+        tensor_parallel=2, data_parallel=4, batch_size=1024
+    )
+    line = "vllm serve m -tp 4 --data-parallel-size=2 --max-num-seqs 64 --enable-expert-parallel"
+    assert read_configuration(line) == Configuration(
+        tensor_parallel=4, data_parallel=2, expert_parallel=8, batch_size=128
+    )
+    for wrong in ("8 GPUs", "TP0", "vllm serve m --tensor-parallel-size many", "vllm serve 'm"):
+        with pytest.raises(UsageError):
+            read_configuration(wrong)
+
+
+@pytest.mark.parametrize("kind", EMITTERS)
+def test_what_is_emitted_says_the_choice(kind: str) -> None:
+    best = ask([TPOT]).best
+    text = emit(kind, LLAMA, best)
+    assert LLAMA in text
+    assert str(best.configuration.tensor_parallel) in text
+    if kind == "vllm":
+        assert read_configuration(text).gpus == best.configuration.gpus
+        assert read_configuration(text).batch_size == pytest.approx(
+            int(best.batch_limit) * best.configuration.data_parallel
+        )
+    with pytest.raises(UsageError, match="must be one of"):
+        emit("bash", LLAMA, best)
+
+
+def test_a_month_of_a_kilowatt() -> None:
+    month = bill(
+        1000.0, 4, rate_per_s=2.0, input_tokens=900, output_tokens=100,
+        prices=Prices(price_per_kwh=0.1, carbon_kg_per_kwh=0.5, pue=1.2),
+    )  # fmt: skip
+    assert month.kwh_per_month == pytest.approx(876.0)
+    assert month.cost_per_month == pytest.approx(87.6)
+    assert month.co2_kg_per_month == pytest.approx(438.0)
+    assert month.energy_per_output_token_j == pytest.approx(5.0)
+    assert month.energy_per_total_token_j == pytest.approx(0.5)
+    rented = bill(
+        1000.0, 4, rate_per_s=2.0, input_tokens=900, output_tokens=100, prices=Prices(gpu_hour=2.0)
+    )
+    assert rented.cost_per_month == pytest.approx(4 * 2.0 * 730)
+    with pytest.raises(UsageError, match="--pue"):
+        Prices(pue=0.5)
+
+
+def test_reads_a_trace(tmp_path: Path) -> None:
+    path = tmp_path / "trace.csv"
+    path.write_text("TIMESTAMP,ContextTokens,GeneratedTokens\na,100,10\nb,300,30\n")
+    lengths = read_lengths(path)
+    assert lengths == Lengths(input_tokens=200, output_tokens=20, input_cv=0.5, output_cv=0.5)
+    path.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="input tokens"):
+        read_lengths(path)
+
+
+# --------------------------------------------------------------------------- on the command line
+
+
+def test_one_command_answers_from_the_packaged_model(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(QUESTION) == 0
+    text = capsys.readouterr().out
+    assert "Run " in text
+    assert "405 published" in text
+    assert len(text.splitlines()) <= 24
+
+
+def test_json_has_the_keys_that_others_script_against(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUESTION, "--json", "--front"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    for entry in document["configurations"]:
+        for key in (
+            "energy_per_request_j", "tpot_s", "ttft_s", "request_latency_s", "power_w",
+            "utilisation_ratio", "saturation_rate_per_s", "probability_of_meeting_ratio",
+            "saving_ratio",
+        ):  # fmt: skip
+            assert isinstance(entry[key], float), key
+    best, today = (document["month"][name]["kwh_per_month"] for name in ("best", "current"))
+    assert best < today
+    tpot = [entry["tpot_s"] for entry in document["front"]]
+    assert tpot == sorted(tpot)
+
+
+def test_options_of_a_load_need_one(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = [x for x in QUESTION if x not in ("--rate", "3")]
+    assert main(plain) == 1
+    assert "--tpot has no effect without --rate" in capsys.readouterr().err
+
+
+FILE = f"""
+[serve]
+llm = "{LLAMA}"
+gpu = "H100"
+precision = "fp8"
+[load]
+rate_per_s = 3
+input_tokens = 2000
+output_tokens = 300
+[limits]
+tpot = "50ms"
+[current]
+configuration = "TP8 B256"
+at_most_percent_above_best = 10
+"""
+
+
+def test_a_decision_file_checks_what_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "decision.toml"
+    path.write_text(FILE)
+    assert main(["select", str(path)]) == 1
+    assert "check failed" in capsys.readouterr().err
+    path.write_text(FILE.replace("best = 10", "best = 300"))
+    assert main(["select", str(path)]) == 0
+    assert main(["select", str(path), "--check", "5"]) == 1
+    path.write_text(FILE.replace("rate_per_s", "rates"))
+    capsys.readouterr()
+    assert main(["select", str(path)]) == 1
+    assert "load.rate" in capsys.readouterr().err
+
+
+def test_the_schema_of_decision_files_is_published() -> None:
+    path = Path(__file__).resolve().parents[1] / "docs" / "decision.schema.json"
+    assert json.loads(path.read_text()) == DecisionFile.model_json_schema()
+
+
+def test_packaged_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models"]) == 0
+    assert "h100-vllm-0.11" in capsys.readouterr().out
+    assert main(["models", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["licence"] == "Apache-2.0"
+
+
+def test_packaged_models_say_where_they_come_from_and_hold_no_rows() -> None:
+    assert len(packaged.packaged()) >= 3
+    for item in packaged.packaged():
+        model = item.model()
+        assert item.dataset_digest == model.dataset_digest
+        assert model.time is not None
+        assert set(item.gpus) == set(model.scope.gpus)
+        assert "energy_per_request_j" not in json.dumps(item.document)
+    chosen, note = packaged.for_gpu("B200-SXM-180GB")
+    assert chosen.name == packaged.DEFAULT
+    assert "None of them is of B200" in note
+    old, _ = packaged.for_gpu("A100-SXM-40GB", "vllm 0.5.4")
+    assert old.name == "a100-vllm-0.5"
