@@ -126,9 +126,9 @@ def add_verbs(verbs: Any) -> None:
         "model",
         metavar="MODEL",
         nargs="?",
-        help="a model.json, a tidy table (fitted as fit does), a model that energylens models lists, "
-        "the word datasheet, or a decision file (.toml); by default the packaged model of the GPU "
-        "type",
+        help="a model.json, a tidy table (fitted as fit does), a model that energylens models "
+        "lists, the word datasheet, or a decision file (.toml); by default the packaged model of "
+        "the GPU type",
     )
     add_case(parser)
     for action in parser._actions:

@@ -125,7 +125,7 @@ def time_law(dataset: Dataset) -> TimeModel | None:
 def model_for(
     name: str | None, gpu: str, engine: Engine | None
 ) -> tuple[EnergyModel, tuple[str, ...]]:
-    """Read a model: a file, a table to fit, a packaged one by name, the datasheet, or the one for a GPU type.
+    """Read a model: a file, a table to fit, a packaged one, the datasheet, or a GPU type's own.
 
     Returns
     -------
