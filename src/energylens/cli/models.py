@@ -14,8 +14,7 @@ def add_verbs(verbs: Any) -> None:
         "models",
         "list the fitted models that come with the package",
         _models,
-        ("energylens models", "energylens explain h100-vllm-0.11 --llm Qwen/Qwen3-32B --gpu H100 "
-         "--input-tokens 500 --output-tokens 300"),
+        ("energylens models", "energylens models --json"),
     )  # fmt: skip
     add_json(parser)
 
