@@ -89,9 +89,9 @@ def test_a_layout_is_weighed_once_however_many_cases_share_it(
     # Weighing each case anew made a plan of 10,000 cases take many times as long.
     weighed = []
 
-    def rules(llm: Llm, degrees: Any) -> Any:
+    def rules(llm: Llm, precision: Any, degrees: Any) -> Any:
         weighed.append(float(degrees.tensor))
-        return capacity_rules(llm, degrees)
+        return capacity_rules(llm, precision, degrees)
 
     capacity_rules = capacity._rules
     capacity._layout_problem.cache_clear()

@@ -12,23 +12,29 @@ parallelism repeats everything but experts that expert parallelism has spread ou
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError
 from energylens.records import Case, Gpu, Llm, Precision
 
-FloatArray = NDArray[np.float64]
-
-UTILISATION_RATIO = 0.9  # vLLM's default share of the GPU's memory
-HELD_OUTPUT_RATIO = 1.0  # share of its output that a running sequence has in the cache
+HELD_OUTPUT_RATIO = 0.625  # of its output, that a running sequence has in the cache: a CV of 0.5
 TOKENS_PER_PASS = 8192  # vLLM's default budget of tokens a scheduler step
-RUNTIME_BYTES = 0.5e9  # GPU context, communication buffers, fragmentation
-STATE_BYTES = 4.0  # state-space states are kept in 32 bits
+RUNTIME_BYTES = 1.0e9  # GPU context, allocator's slack, kernels' workspaces
+GROUP_BYTES = 0.75e9  # buffers of the collectives of a tensor-parallel group
+# What sampling the next token takes for each sequence and vocabulary entry, all alive at once:
+# logits in 16 and in 32 bits, their sort with 64-bit places, probabilities and their sums. An
+# engine tries it before it gives memory to the cache, with as many sequences as it may run.
+SAMPLING_BYTES = 2.0 + 4.0 + (4.0 + 8.0) + 4.0 + 4.0
+# Sequences that vLLM runs at most where no limit is set: more on GPUs with much memory.
+LARGE_GPU_BYTES = 70 * 2.0**30
+SEQUENCES, SEQUENCES_LARGE = 256, 1024
 WIDE_BYTES = 2.0  # activations, vocabulary and vision tower: 16 bits
 
 _LAYOUTS = 4096  # kept in mind: of 10,000 cases that are looked at, a few hundred differ in theirs
@@ -70,7 +76,7 @@ class Memory:
 def memory(
     case: Case,
     *,
-    utilisation_ratio: float = UTILISATION_RATIO,
+    utilisation_ratio: float | None = None,
     held_output_ratio: float = HELD_OUTPUT_RATIO,
 ) -> Memory:
     """Account for the memory of one case.
@@ -79,13 +85,15 @@ def memory(
     ----------
     case : Case
         ``configuration.batch_size`` is the batch asked for.
-    utilisation_ratio : float
-        Share of the GPU's memory that the engine may use.
+    utilisation_ratio : float, optional
+        Share of the GPU's memory that the engine may use; the GPU's ``memory_share_ratio`` by
+        default.
     held_output_ratio : float
         Tokens of output that a running sequence holds, over the mean output. At steady state
         ``(1 + CV^2) / 2``, as long outputs run longer, with CV the coefficient of variation of
         their length: 0.5 for outputs all alike, 1 for lengths spread as an exponential, which
-        is near what chat traffic shows. 1 also for a batch that starts and ends together.
+        is near what chat traffic shows. 1 also for a batch that starts and ends together. 0.625
+        by default.
 
     Returns
     -------
@@ -96,17 +104,22 @@ def memory(
     InputError
         If a ratio is outside its range.
     """
-    _check(utilisation_ratio, held_output_ratio)
+    utilisation_ratio = _check(utilisation_ratio, held_output_ratio, case.gpu)
     c, w = case.configuration, case.workload
     layout = (c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel)
     weights, activations, element_bytes, state_each = _share(case.llm, case.precision, *layout)
+    sampling = float(_sampling_bytes(case.llm, case.gpu, _floats(c.batch_size / c.data_parallel)))
     available = utilisation_ratio * case.gpu.memory_bytes
     held = _floats(w.input_tokens + held_output_ratio * w.output_tokens)
     kv_each = float(_cache_elements(case.llm, held) * element_bytes)
+    each = kv_each + state_each
+    largest = c.data_parallel * float(
+        _sequences(_floats(available - weights - activations), sampling, each, case.llm)
+    )
+    activations += sampling
     room = available - weights - activations
-    largest = c.data_parallel * max(room, 0.0) / (kv_each + state_each)
     per_replica = max(c.batch_size / c.data_parallel, 1.0)
-    reason = _layout_problem(case.llm, *layout)
+    reason = _layout_problem(case.llm, case.precision, *layout)
     if reason or largest < c.data_parallel:
         largest = 0.0
     if reason is None:
@@ -149,7 +162,8 @@ def largest_batch(
     data_parallel: ArrayLike = 1,
     input_tokens: ArrayLike,
     output_tokens: ArrayLike,
-    utilisation_ratio: float = UTILISATION_RATIO,
+    batch_size: ArrayLike = np.inf,
+    utilisation_ratio: float | None = None,
     held_output_ratio: float = HELD_OUTPUT_RATIO,
 ) -> FloatArray:
     """Sequences that fit at once, summed over data-parallel replicas, for many layouts.
@@ -162,6 +176,9 @@ def largest_batch(
         Degrees; they broadcast against each other and the token counts.
     input_tokens, output_tokens : array_like
         Tokens of one request.
+    batch_size : array_like
+        Limits set on the sequences of all replicas: an engine sets memory aside for them. The
+        engine's own where none is set.
     utilisation_ratio, held_output_ratio : float
         As in `memory`.
 
@@ -177,7 +194,7 @@ def largest_batch(
         If a degree is not a whole number, a token count not above 0, or a ratio outside its
         range.
     """
-    _check(utilisation_ratio, held_output_ratio)
+    utilisation_ratio = _check(utilisation_ratio, held_output_ratio, gpu)
     degrees, place = _Degrees.of(
         tensor_parallel, pipeline_parallel, expert_parallel, data_parallel
     ).distinct()
@@ -186,14 +203,72 @@ def largest_batch(
         - _weights_bytes(llm, precision, degrees)
         - _activation_bytes(llm, degrees)
     )
-    room = np.where(_possible(llm, degrees), room, 0.0)
+    room = np.where(_possible(llm, precision, degrees), room, -np.inf)
     held = _floats(input_tokens) + held_output_ratio * _floats(output_tokens)
     if not np.all(held > 0):
         raise InputError("input_tokens and output_tokens must be numbers above 0")
     each = _cache_elements(llm, held) * _cache_element_bytes(llm, precision, degrees)[place]
     each = each + _state_bytes(llm, degrees)[place]
-    fitting = room[place] / each
+    limit = _floats(batch_size) / degrees.data[place]
+    fitting = _sequences(room[place], _sampling_bytes(llm, gpu, limit), each, llm)
     return np.where(fitting >= 1.0, fitting * degrees.data[place], 0.0)
+
+
+def room(cases: Cases, *, held_output_ratio: float = HELD_OUTPUT_RATIO) -> FloatArray:
+    """Sequences that fit at once in each case, summed over its replicas, shape (n,).
+
+    Not rounded; 0 where the layout is impossible or not one sequence a replica has room.
+    """
+    found = np.empty(len(cases))
+    for llm, gpu, precision, rows in _groups(cases):
+        found[rows] = largest_batch(
+            llm,
+            gpu,
+            precision,
+            tensor_parallel=cases.tensor_parallel[rows],
+            pipeline_parallel=cases.pipeline_parallel[rows],
+            expert_parallel=cases.expert_parallel[rows],
+            data_parallel=cases.data_parallel[rows],
+            input_tokens=cases.input_tokens[rows],
+            output_tokens=cases.output_tokens[rows],
+            batch_size=cases.batch_size[rows],
+            held_output_ratio=held_output_ratio,
+        )
+    return found
+
+
+def laid_out(cases: Cases) -> BoolArray:
+    """Whether each case can be laid out, memory aside, shape (n,)."""
+    found = np.empty(len(cases), dtype=np.bool_)
+    for llm, _, precision, rows in _groups(cases):
+        found[rows] = layout_possible(
+            llm,
+            precision,
+            tensor_parallel=cases.tensor_parallel[rows],
+            pipeline_parallel=cases.pipeline_parallel[rows],
+            expert_parallel=cases.expert_parallel[rows],
+            data_parallel=cases.data_parallel[rows],
+        )
+    return found
+
+
+def _groups(cases: Cases) -> Iterator[tuple[Llm, Gpu, Precision, IntArray]]:
+    """Each LLM, GPU type and precision that some cases have, and which."""
+    shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
+    key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
+    for place in np.unique(key):
+        llm, gpu, precision = np.unravel_index(place, shape)
+        rows = np.flatnonzero(key == place)
+        yield cases.llms[llm], cases.gpus[gpu], cases.precisions[precision], rows
+
+
+def as_run(case: Case) -> Case:
+    """Set the batch that runs where the limit, or the mean given, is beyond what memory holds."""
+    c = case.configuration
+    held = memory(case).largest_batch
+    if 0 < held < (c.mean_batch_size or c.batch_size):
+        return replace(case, configuration=replace(c, mean_batch_size=held))
+    return case
 
 
 # --------------------------------------------------------------------------- possible layouts
@@ -201,6 +276,7 @@ def largest_batch(
 
 def layout_possible(
     llm: Llm,
+    precision: Precision | None = None,
     *,
     tensor_parallel: ArrayLike = 1,
     pipeline_parallel: ArrayLike = 1,
@@ -212,6 +288,8 @@ def layout_possible(
     Parameters
     ----------
     llm : Llm
+    precision : Precision, optional
+        Whose blocks of weights that share a scale must not be cut.
     tensor_parallel, pipeline_parallel, expert_parallel, data_parallel : array_like
         Degrees; they broadcast.
 
@@ -222,11 +300,12 @@ def layout_possible(
     degrees, place = _Degrees.of(
         tensor_parallel, pipeline_parallel, expert_parallel, data_parallel
     ).distinct()
-    return _possible(llm, degrees)[place]
+    return _possible(llm, precision, degrees)[place]
 
 
 def layout_problem(
     llm: Llm,
+    precision: Precision | None = None,
     *,
     tensor_parallel: int = 1,
     pipeline_parallel: int = 1,
@@ -234,28 +313,34 @@ def layout_problem(
     data_parallel: int = 1,
 ) -> str | None:
     """Say why the LLM cannot be laid out so, memory aside; None where it can."""
-    return _layout_problem(llm, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel)
+    return _layout_problem(
+        llm, precision, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel
+    )
 
 
 @lru_cache(maxsize=_LAYOUTS, typed=True)
-def _layout_problem(llm: Llm, tensor: int, pipeline: int, expert: int, data: int) -> str | None:
+def _layout_problem(
+    llm: Llm, precision: Precision | None, tensor: int, pipeline: int, expert: int, data: int
+) -> str | None:
     degrees = _Degrees.of(tensor, pipeline, expert, data)
     symbols = {"TP": tensor, "PP": pipeline, "EP": expert, "DP": data}
-    for broken, words in _rules(llm, degrees):
+    for broken, words in _rules(llm, precision, degrees):
         if broken.any():
             said = " ".join(str(symbols.get(word, word)) for word in words.split(" "))
             return f"{said} of {llm.id}"
     return None
 
 
-def _possible(llm: Llm, d: _Degrees) -> NDArray[np.bool_]:
+def _possible(llm: Llm, precision: Precision | None, d: _Degrees) -> NDArray[np.bool_]:
     possible = np.ones(np.broadcast(d.tensor, d.pipeline, d.expert, d.data).shape, dtype=np.bool_)
-    for broken, _ in _rules(llm, d):
+    for broken, _ in _rules(llm, precision, d):
         possible &= ~broken
     return possible
 
 
-def _rules(llm: Llm, d: _Degrees) -> list[tuple[NDArray[np.bool_], str]]:
+def _rules(
+    llm: Llm, precision: Precision | None, d: _Degrees
+) -> list[tuple[NDArray[np.bool_], str]]:
     """Every rule as where it is broken, and what to say there."""
     tensor = "tensor parallel TP"
     split = {}  # what tensor parallelism cuts into equal parts
@@ -276,6 +361,7 @@ def _rules(llm: Llm, d: _Degrees) -> list[tuple[NDArray[np.bool_], str]]:
         kv = float(np.ceil(llm.attention.kv_heads))
         uneven = (np.mod(kv, d.tensor) != 0) & (np.mod(d.tensor, kv) != 0)
         rules.append((uneven, f"{tensor} neither divides nor repeats the {kv:g} KV heads"))
+    rules += _blocks(llm, precision, d)
     rules.append((d.pipeline > llm.layers, f"pipeline parallel PP exceeds the {llm.layers} layers"))
     spread = d.expert > 1
     if llm.experts is None:
@@ -296,6 +382,56 @@ def _rules(llm: Llm, d: _Degrees) -> list[tuple[NDArray[np.bool_], str]]:
             "expert parallel EP does not divide the TP x DP GPUs of tensor and data parallelism",
         ),
         (np.mod(size, within) != 0, f"{tensor} does not divide the {size} channels of an expert"),
+    ]
+
+
+# Publishers whose FP8 checkpoints scale weights in blocks of 128 x 128, as their cards say; FP8
+# of others has a scale a tensor or channel, which any layout may cut.
+_BLOCK_FP8_PUBLISHERS = ("deepseek-ai/", "qwen/", "zai-org/", "minimaxai/", "xiaomimimo/")
+_FP8_BLOCK = 128
+
+
+def scale_block(llm: Llm, precision: Precision) -> int | None:
+    """Weights in a row that share a scale in this LLM's checkpoints of a format; None: all do."""
+    if precision.block_size is not None:
+        return precision.block_size
+    block_fp8 = precision.compute_bits == 8 and not precision.integer
+    if block_fp8 and llm.id.casefold().startswith(_BLOCK_FP8_PUBLISHERS):
+        return _FP8_BLOCK
+    return None
+
+
+def _blocks(
+    llm: Llm, precision: Precision | None, d: _Degrees
+) -> list[tuple[NDArray[np.bool_], str]]:
+    """Rules that engines have for weights that share a scale: a cut must not go through them.
+
+    vLLM refuses a layout whose share of an inner size is no multiple of the block (issues 13640,
+    17569 and 25292); formats of experts alone pad theirs.
+    """
+    if precision is None or (block := scale_block(llm, precision)) is None:
+        return []
+    inner: list[tuple[float, str, FloatArray]] = []
+    if precision.scope == "linear":
+        if llm.feed_forward:
+            inner.append((llm.feed_forward.size, "feed-forward channels", d.tensor))
+        if llm.experts and llm.experts.shared_size:
+            inner.append((llm.experts.shared_size, "channels of the shared experts", d.tensor))
+        if llm.attention:
+            value_size = llm.attention.value_head_size or llm.attention.head_size
+            inner.append((llm.attention.heads * value_size, "attention channels", d.tensor))
+        if llm.experts:
+            # Expert parallelism gives whole experts to each GPU.
+            within = np.maximum(d.tensor / d.expert, 1.0)
+            within = np.where(d.expert > 1, within, d.tensor)
+            inner.append((llm.experts.size, "channels of an expert", within))
+    return [
+        (
+            (cut > 1) & (np.mod(size / cut, block) != 0),
+            f"tensor parallel TP cuts the {size:g} {what} through blocks of {block} that share "
+            f"a scale in {precision.id}",
+        )
+        for size, what, cut in inner
     ]
 
 
@@ -375,12 +511,22 @@ def _weights_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatArray:
     # Expert parallelism spreads experts over tensor x data parallel GPUs; where it is the
     # smaller degree, tensor parallelism splits each expert further.
     experts = llm.expert_parameters * narrow / np.maximum(d.tensor, d.expert)
+    if llm.experts and precision.scope == "experts":
+        # Kernels of block formats pad both sides of an expert: gpt-oss's 2880 to 2944 and 3072.
+        own = llm.experts.size / np.maximum(d.tensor / d.expert, 1.0)
+        experts = experts * _padded(llm.hidden_size, 128) * _padded(own, 256)
     vocabulary = llm.embedding_parameters * wide
     tower = (llm.vision.parameters if llm.vision else 0) * wide
     # The first stage holds the input embedding and the vision tower, the last the output matrix.
     one_stage = tower + vocabulary * (1 if llm.tied_embeddings else 2)
     ends = np.where(d.pipeline > 1, tower + vocabulary, one_stage) / d.tensor
     return (backbone + experts) * d.layers_ratio(llm) + ends
+
+
+def _padded(size: ArrayLike, multiple: int) -> FloatArray:
+    """How much larger a size is when it is filled up to a multiple."""
+    given = _floats(size)
+    return np.ceil(given / multiple) * multiple / given
 
 
 def _activation_bytes(llm: Llm, d: _Degrees) -> FloatArray:
@@ -395,7 +541,32 @@ def _activation_bytes(llm: Llm, d: _Degrees) -> FloatArray:
     if llm.state_space:
         inner.append(4.0 * llm.state_space.inner_size / d.tensor)
     widest: FloatArray = np.maximum.reduce(np.broadcast_arrays(*inner))
-    return TOKENS_PER_PASS * WIDE_BYTES * (4.0 * llm.hidden_size + widest) + RUNTIME_BYTES
+    passing: FloatArray = TOKENS_PER_PASS * WIDE_BYTES * (4.0 * llm.hidden_size + widest)
+    return passing + RUNTIME_BYTES + np.where(d.tensor > 1, GROUP_BYTES, 0.0)
+
+
+def _sequences(
+    room: FloatArray, sampling: FloatArray | float, each: FloatArray | float, llm: Llm
+) -> FloatArray:
+    """Sequences that run at once in the room left by weights and activations.
+
+    An engine starts if what it sets aside for its limit leaves one sequence room. How many then
+    run is told by what each takes, its own sampling included: it must not depend on how far a
+    limit lies beyond it, or limits that serve alike would look different.
+    """
+    starts = room - sampling >= each
+    fitting = np.where(starts, room, 0.0) / (each + SAMPLING_BYTES * llm.vocabulary_size)
+    return np.where(starts, np.maximum(fitting, 1.0), 0.0)
+
+
+def _sampling_bytes(llm: Llm, gpu: Gpu, limit: FloatArray) -> FloatArray:
+    """Room to sample the next token of every sequence that may run in a replica."""
+    # vLLM counts the A100 among the small ones, whatever its memory.
+    large = gpu.memory_bytes >= LARGE_GPU_BYTES and not gpu.id.startswith("A100")
+    sequences = np.where(np.isfinite(limit), limit, SEQUENCES_LARGE if large else SEQUENCES)
+    # Limits beyond the largest that engines set by themselves are not met in practice.
+    sequences = np.clip(sequences, 1.0, SEQUENCES_LARGE)
+    return SAMPLING_BYTES * llm.vocabulary_size * sequences
 
 
 def _cache_elements(llm: Llm, held: FloatArray) -> FloatArray:
@@ -421,19 +592,21 @@ def _cache_element_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatAr
 
 def _state_bytes(llm: Llm, d: _Degrees) -> FloatArray:
     """State of one sequence."""
-    elements = llm.state_space.elements_per_sequence if llm.state_space else 0.0
-    return elements * STATE_BYTES / d.tensor * d.layers_ratio(llm)
+    state = llm.state_space.bytes_per_sequence if llm.state_space else 0.0
+    return state / d.tensor * d.layers_ratio(llm)
 
 
 def _floats(values: ArrayLike) -> FloatArray:
     return np.asarray(values, dtype=np.float64)
 
 
-def _check(utilisation_ratio: float, held_output_ratio: float) -> None:
-    if not 0.0 < utilisation_ratio <= 1.0:
+def _check(utilisation_ratio: float | None, held_output_ratio: float, gpu: Gpu) -> float:
+    ratio = gpu.memory_share_ratio if utilisation_ratio is None else utilisation_ratio
+    if not 0.0 < ratio <= 1.0:
         raise InputError(f"utilisation_ratio must be above 0, up to 1, not {utilisation_ratio!r}")
     if not 0.0 < held_output_ratio < float("inf"):
         raise InputError(f"held_output_ratio must be above 0, not {held_output_ratio!r}")
+    return ratio
 
 
 def _gb(value: float) -> str:

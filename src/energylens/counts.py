@@ -201,24 +201,10 @@ def in_flight(cases: Cases) -> FloatArray:
     if not unknown.any():
         return running
     running = np.where(unknown, cases.batch_size, running)
-    shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
-    key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
-    for place in np.unique(key[unknown]):
-        rows = np.flatnonzero(unknown & (key == place))
-        llm, gpu, precision = np.unravel_index(place, shape)
-        room = capacity.largest_batch(
-            cases.llms[llm],
-            cases.gpus[gpu],
-            cases.precisions[precision],
-            tensor_parallel=cases.tensor_parallel[rows],
-            pipeline_parallel=cases.pipeline_parallel[rows],
-            expert_parallel=cases.expert_parallel[rows],
-            data_parallel=cases.data_parallel[rows],
-            input_tokens=cases.input_tokens[rows],
-            output_tokens=cases.output_tokens[rows],
-        )
-        # A layout without room at all ran all the same if it was measured: believe the limit.
-        running[rows] = np.where(room > 0, np.minimum(running[rows], room), running[rows])
+    held = capacity.room(cases.take(unknown))
+    limit = running[unknown]
+    # A layout without room at all ran all the same if it was measured: believe the limit.
+    running[unknown] = np.where(held > 0, np.minimum(limit, held), limit)
     return running
 
 

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from energylens import capacity
+from energylens.capacity import as_run
 from energylens.cases import Cases, FloatArray
 from energylens.formula import design_by_phase, slopes
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration, Source, Workload
-from energylens.selection import as_run
 from energylens.words import joules
 
 COVERAGE_RATIO = 0.8

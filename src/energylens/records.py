@@ -88,6 +88,10 @@ class Attention:
     ``kv_heads`` may be a mean over layers where an LLM varies it. With multi-head latent
     attention (``kv_rank`` set) the cache holds ``kv_rank + rope_head_size`` elements a
     token and layer instead of ``2 kv_heads head_size``.
+
+    Sparse attention (``index_tokens`` set; DeepSeek-V3.2, arXiv 2512.02556) has an indexer of
+    ``index_heads`` heads of ``index_head_size``: it compares each token with one key of every
+    earlier one, and attention sees the ``index_tokens`` that it picks.
     """
 
     layers: int
@@ -100,6 +104,9 @@ class Attention:
     kv_rank: int | None = None
     rope_head_size: int = 0
     value_head_size: int | None = None
+    index_heads: int = 0
+    index_head_size: int = 0
+    index_tokens: int | None = None
 
     def __post_init__(self) -> None:
         _require_positive(
@@ -112,9 +119,19 @@ class Attention:
             query_rank=self.query_rank,
             kv_rank=self.kv_rank,
             value_head_size=self.value_head_size,
+            index_tokens=self.index_tokens,
         )
         _require_not_negative(
-            "attention", window_layers=self.window_layers, rope_head_size=self.rope_head_size
+            "attention",
+            window_layers=self.window_layers,
+            rope_head_size=self.rope_head_size,
+            index_heads=self.index_heads,
+            index_head_size=self.index_head_size,
+        )
+        _require(
+            self.index_tokens is None or (self.index_heads > 0 and self.index_head_size > 0),
+            "attention",
+            "index_tokens needs index_heads and index_head_size",
         )
         _require(self.window_layers <= self.layers, "attention", "window_layers exceeds layers")
         _require(
@@ -124,12 +141,18 @@ class Attention:
         )
 
     def parameters(self, hidden_size: int) -> float:
-        """Weights of all attention layers."""
+        """Weights of all attention layers, those of an indexer included."""
         value_size = self.value_head_size or self.head_size
+        # An indexer's queries come from the query latent; its key and the weight of each of its
+        # heads from the hidden state.
+        index = float(
+            (self.query_rank or hidden_size) * self.index_heads * self.index_head_size
+            + hidden_size * (self.index_head_size + self.index_heads)
+        )
         if self.kv_rank is None:
             per_layer = hidden_size * self.head_size * (self.heads + self.kv_heads)
             per_layer += hidden_size * value_size * (self.heads + self.kv_heads)
-            return self.layers * per_layer
+            return self.layers * (per_layer + index)
         # Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): head_size excludes
         # the rotary part, which the keys of all heads share.
         query = self.heads * (self.head_size + self.rope_head_size)
@@ -140,7 +163,35 @@ class Attention:
             per_layer += hidden_size * query
         else:
             per_layer += self.query_rank * (hidden_size + query)
-        return self.layers * per_layer
+        return self.layers * (per_layer + index)
+
+    @property
+    def index_bytes_per_token_layer(self) -> float:
+        """Bytes of an indexer's key of one token and layer: 8 bits an element and a scale."""
+        return self.index_head_size + 4.0 if self.index_head_size else 0.0
+
+    @property
+    def decode_flop_per_seen_token_layer(self) -> float:
+        """FLOPs of one new token for each earlier token that it attends to, in one layer.
+
+        Latent attention multiplies in the latent while decoding: 128 heads with 576 and 512
+        elements, where DeepSeek-V3's heads have 192 and 128.
+        """
+        if self.kv_rank is not None:
+            return 2.0 * self.heads * (2 * self.kv_rank + self.rope_head_size)
+        return 2.0 * self.heads * (self.head_size + (self.value_head_size or self.head_size))
+
+    @property
+    def prefill_flop_per_seen_token_layer(self) -> float:
+        """The same of a token of the prompt, where latent attention widens its keys and values."""
+        value_size = self.value_head_size or self.head_size
+        rotary = self.rope_head_size if self.kv_rank is not None else 0
+        return 2.0 * self.heads * (self.head_size + rotary + value_size)
+
+    @property
+    def index_flop_per_earlier_token_layer(self) -> float:
+        """FLOPs of an indexer for each pair of a token and an earlier one, in one layer."""
+        return 2.0 * self.index_heads * self.index_head_size
 
     @property
     def kv_elements_per_token_layer(self) -> float:
@@ -195,6 +246,8 @@ class StateSpace:
     """The state-space layers (Mamba 1 or 2): a state of fixed size for each sequence.
 
     ``inner_size`` is heads x head size; Mamba 1 has ``heads = 0`` and a low-rank step size.
+    ``state_bits`` is the width of the recurrent state: engines keep it, as the convolution's
+    tail, in the LLM's 16 bits unless its configuration says otherwise (``mamba_ssm_dtype``).
     """
 
     layers: int
@@ -203,10 +256,12 @@ class StateSpace:
     heads: int = 0
     groups: int = 1
     convolution_width: int = 4
+    state_bits: float = 16.0
 
     def __post_init__(self) -> None:
         _require_positive(
             "state_space",
+            state_bits=self.state_bits,
             layers=self.layers,
             inner_size=self.inner_size,
             state_size=self.state_size,
@@ -234,6 +289,12 @@ class StateSpace:
         convolved = self.inner_size + (2 * self.groups * self.state_size if self.heads else 0)
         per_layer = self.inner_size * self.state_size + convolved * (self.convolution_width - 1)
         return float(self.layers * per_layer)
+
+    @property
+    def bytes_per_sequence(self) -> float:
+        """Bytes of state that one sequence keeps; the tail of the convolution is in 16 bits."""
+        state = float(self.layers * self.inner_size * self.state_size)
+        return state * self.state_bits / 8.0 + (self.elements_per_sequence - state) * 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -386,7 +447,11 @@ class Llm:
 
 @dataclass(frozen=True, kw_only=True)
 class Gpu:
-    """A GPU type, from its datasheet. FLOP/s are dense (no structured sparsity)."""
+    """A GPU type, from its datasheet. FLOP/s are dense (no structured sparsity).
+
+    ``memory_share_ratio`` is not the GPU's but the deployment's: the share of its memory that the
+    engine may use (``--gpu-memory-utilization``; 0.9 is vLLM's default).
+    """
 
     id: str
     memory_bytes: float
@@ -398,11 +463,17 @@ class Gpu:
     tdp_w: float
     idle_power_w: float | None = None
     link_bandwidth_bytes_per_s: float | None = None
+    memory_share_ratio: float = 0.9
     aliases: tuple[str, ...] = ()
     source: str = ""
     date: str = ""
 
     def __post_init__(self) -> None:
+        _require(
+            0.0 < self.memory_share_ratio <= 1.0,
+            f"GPU {self.id!r}",
+            f"memory_share_ratio must be above 0, up to 1, not {self.memory_share_ratio!r}",
+        )
         _require(bool(self.id.strip()), "GPU", "id must not be empty")
         _require_positive(
             f"GPU {self.id!r}",
@@ -417,19 +488,24 @@ class Gpu:
             link_bandwidth_bytes_per_s=self.link_bandwidth_bytes_per_s,
         )
 
-    def flop_per_s(self, compute_bits: int, *, integer: bool = False) -> float:
-        """Peak dense FLOP/s (or integer op/s) at an operand width.
+    def multiplies(self, compute_bits: int, *, integer: bool = False) -> bool:
+        """Whether tensor cores multiply operands of a width as they are.
 
-        Where the GPU does not compute in a format, engines widen the operands: the next wider
-        one there is counts.
+        Where they do not, engines keep the weights in the format and widen them to 16 bits
+        before they multiply (FP8 on A100, NVFP4 on Hopper), as in a weight-only format.
         """
-        if compute_bits <= 4 and not integer and self.fp4_flop_per_s is not None:
-            return self.fp4_flop_per_s
-        if compute_bits <= 8:
-            narrow = self.int8_op_per_s if integer else self.fp8_flop_per_s
-            if narrow is not None:
-                return narrow
-        return self.bf16_flop_per_s
+        return compute_bits >= 16 or self._narrow_flop_per_s(compute_bits, integer) is not None
+
+    def flop_per_s(self, compute_bits: int, *, integer: bool = False) -> float:
+        """Peak dense FLOP/s (or integer op/s) at an operand width; at 16 bits if it has none."""
+        if compute_bits >= 16:
+            return self.bf16_flop_per_s
+        return self._narrow_flop_per_s(compute_bits, integer) or self.bf16_flop_per_s
+
+    def _narrow_flop_per_s(self, compute_bits: int, integer: bool) -> float | None:
+        if integer:
+            return self.int8_op_per_s if compute_bits == 8 else None
+        return {8: self.fp8_flop_per_s, 4: self.fp4_flop_per_s}.get(compute_bits)
 
 
 def power_cap_range_w(gpu: Gpu) -> tuple[float, float]:
@@ -444,7 +520,9 @@ class Precision:
 
     ``weight_bits`` includes scales. ``scope`` says which weights have it: every linear layer
     of the blocks, or the routed experts alone; the rest (always the vocabulary) is 16 bit.
-    ``integer`` formats multiply as integers.
+    ``integer`` formats multiply as integers. ``block_size`` weights in a row share a scale
+    (None: a tensor, a channel or a token does); where both factors are so scaled, as in
+    block-scaled FP8, every product is an own kernel and an extra one to scale its input.
     """
 
     id: str
@@ -453,6 +531,7 @@ class Precision:
     integer: bool = False
     scope: str = "linear"
     kv_bits: float = 16.0
+    block_size: int | None = None
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -461,6 +540,7 @@ class Precision:
             weight_bits=self.weight_bits,
             compute_bits=self.compute_bits,
             kv_bits=self.kv_bits,
+            block_size=self.block_size,
         )
         _require(
             self.scope in ("linear", "experts"),

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from energylens.capacity import largest_batch, layout_possible, layout_problem, memory
+from energylens.capacity import as_run, laid_out, layout_possible, layout_problem, memory, room
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import freed_columns
 from energylens.errors import InfeasibleError, InputError, UsageError
@@ -33,7 +33,7 @@ from energylens.records import (
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
 DEGREES = (1, 2, 4, 8)
-BATCH_SIZES = tuple(2.0**power for power in range(10))
+BATCH_SIZES = tuple(2.0**power for power in range(13))
 
 # Intervals and joint draws are taken of the best this many by predicted joules; a configuration
 # ranked below them has practically no chance to be the best, and is given none.
@@ -233,6 +233,18 @@ def enumerate_configurations(
     keep = tp * pp * dp <= scenario._gpu_limit
     if "expert_parallel" in freed:
         keep &= (ep == 1) | ((ep == tp * dp) & (scenario.llm.experts is not None))
+        # Without replicas whole experts on each GPU and a part of each cost the same: one of the
+        # two is a candidate, experts spread out where they cannot be cut.
+        cut = np.all(
+            [
+                layout_possible(
+                    scenario.llm, p, tensor_parallel=tp, pipeline_parallel=pp, data_parallel=dp
+                )
+                for p in precisions
+            ],
+            axis=0,
+        )
+        keep &= (tp == 1) | (dp > 1) | np.where(ep == 1, cut, ~cut)
     layouts = np.column_stack([tp, pp, ep, dp])[keep]
     batches = values("batch_size")
     layout, batch, precision, gpu, cap_w = (
@@ -368,7 +380,7 @@ class Ranking:
     have one value for each of the first ``min(n, 256)`` of the n feasible cases, or none if the
     predictor gives no intervals. ``expected_regret_ratio`` is what choosing the first is
     expected to cost over the true best, under the same joint draws. Configurations with equal
-    joules stand from the fewest GPUs and the smallest batch up.
+    joules stand from the fewest GPUs up, and of those the largest batch limit first.
     """
 
     scenario: Scenario
@@ -452,14 +464,21 @@ class Ranking:
     @property
     def notes(self) -> tuple[str, ...]:
         """What must be known to read the ranking, in sentences."""
-        if np.isnan(self.cases.mean_batch_size).all():
-            return ()
-        note = (
-            "A batch size is a limit: beyond what memory holds, as many sequences run as it holds"
-        )
+        notes = []
         if "batch_size" in self.choose:
-            note += ". The smallest such limit is kept; larger ones would only lengthen the queue"
-        return (f"{note}.",)
+            limit = self.cases.batch_size
+            tried = np.concatenate([limit, self.ruled_out.batch_size])
+            if limit[0] == tried.max() and np.isnan(self.cases.mean_batch_size[0]):
+                notes.append(
+                    f"The best batch limit is the largest that was tried, {limit[0]:g}: larger "
+                    "ones may take fewer joules still (--batch-sizes)."
+                )
+        if not np.isnan(self.cases.mean_batch_size).all():
+            notes.append(
+                "A batch size is a limit: beyond what memory holds, as many sequences run as it "
+                "holds, and a larger limit only lengthens the queue."
+            )
+        return tuple(notes)
 
     def to_json(self, listed: int = 100) -> dict[str, Any]:
         """One document with the first ``listed`` configurations of either kind."""
@@ -589,7 +608,7 @@ def select(
     left, energy = left[answered], energy[answered]
     if len(left) == 0:
         raise _nothing_feasible(scenario, every, because, causes, limits)
-    order = np.lexsort((every.batch_size[left], every.occupied_gpus[left], energy))
+    order = np.lexsort((-every.batch_size[left], every.occupied_gpus[left], energy))
     ranked, energy = every.take(left[order]), energy[order]
 
     lower = upper = probability = np.empty(0)
@@ -628,36 +647,12 @@ def select(
 def _rule_out(cases: Cases, limits: Sequence[Limit], queueing: bool) -> tuple[Cases, IntArray]:
     """Cases with the batch that runs, and the cause that rules each out or -1; shape (n,)."""
     because = np.full(len(cases), -1, dtype=np.intp)
-    room = np.empty(len(cases))
-    for gpu in range(len(cases.gpus)):
-        for precision in range(len(cases.precisions)):
-            rows = np.flatnonzero((cases.gpu_index == gpu) & (cases.precision_index == precision))
-            part = cases.take(rows)
-            room[rows] = largest_batch(
-                cases.llms[0],
-                cases.gpus[gpu],
-                cases.precisions[precision],
-                tensor_parallel=part.tensor_parallel,
-                pipeline_parallel=part.pipeline_parallel,
-                expert_parallel=part.expert_parallel,
-                data_parallel=part.data_parallel,
-                input_tokens=part.input_tokens,
-                output_tokens=part.output_tokens,
-            )
-    batches = np.unique(cases.batch_size)
-    next_smaller = np.append(0.0, batches)[np.searchsorted(batches, cases.batch_size)]
-    exceeds = cases.batch_size > room
-    waiting = exceeds & (room > 0) & (next_smaller <= room) & queueing
+    held = room(cases)
+    exceeds = cases.batch_size > held
+    waiting = exceeds & (held > 0) & queueing
     because[exceeds & ~waiting] = _MEMORY
-    cases = cases.replace(mean_batch_size=np.where(waiting, room, np.nan))
-    possible = layout_possible(
-        cases.llms[0],
-        tensor_parallel=cases.tensor_parallel,
-        pipeline_parallel=cases.pipeline_parallel,
-        expert_parallel=cases.expert_parallel,
-        data_parallel=cases.data_parallel,
-    )
-    because[~possible] = _LAYOUT
+    cases = cases.replace(mean_batch_size=np.where(waiting, held, np.nan))
+    because[~laid_out(cases)] = _LAYOUT
     ranges = np.array([power_cap_range_w(gpu) for gpu in cases.gpus])[cases.gpu_index]
     because[(cases.power_cap_w < ranges[:, 0]) | (cases.power_cap_w > ranges[:, 1])] = _CAP
     for number, limit in enumerate(limits, start=_FIRST_LIMIT):
@@ -694,6 +689,7 @@ def _reason(case: Case, cause: int, limits: Sequence[Limit]) -> str:
     if cause == _LAYOUT:
         problem = layout_problem(
             case.llm,
+            case.precision,
             tensor_parallel=c.tensor_parallel,
             pipeline_parallel=c.pipeline_parallel,
             expert_parallel=c.expert_parallel,
@@ -745,12 +741,3 @@ def _reference_energy_j(
     )
     energy = float(predictor.predict_energy_j(Cases.of([as_run(case)]))[0])
     return energy if np.isfinite(energy) else None
-
-
-def as_run(case: Case) -> Case:
-    """Set the batch that runs where the limit, or the mean given, is beyond what memory holds."""
-    c = case.configuration
-    room = memory(case).largest_batch
-    if 0 < room < (c.mean_batch_size or c.batch_size):
-        return replace(case, configuration=replace(c, mean_batch_size=room))
-    return case

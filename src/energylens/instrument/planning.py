@@ -234,6 +234,7 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
         return "the batch is smaller than the number of replicas"
     layout = capacity.layout_problem(
         case.llm,
+        case.precision,
         tensor_parallel=c.tensor_parallel,
         pipeline_parallel=c.pipeline_parallel,
         expert_parallel=c.expert_parallel,
@@ -241,7 +242,7 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
     )
     if layout is not None:
         return f"the LLM cannot be laid out so: {layout}"
-    return None if capacity.memory(case).fits else "does not fit in memory"
+    return None if capacity.memory(case).runs else "does not fit in memory"
 
 
 # -------------------------------------------------------------------------------------- planning

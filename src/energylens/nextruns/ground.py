@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from energylens import fitting
-from energylens.capacity import largest_batch, layout_possible
+from energylens.capacity import laid_out, room
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.counts import in_flight
 from energylens.dataset import Dataset, freed_columns, group_rows
@@ -241,24 +241,8 @@ def _served(cases: Cases, n: int, workload: IntArray, done: IntArray) -> IntArra
 
 
 def _feasible(cases: Cases) -> BoolArray:
-    """Whether each case can be laid out and its whole batch fits in memory, shape (n,)."""
-    shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
-    key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
-    feasible = np.zeros(len(cases), dtype=np.bool_)
-    for place in np.unique(key):
-        rows = np.flatnonzero(key == place)
-        llm, gpu, precision = np.unravel_index(place, shape)
-        part = cases.take(rows)
-        layout: dict[str, Any] = {name: getattr(part, name) for name in _KNOBS[:4]}
-        room = largest_batch(
-            cases.llms[llm],
-            cases.gpus[gpu],
-            cases.precisions[precision],
-            **layout,
-            input_tokens=part.input_tokens,
-            output_tokens=part.output_tokens,
-        )
-        feasible[rows] = layout_possible(cases.llms[llm], **layout) & (part.batch_size <= room)
+    """Whether each case can be laid out and served, shape (n,); the rest of a batch may wait."""
+    feasible = laid_out(cases) & (room(cases) > 0)
     feasible &= cases.batch_size >= cases.data_parallel
     return feasible | ~np.isnan(cases.mean_batch_size)
 

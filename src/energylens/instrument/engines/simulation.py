@@ -286,7 +286,7 @@ class _Server:
             "data_parallel": c.data_parallel,
         }
         name = f"{llm.id} in {case.precision.id} as {c.describe()} on {case.gpu.id}"
-        if problem := capacity.layout_problem(llm, **layout):
+        if problem := capacity.layout_problem(llm, case.precision, **layout):
             message = f"{name} cannot be laid out: {problem}. Choose other degrees of parallelism."
             raise EngineError(message, reason=Reason.UNSUPPORTED, usable=True)
         memory = capacity.memory(case)
