@@ -31,21 +31,24 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
-from energylens.counts import Counts, count
+from energylens.counts import (
+    BANDWIDTH_RATIO,
+    COMPUTE_RATIO,
+    LAUNCH_S,
+    SEQUENCE_S,
+    Counts,
+    count,
+)
 from energylens.errors import InputError, UnknownNameError
 from energylens.records import Gpu
 
-STRUCTURE = "2026.1"  # changes whenever TERMS or the counts they use change
+STRUCTURE = "2026.2"  # changes whenever TERMS or the counts they use change
 
 WORKING_POWER_RATIO = 0.7  # of TDP, while kernels run
 WAITING_POWER_RATIO = 0.4  # of TDP, while a loaded GPU waits for the next kernel
 IDLE_POWER_RATIO = 0.1  # of TDP, without a loaded model, where the datasheet is silent
-BANDWIDTH_RATIO = 0.8  # of the peak, as good kernels reach
-COMPUTE_RATIO = 0.5
 LINK_RATIO = 0.5
 PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
-LAUNCH_S = 10e-6  # from one small kernel to the next
-SEQUENCE_S = 100e-6  # of an engine's own work for one sequence in one step
 # What a power cap meets: bytes at full speed add 0.3 of TDP to that of waiting (0.7, as above),
 # tensor cores 0.6, so that a prefill draws the whole. 0.3 of TDP, memory and leakage, does not
 # follow the core clock, and drivers do not go below a fifth of the highest.
@@ -53,7 +56,17 @@ READING_POWER_RATIO = WORKING_POWER_RATIO - WAITING_POWER_RATIO
 MULTIPLYING_POWER_RATIO = 0.6
 CLOCKLESS_POWER_RATIO = 0.3
 SLOWEST_CLOCK_RATIO = 0.2
-HOP_S = 10e-3  # from one pipeline stage to the next, bubbles included
+MEDIA_S = 10e-3  # an engine's own work on one image or frame
+
+
+# The least that a coefficient can be, as a ratio to the expectation of its datasheet: the 5 %
+# quantiles of operators measured on H200, B200 and GB200 are 0.51 to 0.68 for a byte of weights,
+# 0.33 to 0.48 for one of the cache and 0.81 to 0.97 for a FLOP (AIConfigurator, vLLM 0.22); a FLOP
+# at the peak and at TDP is 0.71. Bounds at or below all of these cost nothing on rows left out
+# (docs/structure-study.md).
+BYTE_FLOOR = 0.5
+CACHE_FLOOR = 0.3
+FLOP_FLOOR = 0.7
 
 
 def _per_byte(gpu: Gpu) -> float:
@@ -84,7 +97,8 @@ class Term:
     ``datasheet`` gives D for a GPU type. ``spread`` says how far the coefficient may lie from
     it: about a factor of two for what hardware does, more for what an engine's software does.
     ``expected`` is theta before any measurement: 1, or 0 for a surcharge.
-    ``needs`` names the rows that determine the coefficient. The lower bound of each is 0.
+    ``needs`` names the rows that determine the coefficient. ``lower_bound`` is the least that
+    it can be by physics: 0, or what measured operators do not go below.
     """
 
     name: str
@@ -108,18 +122,9 @@ TERMS: tuple[Term, ...] = (
         unit="J/kernel",
         meaning="every GPU waiting while one prefill kernel is launched",
         datasheet=_waiting(LAUNCH_S),
-        prefill=lambda n: n.gpus * n.kernels * n.passes,
+        prefill=lambda n: n.pass_gpus * n.kernels * n.launch_ratio,
         spread=3.0,
         needs="short prompts, and LLMs of different depth",
-    ),
-    Term(
-        name="prefill_weights",
-        symbol=r"\beta_p",
-        unit="J/byte",
-        meaning="reading the weights once for a prefill pass",
-        datasheet=_per_byte,
-        prefill=lambda n: n.pass_weight_bytes,
-        needs="short prompts on LLMs of different size",
     ),
     Term(
         name="prefill_compute",
@@ -127,7 +132,8 @@ TERMS: tuple[Term, ...] = (
         unit="J/FLOP",
         meaning="multiplying the prompt with the weights, and with itself in attention",
         datasheet=_per_flop,
-        prefill=lambda n: n.prefill_flop,
+        prefill=lambda n: n.prompt_flop,
+        lower_bound=FLOP_FLOOR,
         needs="prompts of different length, long ones among them",
     ),
     Term(
@@ -146,7 +152,7 @@ TERMS: tuple[Term, ...] = (
         unit="J/kernel",
         meaning="every GPU waiting while one decode kernel is launched",
         datasheet=_waiting(LAUNCH_S),
-        decode=lambda n: n.gpus * n.kernels * n.steps,
+        decode=lambda n: n.step_gpus * n.kernels * n.launch_ratio,
         spread=3.0,
         needs="small batches on LLMs of different depth",
     ),
@@ -157,7 +163,18 @@ TERMS: tuple[Term, ...] = (
         meaning="reading the weights that the batch activates, each decode step",
         datasheet=_per_byte,
         decode=lambda n: n.step_weight_bytes,
+        lower_bound=BYTE_FLOOR,
         needs="small batches on LLMs of different size",
+    ),
+    Term(
+        name="narrow_weights",
+        symbol=r"\beta_n",
+        unit="J/byte",
+        meaning="what weights in fewer bits cost on top of reading them",
+        datasheet=_per_byte,
+        decode=lambda n: n.step_weight_bytes * (n.narrow_ratio + n.weight_only_ratio),
+        expected=0.0,
+        needs="rows in a format of fewer bits beside rows in 16 bits",
     ),
     Term(
         name="decode_compute",
@@ -166,6 +183,7 @@ TERMS: tuple[Term, ...] = (
         meaning="multiplying each new token with the weights",
         datasheet=_per_flop,
         decode=lambda n: n.decode_flop,
+        lower_bound=FLOP_FLOOR,
         needs="large batches",
     ),
     Term(
@@ -174,7 +192,7 @@ TERMS: tuple[Term, ...] = (
         unit="J/token",
         meaning="every GPU waiting for the engine's own work on one sequence of a step",
         datasheet=_waiting(SEQUENCE_S),
-        decode=lambda n: n.gpus * n.output_tokens,
+        decode=lambda n: n.replica_gpus * n.output_tokens * n.sequence_ratio,
         spread=3.0,
         needs="large batches on different numbers of GPUs",
     ),
@@ -185,6 +203,7 @@ TERMS: tuple[Term, ...] = (
         meaning="reading the KV cache, or reading and writing the state, for each new token",
         datasheet=_per_byte,
         decode=lambda n: n.cache_bytes,
+        lower_bound=CACHE_FLOOR,
         needs="different context lengths at large batch",
     ),
     # -------------------------------------------------------------------------------- layout
@@ -201,11 +220,11 @@ TERMS: tuple[Term, ...] = (
     Term(
         name="pipeline_parallel",
         symbol=r"\pi",
-        unit="J/hop",
-        meaning="every GPU waiting for the hand-over to the next pipeline stage",
-        datasheet=_waiting(HOP_S),
-        prefill=lambda n: n.gpus * n.stage_hops * n.passes,
-        decode=lambda n: n.gpus * n.stage_hops * n.steps,
+        unit="W",
+        meaning="GPUs waiting while other pipeline stages work, or hand over",
+        datasheet=_waiting(1.0),
+        prefill=lambda n: n.prefill_stage_gpu_s,
+        decode=lambda n: n.decode_stage_gpu_s,
         spread=3.0,
         needs="rows with pipeline_parallel above 1",
     ),
@@ -215,8 +234,8 @@ TERMS: tuple[Term, ...] = (
         unit="W",
         meaning="GPUs of the node that serve nothing, while the request runs at datasheet speed",
         datasheet=_idle_power_w,
-        prefill=lambda n: n.idle_gpus * n.prefill_roofline_s,
-        decode=lambda n: n.idle_gpus * n.decode_roofline_s,
+        prefill=lambda n: n.idle_gpus * n.prefill_s,
+        decode=lambda n: n.idle_gpus * n.decode_s,
         needs="rows at the node boundary with different numbers of GPUs in use",
     ),
 )
@@ -237,11 +256,11 @@ EXTENSIONS: dict[str, tuple[Term, ...]] = {
         Term(
             name="pipeline_length",
             symbol=r"\pi_l",
-            unit="J/hop",
-            meaning="what a hop between pipeline stages costs more for each 8192 tokens of context",
-            datasheet=_waiting(HOP_S),
-            prefill=lambda n: n.gpus * n.stage_hops * n.passes * n.context_ratio,
-            decode=lambda n: n.gpus * n.stage_hops * n.steps * n.context_ratio,
+            unit="W",
+            meaning="what waiting for pipeline stages costs more for each 8192 tokens of context",
+            datasheet=_waiting(1.0),
+            prefill=lambda n: n.prefill_stage_gpu_s * n.context_ratio,
+            decode=lambda n: n.decode_stage_gpu_s * n.context_ratio,
             expected=0.0,
             spread=3.0,
             needs="rows of different length at each degree of pipeline parallelism",
@@ -265,8 +284,8 @@ EXTENSIONS: dict[str, tuple[Term, ...]] = {
             symbol=r"\mu",
             unit="J/image",
             meaning="every GPU waiting for one image or frame to be prepared",
-            datasheet=_waiting(HOP_S),
-            prefill=lambda n: n.gpus * n.media,
+            datasheet=_waiting(MEDIA_S),
+            prefill=lambda n: n.replica_gpus * n.media,
             expected=0.0,
             spread=3.0,
             needs="requests with different numbers of images or frames",
@@ -277,21 +296,22 @@ EXTENSIONS: dict[str, tuple[Term, ...]] = {
             name="weight_only_weights",
             symbol=r"\beta_w",
             unit="J/byte",
-            meaning="widening weights that alone are in fewer bits, on top of reading them",
+            meaning="widening weights that alone are in fewer bits, beyond what narrow ones cost",
             datasheet=_per_byte,
             decode=lambda n: n.step_weight_bytes * n.weight_only_ratio,
             expected=0.0,
-            needs="rows in a weight-only format beside rows in 16 bits",
+            needs="rows in a weight-only format beside rows in 8 bits and in 16",
         ),
         Term(
-            name="narrow_weights",
-            symbol=r"\beta_n",
-            unit="J/byte",
-            meaning="narrowing activations to the bits of the weights, on top of reading those",
-            datasheet=_per_byte,
-            decode=lambda n: n.step_weight_bytes * n.narrow_ratio,
+            name="narrow_steps",
+            symbol=r"\lambda_n",
+            unit="J/kernel",
+            meaning="every GPU waiting longer for the kernels of formats that multiply fewer bits",
+            datasheet=_waiting(LAUNCH_S),
+            decode=lambda n: n.step_gpus * n.kernels * n.launch_ratio * n.narrow_ratio,
             expected=0.0,
-            needs="rows in an 8-bit format beside rows in 16 bits",
+            spread=3.0,
+            needs="rows in an 8-bit format at small batch beside rows in 16 bits",
         ),
     ),
     "power_cap": (
@@ -413,24 +433,24 @@ def with_power_caps(cases: Cases, counts: Counts) -> Counts:
     flop_per_s = COMPUTE_RATIO * cases.of_gpu(lambda gpu: gpu.bf16_flop_per_s)
     expected = datasheet(cases.gpus)[cases.gpu_index]
     busy = np.array([term.name != "idle_gpus" for term in TERMS], dtype=np.float64)
-    launch_s = LAUNCH_S * counts.gpus * counts.kernels
+    launch_s = LAUNCH_S * counts.launch_ratio * counts.kernels
     headroom, slowed = {}, {}
-    for phase, passes, read_bytes, flop in (
+    for phase, waiting, read_bytes, flop in (
         (
             "prefill",
-            counts.passes,
+            counts.pass_gpus,
             counts.pass_weight_bytes,
             counts.prefill_flop + counts.vision_flop,
         ),
         (
             "decode",
-            counts.steps,
+            counts.step_gpus,
             counts.step_weight_bytes + counts.cache_bytes,
             counts.decode_flop,
         ),
     ):
         held, longer = _under_cap(
-            left, launch_s * passes, read_bytes / bandwidth, flop / flop_per_s
+            left, launch_s * waiting, read_bytes / bandwidth, flop / flop_per_s
         )
         whole = energy(_of_phase(phase, counts, expected, TERMS), busy)
         headroom[phase], slowed[phase] = (held - left) * whole, left * longer * flop
@@ -476,7 +496,7 @@ SPREADS: FloatArray = np.array([term.spread for term in TERMS])
 #: Terms that share their time: of each pair the root of squares counts.
 OVERLAPS: tuple[tuple[int, int], ...] = tuple(
     (NAMES.index(f"{phase}_weights"), NAMES.index(f"{phase}_compute"))
-    for phase in ("prefill", "decode")
+    for phase in ("decode",)
 )
 
 

@@ -570,6 +570,39 @@ class Engine:
 UNKNOWN_ENGINE = Engine()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What engines of one name and time wait for: before rows of one's own, the prior of a fit.
+
+    ``launch_s`` lies between the starts of two small kernels of a step, ``sequence_s`` is the
+    engine's own work on one sequence in a step, and ``spread`` how far either may be off, as a
+    standard deviation of its logarithm. ``since`` and ``before`` bound the versions
+    (empty: no bound). With ``prefill_apart`` prompts are computed in passes of their own
+    instead of joining the steps of running sequences.
+    """
+
+    id: str
+    engine: str = ""
+    since: str = ""
+    before: str = ""
+    launch_s: float
+    sequence_s: float
+    spread: float
+    prefill_apart: bool = False
+    aliases: tuple[str, ...] = ()
+    source: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        _require(bool(self.id.strip()), "engine generation", "id must not be empty")
+        _require_positive(
+            f"engine generation {self.id!r}",
+            launch_s=self.launch_s,
+            sequence_s=self.sequence_s,
+            spread=self.spread,
+        )
+
+
 # ---------------------------------------------------------------------------- what is served
 
 
