@@ -56,7 +56,7 @@ def draw_cases() -> DrawCases:
         *,
         llms: Sequence[str] = LLMS,
         gpus: Sequence[str] = ("H100",),
-        precisions: Sequence[str] = ("bf16",),
+        precisions: Sequence[str] = ("bf16", "fp8", "awq-int4"),
         pipeline: Sequence[int] = (1, 2, 4),
         images: bool = True,
         node: bool = True,

@@ -16,6 +16,7 @@ from energylens import catalog
 from energylens.errors import ArtefactError, UnknownNameError
 from energylens.records import (
     Attention,
+    Engine,
     Experts,
     FeedForward,
     Llm,
@@ -436,3 +437,34 @@ def test_every_name_in_the_public_result_files_is_known() -> None:
             stated = catalog.split_precision(line["model"])[1]
             assert catalog.precision(line["quant"]).id == (stated or "bf16")
             catalog.gpu(line["gpu"])
+
+
+@pytest.mark.parametrize(
+    ("name", "version", "expected"),
+    [
+        ("vllm", "0.5.4", "vLLM V0"),
+        ("vllm", "0.5.3.post1", "vLLM V0"),
+        ("vllm", "0.6.0", "vLLM 0.6 to 0.8"),
+        ("vllm", "v0.8.4", "vLLM 0.6 to 0.8"),
+        ("vLLM", "0.11.1rc2+cu128", "vLLM V1"),
+        ("vllm", "0.22", "vLLM 2026"),
+        ("vllm", "", "unknown"),
+        ("vllm", "main", "unknown"),
+        ("sglang", "", "SGLang 2026"),
+        ("sglang", "0.5.6", "SGLang 2026"),
+        ("transformers", "5.2", "transformers"),
+        ("llama.cpp", "b1", "unknown"),
+        ("", "", "unknown"),
+    ],
+)
+def test_an_engine_is_of_the_generation_that_holds_its_version(name, version, expected):
+    assert catalog.generation(Engine(name=name, version=version)).id == expected
+
+
+def test_engine_generations_say_where_their_times_come_from():
+    for row in catalog.generations().values():
+        assert row.source
+        assert row.date
+        assert 1e-7 < row.launch_s < 1e-3
+        assert 1e-7 < row.sequence_s < 1e-2
+        assert 0 < row.spread <= 1.5

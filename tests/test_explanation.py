@@ -253,13 +253,13 @@ def test_what_no_row_has_is_noted(model, case):
         case,
         llm=catalog.llm("Qwen/Qwen3-14B"),
         gpu=catalog.gpu("L40S"),
-        precision=catalog.precision("fp8"),
+        precision=catalog.precision("int8"),
     )
     notes = scope_notes(model, other)
     assert notes == (
         "No row of the fit has the LLM Qwen/Qwen3-14B.",
         "No row of the fit has the GPU L40S.",
-        "No row of the fit has the precision fp8, and the interval does not allow for that.",
+        "No row of the fit has the precision int8, and the interval does not allow for that.",
     )
 
 

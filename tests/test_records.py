@@ -67,6 +67,8 @@ RECORDS = (
 
 # Numbers that may be 0, and those that are no number to check.
 MAY_BE_ZERO = {
+    "index_heads",
+    "index_head_size",
     "window_layers",
     "rope_head_size",
     "shared_size",
@@ -222,7 +224,12 @@ def test_a_gpu_without_a_narrow_format_widens_the_operands():
     assert rich.flop_per_s(8, integer=True) == 3e14
     assert rich.flop_per_s(4) == 4e14
     assert rich.flop_per_s(4, integer=True) == 3e14
-    assert replace(rich, fp4_flop_per_s=None).flop_per_s(4) == 2e14
+    # engines widen 4-bit floating point to 16 bits, not to 8
+    assert replace(rich, fp4_flop_per_s=None).flop_per_s(4) == 1e14
+    assert not replace(rich, fp4_flop_per_s=None).multiplies(4)
+    assert rich.multiplies(4)
+    assert GPU.multiplies(16)
+    assert not GPU.multiplies(8, integer=True)
 
 
 def test_a_format_is_weight_only_if_its_weights_are_widened():

@@ -78,6 +78,7 @@ class Counts:
     step_weight_bytes: FloatArray  # share of the weights that the decode steps read
     prefill_flop: FloatArray  # linear layers and attention, in 16-bit equivalents
     prompt_flop: FloatArray  # the same, or what takes as long: reading the pass's weights
+    prefill_attention_flop: FloatArray  # the part of attention in it
     decode_flop: FloatArray  # linear layers and attention, in 16-bit equivalents
     vision_flop: FloatArray  # vision tower
     cache_bytes: FloatArray  # KV cache and state-space state moved while decoding
@@ -252,7 +253,9 @@ class _Tables:
     @classmethod
     def of(cls, cases: Cases) -> _Tables:
         weights = [
-            (*weight_bytes(m, p), scaling_kernels(m, p)) for m in cases.llms for p in cases.precisions
+            (*weight_bytes(m, p), scaling_kernels(m, p))
+            for m in cases.llms
+            for p in cases.precisions
         ]
         peaks = [_of_gpu_precision(g, p) for g in cases.gpus for p in cases.precisions]
         return cls(
@@ -322,13 +325,17 @@ def _count(
     ]
     kv_bytes_per_element = tables.kv_bytes_per_element[cases.precision_index]
 
-    generations = np.array(
-        [
-            (g.launch_s / LAUNCH_S, g.sequence_s / SEQUENCE_S, g.prefill_apart)
-            for g in map(catalog.generation, cases.engines)
-        ],
-        dtype=np.float64,
-    ).reshape(-1, 3).T
+    generations = (
+        np.array(
+            [
+                (g.launch_s / LAUNCH_S, g.sequence_s / SEQUENCE_S, g.prefill_apart)
+                for g in map(catalog.generation, cases.engines)
+            ],
+            dtype=np.float64,
+        )
+        .reshape(-1, 3)
+        .T
+    )
     launch_ratio = generations[0][cases.engine_index]
     apart = generations[2][cases.engine_index] > 0
     kernels_each = llm["kernels"] + block_kernels
@@ -381,10 +388,7 @@ def _count(
     context = prompt + output / 2.0
     seen = _context(prompt, prompt + output, llm)
     decode_flop = output * (
-        linear_flop
-        + logits_flop
-        + llm["decode_attention"] * seen
-        + llm["index_flop"] * context
+        linear_flop + logits_flop + llm["decode_attention"] * seen + llm["index_flop"] * context
     )
     # Where tensor parallelism has more GPUs than there are KV heads, heads are copied, and every
     # copy is read; the latent of latent attention and the keys of an indexer are on every GPU.
@@ -451,6 +455,7 @@ def _count(
         step_weight_bytes=step_weight_bytes,
         prefill_flop=prefill_flop,
         prompt_flop=prompt_flop,
+        prefill_attention_flop=prefill_attention,
         decode_flop=decode_flop,
         vision_flop=vision_flop,
         cache_bytes=cache_bytes,

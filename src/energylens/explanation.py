@@ -22,8 +22,7 @@ NORMAL_80 = 1.2816  # half width of a central 80 % interval, in standard deviati
 # What each term is, as the subject of a sentence.
 SUBJECTS = {
     "prefill_launch": "GPUs waiting for kernels during prefill",
-    "prefill_weights": "reading the weights to prefill",
-    "prefill_compute": "multiplying the prompt",
+    "prefill_compute": "computing the prompt",
     "vision": "encoding images or frames",
     "decode_launch": "GPUs waiting for kernels during decode",
     "decode_weights": "reading the weights for each decode step",
@@ -31,14 +30,15 @@ SUBJECTS = {
     "decode_sequence": "GPUs waiting for the engine's work on each sequence",
     "decode_cache": "reading the KV cache or state",
     "tensor_parallel": "sending activations between GPUs",
-    "pipeline_parallel": "handing over between pipeline stages",
+    "pipeline_parallel": "waiting for other pipeline stages",
     "idle_gpus": "idle GPUs of the node",
     "tensor_length": "tensor parallelism at this length",
     "pipeline_length": "pipeline parallelism at this length",
     "expert_imbalance": "waiting for the busiest experts",
     "media_waiting": "waiting for images or frames",
     "weight_only_weights": "widening the weights",
-    "narrow_weights": "narrowing the activations",
+    "narrow_weights": "working with weights in fewer bits",
+    "narrow_steps": "waiting longer for the kernels of a narrow format",
     "capped_headroom": "what the power cap does not take away",
     "capped_compute": "multiplying for longer under the power cap",
 }

@@ -59,6 +59,7 @@ GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
 REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
 GUESSED_PAIRS = 5.0  # of configurations that such a guess counts for
+EPSILON = float(np.finfo(np.float64).eps)
 VARIANCE_FLOOR = 1e-8  # of relative residuals, where rows repeat each other exactly
 FACTOR_OFF = 1e6  # from what the datasheet suggests: no measurement, but a wrong unit
 SCOPE_COLUMNS = (
@@ -330,6 +331,10 @@ class _Problem:
         terms = terms_of(options.extend)
         self.expected = np.array([term.expected for term in terms])
         self.spreads = np.array([term.spread for term in terms])
+        # Physics bounds a coefficient only where the datasheet speaks too.
+        self.least = np.array(
+            [term.lower_bound if options.prior == "datasheet" else 0.0 for term in terms]
+        )
         no_prior = np.full(len(terms), NO_PRIOR_SPREAD)
         self.spread = self.spreads if options.prior == "datasheet" else no_prior
         x = design(cases, terms)
@@ -391,7 +396,7 @@ class _Problem:
         a = slopes(relative, theta)
         for step in range(STEPS):
             pull = variance / spread**2
-            full = _nonnegative(a, row_weights, mean, pull)
+            full = _bounded(a, row_weights, mean, pull, self.least)
             before = loss if step >= SPREAD_STEPS else np.inf
             for length in STEP_LENGTHS:
                 tried = theta + length * (full - theta)
@@ -566,10 +571,10 @@ def _borrowing(group: Coefficients, pooled: Coefficients) -> Coefficients:
     )
 
 
-def _nonnegative(
-    a: FloatArray, weights: FloatArray, mean: FloatArray, pull: FloatArray
+def _bounded(
+    a: FloatArray, weights: FloatArray, mean: FloatArray, pull: FloatArray, least: FloatArray
 ) -> FloatArray:
-    """Least squares of ``a theta - 1`` and of the pull toward the mean, theta not below 0."""
+    """Least squares of ``a theta - 1`` and of the pull toward the mean, theta not below least."""
     from scipy.optimize import nnls
 
     root, tug = np.sqrt(weights), np.sqrt(pull)
@@ -577,16 +582,17 @@ def _nonnegative(
     # Columns differ by orders of magnitude where a term hardly occurs: NNLS wants them alike.
     size = np.sqrt((stacked**2).sum(axis=0))
     size[size == 0] = 1.0
+    # What is solved for is how far each lies above its least.
+    target = np.concatenate([root * (1.0 - a @ least), (mean - least) * tug])
     try:
-        solution, _ = nnls(
-            stacked / size, np.concatenate([root, mean * tug]), maxiter=100 * len(size)
-        )
+        solution, _ = nnls(stacked / size, target, maxiter=100 * len(size))
     except RuntimeError as error:
         raise FitError(
             "the least-squares problem did not converge; look for rows whose energy is off by "
             "orders of magnitude (energylens check)"
         ) from error
-    return np.asarray(solution / size, dtype=np.float64)
+    above: FloatArray = np.asarray(solution / size, dtype=np.float64)
+    return least + above
 
 
 def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[float, float, float]:
@@ -763,7 +769,7 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
         effective_parameters=float(leverage.sum()),
         at_bound=tuple(terms[k].name for k in np.flatnonzero((theta == 0) & present)),
         undetermined=undetermined,
-        condition_number=float(np.linalg.cond(a[:, present] / size)),
+        condition_number=float(min(np.linalg.cond(a[:, present] / size), 1.0 / EPSILON)),
         leverage_max_ratio=float(leverage.max()),
         leverage_row=int(leverage.argmax()),
         mape_ratio=float(np.abs(ratio - 1.0).mean()),

@@ -130,7 +130,7 @@ TERMS: tuple[Term, ...] = (
         name="prefill_compute",
         symbol=r"\phi_p",
         unit="J/FLOP",
-        meaning="multiplying the prompt with the weights, and with itself in attention",
+        meaning="computing the prompt: multiplying it with weights and itself, or reading those",
         datasheet=_per_flop,
         prefill=lambda n: n.prompt_flop,
         lower_bound=FLOP_FLOOR,
@@ -495,8 +495,7 @@ NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
 SPREADS: FloatArray = np.array([term.spread for term in TERMS])
 #: Terms that share their time: of each pair the root of squares counts.
 OVERLAPS: tuple[tuple[int, int], ...] = tuple(
-    (NAMES.index(f"{phase}_weights"), NAMES.index(f"{phase}_compute"))
-    for phase in ("decode",)
+    (NAMES.index(f"{phase}_weights"), NAMES.index(f"{phase}_compute")) for phase in ("decode",)
 )
 
 

@@ -34,7 +34,9 @@ import numpy as np
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.counts import (
     ACTIVATION_BYTES,
-    STATE_BYTES,
+    BANDWIDTH_RATIO,
+    COMPUTE_RATIO,
+    LAUNCH_S,
     TOKENS_PER_PASS,
     coverage,
     in_flight,
@@ -43,9 +45,6 @@ from energylens.counts import (
 )
 from energylens.errors import UsageError
 from energylens.formula import (
-    BANDWIDTH_RATIO,
-    COMPUTE_RATIO,
-    LAUNCH_S,
     LINK_RATIO,
     PCIE_BYTES_PER_S,
 )
@@ -339,7 +338,7 @@ def _of_llm(llm: Llm) -> tuple[float, ...]:
         float(np.log1p(-min(llm.expert_share, 1 - 1e-12))),
         attention.kv_elements_per_token_layer if attention else 0.0,
         heads,
-        state.elements_per_sequence if state else 0.0,
+        state.bytes_per_sequence if state else 0.0,
         float(attention.heads * attention.head_size) if attention else 0.0,
         float(attention.layers - attention.window_layers) if attention else 0.0,
         float(attention.window_layers) if attention else 0.0,
@@ -444,7 +443,7 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
         narrow_ratio=narrow,
         weight_only_ratio=weight_only,
         compute_s=flop * per_narrow_flop / tensor,
-        cache_s=(kv * copies + 2.0 * STATE_BYTES * state) * per_byte / tensor,
+        cache_s=(kv * copies + 2.0 * state) * per_byte / tensor,
         sequence_s=np.full(len(cases), SEQUENCE_S),
         link_s=link,
         launch_s=launch,

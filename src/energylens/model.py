@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -238,7 +238,7 @@ class EnergyModel:
             x = x * power_ratio(cases)[:, None]
         engines, known = self.scope.engines, bool(self.scope.gpus)
         new_engine = np.array(
-            [bool(engines and e.id) and e.id not in engines for e in cases.engines]
+            [bool(engines and e.id) and not _among(e, engines) for e in cases.engines]
         )
         new_gpu = np.array(
             [
@@ -286,6 +286,14 @@ class EnergyModel:
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
         drawn: FloatArray = joules * np.exp(spread * (rng.standard_normal(joules.shape) @ root.T))
         return drawn
+
+
+def _among(engine: Engine, known: Iterable[str]) -> bool:
+    """Whether an engine is one of those known by id; without a version, any version of it is."""
+    return any(
+        name == engine.id or (not engine.version and name.rpartition(" ")[0] == engine.name)
+        for name in known
+    )
 
 
 def _combinations(cases: Cases) -> tuple[list[tuple[str, ...]], NDArray[np.intp]]:

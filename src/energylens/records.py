@@ -497,14 +497,17 @@ class Gpu:
         return compute_bits >= 16 or self._narrow_flop_per_s(compute_bits, integer) is not None
 
     def flop_per_s(self, compute_bits: int, *, integer: bool = False) -> float:
-        """Peak dense FLOP/s (or integer op/s) at an operand width; at 16 bits if it has none."""
+        """Peak dense FLOP/s (or integer op/s) at an operand width; at 16 bits if it has none.
+
+        Integers of fewer bits are widened to 8.
+        """
         if compute_bits >= 16:
             return self.bf16_flop_per_s
         return self._narrow_flop_per_s(compute_bits, integer) or self.bf16_flop_per_s
 
     def _narrow_flop_per_s(self, compute_bits: int, integer: bool) -> float | None:
         if integer:
-            return self.int8_op_per_s if compute_bits == 8 else None
+            return self.int8_op_per_s
         return {8: self.fp8_flop_per_s, 4: self.fp4_flop_per_s}.get(compute_bits)
 
 

@@ -10,7 +10,7 @@ from scipy.optimize import nnls
 
 from energylens.cases import Cases, FloatArray
 from energylens.counts import Counts, count, weight_bytes
-from energylens.formula import NAMES, OVERLAPS, SPREADS, TERMS, datasheet
+from energylens.formula import NAMES, OVERLAPS, SPREADS, STRUCTURE, TERMS, datasheet
 
 PLACE = {name: k for k, name in enumerate(NAMES)}
 PRIOR_ROW_RATIO = 0.1
@@ -174,7 +174,7 @@ def _layers(cases: Cases) -> FloatArray:
 
 
 FORMS: tuple[Form, ...] = (
-    Form("2026.1", "the law"),
+    Form(STRUCTURE, "the law"),
     *(Form(f"without {name}", f"the law less {name}", _without(name)) for name in NAMES),
     Form("sum", "reading and multiplying add", power=1.0),
     Form("overlap 1.5", "a rounder corner", power=1.5),
@@ -182,10 +182,7 @@ FORMS: tuple[Form, ...] = (
     Form(
         "cache overlaps too",
         "weights and cache against multiplying",
-        pairs=(
-            ((PLACE["prefill_weights"],), (PLACE["prefill_compute"],)),
-            ((PLACE["decode_weights"], PLACE["decode_cache"]), (PLACE["decode_compute"],)),
-        ),
+        pairs=(((PLACE["decode_weights"], PLACE["decode_cache"]), (PLACE["decode_compute"],)),),
     ),
     Form(
         "launch per step",

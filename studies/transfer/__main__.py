@@ -30,7 +30,7 @@ TYPES = ("A100-SXM-40GB", "H100-SXM-80GB")
 SAMPLES = 200
 SEED = 0
 
-READING = ("prefill_weights", "decode_weights", "decode_cache")
+READING = ("decode_weights", "decode_cache")
 MULTIPLYING = ("prefill_compute", "vision", "decode_compute")
 WAITING = ("prefill_launch", "decode_launch", "decode_sequence", "pipeline_parallel")
 

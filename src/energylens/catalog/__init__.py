@@ -20,8 +20,10 @@ from typing import Any, Generic, TypeVar
 from energylens.errors import ArtefactError, InputError, UnknownNameError
 from energylens.records import (
     Attention,
+    Engine,
     Experts,
     FeedForward,
+    Generation,
     Gpu,
     Llm,
     Precision,
@@ -31,6 +33,8 @@ from energylens.records import (
 
 __all__ = [
     "add_llm",
+    "generation",
+    "generations",
     "gpu",
     "gpus",
     "llm",
@@ -41,7 +45,7 @@ __all__ = [
     "user_folder",
 ]
 
-Row = TypeVar("Row", bound=Llm | Gpu | Precision)
+Row = TypeVar("Row", bound=Llm | Gpu | Precision | Generation)
 
 _PARTS: dict[str, type[Any]] = {
     "attention": Attention,
@@ -127,6 +131,38 @@ def precision(name: str) -> Precision:
     shelf = _precision_shelf()
     advice = f"Known are {', '.join(shelf.rows)}."
     return shelf.find(name) or shelf.refuse("precision", name, advice)
+
+
+def generations() -> Mapping[str, Generation]:
+    """All engine generations by id; the first is what an engine that none of them names has."""
+    return _generations()
+
+
+def generation(engine: Engine) -> Generation:
+    """Find the generation of an engine by its name and version.
+
+    Where that names none of them, as without a version of an engine that has several, it is the
+    first row, whose times are round numbers between those of the others.
+    """
+    rows = _generations()
+    own = [row for row in rows.values() if row.engine and row.engine == engine.name.lower()]
+    version = _version(engine.version)
+    for row in own if version else ():
+        since, before = _version(row.since), _version(row.before)
+        if since <= version and (not before or version < before):
+            return row
+    return own[0] if len(own) == 1 else next(iter(rows.values()))
+
+
+def _version(text: str) -> tuple[int, ...]:
+    """Read the leading numbers of a version: ``0.11.1rc2+cu128`` is (0, 11, 1)."""
+    found = re.match(r"v?(\d+(?:\.\d+)*)", text.strip())
+    return tuple(map(int, found[1].split("."))) if found else ()
+
+
+@cache
+def _generations() -> Mapping[str, Generation]:
+    return MappingProxyType(_read(Generation, Path(__file__).with_name("engines.toml")))
 
 
 def llms() -> Mapping[str, Llm]:

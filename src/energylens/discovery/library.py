@@ -14,7 +14,7 @@ from functools import cache
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
-from energylens.counts import ACTIVATION_BYTES, STATE_BYTES, count, weight_bytes
+from energylens.counts import ACTIVATION_BYTES, count, weight_bytes
 from energylens.discovery.expression import Expression
 from energylens.discovery.units import JOULES_PER_REQUEST, Unit
 from energylens.errors import InputError
@@ -113,26 +113,13 @@ def quantity_columns(cases: Cases) -> dict[str, FloatArray]:
     always, experts = np.array(
         [[weight_bytes(m, p) for p in cases.precisions] for m in cases.llms]
     ).reshape(len(cases.llms), -1, 2)[llm, precision, rows].T  # fmt: skip
-    # Operations in 16-bit equivalents, as counts.py has them.
-    worth = np.array(
-        [
-            [
-                g.bf16_flop_per_s / g.flop_per_s(p.compute_bits, integer=p.integer)
-                for p in cases.precisions
-            ]
-            for g in cases.gpus
-        ]
-    ).reshape(len(cases.gpus), -1)[cases.gpu_index, precision]
-    linear = cases.of_llm(lambda m: 2.0 * m.computing_parameters) * worth * cases.input_tokens
-    attention = counts.prefill_flop - linear
     message = ACTIVATION_BYTES * cases.of_llm(_reduced_elements)
     # Each of the microbatches that keep a pipeline busy reads all weights, as counts.py has it.
-    readings = counts.steps * cases.pipeline_parallel * cases.data_parallel
+    readings = counts.steps * counts.microbatches * cases.data_parallel
     always_bytes = readings * always
     tdp_w = cases.of_gpu(lambda g: g.tdp_w)
     derived = {
-        # What rounding leaves of 0 is 0: an LLM without attention layers has none.
-        "prefill_attention_flop": np.where(attention > 1e-9 * linear, attention, 0.0),
+        "prefill_attention_flop": counts.prefill_attention_flop,
         "prefill_message_bytes": message * cases.input_tokens,
         "decode_message_bytes": message * cases.output_tokens,
         "step_always_bytes": always_bytes,
@@ -140,7 +127,7 @@ def quantity_columns(cases: Cases) -> dict[str, FloatArray]:
             experts > 0, np.maximum(counts.step_weight_bytes - always_bytes, 0.0), 0.0
         ),
         "step_all_bytes": always_bytes + readings * experts,
-        "state_bytes": 2.0 * STATE_BYTES * cases.of_llm(_state_elements) * cases.output_tokens,
+        "state_bytes": 2.0 * cases.of_llm(_state_bytes) * cases.output_tokens,
         "routing": cases.of_llm(_routing),
         "tdp_w": tdp_w,
         "bandwidth_bytes_per_s": cases.of_gpu(lambda g: g.memory_bandwidth_bytes_per_s),
@@ -167,8 +154,8 @@ def _reduced_elements(llm: Llm) -> float:
     return float(sum(part.layers for part in parts if part) * llm.hidden_size)
 
 
-def _state_elements(llm: Llm) -> float:
-    return llm.state_space.elements_per_sequence if llm.state_space else 0.0
+def _state_bytes(llm: Llm) -> float:
+    return llm.state_space.bytes_per_sequence if llm.state_space else 0.0
 
 
 def _routing(llm: Llm) -> float:
