@@ -25,6 +25,7 @@ from energylens.formula import (
     terms_of,
     with_power_caps,
 )
+from energylens.records import Engine
 
 if TYPE_CHECKING:
     from energylens.latency import TimeModel

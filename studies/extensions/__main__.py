@@ -19,6 +19,7 @@ from energylens import files
 from energylens.dataset import Dataset
 from energylens.evaluation.judge import evaluate
 from energylens.fitting import EnergyLens, FitOptions, paying_extensions
+from energylens.formula import STRUCTURE
 from studies.results.runs import FREE, SEED, Data
 from studies.results.tables import Results, Tables, fill, markdown, percent
 
@@ -28,7 +29,7 @@ TRAIN = 50
 METRICS = ("mape_ratio", "regret_mean_ratio", "pairwise_ratio")
 #: power_cap is not among them: no public row has a cap (docs/structure-study.md).
 VARIANTS: Mapping[str, tuple[str, ...]] = {
-    "2026.1": (),
+    STRUCTURE: (),
     "length": ("length",),
     "routing": ("routing",),
     "frames": ("frames",),

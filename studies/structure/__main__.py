@@ -18,6 +18,7 @@ import numpy as np
 from energylens import files
 from energylens.cases import FloatArray
 from energylens.dataset import Dataset
+from energylens.formula import STRUCTURE
 from studies.results.runs import Data
 from studies.results.tables import Results, Tables, fill, markdown, percent
 from studies.structure.forms import Form, variants
@@ -111,7 +112,7 @@ def table(columns: Mapping[str, tuple[str, str]]) -> Callable[[Results], str]:
         rows = []
         for form, by in results.items():
             cells = [percent(by.get(source, {}).get(m)) for source, m in columns.values()]
-            rows.append((f"**{form}**" if form == "2026.1" else form, *cells))
+            rows.append((f"**{form}**" if form == STRUCTURE else form, *cells))
         return markdown(("form", *columns), rows)
 
     return of
