@@ -385,3 +385,20 @@ def test_more_work_is_never_estimated_shorter(batch: int, prompt: int, output: i
         planned(batch, prompt, output * 2),
     ):
         assert sum(planning.phase_seconds(more)) >= shorter
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [
+        ("Qwen/Qwen3-30B-A3B-FP8", "fp8"),
+        ("deepseek-ai/DeepSeek-V3", "fp8"),
+        ("Qwen/Qwen3-8B", "bf16"),
+    ],
+)
+def test_a_plan_takes_the_format_that_the_name_or_the_checkpoint_states(
+    name: str, precision: str
+) -> None:
+    degree = 2 if name.startswith("Qwen") else 8
+    asked = planning.Space(llms=(name,), gpus=("H200",), engine="vllm", tensor_parallel=(degree,))
+    made = planning.plan(asked).plan
+    assert {case.case.precision.id for case in made.cases} == {precision}

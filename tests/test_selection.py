@@ -537,3 +537,12 @@ def test_caps_far_outside_those_seen_are_ruled_out_in_watts_of_the_gpu() -> None
     assert {e.configuration.power_cap_w for e in ranking.entries()} == {241.0, 624.0}
     assert {i.reason for i in ranking.infeasible()} == {"the fit has seen caps from 300 to 500 W"}
     assert len(select(Says(joules), SCENARIO, limits=[seen])) > 0  # no cap is none far outside
+
+
+def test_limits_that_serve_alike_are_one_way_of_serving() -> None:
+    ranking = batches(queueing=True)
+    first, *others = ranking.served()
+    assert first.configuration == ranking.best.configuration
+    assert first.configuration.mean_batch_size is not None
+    assert all(e.configuration.mean_batch_size is None for e in others)
+    assert [e.rank for e in ranking.served(2)] == [first.rank, others[0].rank]

@@ -429,6 +429,29 @@ class Ranking:
         stop = len(self) if count is None else min(count, len(self))
         return tuple(self._entry(i) for i in range(stop))
 
+    def served(self, count: int | None = None) -> tuple[Ranked, ...]:
+        """Return the first ``count`` ways of serving, or all.
+
+        Batch limits beyond what memory holds serve alike: of those the largest stands for all,
+        with the probability that one of them is best.
+        """
+        merged: dict[tuple[object, ...], Ranked] = {}
+        for entry in self.entries():
+            c = entry.configuration
+            waits = c.mean_batch_size is not None
+            way = (replace(c, batch_size=1.0) if waits else c, entry.gpu, entry.precision)
+            first = merged.get(way)
+            if first is None:
+                if len(merged) == count:
+                    break
+                merged[way] = entry
+            elif first.probability_best_ratio is not None:
+                more = entry.probability_best_ratio or 0.0
+                merged[way] = replace(
+                    first, probability_best_ratio=first.probability_best_ratio + more
+                )
+        return tuple(merged.values())
+
     def _entry(self, i: int) -> Ranked:
         case, joules = self.cases.case(i), float(self.energy_per_request_j[i])
 

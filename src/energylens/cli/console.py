@@ -8,6 +8,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from energylens.errors import UsageError
@@ -15,8 +16,12 @@ from energylens.words import WIDTH, table_lines, wrapped
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
-    from energylens.records import Case, Engine
+    from energylens.records import Case, Engine, Gpu, Precision
 
+# Bits of a cached key or value by the name that vLLM has for it.
+KV_BITS = {
+    "auto": None, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "fp8_e4m3": 8.0, "fp8_e5m2": 8.0,
+}  # fmt: skip
 MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
 
@@ -225,6 +230,7 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--power-cap-w", type=_positive, metavar="W", help="power limit of each GPU; default: none"
     )
+    add_memory(group)
     group.add_argument("--input-tokens", type=_positive, required=True, metavar="N")
     group.add_argument("--output-tokens", type=_positive, required=True, metavar="N")
     group.add_argument(
@@ -248,6 +254,38 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         metavar="'NAME VERSION'",
         help="what serves it, as in 'vllm 0.11.1', where the fit has rows of several",
     )
+
+
+def add_memory(group: Any) -> None:
+    """Add what an engine is told of the memory of its GPUs."""
+    group.add_argument(
+        "--gpu-memory-utilization",
+        type=_share,
+        metavar="RATIO",
+        help="share of the GPU's memory that the engine may use; default: 0.9",
+    )
+    group.add_argument(
+        "--kv-cache-dtype",
+        choices=tuple(KV_BITS),
+        default="auto",
+        help="format of the KV cache; default: auto, that of the number format",
+    )
+
+
+def gpu_of(arguments: argparse.Namespace, name: str) -> Gpu:
+    """Look a GPU type up, with the share of its memory that the engine may use."""
+    from energylens import catalog
+
+    gpu, share = catalog.gpu(name), arguments.gpu_memory_utilization
+    return gpu if share is None else replace(gpu, memory_share_ratio=share)
+
+
+def precision_of(arguments: argparse.Namespace, name: str) -> Precision:
+    """Look a number format up, with the format that the KV cache is given."""
+    from energylens import catalog
+
+    precision, bits = catalog.precision(name), KV_BITS[arguments.kv_cache_dtype]
+    return precision if bits is None else replace(precision, kv_bits=bits)
 
 
 def engine_of(text: str) -> Engine:
@@ -276,7 +314,7 @@ def case_of(arguments: argparse.Namespace) -> Case:
 
     llm = catalog.llm(arguments.llm)
     suffix = catalog.split_precision(arguments.llm)[1]
-    precision = catalog.precision(arguments.precision or suffix or llm.native_precision)
+    precision = precision_of(arguments, arguments.precision or suffix or llm.native_precision)
     tokens, vision = arguments.input_tokens, arguments.vision_tokens
     if arguments.images or arguments.frames or vision:
         if llm.vision is None:
@@ -293,7 +331,7 @@ def case_of(arguments: argparse.Namespace) -> Case:
     modality = Modality.VIDEO if arguments.frames else Modality.IMAGE if vision else Modality.TEXT
     return Case(
         llm=llm,
-        gpu=catalog.gpu(arguments.gpu),
+        gpu=gpu_of(arguments, arguments.gpu),
         precision=precision,
         workload=Workload(
             input_tokens=tokens,
@@ -325,6 +363,16 @@ def positive_int(text: str) -> int:
 def not_negative_int(text: str) -> int:
     """Read a whole number of 0 or more (an argparse type)."""
     return _whole(text, 0)
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.0 < value <= 1.0:
+        raise argparse.ArgumentTypeError(f"must be a share above 0, at most 1, not {text!r}")
+    return value
 
 
 def _whole(text: str, low: int) -> int:

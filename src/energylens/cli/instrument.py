@@ -92,7 +92,13 @@ def _add_plan(subparsers: Subparsers) -> None:
     )
     parser.add_argument("--gpu", required=True, type=comma_list, metavar="LIST")
     parser.add_argument("--engine", choices=ENGINES, default="vllm")
-    parser.add_argument("--precision", type=comma_list, default=("bf16",), metavar="LIST")
+    parser.add_argument(
+        "--precision",
+        type=comma_list,
+        default=(),
+        metavar="LIST",
+        help="number formats; by default that of each LLM's name or checkpoint",
+    )
     for degree in ("tensor", "pipeline", "expert", "data"):
         parser.add_argument(
             f"--{degree}-parallel", type=numbers, default=(1,), metavar="LIST", help="default: 1"

@@ -17,9 +17,11 @@ from energylens.cli.console import (
     case_of,
     comma_list,
     engine_of,
+    gpu_of,
     not_negative_int,
     numbers,
     positive_int,
+    precision_of,
     print_json,
     print_paragraph,
     print_table,
@@ -580,7 +582,6 @@ def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
 
 
 def _select(arguments: argparse.Namespace) -> None:
-    from energylens import catalog
     from energylens.cli import decision_file
     from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
     from energylens.errors import UsageError
@@ -609,8 +610,8 @@ def _select(arguments: argparse.Namespace) -> None:
         answer(arguments, model, case, lengths, packaged_note)
         return
     candidates = Candidates(
-        gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
-        precisions=tuple(catalog.precision(name) for name in arguments.precisions),
+        gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
+        precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
         batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
         power_caps_w=tuple(map(float, arguments.power_caps or ())),
     )
@@ -654,7 +655,7 @@ def _select(arguments: argparse.Namespace) -> None:
     print_paragraph(ranking.describe())
     print()
     rows = []
-    for entry in ranking.entries(arguments.top):
+    for entry in ranking.served(arguments.top):
         interval = (
             "-"
             if entry.lower_j is None or entry.upper_j is None
@@ -670,7 +671,7 @@ def _select(arguments: argparse.Namespace) -> None:
             )
         )
     _print_wrapped(("configuration", "GPUs", "per request", "80 % interval", "is best"), rows)
-    more = len(ranking) - len(rows)
+    more = len(ranking.served()) - len(rows)
     if more > 0:
         print(f"... and {more} more")
     print()
@@ -715,7 +716,7 @@ def _advice(ranking: Ranking) -> str:
     """Say what to run, what it saves, and how sure that is."""
     from energylens.words import joules
 
-    winner, *others = ranking.entries()
+    winner, *others = ranking.served()
     advice = f"Run {_named(ranking, winner)}: {joules(winner.energy_per_request_j)} a request"
     if not others:
         return f"{advice}. Nothing else is feasible."

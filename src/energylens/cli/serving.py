@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import print_json, print_paragraph, print_table
+from energylens.cli.console import gpu_of, precision_of, print_json, print_paragraph, print_table
 from energylens.words import joules, likelihood, percent, saving
 
 if TYPE_CHECKING:
@@ -346,12 +346,11 @@ def scenario_of(arguments: argparse.Namespace, case: Case) -> Any:
 
 def candidates_of(arguments: argparse.Namespace) -> Any:
     """Make the values of free knobs."""
-    from energylens import catalog
     from energylens.selection import Candidates
 
     return Candidates(
-        gpus=tuple(catalog.gpu(name) for name in arguments.gpus),
-        precisions=tuple(catalog.precision(name) for name in arguments.precisions),
+        gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
+        precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
         power_caps_w=tuple(map(float, arguments.power_caps or ())),
     )
 
@@ -385,6 +384,7 @@ def _bill(
 ) -> Bill:
     from dataclasses import replace
 
+    from energylens import catalog
     from energylens.cases import Cases
     from energylens.deciding import Engine
     from energylens.records import Case
@@ -392,8 +392,6 @@ def _bill(
 
     power, rate = entry.power_w, load.rate_per_s
     if rates:
-        from energylens import catalog
-
         scenario = decision.scenario
         case = Cases.of(
             [

@@ -53,13 +53,14 @@ def _no_scale(llm: Llm, layers: int) -> Llm:
 class Space:
     """Every combination of these is a case, as far as it is feasible.
 
-    ``llms`` are names of the catalog, folders with a ``config.json``, or such files.
+    ``llms`` are names of the catalog, folders with a ``config.json``, or such files. Without
+    ``precisions`` each is served in the format that its name or its checkpoint states.
     """
 
     llms: tuple[str, ...]
     gpus: tuple[str, ...]
     engine: str
-    precisions: tuple[str, ...] = ("bf16",)
+    precisions: tuple[str, ...] = ()
     tensor_parallel: tuple[int, ...] = (1,)
     pipeline_parallel: tuple[int, ...] = (1,)
     expert_parallel: tuple[int, ...] = (1,)
@@ -140,9 +141,10 @@ def _cut(llm: Llm, layers: int | None, scale: Scale) -> Llm:
 def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
     llms = [_found(name, space.scaled_layers, scale) for name in space.llms]
     gpus = [catalog.gpu(name) for name in space.gpus]
-    precisions = [catalog.precision(name) for name in space.precisions]
     lengths = list(itertools.product(space.media, space.input_tokens, space.output_tokens))
-    for llm, path in llms:
+    for (llm, path), asked in zip(llms, space.llms, strict=True):
+        stated = (None if path else catalog.split_precision(asked)[1]) or llm.native_precision
+        precisions = [catalog.precision(name) for name in space.precisions or (stated,)]
         loads = [
             (media, _workload(llm, media, prompt, output)) for media, prompt, output in lengths
         ]
