@@ -106,7 +106,7 @@ def test_every_gpu_states_dense_figures_in_si_units_with_their_source() -> None:
 
 def test_the_bits_of_a_precision_are_those_in_its_name_and_its_scales() -> None:
     for row in catalog.precisions().values():
-        stated = int("".join(filter(str.isdigit, row.id.split("a16")[0])))
+        stated = int("".join(filter(str.isdigit, row.id.split("a16")[0].split("-g")[0])))
         assert stated <= row.weight_bits <= stated + 0.5, row.id
 
 

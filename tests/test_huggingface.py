@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energylens import catalog
-from energylens.catalog.hf_read import llm_from_config
+from energylens.catalog.hf_read import llm_from_config, llm_from_path
 from energylens.errors import EnergyLensError, InputError
 
 Config = dict[str, Any]
@@ -363,6 +365,7 @@ CONFIGS: dict[str, Config] = {
         "mamba_num_heads": 128,
         "mamba_head_dim": 80,
         "ssm_state_size": 128,
+        "mamba_ssm_dtype": "float32",
         "n_groups": 8,
         "conv_kernel": 4,
         "vocab_size": 131072,
@@ -380,6 +383,7 @@ CONFIGS: dict[str, Config] = {
         "mamba_num_heads": 64,
         "mamba_head_dim": 64,
         "ssm_state_size": 128,
+        "mamba_ssm_dtype": "float32",
         "n_groups": 8,
         "conv_kernel": 4,
         "n_routed_experts": 128,
@@ -889,3 +893,112 @@ def test_a_garbled_configuration_is_read_or_refused_but_never_a_traceback(
         return
     assert read.total_parameters > 0
     assert read.counted_parameters == pytest.approx(read.total_parameters)
+
+
+# ------------------------------------------------------------ what is not read as something else
+
+
+def qwen3(**changes: Any) -> dict[str, Any]:
+    """Give a small configuration of our own."""
+    return {
+        "model_type": "qwen3",
+        "architectures": ["Qwen3ForCausalLM"],
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "vocab_size": 1000,
+        **changes,
+    }
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"architectures": ["Qwen3ForSequenceClassification"]}, "generates no text"),
+        ({"architectures": ["Qwen3Model"]}, "generates no text"),
+        ({"architectures": ["LlamaForRewardModel"]}, "generates no text"),
+        ({"peft_type": "LORA", "base_model_name_or_path": "a/b"}, "adapter .*config.json of a/b"),
+        ({"num_experts_per_tok": 8, "moe_intermediate_size": 64}, "speaks of experts"),
+        ({"audio_config": {"model_type": "encoder"}}, "audio encoder"),
+        ({"model_type": "new_vl", "vision_config": {"depth": 2}, "text_config": {}}, "new_vl"),
+        (
+            {"quantization_config": {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}},
+            "MIXED_PRECISION mixes",
+        ),
+    ],
+)
+def test_what_is_no_llm_that_is_understood_is_refused(changes: dict[str, Any], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        llm_from_config(qwen3(**changes), "our/llm")
+
+
+@pytest.mark.parametrize(
+    "name", ["InternVLChatModel", "Qwen2_5OmniModel", "GPT2LMHeadModel", "Qwen3ForCausalLM"]
+)
+def test_architectures_that_generate_text_are_read(name: str) -> None:
+    assert llm_from_config(qwen3(architectures=[name]), "our/llm").layers == 8
+
+
+def test_what_the_class_says_holds_where_the_file_is_silent() -> None:
+    olmo = qwen3(model_type="olmo3", sliding_window=4096)
+    found = llm_from_config(olmo, "our/olmo").attention
+    assert found is not None
+    assert found.window_layers == 6  # every fourth of eight sees everything
+    flat = {k: v for k, v in qwen3().items() if k != "head_dim"}
+    found = llm_from_config(flat, "our/qwen").attention
+    assert found is not None
+    assert found.head_size == 128
+
+
+@pytest.mark.parametrize(
+    ("stated", "precision"),
+    [
+        ({"quant_method": "fp8", "weight_block_size": [128, 128]}, "fp8-block"),
+        ({"quant_method": "fp8"}, "fp8"),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "ignore": ["re:.*self_attn.*", "re:.*mlp\\.(gate|up|down)_proj.*"],
+                "config_groups": {
+                    "group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 32}}
+                },
+            },
+            "int4-g32-experts",
+        ),
+    ],
+)
+def test_the_format_of_a_checkpoint_tells_groups_and_blocks(
+    stated: dict[str, Any], precision: str
+) -> None:
+    llm = llm_from_config(qwen3(quantization_config=stated), "our/llm")
+    assert llm.native_precision == precision
+    assert catalog.precision(precision).id == precision
+
+
+def test_a_modelopt_folder_says_its_format_beside_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(qwen3(time_step_limit=[0.0, float("inf")])))
+    assert llm_from_path(tmp_path, "our/llm").native_precision == "bf16"
+    quantization = {"quant_algo": "FP8", "kv_cache_quant_algo": "FP8"}
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": quantization}))
+    assert llm_from_path(tmp_path, "our/llm").native_precision == "fp8"
+
+
+def test_a_state_has_the_width_that_the_configuration_names() -> None:
+    mamba = {"model_type": "mamba2", "hidden_size": 256, "num_hidden_layers": 4, "vocab_size": 100,
+             "num_heads": 8, "head_dim": 64, "state_size": 16, "n_groups": 1}  # fmt: skip
+    narrow = llm_from_config(mamba, "our/mamba").state_space
+    wide = llm_from_config({**mamba, "mamba_ssm_dtype": "float32"}, "our/mamba").state_space
+    assert narrow is not None
+    assert wide is not None
+    assert (narrow.state_bits, wide.state_bits) == (16, 32)
+    assert wide.bytes_per_sequence > narrow.bytes_per_sequence
+
+
+def test_an_indexer_keeps_a_key_of_every_token() -> None:
+    llm = catalog.llm("deepseek-ai/DeepSeek-V3.2")
+    assert llm.attention is not None
+    each = llm.attention.kv_elements_per_token_layer * 2 + llm.attention.index_bytes_per_token_layer
+    assert 61 * each == 78_324

@@ -111,7 +111,10 @@ def memory(
     sampling = float(_sampling_bytes(case.llm, case.gpu, _floats(c.batch_size / c.data_parallel)))
     available = utilisation_ratio * case.gpu.memory_bytes
     held = _floats(w.input_tokens + held_output_ratio * w.output_tokens)
-    kv_each = float(_cache_elements(case.llm, held) * element_bytes)
+    degrees = _Degrees.of(*layout)
+    kv_each = float(
+        _cache_elements(case.llm, held) * element_bytes + _index_bytes(case.llm, held, degrees)
+    )
     each = kv_each + state_each
     largest = c.data_parallel * float(
         _sequences(_floats(available - weights - activations), sampling, each, case.llm)
@@ -208,6 +211,7 @@ def largest_batch(
     if not np.all(held > 0):
         raise InputError("input_tokens and output_tokens must be numbers above 0")
     each = _cache_elements(llm, held) * _cache_element_bytes(llm, precision, degrees)[place]
+    each = each + held * _index_bytes(llm, _floats(1.0), degrees)[place]
     each = each + _state_bytes(llm, degrees)[place]
     limit = _floats(batch_size) / degrees.data[place]
     fitting = _sequences(room[place], _sampling_bytes(llm, gpu, limit), each, llm)
@@ -588,6 +592,13 @@ def _cache_element_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatAr
     if attention and attention.kv_rank is None:
         split = np.ceil(attention.kv_heads / d.tensor) / attention.kv_heads
     return split * d.layers_ratio(llm) * (precision.kv_bits / 8.0)
+
+
+def _index_bytes(llm: Llm, held: FloatArray, d: _Degrees) -> FloatArray:
+    """Keys of an indexer for a sequence of ``held`` tokens, on every GPU of a group."""
+    attention = llm.attention
+    each = attention.layers * attention.index_bytes_per_token_layer if attention else 0.0
+    return held * each * d.layers_ratio(llm)
 
 
 def _state_bytes(llm: Llm, d: _Degrees) -> FloatArray:

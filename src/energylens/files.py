@@ -224,7 +224,7 @@ def _parse_json_lines(text: str, name: str) -> RawTable:
     for number, line in enumerate(text.split("\n"), 1):
         if not line or line.isspace():
             continue
-        row = _load_json(line, f"{name} line {number}", TableError)
+        row = _load_json(line, f"{name} line {number}", TableError, _DECODER)
         if not isinstance(row, dict):
             raise TableError(f"{name} line {number} must be a JSON object, one for each row.")
         for column, cell in row.items():
@@ -348,8 +348,14 @@ def _pyarrow(purpose: str) -> tuple[Any, Any]:
 # ------------------------------------------------------------------------------ JSON, TOML
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, *, infinite: bool = False) -> Any:
     """Read one JSON document, strictly.
+
+    Parameters
+    ----------
+    path : str or Path
+    infinite : bool
+        Take ``Infinity`` and ``NaN``, as Python writes them into files of others: as text.
 
     Raises
     ------
@@ -358,10 +364,11 @@ def read_json(path: str | Path) -> Any:
         Unicode, or is too deep or too large to be one of ours.
     """
     name = _name(path, "standard input")
-    return parse_json(_read_bytes(path, MAX_JSON_BYTES, ArtefactError), name)
+    data = _read_bytes(path, MAX_JSON_BYTES, ArtefactError)
+    return parse_json(data, name, infinite=infinite)
 
 
-def parse_json(data: bytes | str, name: str) -> Any:
+def parse_json(data: bytes | str, name: str, *, infinite: bool = False) -> Any:
     """Read one JSON document from memory, as strictly as `read_json`.
 
     Raises
@@ -372,7 +379,7 @@ def parse_json(data: bytes | str, name: str) -> Any:
     text = _decode(data, name, ArtefactError) if isinstance(data, bytes) else data
     if not text.strip():
         raise ArtefactError(f"{name} is empty: it must hold a JSON document.")
-    return _parse_json(text, name, ArtefactError)
+    return _parse_json(text, name, ArtefactError, _LENIENT if infinite else _DECODER)
 
 
 def write_json(path: str | Path, document: Any) -> None:
@@ -504,8 +511,10 @@ def write_text(path: str | Path, text: str) -> None:
     _write_bytes(path, _encode(text, str(path), ArtefactError), ArtefactError)
 
 
-def _parse_json(text: str, where: str, error: type[InputError]) -> Any:
-    document = _load_json(text, where, error)
+def _parse_json(
+    text: str, where: str, error: type[InputError], decoder: json.JSONDecoder | None = None
+) -> Any:
+    document = _load_json(text, where, error, decoder or _DECODER)
     _check_json(document, where, error)
     return document
 
@@ -524,11 +533,12 @@ def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 _DECODER = json.JSONDecoder(parse_constant=_refuse_constant, object_pairs_hook=_refuse_repeats)
+_LENIENT = json.JSONDecoder(parse_constant=str, object_pairs_hook=_refuse_repeats)
 
 
-def _load_json(text: str, where: str, error: type[InputError]) -> Any:
+def _load_json(text: str, where: str, error: type[InputError], decoder: json.JSONDecoder) -> Any:
     try:
-        return _DECODER.decode(text)
+        return decoder.decode(text)
     except json.JSONDecodeError as fault:
         at = f"line {fault.lineno} " if "\n" in text.strip() else ""
         raise error(f"{where} is not valid JSON: {at}column {fault.colno}: {fault.msg}.") from None

@@ -7,15 +7,18 @@ module does not know would give a row that is quietly wrong, so it is refused by
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from energylens import files
 from energylens.errors import InputError
 from energylens.records import Attention, Experts, FeedForward, Llm, StateSpace, Vision
 
-__all__ = ["llm_from_config"]
+__all__ = ["llm_from_config", "llm_from_path"]
 
 # Model types of a config.json, by the way their layers are described.
 _TRANSFORMERS = """
@@ -147,6 +150,7 @@ def llm_from_config(
     if not isinstance(config, Mapping):
         raise InputError(f"the config.json of {id!r} must be an object")
     whole = _Keys(config, f"the config.json of {id!r}")
+    _refuse_what_generates_no_text(whole)
     text = _text(whole)
     kind = text.kind
     if kind not in (known := sorted((_TRANSFORMERS + _HYBRIDS).split())):
@@ -155,7 +159,17 @@ def llm_from_config(
             "row by hand, as docs/catalog.md shows. Known are "
             f"{', '.join(known)}."
         )
-    layers = text.count("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+    if text.get("moe_latent_size"):
+        raise InputError(f"{text.where}: experts behind a latent projection cannot be described")
+    _refuse_unknown_experts(text)
+    if whole.part("vision_config") is not None and not _reads_vision(whole):
+        raise InputError(
+            _UNKNOWN_TOWER.format(where=whole.where, kind=str(whole.get("model_type")))
+        )
+    listed = text.items("layers_block_type") or text.items("layer_types")
+    layers = text.count(
+        "num_hidden_layers", "n_layer", "n_layers", "num_layers", default=len(listed) or None
+    )
     if layers > _MOST_LAYERS:
         raise InputError(f"{text.where}: {layers} layers are more than the {_MOST_LAYERS} allowed")
     hidden = text.count("hidden_size", "n_embd", "n_embed", "d_model")
@@ -184,6 +198,108 @@ def llm_from_config(
     return replace(
         row, total_parameters=total, active_parameters=active_parameters or min(total, computing)
     )
+
+
+def llm_from_path(path: Path, id: str, **given: Any) -> Llm:
+    """Make the catalog row of an LLM from its folder, or from a ``config.json``.
+
+    A ``hf_quant_config.json`` beside the configuration says what number format ModelOpt gave the
+    checkpoint, where the configuration itself does not.
+
+    Parameters
+    ----------
+    path : Path
+        A folder with a ``config.json``, or such a file.
+    id : str
+    **given
+        As in `llm_from_config`.
+
+    Returns
+    -------
+    Llm
+
+    Raises
+    ------
+    InputError
+        If there is no configuration, or it cannot be read; the message says what is missing.
+    """
+    file = path / "config.json" if path.is_dir() else path
+    if path.is_dir() and not file.exists() and (path / "adapter_config.json").exists():
+        file = path / "adapter_config.json"
+    document = files.read_json(file, infinite=True)
+    if not isinstance(document, dict):
+        raise InputError(f"{file} must hold the configuration of an LLM: a JSON object.")
+    beside = file.with_name("hf_quant_config.json")
+    if "quantization_config" not in document and file.name == "config.json" and beside.is_file():
+        stated = files.read_json(beside)
+        part = stated.get("quantization") if isinstance(stated, dict) else None
+        if not isinstance(part, dict):
+            raise InputError(f"{beside} must hold an object with the key 'quantization'.")
+        document["quantization_config"] = {"quant_method": "modelopt", **part}
+    return llm_from_config(document, id, **given)
+
+
+# ------------------------------------------------------------------------------ what is refused
+
+# What an architecture's name ends with that gives scores or vectors and no text.
+_NO_TEXT = re.compile(
+    r"For(SequenceClassification|TokenClassification|QuestionAnswering|MaskedLM|MultipleChoice|"
+    r"Retrieval|Embedding|Reward|ImageClassification|Sequence\w*Reward)\w*$|"
+    r"(Reward|Embedding|Retriev\w*|Reranker)Model$|^(?!\w*(Chat|Omni|VL)\w*)[A-Z]\w*(?<!LM)(?<!LMHead)Model$"
+)
+_UNKNOWN_TOWER = (
+    "{where}: the vision tower of model_type {kind!r} is not one that energylens can read. Write "
+    "its row by hand, as docs/catalog.md shows."
+)
+_VISION_KINDS = """
+    llava llava_next llava_onevision gemma3 mistral3 internvl_chat internvl llama4 mllama phi3_v
+    """
+# Keys that speak of experts and give neither how many there are nor how they are laid out.
+_OF_EXPERTS = re.compile(r"experts?(_|$)|^moe_|_moe_|moe$")
+
+
+def _refuse_what_generates_no_text(whole: _Keys) -> None:
+    if "peft_type" in whole.values:
+        base = whole.values.get("base_model_name_or_path") or "its base LLM"
+        raise InputError(
+            f"{whole.where} is that of an adapter ({whole.values['peft_type']}): give the "
+            f"config.json of {base}"
+        )
+    names = [str(name) for name in whole.items("architectures")]
+    if names and all(map(_NO_TEXT.search, names)):
+        raise InputError(
+            f"{whole.where}: {', '.join(names)} gives scores or vectors and generates no text; "
+            "give the config.json of an LLM that does"
+        )
+    if whole.part("thinker_config") is None:
+        for part in ("audio_config", "speech_config", "audio_encoder_config"):
+            if whole.part(part) is not None:
+                raise InputError(
+                    f"{whole.where}: model_type {whole.get('model_type')!r} has an audio encoder "
+                    f"({part}), which energylens cannot read. Write its row by hand, as "
+                    "docs/catalog.md shows."
+                )
+
+
+def _refuse_unknown_experts(text: _Keys) -> None:
+    """Refuse experts without a count that is understood: they would pass for a dense LLM."""
+    if any(text.get(name) is not None for name in _EXPERT_COUNTS):
+        return
+    said = [
+        name
+        for name, value in text.values.items()
+        if _OF_EXPERTS.search(str(name)) and type(value) is int and value > 1
+    ]
+    if said:
+        raise InputError(
+            f"{text.where} speaks of experts ({', '.join(map(str, said[:3]))}) and lacks their "
+            f"number under a name that energylens knows: {', '.join(_EXPERT_COUNTS)}"
+        )
+
+
+def _reads_vision(whole: _Keys) -> bool:
+    kind = str(whole.values.get("model_type") or "")
+    return kind.startswith("qwen") or kind in _VISION_KINDS.split()
 
 
 # --------------------------------------------------------------------------- reading of keys
@@ -388,8 +504,11 @@ def _windowed_layers(text: _Keys, kind: str, layers: int) -> int:
         return layers - layers // 2
     if kind == "gpt_oss":
         return layers // 2
-    if text.get("sliding_window_pattern"):  # every so many layers, one attends to everything
-        return layers - layers // text.count("sliding_window_pattern")
+    # Every so many layers, one attends to everything; the class says how many where the file
+    # does not.
+    pattern = {"olmo3": 4, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}.get(kind)
+    if text.get("sliding_window_pattern") or pattern:
+        return layers - layers // text.count("sliding_window_pattern", default=pattern)
     if kind.startswith("qwen"):
         return layers - min(text.count("max_window_layers", default=layers, least=0), layers)
     return layers
@@ -432,15 +551,27 @@ def _attention(text: _Keys, kind: str, hidden: int, roles: _Roles) -> Attention 
             kv_rank=text.count("kv_lora_rank"),
             rope_head_size=text.count("qk_rope_head_dim"),
             value_head_size=text.count("v_head_dim"),
+            index_heads=text.count("index_n_heads", default=0, least=0),
+            index_head_size=text.count("index_head_dim", default=0, least=0),
+            index_tokens=text.count("index_topk") if text.get("index_topk") else None,
         )
     return Attention(
         layers=roles.attention,
         heads=heads,
         kv_heads=roles.kv_heads or _kv_heads(text, kind, heads),
-        head_size=text.count("head_dim", "attention_head_dim", default=max(hidden // heads, 1)),
+        head_size=text.count(
+            "head_dim",
+            "attention_head_dim",
+            default=_HEAD_SIZES.get(kind, max(hidden // heads, 1)),
+        ),
         window_tokens=roles.window_tokens,
         window_layers=roles.windowed,
     )
+
+
+# What the classes of these fill in where the file has no head_dim.
+_HEAD_SIZES = {"gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256, "qwen3": 128,
+    "qwen3_moe": 128, "gpt_oss": 64}  # fmt: skip
 
 
 def _kv_heads(text: _Keys, kind: str, heads: int) -> int:
@@ -470,10 +601,15 @@ def _feed_forward(text: _Keys, kind: str, hidden: int, roles: _Roles) -> FeedFor
     return FeedForward(layers=roles.dense, size=size, matrices=2 if kind in _UNGATED.split() else 3)
 
 
+_EXPERT_COUNTS = (
+    "num_local_experts", "num_experts", "n_routed_experts", "num_routed_experts",
+    "moe_num_experts",
+)  # fmt: skip
+
+
 def _expert_count(text: _Keys) -> int:
     """Give the number of routed experts, 0 where there is no routing."""
-    names = ("num_local_experts", "num_experts", "n_routed_experts")
-    number = text.count(*names, default=0, least=0)
+    number = text.count(*_EXPERT_COUNTS, default=0, least=0)
     return number if number > 1 else 0
 
 
@@ -489,7 +625,7 @@ def _experts(text: _Keys, kind: str, roles: _Roles) -> Experts | None:
         shared = text.count("shared_expert_intermediate_size")
     else:
         each = text.count("moe_shared_expert_intermediate_size", default=size)
-        shared = each * text.count("n_shared_experts", default=0, least=0)
+        shared = each * text.count("n_shared_experts", "num_shared_experts", default=0, least=0)
     return Experts(
         layers=roles.routed,
         experts=_expert_count(text),
@@ -504,6 +640,8 @@ def _state_space(text: _Keys, kind: str, hidden: int, roles: _Roles) -> StateSpa
     if not roles.state_space:
         return None
     layers = roles.state_space
+    wide = str(text.get("mamba_ssm_dtype", text.get("mamba_ssm_cache_dtype", "")))
+    state_bits = 32.0 if wide.endswith("float32") else 16.0
     if kind in ("mamba", "falcon_mamba", "jamba"):
         expand = text.count("expand", "mamba_expand", default=2)
         return StateSpace(
@@ -512,6 +650,7 @@ def _state_space(text: _Keys, kind: str, hidden: int, roles: _Roles) -> StateSpa
             if kind == "jamba"
             else text.count("intermediate_size", "d_inner", default=expand * hidden),
             state_size=text.count("state_size", "mamba_d_state", default=16),
+            state_bits=state_bits,
             convolution_width=text.count("conv_kernel", "mamba_d_conv", default=4),
         )
     if kind.startswith("qwen3"):  # a gated delta network: the same shapes as Mamba 2
@@ -522,6 +661,7 @@ def _state_space(text: _Keys, kind: str, hidden: int, roles: _Roles) -> StateSpa
             state_size=text.count("linear_key_head_dim"),
             heads=heads,
             groups=text.count("linear_num_key_heads"),
+            state_bits=state_bits,
             convolution_width=text.count("linear_conv_kernel_dim", default=4),
         )
     heads = text.count("mamba_num_heads", "mamba_n_heads", "num_heads")
@@ -531,6 +671,7 @@ def _state_space(text: _Keys, kind: str, hidden: int, roles: _Roles) -> StateSpa
         state_size=text.count("ssm_state_size", "mamba_d_state", "state_size"),
         heads=heads,
         groups=text.count("n_groups", "mamba_n_groups", default=1),
+        state_bits=state_bits,
         convolution_width=text.count("conv_kernel", "mamba_d_conv", default=4),
     )
 
@@ -601,10 +742,7 @@ def _vision(whole: _Keys, hidden: int) -> Vision | None:
         projector = 4 * width * hidden + hidden * hidden
         per_image = 17 * (side * side // ratio) + 61  # 4 x 4 crops and an overview, row ends
     else:
-        raise InputError(
-            f"{whole.where}: the vision tower of model_type {kind!r} is not one that energylens "
-            "can read. Write its row by hand, as docs/catalog.md shows."
-        )
+        raise InputError(_UNKNOWN_TOWER.format(where=whole.where, kind=kind))
     return Vision(
         parameters=tower + projector,
         layers=layers,
@@ -686,6 +824,8 @@ def _native_precision(whole: _Keys, text: _Keys) -> str:
         dtype = str(text.get("torch_dtype", text.get("dtype", whole.get("torch_dtype", ""))))
         return "fp16" if dtype == "float16" else "bf16"
     method = str(stated.get("quant_method", "")).lower()
+    if method == "fp8" and stated.get("weight_block_size"):
+        return "fp8-block"
     bits = stated.get("bits", stated.get("w_bit", 4))
     if method in ("fp8", "fbgemm_fp8", "mxfp4"):
         return "mxfp4" if method == "mxfp4" else "fp8"
@@ -699,6 +839,13 @@ def _native_precision(whole: _Keys, text: _Keys) -> str:
         algorithm = str(stated.get("quant_algo", "")).upper()
         if algorithm in ("FP8", "NVFP4"):
             return algorithm.lower()
+        if algorithm in _MODELOPT:
+            return _MODELOPT[algorithm]
+        raise InputError(
+            f"{whole.where}: the number format {algorithm or 'that ModelOpt gave it'} mixes or "
+            "names what energylens does not know; say which one most weights have with "
+            "--precision and the config.json of the unquantised checkpoint"
+        )
     if method == "compressed-tensors":
         found = _compressed_tensors(stated)
         if found:
@@ -709,6 +856,14 @@ def _native_precision(whole: _Keys, text: _Keys) -> str:
     )
 
 
+_MODELOPT = {
+    "FP8_PB_WO": "fp8-block",
+    "W4A16_AWQ": "awq-int4",
+    "INT4_AWQ": "awq-int4",
+    "W8A8_SQ_PER_CHANNEL": "int8",
+}
+
+
 def _compressed_tensors(stated: _Keys) -> str | None:
     groups = stated.get("config_groups", {})
     group: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
@@ -716,12 +871,19 @@ def _compressed_tensors(stated: _Keys) -> str | None:
     if not isinstance(weights, Mapping):
         return None
     both = bool(group.get("input_activations"))
+    if (weights.get("num_bits"), str(weights.get("type")), both) == (4, "int", False):
+        # Attention and the dense layers left out: only the experts have the format.
+        ignored = " ".join(map(str, stated.items("ignore")))
+        experts = "-experts" if "attn" in ignored and "mlp" in ignored else ""
+        group = weights.get("group_size")
+        return {32: f"int4-g32{experts}", 128: f"int4{experts}"}.get(group or 128)
+    if weights.get("num_bits") == 8 and str(weights.get("strategy")) == "block":
+        return "fp8-block"
     known: dict[tuple[Any, Any, bool], str] = {
         (8, "float", True): "fp8",
         (8, "int", True): "int8",
         (8, "int", False): "w8a16",
         (8, "float", False): "w8a16",
-        (4, "int", False): "int4",
         (4, "float", True): "nvfp4",
     }
     return known.get((weights.get("num_bits"), str(weights.get("type")), both))

@@ -170,6 +170,8 @@ def _latent_attention(
     dense_layers = llm.layers - (experts.layers if experts else 0)
     if experts and experts.shared_size % experts.size:
         differences.append(f"shared experts of {_shared(experts) * experts.size} elements")
+    if attention.index_tokens:
+        differences.append("attention to every token, without the indexer of sparse attention")
     # n_group and topk_group of 1 route over all experts at once
     return common | {
         "architectures": ["DeepseekV3ForCausalLM"],

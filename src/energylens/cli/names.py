@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -24,7 +25,10 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument("action", choices=("list", "show", "add"))
     parser.add_argument(
-        "what", nargs="?", metavar="NAME|config.json", help="part of a name, a name, or a file"
+        "what",
+        nargs="?",
+        metavar="NAME|PATH",
+        help="part of a name, a name, or a folder or config.json",
     )
     parser.add_argument("--name", help="the id of an LLM that is added")
     add_json(parser)
@@ -78,20 +82,26 @@ def _llm(arguments: argparse.Namespace) -> None:
         )
         return
     if arguments.action == "add":
-        from energylens import files
-        from energylens.catalog.hf_read import llm_from_config
+        from pathlib import Path
+
+        from energylens.catalog.hf_read import llm_from_path
         from energylens.errors import UsageError
 
         path = _named(arguments)
         if not arguments.name:
             raise UsageError("an LLM that is added needs a name: give --name ORG/NAME")
-        llm = llm_from_config(files.read_json(path), arguments.name)
+        llm = llm_from_path(Path(path), arguments.name)
         where = catalog.add_llm(llm)
         if not arguments.json:
             print(
                 f"{llm.id} ({llm.family}, {_billions(llm.counted_parameters)} parameters counted) "
                 f"added to {where}."
             )
+            if re.search("embed|rerank|reward", f"{arguments.name} {path}", re.IGNORECASE):
+                print_paragraph(
+                    "Note: by its name it gives scores or vectors; what is said of it holds for "
+                    "an LLM that generates text."
+                )
             return
     else:
         llm = catalog.llm(_named(arguments))

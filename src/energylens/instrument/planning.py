@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from energylens import capacity, catalog, files
+from energylens import capacity, catalog
 from energylens.cases import FloatArray
-from energylens.catalog.hf_read import llm_from_config
-from energylens.errors import InputError, UsageError
+from energylens.catalog.hf_read import llm_from_path
+from energylens.errors import UsageError
 from energylens.instrument.engine import EngineError, Media, Phase
 from energylens.instrument.engines import ENGINES
 from energylens.instrument.engines.options import Options
@@ -105,13 +105,9 @@ def find_llm(name: str) -> tuple[Llm, str | None]:
         If the configuration cannot be read.
     """
     path = Path(name)
-    config = path / "config.json" if path.is_dir() else path
-    if config.name.endswith(".json") and config.is_file():
-        document = files.read_json(config)
-        if not isinstance(document, dict):
-            raise InputError(f"{config} must hold the configuration of an LLM: a JSON object.")
-        name = config.parent.name if config.name == "config.json" else config.stem
-        return llm_from_config(document, name), str(path)
+    if path.is_dir() or (path.name.endswith(".json") and path.is_file()):
+        named = path.parent if path.name == "config.json" else path
+        return llm_from_path(path, named.resolve().name.removesuffix(".json")), str(path)
     return catalog.llm(name), None
 
 
