@@ -132,7 +132,8 @@ class FakeEngine:
                 once.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         if prompt == HANGS:
-            time.sleep(600)
+            once.with_name("hung").touch()
+            time.sleep(3600)
         if prompt == OUT_OF_MEMORY:
             raise EngineError("no memory left.", reason=Reason.OUT_OF_MEMORY, usable=True)
         if prompt == RAISES:

@@ -320,30 +320,25 @@ def test_a_matrix_unit_is_tried_in_a_child_that_may_die_of_it() -> None:
     assert amx.amx() in set(Amx)  # this process lives on, whatever this machine has
 
 
-@pytest.mark.parametrize(
-    ("state", "options", "block_size"),
-    [
-        (Amx.REFUSED, {}, 16),
-        (Amx.REFUSED, {"arguments": '{"block_size": 64}'}, 64),
-        (Amx.WORKS, {}, None),
-        (Amx.ABSENT, {}, None),
-    ],
-)
-def test_the_block_size_keeps_vllm_from_a_kernel_that_would_end_it(
-    monkeypatch: pytest.MonkeyPatch, state: Amx, options: dict[str, str], block_size: int | None
+@pytest.mark.parametrize("state", list(Amx))
+def test_vllm_is_kept_from_a_kernel_that_would_end_it(
+    monkeypatch: pytest.MonkeyPatch, state: Amx
 ) -> None:
     monkeypatch.setattr(vllm, "amx", lambda: state)
     monkeypatch.setattr(vllm, "_runs_on_cpu", lambda: True)
-    engine = VllmEngine()
-    asked = layout(**options)
-    read = Options("vllm", asked.options, vllm.OPTIONS)
-    arguments = engine._arguments(asked, read, "folder", "offline")
-    assert arguments.get("block_size") == block_size
-    told = vllm._environment(asked, read)
+    told = vllm._environment(layout(), Options("vllm", {}, vllm.OPTIONS))
     assert (amx.NO_AMX_VARIABLE in told) == (state is Amx.REFUSED)
-    facts = vllm._processor_facts(asked)
+    facts = vllm._processor_facts()
     assert facts["amx"] == str(state)
-    assert ("block_size_reason" in facts) == (block_size == 16)
+    assert ("kernels" in facts) == (state is Amx.REFUSED)
+
+
+def test_torch_says_that_there_is_no_amx_once_it_is_told() -> None:
+    cpu = SimpleNamespace(_is_amx_tile_supported=lambda: True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "torch", SimpleNamespace(cpu=cpu))
+        vllm_worker._forget_amx()
+    assert cpu._is_amx_tile_supported() is False
 
 
 class Tensor:

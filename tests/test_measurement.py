@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,12 @@ from hypothesis import strategies as st
 
 from energylens import files, table
 from energylens.errors import InputError, MeasurementError, MissingExtraError, UsageError
-from energylens.instrument import meters, sweep
+from energylens.instrument import ledger, meters, sweep
 from energylens.instrument.engine import (
     Batch,
     Capabilities,
     EngineError,
+    Layout,
     Load,
     Media,
     Phase,
@@ -49,6 +51,7 @@ from instrument_fakes import (
     RealTimeEngine,
     VirtualMeter,
     no_meter,
+    open_fake_meter,
     plan_of,
     planned,
 )
@@ -325,7 +328,10 @@ def test_a_steady_row_has_the_observed_batch(tmp_path: Path) -> None:
     case = planned(8, mode=Mode.STEADY, request_rate_per_s=3.0)
     result, rows, _ = swept(tmp_path, plan_of(case))
     assert rows[0]["mean_batch_size"] == pytest.approx(4.0)
-    assert rows[0]["batch_size"] == pytest.approx(4.0)
+    assert rows[0]["batch_size"] == 8  # the limit that was set
+    assert rows[0]["request_rate_per_s"] == 3.0
+    assert rows[0]["achieved_rate_per_s"] > 0
+    assert rows[0]["loaded_idle_w"] == pytest.approx(100.0)
     assert len(table.read(result.table)) == 1
 
 
@@ -654,3 +660,172 @@ def test_a_phase_stops_after_the_window_when_asked(tmp_path: Path) -> None:
 def test_reasons_and_repetitions_are_plain_words() -> None:
     assert str(Reason.OUT_OF_MEMORY) == "out_of_memory"
     assert Repetition(requests=1, input_tokens=1, output_tokens=1).timings == ()
+
+
+# ------------------------------------------------------------- whatever is measured can be read
+
+
+class OddEngine(FakeEngine):
+    """An engine that says what a test wants of itself, and draws what it wants."""
+
+    def __init__(self, said: str = "1.0", powers: Sequence[float] = (500.0, 300.0)) -> None:
+        super().__init__(native_decode=False)
+        self.said, self.powers, self.turn = said, tuple(powers), 0
+
+    def start(self, layout: Layout) -> Mapping[str, str]:
+        return dict(super().start(layout)) | {"engine_version": self.said, "note": self.said}
+
+    def _work(self, power_w: float, seconds: float) -> None:
+        del power_w
+        self.turn += 1
+        super()._work(self.powers[self.turn % len(self.powers)], seconds)
+
+
+@given(
+    said=st.text(st.characters(codec=None, exclude_categories=()), max_size=30),
+    powers=st.lists(st.floats(1e-6, 1e7), min_size=1, max_size=5),
+    output_tokens=st.sampled_from([1, 2, 40]),
+    batch=st.sampled_from([1, 7]),
+    mode=st.sampled_from(list(Mode)),
+    rate=st.sampled_from([None, 0.5, 1e6]),
+)
+@settings(max_examples=40, deadline=None)
+def test_whatever_measure_writes_check_accepts(
+    said: str,
+    powers: list[float],
+    output_tokens: int,
+    batch: int,
+    mode: Mode,
+    rate: float | None,
+) -> None:
+    case = planned(
+        batch,
+        output_tokens=output_tokens,
+        mode=mode,
+        request_rate_per_s=rate if mode is Mode.STEADY else None,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        plan = plan_of(case, planned(3, output_tokens=2))
+        _, rows, records = swept(Path(folder), plan, OddEngine(said, powers))
+        assert len(records) == 2
+        assert len(rows) + sum(r["status"] == "failed" for r in records) == 2
+        if rows:
+            assert len(table.read(Path(folder) / "runs.jsonl")) == len(rows)
+        # and a second sweep takes it up where it ended
+        again, _, _ = swept(Path(folder), plan, OddEngine(said, powers))
+        assert again.new == 0
+
+
+def test_a_part_above_its_whole_is_left_out(tmp_path: Path) -> None:
+    record = {
+        "row": {
+            "llm": "Qwen/Qwen3-8B",
+            "gpu": "H100-SXM-80GB",
+            "batch_size": 4,
+            "input_tokens": 16,
+            "output_tokens": 8,
+            "energy_per_request_j": 0.0065,
+            "prefill_energy_per_request_j": 0.0090,
+            "boundary": "active_gpus",
+            "source": "estimated",
+        }
+    }
+    row = sweep._acceptable(record)["row"]
+    assert "prefill_energy_per_request_j" not in row
+    assert "prefill_energy_per_request_j" in row["x_warnings"]
+    assert row["x_stable"] is False
+    record["row"]["energy_per_request_j"] = 1e99
+    refused = sweep._acceptable(record)
+    assert (refused["status"], "row" in refused) == ("failed", False)
+
+
+def test_text_of_a_server_is_made_printable_and_its_echo_of_a_key_hidden(tmp_path: Path) -> None:
+    said = "1.0\x1b[2J\ud800 got key sk-abcdefgh1234 and MYKEY-77"
+    sweep.measure(
+        plan_of(planned()),
+        lambda _: OddEngine(said),
+        no_meter,
+        tmp_path / "runs.jsonl",
+        executor=InlineExecutor(),
+        secrets=("MYKEY-77",),
+    )
+    for name in ("runs.jsonl", "runs.records.jsonl"):
+        text = (tmp_path / name).read_text(encoding="utf-8")
+        assert "MYKEY-77" not in text
+        assert "sk-abcdefgh1234" not in text
+        assert "\\u001b" not in text
+        assert "1.0\\\\x1b[2J\\\\ud800" in text
+
+
+def test_a_recording_cannot_meter_a_real_engine(tmp_path: Path) -> None:
+    """Its clock would stand still while the engine works, and no window would ever end."""
+    _, rows, records = swept(tmp_path, plan_of(planned()), RealTimeEngine(), VirtualMeter)
+    assert rows == []
+    assert "time of its own" in records[0]["message"]
+
+
+def test_a_failed_case_is_tried_again_with_another_meter(tmp_path: Path) -> None:
+    def lost() -> Meter:
+        raise MeterError("the GPU is lost.")
+
+    def again(meter: Callable[[], Meter], asked: str) -> Any:
+        return sweep.measure(
+            plan_of(planned(output_tokens=2), whole=False),
+            lambda _: RealTimeEngine(),
+            meter,
+            tmp_path / "runs.jsonl",
+            executor=InlineExecutor(),
+            meter_asked=asked,
+        )
+
+    assert len(again(lost, "nvml").failed) == 1
+    assert again(open_fake_meter, "nvml").new == 0  # as it was: nothing to hope for
+    assert again(open_fake_meter, "nvml-power").measured == 1
+
+
+def test_a_table_taken_away_in_mid_sweep_is_no_success(tmp_path: Path) -> None:
+    runs = tmp_path / "runs.jsonl"
+
+    def take_away(progress: Any) -> None:
+        if progress.done == 1:
+            runs.unlink(missing_ok=True)
+
+    with pytest.raises(UsageError, match="removed or replaced"):
+        sweep.measure(
+            plan_of(planned(1), planned(2), planned(3)),
+            lambda _: FakeEngine(),
+            no_meter,
+            runs,
+            executor=InlineExecutor(),
+            on_progress=take_away,
+        )
+    assert swept(tmp_path, plan_of(planned(1), planned(2), planned(3)))[0].measured == 3
+    assert len(table.read(runs)) == 3
+
+
+@pytest.mark.parametrize("link", ["symbolic", "hard"])
+def test_two_names_of_one_table_are_one_table(tmp_path: Path, link: str) -> None:
+    swept(tmp_path, plan_of(planned(1)))
+    runs, other = tmp_path / "runs.jsonl", tmp_path / "other.jsonl"
+    if link == "symbolic":
+        other.symlink_to(runs)
+    else:
+        other.hardlink_to(runs)
+    with ledger._locked_table(runs), pytest.raises(UsageError, match=r"another sweep|records"):
+        sweep.measure(
+            plan_of(planned(1)),
+            lambda _: FakeEngine(),
+            no_meter,
+            other,
+            executor=InlineExecutor(),
+        )
+    if link == "symbolic":
+        done = sweep.measure(
+            plan_of(planned(1), planned(2)),
+            lambda _: FakeEngine(),
+            no_meter,
+            other,
+            executor=InlineExecutor(),
+        )
+        assert (done.measured, done.new) == (2, 1)
+        assert len(table.read(runs)) == 2

@@ -47,7 +47,7 @@ def add_verbs(verbs: Any) -> None:
         "serve this host's meter, or look at it",
         _meter,
         (
-            "energylens meter serve --port 9021 --token SECRET",
+            "energylens meter serve --port 9021 --token-file token.txt",
             "energylens meter read --meter nvml",
         ),
     )
@@ -55,7 +55,15 @@ def add_verbs(verbs: Any) -> None:
     _add_meter(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: loopback)")
     parser.add_argument("--port", type=int, default=9021)
-    parser.add_argument("--token", help="what clients must know (default: a random one, printed)")
+    parser.add_argument(
+        "--token-file",
+        metavar="FILE",
+        help="holds what clients must know (default: $ENERGYLENS_METER_TOKEN, else a random one, "
+        "printed)",
+    )
+    parser.add_argument(
+        "--token", help="the same, in sight of everybody who can list this machine's processes"
+    )
     add_json(parser)
 
 
@@ -78,6 +86,8 @@ def _add_plan(subparsers: Subparsers) -> None:
             "--batch-sizes 1,8,64 --input-tokens 128,1024 -o plan.jsonl",
             "energylens plan --llm Qwen/Qwen3-8B --gpu H100 --tensor-parallel 1,2,4 --next 8 "
             "--measured runs.jsonl -o plan.jsonl",
+            "energylens plan --llm Qwen/Qwen3-8B --gpu H100 --rates 0.5,2,8 --batch-sizes 256 "
+            "-o load.jsonl",
             "energylens plan --llm checkpoint/ --gpu A100 --design spread --budget-minutes 60 "
             "-o plan.jsonl",
         ),
@@ -115,6 +125,15 @@ def _add_plan(subparsers: Subparsers) -> None:
         choices=("phases", "steady"),
         default="phases",
         help="phases: prefill and decode apart (default); steady: a full batch, as in production",
+    )
+    parser.add_argument(
+        "--rates",
+        "--rate",
+        type=_rates,
+        default=(),
+        metavar="LIST",
+        help="requests a second that arrive by chance, as in 0.5,2,8: an open loop, steady, where "
+        "the largest of the batch sizes is the most that run at once",
     )
     parser.add_argument("--weights", default="dummy", help="dummy (default), auto or a path")
     parser.add_argument("--layers", type=int, metavar="N", help="cut the LLM down to N layers")
@@ -192,6 +211,22 @@ def _add_measure(subparsers: Subparsers) -> None:
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--dry-run", action="store_true", help="list the cases, measure nothing")
     add_json(parser)
+
+
+def _rates(text: str) -> tuple[float, ...]:
+    """Read a comma list of rates (an argparse type)."""
+    found = []
+    for part in comma_list(text):
+        try:
+            rate = float(part)
+        except ValueError:
+            rate = 0.0
+        if not 1e-6 <= rate <= 1e6:
+            raise argparse.ArgumentTypeError(
+                f"must be requests a second from 1e-6 to 1e6, separated by commas, not {text!r}"
+            )
+        found.append(rate)
+    return tuple(found)
 
 
 def _pairs(texts: list[str], option: str) -> dict[str, str]:
@@ -273,6 +308,7 @@ def _space(arguments: argparse.Namespace) -> Space:
         output_tokens=arguments.output_tokens,
         media=(media,),
         mode=Mode(arguments.mode),
+        request_rates_per_s=arguments.rates,
         weights=arguments.weights,
         scaled_layers=arguments.layers,
         options=_pairs(arguments.option, "--option"),
@@ -477,6 +513,15 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
     )
 
 
+def _sweep_name(output: str) -> str:
+    """Name a sweep by the file that it writes, wherever it is started from."""
+    import hashlib
+    from pathlib import Path
+
+    table = Path(output).resolve()
+    return f"{table.stem}-{hashlib.sha256(str(table).encode()).hexdigest()[:8]}"
+
+
 def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
     from energylens.instrument import meters
     from energylens.instrument.executors import local, ray, slurm
@@ -490,6 +535,7 @@ def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
     if arguments.executor == "slurm":
         return slurm.SlurmExecutor(
             arguments.slurm_folder,
+            sweep=_sweep_name(arguments.output),
             parameters=dict(_pairs(arguments.slurm, "--slurm")),
             gpus=arguments.gpus or max(case.gpus for case in made.cases),
         )
@@ -556,17 +602,32 @@ def _measure(arguments: argparse.Namespace) -> None:
         retry_failed=arguments.retry_failed,
         on_progress=show,
         command_line=sys.argv,
+        meter_asked=arguments.meter,
+        secrets=_secrets(made),
     )
     if live and shown[0]:
         print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
     _tell(result, arguments.json)
     if result.interrupted:
         raise KeyboardInterrupt
-    if result.cases and not result.measured:
-        here = arguments.executor in ("local", "inline")
+    missing = result.cases - result.measured
+    if missing:
+        here = arguments.executor in ("local", "inline") and not result.measured
+        none = f"{missing} of {_number(result.cases, 'case')} have no row"
         raise MeasurementError(
-            "no case could be measured; the reasons are above" + (_absent(made) if here else "")
+            f"{none if result.measured else 'no case could be measured'}; the reasons are above"
+            + (_absent(made) if here else "")
         )
+
+
+def _secrets(made: Plan) -> tuple[str, ...]:
+    """Keys and tokens of this run, which a server that echoes them must not get written down."""
+    import os
+
+    from energylens.instrument.meters import TOKEN_VARIABLE
+
+    names = {case.options.get("api_key_env", "OPENAI_API_KEY") for case in made.cases}
+    return tuple(filter(None, (os.environ.get(name) for name in (*names, TOKEN_VARIABLE))))
 
 
 def _absent(made: Plan) -> str:
@@ -649,12 +710,39 @@ def _meter(arguments: argparse.Namespace) -> None:
         for channel, joules in zip(meter.channels, reading.energy_j, strict=True):
             print(f"{channel.id} {channel.name}: {joules:.3f} J since the counter began")
         return
-    server = meters.serve(meter, host=arguments.host, port=arguments.port, token=arguments.token)
+    token = _serving_token(arguments)
+    server = meters.serve(meter, host=arguments.host, port=arguments.port, token=token)
     if arguments.json:
         print_json({"url": server.url, "token": server.token})
+        print(end="", flush=True)
     else:
-        print(f"Serving {arguments.meter} at {server.url}; token {server.token}", flush=True)
+        # Whoever gave a token knows it, and a terminal's history need not.
+        shown = f"; token {server.token}" if token is None else ""
+        print(f"Serving {arguments.meter} at {server.url}{shown}", flush=True)
     try:
         threading.Event().wait()
     finally:
         server.close()
+
+
+def _serving_token(arguments: argparse.Namespace) -> str | None:
+    """Take the token from the command line, a file or the environment; None for a random one."""
+    import os
+    from pathlib import Path
+
+    from energylens.errors import UsageError
+    from energylens.instrument.meters import TOKEN_VARIABLE
+
+    if arguments.token is not None and arguments.token_file is not None:
+        raise UsageError("the token is given once: with --token-file or with --token")
+    if arguments.token is not None:
+        return str(arguments.token)
+    if arguments.token_file is None:
+        return os.environ.get(TOKEN_VARIABLE) or None
+    try:
+        token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{arguments.token_file} cannot be read: {error}") from None
+    if not token:
+        raise UsageError(f"{arguments.token_file} must hold a token, and is empty")
+    return token

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import fcntl
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from energylens import files
 from energylens.errors import (
@@ -39,13 +39,41 @@ def _locked(path: Path) -> Iterator[None]:
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UsageError(
-                f"another sweep is writing {path}: wait for it, or give another name."
-            ) from None
+        _lock(file, path)
         yield
+
+
+def _lock(file: IO[bytes], path: Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise UsageError(
+            f"another sweep is writing {path}: wait for it, or give another name."
+        ) from None
+
+
+@contextmanager
+def _locked_table(path: Path) -> Iterator[None]:
+    """Hold a table that is there already: another name of the same file is no other file."""
+    try:
+        file = path.open("r+b")
+    except FileNotFoundError:
+        yield  # no second name can lead to a file that is not there
+        return
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+    with file:
+        _lock(file, path)
+        yield
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Say which file a name leads to; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 class _Ledger:
@@ -62,6 +90,7 @@ class _Ledger:
         for record in files.read_json_lines(records, allow_torn_end=True):
             self._note(record)
         self._mend_table()
+        self._files = {path: _identity(path) for path in (table, records)}
 
     def _note(self, record: Mapping[str, Any]) -> None:
         try:
@@ -102,8 +131,29 @@ class _Ledger:
         """Write a record, and its row if it has one; False if the case was measured before."""
         if record["kind"] == "case" and record["case"] in self.measured:
             return False
+        self._check_files()
         files.append_json_line(self._records, record)
         self._note(record)
         if record["kind"] == "case" and record["status"] == "measured":
             files.append_json_line(self._table, record["row"])
+            self._files[self._table] = _identity(self._table)
         return True
+
+    def _check_files(self) -> None:
+        """Refuse to go on where a file was taken away or replaced under the sweep."""
+        for path, before in self._files.items():
+            if before is not None and _identity(path) != before:
+                raise UsageError(
+                    f"{path} was removed or replaced while the sweep wrote to it: what was "
+                    "measured since is not there. Put it back and measure again: the sweep goes "
+                    "on where its files end."
+                )
+
+    def count_rows(self, keys: Sequence[str]) -> int:
+        """Count the cases of these keys that the table on the disk has, not those remembered."""
+        self._check_files()
+        if not self._table.exists():
+            return 0
+        rows = files.read_json_lines(self._table, allow_torn_end=True)
+        runs = {row.get("x_run") for row in rows if isinstance(row, Mapping)}
+        return sum(k in self.measured and self.measured[k].get("x_run") in runs for k in keys)

@@ -44,6 +44,10 @@ from energylens.records import Case, Gpu, Llm, Precision
 # ---------------------------------------------------------------------------------- the plan
 
 
+#: Requests that arrive in a window of an open loop, on average, at the least.
+WINDOW_ARRIVALS = 20
+
+
 class Mode(StrEnum):
     """How a case is run."""
 
@@ -150,10 +154,13 @@ class PlannedCase:
         w = case.workload
         media = f" {self.media.images} images" if self.media.images else ""
         media += f" {self.media.frames} frames" if self.media.frames else ""
+        load = " steady" if self.mode is Mode.STEADY else ""
+        if self.request_rate_per_s is not None:
+            load = f" {self.request_rate_per_s:g}/s"
         return (
             f"{case.llm.id} {case.precision.id} {case.configuration.describe()} "
             f"{w.input_tokens:g}+{w.output_tokens:g}{media}"
-            f"{' steady' if self.mode is Mode.STEADY else ''}"
+            f"{load}"
             f"{f' (repeat {self.repeat})' if self.repeat else ''}"
         )
 

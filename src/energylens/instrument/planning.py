@@ -25,7 +25,7 @@ from energylens.errors import UsageError
 from energylens.instrument.engine import EngineError, Media, Phase
 from energylens.instrument.engines import ENGINES
 from energylens.instrument.engines.options import Options
-from energylens.instrument.plan import Mode, Plan, PlannedCase, Procedure
+from energylens.instrument.plan import WINDOW_ARRIVALS, Mode, Plan, PlannedCase, Procedure
 from energylens.records import Boundary, Case, Configuration, Llm, Modality, Workload
 
 VERSION = 1
@@ -54,7 +54,8 @@ class Space:
     """Every combination of these is a case, as far as it is feasible.
 
     ``llms`` are names of the catalog, folders with a ``config.json``, or such files. Without
-    ``precisions`` each is served in the format that its name or its checkpoint states.
+    ``precisions`` each is served in the format that its name or its checkpoint states. With rates
+    of requests the largest batch size is the limit that engines get, and each rate a case.
     """
 
     llms: tuple[str, ...]
@@ -70,6 +71,7 @@ class Space:
     output_tokens: tuple[int, ...] = (128,)
     media: tuple[Media, ...] = (Media(),)
     mode: Mode = Mode.PHASES
+    request_rates_per_s: tuple[float, ...] = ()  # each a steady load of arrivals by chance
     boundary: Boundary = Boundary.ACTIVE_GPUS
     node_gpus: int | None = None
     weights: str = "dummy"
@@ -161,9 +163,13 @@ def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
                     data_parallel=dp,
                     batch_size=batch,
                 )
-                for batch in space.batch_sizes
+                for batch in (
+                    (max(space.batch_sizes),) if space.request_rates_per_s else space.batch_sizes
+                )
             ]
-            for (media, workload), configuration in itertools.product(loads, configurations):
+            for (media, workload), configuration, rate in itertools.product(
+                loads, configurations, space.request_rates_per_s or (None,)
+            ):
                 yield PlannedCase(
                     case=Case(
                         llm=llm,
@@ -175,7 +181,8 @@ def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
                         node_gpus=space.node_gpus,
                     ),
                     engine=space.engine,
-                    mode=space.mode,
+                    mode=space.mode if rate is None else Mode.STEADY,
+                    request_rate_per_s=rate,
                     media=media,
                     weights=space.weights,
                     model_path=path,
@@ -331,6 +338,11 @@ def check_options(engine: str, given: Mapping[str, str]) -> None:
     UsageError
         If it has no option of a name.
     """
+    if "@" in given.get("url", ""):
+        raise UsageError(
+            "the address of a server must hold no name and password, which a plan would show to "
+            "everybody: give the key in an environment variable (api_key_env=NAME)."
+        )
     if engine not in ENGINES:
         return
     known = import_module(f"energylens.instrument.engines.{engine}").OPTIONS
@@ -499,7 +511,9 @@ def case_seconds(planned: PlannedCase, procedure: Procedure, period_s: float = 0
     window = max(procedure.min_window_s, procedure.min_periods * period_s)
     windows = procedure.min_windows
     if planned.mode is Mode.STEADY:
-        return procedure.cooldown_s + (1 + windows) * max(window, procedure.steady_window_s)
+        arrivals = WINDOW_ARRIVALS / (planned.request_rate_per_s or math.inf)
+        length = max(window, procedure.steady_window_s, arrivals)
+        return procedure.cooldown_s + (1 + windows) * length
     lengths = {Phase.PREFILL: prefill}
     if planned.case.workload.output_tokens > 1:
         lengths[Phase.REQUEST] = prefill + decode

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from energylens.columns import PERCENTILES
 from energylens.instrument.engine import Phase
 from energylens.instrument.meter import Channel, ChannelKind, DeviceState, MeterError
 from energylens.instrument.plan import Mode, PlannedCase
@@ -64,8 +68,11 @@ def row_of(
     def joules(value: float | None) -> float | None:
         return None if value is None else value * ranks
 
+    # Within the scatter prefill may come out above the whole: then no part of it is known.
+    parts = energy.parts_agree and (energy.prefill_j or 0.0) <= energy.whole_j
     encoder = measured.phases.get(Phase.ENCODE)
     idle = measured.idle
+    of_gpus = all(channels[i].kind is ChannelKind.GPU for i in active)
     row: dict[str, Any] = {
         "llm": case.llm.id,
         "gpu": case.gpu.id,
@@ -83,14 +90,18 @@ def row_of(
         "images": planned.media.images,
         "frames": planned.media.frames,
         "energy_per_request_j": joules(energy.whole_j),
-        "prefill_energy_per_request_j": joules(energy.prefill_j) if energy.parts_agree else None,
-        "decode_energy_per_request_j": joules(energy.decode_j) if energy.parts_agree else None,
+        "prefill_energy_per_request_j": joules(energy.prefill_j) if parts else None,
+        "decode_energy_per_request_j": joules(energy.decode_j) if parts else None,
         **_latency(planned, measured),
+        **_under_load(planned, measured),
         "average_power_w": energy.power_w * ranks,
         "boundary": case.boundary.value,
         "node_gpus": node_gpus if at_node else None,
         "power_cap_w": _power_cap_w(planned, [channels[i] for i in active]),
         "source": source.value,
+        "loaded_idle_w": math.fsum(idle.energy_j[i] for i in active) / idle.duration_s / len(active)
+        if idle and of_gpus and active
+        else None,
         "x_mode": planned.mode.value,
         "x_stable": measured.stable,
         "x_warnings": "; ".join(measured.warnings) or None,
@@ -124,16 +135,48 @@ def _power_cap_w(planned: PlannedCase, active: Sequence[Channel]) -> float | Non
     return cap if cap is not None and low <= cap <= high else None
 
 
-def _batch_sizes(planned: PlannedCase, measured: Measured) -> dict[str, float]:
-    """The limit set and the mean observed; an open loop has no limit but the most it saw."""
+def _batch_sizes(planned: PlannedCase, measured: Measured) -> dict[str, float | None]:
+    """The limit set and the mean observed; a server that others started has its own limit."""
     limit = planned.case.configuration.batch_size
     running = [w.running_requests for w in measured.main.windows if w.running_requests]
     if not running:
         return {"batch_size": limit, "mean_batch_size": limit}
     mean = statistics.fmean(running)
-    if planned.request_rate_per_s is not None:
-        return {"batch_size": max(1.0, *running), "mean_batch_size": mean}
+    foreign = planned.engine == "openai" or "url" in planned.options
+    if planned.request_rate_per_s is not None and foreign:
+        return {"batch_size": None, "mean_batch_size": mean}
     return {"batch_size": limit, "mean_batch_size": min(mean, limit)}
+
+
+def _under_load(planned: PlannedCase, measured: Measured) -> dict[str, float | None]:
+    """Rates offered and served, and percentiles over requests, of a run of arrivals."""
+    if planned.mode is not Mode.STEADY:
+        return {}
+    windows, felt = measured.main.windows, measured.main.timings
+    row: dict[str, float | None] = {}
+    if planned.request_rate_per_s is not None:
+        row["request_rate_per_s"] = planned.request_rate_per_s
+        seconds = math.fsum(w.duration_s for w in windows)
+        row["achieved_rate_per_s"] = math.fsum(w.requests for w in windows) / seconds
+    gaps = [b - a for t in felt for a, b in itertools.pairwise(t.token_times_s) if b > a]
+    times = {
+        "ttft": [t.ttft_s for t in felt if t.ttft_s],
+        "tpot": [
+            (t.latency_s - t.ttft_s) / (t.output_tokens - 1)
+            for t in felt
+            if t.ttft_s and t.output_tokens > 1 and t.latency_s > t.ttft_s
+        ],
+        "itl": gaps,
+        "request_latency": [t.latency_s for t in felt],
+    }
+    for name, percent in PERCENTILES.items():
+        values = times[name.rpartition("_p")[0]]
+        # A percentile beyond which not one request lies is not known.
+        if len(values) * (100 - percent) >= 100:
+            row[name] = float(np.percentile(values, percent))
+    if len(gaps) > 1:
+        row["median_itl_s"] = statistics.median(gaps)
+    return row
 
 
 def _states(states: Sequence[DeviceState], active: Sequence[str]) -> dict[str, float | str]:

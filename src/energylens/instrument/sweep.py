@@ -15,6 +15,7 @@ line by line, each line on the disk before the next begins:
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import signal
 import sys
@@ -28,15 +29,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from energylens import files
+from energylens.columns import PERCENTILES
 from energylens.errors import (
+    InputError,
     MeasurementError,
     UsageError,
 )
+from energylens.foreign import made_printable
 from energylens.instrument.engine import Reason
 from energylens.instrument.executor import Executor, Report, ReportKind, Task
-from energylens.instrument.ledger import _Ledger, _locked, records_path
+from energylens.instrument.ledger import _Ledger, _locked, _locked_table, records_path
 from energylens.instrument.plan import Plan, PlannedCase, layout_of
 from energylens.instrument.worker import EngineFactory, MeterFactory, _Job, _Worker
+from energylens.table import dataset_from_table
 
 # ----------------------------------------------------------------------------------- the sweep
 
@@ -87,6 +93,8 @@ def measure(
     retry_failed: bool = False,
     on_progress: Callable[[SweepProgress], None] | None = None,
     command_line: Sequence[str] | None = None,
+    meter_asked: str = "",
+    secrets: Sequence[str] = (),
 ) -> SweepResult:
     """Measure every case of a plan that is not yet measured.
 
@@ -115,6 +123,11 @@ def measure(
         Told whenever something has changed.
     command_line : sequence of str, optional
         Recorded with the rows; ``sys.argv`` if not given.
+    meter_asked : str
+        How the meter was named. A case that failed under another name is tried again; one whose
+        engine options have changed is another case, and tried anyway.
+    secrets : sequence of str
+        Keys and tokens that must not be written, wherever a server may have put them.
 
     Returns
     -------
@@ -128,13 +141,24 @@ def measure(
     MeasurementError
         If no case can be measured at all: a package is missing, or an engine has no such name.
     """
-    table, records = Path(out), records_path(out)
+    named = Path(out)
+    records_path(named)  # refuses what is no JSON Lines file
+    table = named.resolve()  # a symbolic link leads to the one file, and its records
+    records = records_path(table)
     if gpus is not None and gpus < 1:
         raise UsageError(f"the number of GPUs must be 1 or more, not {gpus}")
-    with _locked(records):
+    with _locked(records), _locked_table(table):
         ledger = _Ledger(table, records)
         sweep = _Sweep(
-            plan, ledger, executor, gpus, retry_failed, on_progress, list(command_line or sys.argv)
+            plan,
+            ledger,
+            executor,
+            gpus,
+            retry_failed,
+            on_progress,
+            list(command_line or sys.argv),
+            meter_asked,
+            secrets,
         )
         executor.begin(
             _Worker(
@@ -148,7 +172,7 @@ def measure(
                 sweep.run(interrupted)
         finally:
             executor.close()
-        return sweep.result(table, records, interrupted.is_set())
+        return sweep.result(named, records_path(named), interrupted.is_set())
 
 
 @contextmanager
@@ -185,6 +209,8 @@ class _Sweep:
         retry_failed: bool,
         on_progress: Callable[[SweepProgress], None] | None,
         command_line: Sequence[str],
+        meter_asked: str,
+        secrets: Sequence[str],
     ) -> None:
         self._plan = plan
         self._ledger = ledger
@@ -192,6 +218,8 @@ class _Sweep:
         self._gpus = gpus
         self._on_progress = on_progress
         self._command_line = command_line
+        self._meter_asked = meter_asked
+        self._secrets = secrets
         self._began = time.monotonic()
         self._energy_j = 0.0
         self._sources: set[str] = set()
@@ -200,7 +228,11 @@ class _Sweep:
         self._layouts = {g[0].layout_key: layout_of(g) for g in plan.groups()}
         self._planned = {case.key: case for case in plan.cases}
         self._retry = {
-            key for key, record in ledger.failed.items() if retry_failed or _lacked_gpus(record)
+            key
+            for key, record in ledger.failed.items()
+            if retry_failed
+            or _lacked_gpus(record)
+            or record.get("meter_asked", meter_asked) != meter_asked
         }
         self._out: dict[str, list[PlannedCase]] = {}  # cases by the task that has them
         self._current: dict[str, str | None] = {}  # the case that each task is at
@@ -243,6 +275,7 @@ class _Sweep:
         """Sum up."""
         ledger = self._ledger
         rows = [ledger.measured[k] for k in self._planned if k in ledger.measured]
+        measured = ledger.count_rows(list(self._planned))
         failed: dict[str, str] = {}
         for case in self._plan.cases:
             if case.key in ledger.failed:
@@ -251,7 +284,7 @@ class _Sweep:
                 failed[name] = str(ledger.failed[case.key].get("message", ""))
         return SweepResult(
             cases=len(self._plan.cases),
-            measured=len(rows),
+            measured=measured,
             failed=failed,
             unstable=sum(row.get("x_stable") is False for row in rows),
             new=self._finished_now,
@@ -336,13 +369,18 @@ class _Sweep:
 
     def _write(self, record: dict[str, Any]) -> None:
         record["command_line"] = list(self._command_line)
+        record["meter_asked"] = self._meter_asked
+        # Here everything that servers, drivers and engines say of themselves comes in.
+        record = made_printable(record, self._secrets)
+        if "row" in record:
+            record = _acceptable(record)
         if not self._ledger.add(record):
             return
         if record["kind"] == "case":
             self._finished_now += 1
             self._retry.discard(record["case"])
         measured = record.get("measured")
-        if measured:
+        if measured and "row" in record:
             self._energy_j += measured["total_energy_j"]
             self._sources.add(record["row"]["source"])
 
@@ -396,6 +434,41 @@ class _Sweep:
                 left.append(case)
         if left:
             self._submit(left)
+
+
+#: Parts of a row that it can do without, in the order in which they are given up.
+_DISPENSABLE = (
+    ("prefill_energy_per_request_j", "decode_energy_per_request_j"),
+    ("ttft_s", "tpot_s", "median_itl_s", "request_latency_s", *PERCENTILES),
+    ("average_power_w", "loaded_idle_w", "power_cap_w"),
+)
+
+
+def _acceptable(record: dict[str, Any]) -> dict[str, Any]:
+    """Give a record whose row every reader of tables takes, or one of a failed case.
+
+    A part that contradicts the rest is left out and said so; a row that is refused all the same
+    is no row.
+    """
+    row, refused, dropped = dict(record["row"]), "", []
+    for parts in ((), *_DISPENSABLE):
+        row = {name: value for name, value in row.items() if name not in parts}
+        dropped += [name for name in parts if name in record["row"]]
+        try:
+            dataset_from_table(
+                files.parse_table(json.dumps(row, ensure_ascii=False), "the row", "jsonl")
+            )
+        except InputError as error:
+            refused = refused or str(error)
+            continue
+        if dropped:
+            row["x_stable"] = False
+            warning = f"left out, being refused ({refused}): {', '.join(dropped)}"
+            row["x_warnings"] = "; ".join(filter(None, (row.get("x_warnings"), warning)))
+        return record | {"row": row}
+    failed = {name: value for name, value in record.items() if name != "row"}
+    reason = f"what was measured makes no row: {refused}"
+    return failed | {"status": "failed", "reason": Reason.WRONG_COUNTS.value, "message": reason}
 
 
 def _lacked_gpus(record: Mapping[str, Any]) -> bool:

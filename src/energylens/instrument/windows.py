@@ -25,10 +25,12 @@ from energylens.instrument.engine import (
 from energylens.instrument.executor import Place
 from energylens.instrument.meter import Channel, ChannelKind, DeviceState, Meter, MeterError
 from energylens.instrument.meters.trail import Trail
-from energylens.instrument.plan import Mode, PlannedCase, Procedure, Window
+from energylens.instrument.plan import WINDOW_ARRIVALS, Mode, PlannedCase, Procedure, Window
 
 #: Parts that miss their whole by more than this are not given as parts (the table refuses them).
 PARTS_TOLERANCE_RATIO = 0.05
+#: Requests that an open loop must have finished before its windows begin.
+SETTLED_REQUESTS = 5
 #: Throttling that makes a window say less about the LLM than about the room.
 HARD_THROTTLES = frozenset(
     {"hardware_slowdown", "software_thermal", "hardware_thermal", "power_brake"}
@@ -306,6 +308,9 @@ def measure_steady(bench: Bench, planned: PlannedCase) -> PhaseResult:
         )
     procedure, load = bench.procedure, planned.load()
     length_s = max(procedure.steady_window_s, bench.window_s)
+    rate = load.request_rate_per_s
+    if rate is not None:
+        length_s = max(length_s, WINDOW_ARRIVALS / rate)
     windows: list[Window] = []
     timings: list[RequestTiming] = []
     halves: list[tuple[float, ...]] = []
@@ -323,6 +328,9 @@ def measure_steady(bench: Bench, planned: PlannedCase) -> PhaseResult:
                 continue
             now = bench.trail.moment()
             output = progress.output_tokens - first.output_tokens
+            if output <= 0 and rate is not None and now - began <= procedure.phase_limit_s:
+                bench.check_stop()
+                continue  # nobody may have come for a while
             if output <= 0:
                 raise EngineError(
                     f"a steady load must produce tokens, but gave none in {now - edge:.1f} s.",
@@ -345,7 +353,13 @@ def measure_steady(bench: Bench, planned: PlannedCase) -> PhaseResult:
                 )
             else:
                 halves.append((output / (now - edge),))
-                warm = _agree(halves, procedure)
+                # Arrivals by chance never agree to a few percent: there it is enough to have seen
+                # requests come and go.
+                warm = (
+                    _agree(halves, procedure)
+                    if rate is None
+                    else len(halves) > 1 and progress.completed_requests >= SETTLED_REQUESTS
+                )
                 settled = warm or late or len(halves) >= procedure.max_warmup_halves
             bench.check_stop()
             if _enough(windows, bench.active, procedure, late):

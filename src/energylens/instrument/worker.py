@@ -143,6 +143,11 @@ class _Session:
             # A meter that cannot be read should be found out before minutes of loading.
             own = engine.own_meter()
             meter = self._meter = own if own is not None else self._open_meter()
+            if own is None and not meter.real_time:
+                raise MeterError(
+                    f"the meter {meter.name} keeps a time of its own, which does not go by while "
+                    f"{engine.name} works: take one that reads this machine's devices."
+                )
             if engine.capabilities.local:
                 self._choose_channels(first, meter, engine)
             facts = engine.start(self._job.layout)

@@ -8,8 +8,9 @@ its own meter. Every row made with it says ``simulated``.
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from energylens import catalog
 from energylens.errors import InputError
@@ -27,10 +28,12 @@ from energylens.instrument.engine import (
     RequestTiming,
 )
 from energylens.instrument.engines.folders import layout_llm
+from energylens.instrument.engines.load import StepTable, _lookup
 from energylens.instrument.engines.options import Options
 from energylens.instrument.engines.simulated_gpu import Board
 from energylens.instrument.engines.simulation import (
     METER_SPREAD,
+    STEP_TOKENS,
     TIME_SPREAD,
     VERSION,
     SimulatedRun,
@@ -38,7 +41,12 @@ from energylens.instrument.engines.simulation import (
     simulate,
     simulate_steady_state,
 )
-from energylens.instrument.engines.synthetic import media_grids, random_stream, text_tokens_beside
+from energylens.instrument.engines.synthetic import (
+    media_grids,
+    poisson_arrivals,
+    random_stream,
+    text_tokens_beside,
+)
 from energylens.instrument.meter import (
     Channel,
     ChannelKind,
@@ -52,7 +60,7 @@ from energylens.records import Case, Configuration, Modality, Source, Workload
 OPTIONS = ("gpu",)
 NODE_GPUS = 8
 DEFAULT_GPU = "H100-SXM-80GB"
-MOST_CONCURRENT = 4096
+IDLE_PROGRESS_S = 0.1
 
 
 class SimulatedMeter:
@@ -151,7 +159,7 @@ class SimulatedEngine:
     def __init__(self) -> None:
         self._meter = SimulatedMeter()
         self._base: Case | None = None
-        self._seed = 0
+        self._seed, self._slots = 0, 1
         self._runs: dict[Batch, SimulatedRun] = {}
 
     @property
@@ -203,7 +211,7 @@ class SimulatedEngine:
                 batch_size=1,
             ),
         )
-        self._seed = layout.seed
+        self._seed, self._slots = layout.seed, layout.max_sequences
         self._runs.clear()
         simulate(self._base, self._seed)
         self._meter.draw(Board(gpu=gpu).idle_w)
@@ -339,8 +347,12 @@ class SimulatedEngine:
         Raises
         ------
         EngineError
-            DOES_NOT_FIT; UNSUPPORTED if an open loop brings more than can be served.
+            DOES_NOT_FIT; UNSUPPORTED if an open loop meets a pipeline, or brings more than can
+            be served.
         """
+        if load.request_rate_per_s is not None:
+            yield from self._arrivals(load, load.request_rate_per_s)
+            return
         state = self._steady_state(load)
         gpus = self._started().configuration.gpus
         vision_tokens = self._vision_tokens(load.media)
@@ -375,19 +387,102 @@ class SimulatedEngine:
                     finished=(timing,) * ended,
                 )
 
+    def _arrivals(self, load: Load, rate_per_s: float) -> Iterator[Progress]:
+        """Serve requests that arrive by chance, step by step, as `engines.load` does.
+
+        One replica gets its share of them; all replicas draw as it does.
+        """
+        started = self._started().configuration
+        if started.pipeline_parallel > 1:
+            raise EngineError(
+                "the simulated engine has no pipeline under arrivals: choose pipeline_parallel 1",
+                reason=Reason.UNSUPPORTED,
+                usable=True,
+            )
+        replicas = started.data_parallel
+        slots = max(1, self._slots // replicas)
+        case = self._case(load, slots * replicas)
+        full = simulate_steady_state(case, self._seed)
+        if rate_per_s * full.request_latency_s > slots * replicas:  # Little's law
+            raise EngineError(
+                f"{rate_per_s:g} requests/s are more than the simulated deployment can serve: "
+                "lower the rate",
+                reason=Reason.UNSUPPORTED,
+                usable=True,
+            )
+        one = replace(case, configuration=replace(case.configuration, data_parallel=1))
+        one = replace(one, configuration=replace(one.configuration, batch_size=slots))
+        table = StepTable.of(one, load.input_tokens + load.output_tokens, self._seed)
+        look = _lookup(table)
+        random = random_stream(load.seed, 0)
+        vision_tokens = self._vision_tokens(load.media)
+        now, steps, completed, prefilled, generated = 0.0, 0, 0, 0, 0
+        coming = poisson_arrivals(random, rate_per_s / replicas)
+        waiting: deque[float] = deque()
+        running: list[_Request] = []
+        while True:
+            while coming <= now:
+                waiting.append(coming)
+                coming += poisson_arrivals(random, rate_per_s / replicas)
+            while waiting and len(running) < slots:
+                running.append(_Request(arrived_s=waiting.popleft(), left=load.input_tokens))
+            if running:
+                decoding = [r for r in running if not r.left]
+                budget = STEP_TOKENS - len(decoding)
+                prompt = 0
+                for request in running:
+                    chunk = min(request.left, max(0, budget - prompt))
+                    request.left -= chunk
+                    prompt += chunk
+                    request.fresh = chunk > 0 and not request.left
+                held = sum(load.input_tokens + len(r.times_s) for r in decoding)
+                context = held / len(decoding) if decoding else 0.0
+                seconds, joules = look(float(len(decoding)), context, float(prompt))
+            else:
+                decoding, prompt, seconds = [], 0, min(coming - now, IDLE_PROGRESS_S)
+                joules = table.idle_w * seconds
+            now += seconds
+            steps += bool(running)
+            self._meter.advance(seconds, joules * replicas, started.gpus)
+            finished: list[RequestTiming] = []
+            for request in [*decoding, *(r for r in running if r.fresh)]:
+                if request.fresh:
+                    prefilled += load.input_tokens
+                    request.fresh = False
+                request.times_s.append(now - request.arrived_s)
+                generated += 1
+                if len(request.times_s) == load.output_tokens:
+                    finished.append(request.timing())
+            if finished:
+                running = [r for r in running if len(r.times_s) < load.output_tokens]
+                completed += len(finished)
+            yield Progress(
+                completed_requests=completed * replicas,
+                input_tokens=prefilled * replicas,
+                output_tokens=generated * replicas,
+                running_requests=len(running) * replicas,
+                vision_tokens_per_request=vision_tokens,
+                steps=steps,
+                finished=tuple(finished),
+            )
+
     def _steady_state(self, load: Load) -> SimulatedSteadyState:
-        if load.concurrency is not None:
-            return simulate_steady_state(self._case(load, load.concurrency), self._seed)
-        # Little's law: as many are in flight as arrive while one is served.
-        rate, concurrent = load.request_rate_per_s or 0.0, 1
-        while concurrent <= MOST_CONCURRENT:
-            state = simulate_steady_state(self._case(load, concurrent), self._seed)
-            needed = math.ceil(rate * state.request_latency_s)
-            if needed <= concurrent:
-                return state
-            concurrent = needed
-        raise EngineError(
-            f"{rate:g} requests/s are more than the simulated deployment can serve: lower the rate",
-            reason=Reason.UNSUPPORTED,
-            usable=True,
+        return simulate_steady_state(self._case(load, load.concurrency or 1), self._seed)
+
+
+@dataclass(kw_only=True)
+class _Request:
+    """One request of an open loop: when it came, what is left of its prompt, its tokens."""
+
+    arrived_s: float
+    left: int
+    fresh: bool = False
+    times_s: list[float] = field(default_factory=list)
+
+    def timing(self) -> RequestTiming:
+        return RequestTiming(
+            ttft_s=self.times_s[0],
+            latency_s=self.times_s[-1],
+            output_tokens=len(self.times_s),
+            token_times_s=tuple(self.times_s),
         )

@@ -93,8 +93,6 @@ _OFFLINE = Capabilities(
     phases=_PHASES, splits_requests=True, steady=True, modalities=frozenset(Modality)
 )
 PROGRESS_STEPS_S = 0.1
-#: vLLM's CPU attention takes its AMX kernel where the block size is a multiple of 32.
-BLOCK_SIZE_WITHOUT_AMX = 16
 
 
 @dataclass(kw_only=True)
@@ -146,8 +144,7 @@ class VllmEngine:
         Limits of a server's start (900) and of one request to it (600).
     arguments
         Further engine arguments in JSON, as in ``{"block_size": 32}``. On a CPU that advertises
-        AMX and does not grant it the block size is 16 by default, which keeps vLLM from the
-        kernel that would end it.
+        AMX and does not grant it, vLLM is kept from the kernels that would end it.
     """
 
     def __init__(self) -> None:
@@ -229,7 +226,7 @@ class VllmEngine:
             "engine_arguments": json.dumps(
                 {k: v for k, v in arguments.items() if k != "model"}, default=str
             ),
-            **_processor_facts(layout),
+            **_processor_facts(),
             **described,
             **loaded,
         }
@@ -314,8 +311,6 @@ class VllmEngine:
             arguments["data_parallel_size"] = layout.data_parallel
         if not cpu:
             arguments["gpu_memory_utilization"] = options.number("gpu_memory_utilization", 0.9)
-        elif amx() is Amx.REFUSED:
-            arguments["block_size"] = BLOCK_SIZE_WITHOUT_AMX
         if (dtype := options.text("kv_cache_dtype", "auto")) != "auto":
             arguments["kv_cache_dtype"] = dtype
         if vision:
@@ -766,15 +761,16 @@ def _environment(layout: Layout, options: Options) -> dict[str, str]:
     return kept | {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
 
 
-def _processor_facts(layout: Layout) -> dict[str, str]:
+def _processor_facts() -> dict[str, str]:
     """Say which of vLLM's CPU kernels could be taken, and why not others."""
     if not _runs_on_cpu():
         return {}
     facts = {"amx": str(amx())}
-    if amx() is Amx.REFUSED and "block_size" not in layout.options.get("arguments", ""):
-        facts["block_size_reason"] = (
-            f"{BLOCK_SIZE_WITHOUT_AMX}: the processor advertises AMX and ends a process that uses "
-            "it, so vLLM is kept from its AMX kernels"
+    if amx() is Amx.REFUSED:
+        facts["kernels"] = (
+            "without AMX: the processor advertises it and ends a process that uses it, so torch is "
+            "told that there is none (block sizes that avoid its attention kernel are refused by "
+            "vLLM 0.32)"
         )
     return facts
 

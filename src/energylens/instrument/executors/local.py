@@ -7,6 +7,7 @@ without harm, sends back piece by piece what it yields, and says so when it is l
 from __future__ import annotations
 
 import contextlib
+import json
 import multiprocessing
 import os
 import pickle
@@ -15,17 +16,21 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_connections
 from pathlib import Path
 from typing import Any
 
 from energylens.errors import UsageError
+from energylens.foreign import printable
 from energylens.instrument.executor import Place, Report, ReportKind, Task, Work
 
 _DONE = "done"
+#: No honest report is longer: the windows of a case with thousands of requests are megabytes.
+LONGEST_REPORT_BYTES = 1 << 28
 
 
 def _no_work(payload: Any, place: Place) -> Iterator[Any]:  # noqa: ARG001
@@ -105,9 +110,11 @@ class _Process:
     process: Any  # a multiprocessing process of the spawn context
     connection: Connection
     gpus: tuple[int, ...]
-    heard_s: float = field(default_factory=time.monotonic)
+    heard_s: float
     done: bool = False
     hung_up: bool = False
+    garbled: str = ""  # what it sent that is no report
+    pending: bytes = b""  # of a report that has not come in full
 
     @property
     def gone(self) -> bool:
@@ -133,6 +140,8 @@ class LocalExecutor:
         the joules of the node's idle GPUs can only be told when they are idle.
     log_folder : str or Path, optional
         Where each process writes what engines print; standard error if not given.
+    clock : callable
+        Seconds, by which a silence is told.
     """
 
     def __init__(
@@ -141,7 +150,9 @@ class LocalExecutor:
         *,
         exclusive: bool = False,
         log_folder: str | Path | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self._clock = clock
         self._gpus = tuple(gpus)
         self._exclusive = exclusive or not self._gpus
         self._log_folder = None if log_folder is None else Path(log_folder)
@@ -205,9 +216,19 @@ class LocalExecutor:
             args=(there, self._work, task.payload, gpus, not self._exclusive, log),
             name=task.id,
         )
-        process.start()
+        # A child that is not yet ready for Ctrl-C would die of it with a traceback: it is handed
+        # out to it when it has said what to do with one. What multiprocessing itself starts comes
+        # first, as it would let the signal through again.
+        resource_tracker.ensure_running()
+        held = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, held)
         there.close()
-        self._processes.append(_Process(task=task, process=process, connection=here, gpus=gpus))
+        self._processes.append(
+            _Process(task=task, process=process, connection=here, gpus=gpus, heard_s=self._clock())
+        )
 
     def reports(self, timeout_s: float) -> list[Report]:
         """Collect what the processes have said, and find those that say no more."""
@@ -216,10 +237,15 @@ class LocalExecutor:
         for process in list(self._processes):
             if process.connection in ready:
                 found += self._receive(process)
-            silence = time.monotonic() - process.heard_s
+            silence = self._clock() - process.heard_s
             if process.done:
                 self._end(process)
                 found.append(Report(task_id=process.task.id, kind=ReportKind.DONE))
+            elif process.garbled:
+                self._end(process)
+                found.append(
+                    Report(task_id=process.task.id, kind=ReportKind.LOST, message=process.garbled)
+                )
             elif process.gone:
                 code = process.process.exitcode
                 self._end(process)
@@ -247,18 +273,37 @@ class LocalExecutor:
         return found
 
     def _receive(self, process: _Process) -> list[Report]:
-        found = []
+        """Take in what has come: lines of JSON, which neither garbage nor half a report holds up.
+
+        An engine may write to whatever descriptor it finds open, so nothing here is believed
+        before it is whole and well-formed, and nothing is executed (as a pickle would be).
+        """
+        found: list[Report] = []
         try:
             while process.connection.poll():
-                kind, piece = process.connection.recv()
-                process.heard_s = time.monotonic()
-                if kind == _DONE:
-                    process.done = True
-                    break
-                found.append(Report(task_id=process.task.id, kind=ReportKind.PIECE, piece=piece))
+                part = os.read(process.connection.fileno(), 1 << 20)
+                if not part:
+                    raise EOFError
+                *lines, process.pending = (process.pending + part).split(b"\n")
+                for line in lines:
+                    kind, piece = _report(line)
+                    process.heard_s = self._clock()
+                    if kind == _DONE:
+                        process.done = True
+                        return found
+                    found.append(
+                        Report(task_id=process.task.id, kind=ReportKind.PIECE, piece=piece)
+                    )
+                if len(process.pending) > LONGEST_REPORT_BYTES:
+                    raise ValueError("a report without end")
         except (EOFError, OSError):
             process.hung_up = True
             process.process.join(timeout=1.0)
+        except (ValueError, RecursionError) as error:
+            process.garbled = (
+                f"the engine's process sent what is no report ({printable(error, 100)}): something "
+                "in it writes to descriptors that are not its own"
+            )
         return found
 
     def _end(self, process: _Process) -> None:
@@ -308,6 +353,7 @@ def _run_in_process(
     """Do a task in a process of its own. Runs before anything heavy is imported."""
     os.setsid()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to hand on
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     # Engines print as they like; standard output belongs to whoever called us.
     with open(log, "ab") if log else contextlib.nullcontext(sys.stderr) as sink:  # noqa: PTH123
         os.dup2(sink.fileno(), 1)
@@ -327,5 +373,20 @@ def _run_in_process(
     threading.Thread(target=listen, daemon=True).start()
     place = Place(gpus=gpus, shared=shared, stopping=stopping.is_set)
     for piece in work(payload, place):
-        connection.send(("piece", piece))
-    connection.send((_DONE, None))
+        _send(connection, "piece", piece)
+    _send(connection, _DONE, None)
+
+
+def _send(connection: Connection, kind: str, piece: Any) -> None:
+    """Write a report as a line of JSON."""
+    left = memoryview(json.dumps([kind, piece]).encode("ascii") + b"\n")
+    while left:
+        left = left[os.write(connection.fileno(), left) :]
+
+
+def _report(line: bytes) -> tuple[str, Any]:
+    match json.loads(line):
+        case [("piece" | "done") as kind, piece]:
+            return kind, piece
+        case _:
+            raise ValueError("a report of no kind")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +29,9 @@ class SlurmExecutor:
     ----------
     folder : str or Path
         On a file system that all nodes share.
+    sweep : str
+        Name of the sweep. It has a folder of its own in there, and its jobs bear the name, so
+        that another sweep neither takes its rows nor cancels its jobs.
     parameters : mapping of str to str or int, optional
         For submitit, as in ``{"slurm_partition": "h100", "timeout_min": 240}``.
     gpus : int
@@ -44,6 +49,7 @@ class SlurmExecutor:
         self,
         folder: str | Path,
         *,
+        sweep: str = "",
         parameters: dict[str, str | int] | None = None,
         gpus: int = 8,
         cluster: str = "slurm",
@@ -52,7 +58,8 @@ class SlurmExecutor:
             import submitit
         except ImportError:
             raise MissingExtraError("submitit", "slurm", "measuring under Slurm") from None
-        self._folder = Path(folder)
+        self._sweep = re.sub(r"[^A-Za-z0-9._-]+", "-", sweep)[:80].strip("-.")
+        self._folder = Path(folder) / self._sweep
         self._folder.mkdir(parents=True, exist_ok=True)
         self._submitit: Any = submitit
         self._cluster = cluster
@@ -61,6 +68,8 @@ class SlurmExecutor:
         self._work: Work = _no_work
         self._jobs: list[_SlurmJob] = []
         self._earlier: list[Report] = []
+        # Notes of jobs whose last pieces have been handed out, and may not be on disk yet.
+        self._handed_out: list[Path] = []
         self._session = f"{int(time.time())}-{os.getpid()}"
 
     @property
@@ -88,13 +97,14 @@ class SlurmExecutor:
                         self._earlier.append(
                             Report(task_id="earlier", kind=ReportKind.PIECE, piece=piece)
                         )
-            note.unlink()
+            self._handed_out.append(note)
 
     def submit(self, task: Task) -> None:
         """Submit a job."""
         executor = self._submitit.AutoExecutor(folder=self._folder, cluster=self._cluster)
         executor.update_parameters(
-            name="energylens", **{"gpus_per_node": task.gpus, **self._parameters}
+            name="-".join(filter(None, ("energylens", self._sweep))),
+            **{"gpus_per_node": task.gpus, **self._parameters},
         )
         pieces = self._folder / f"{self._session}-{task.id}.jsonl"
         job = executor.submit(
@@ -106,6 +116,7 @@ class SlurmExecutor:
 
     def reports(self, timeout_s: float) -> list[Report]:
         """Look into the shared folder, and at the state of the jobs."""
+        self._forget_handed_out()  # being asked for more, whoever asks has written what he had
         found, self._earlier = self._earlier, []
         deadline = time.monotonic() + timeout_s
         while not found:
@@ -139,7 +150,12 @@ class SlurmExecutor:
         self._jobs.remove(job)
         if cancel and not job.job.done():
             job.job.cancel()
-        job.note.unlink(missing_ok=True)
+        self._handed_out.append(job.note)
+
+    def _forget_handed_out(self) -> None:
+        for note in self._handed_out:
+            note.unlink(missing_ok=True)
+        self._handed_out.clear()
 
     def _last_words(self, job: _SlurmJob) -> str:
         try:
@@ -157,6 +173,8 @@ class SlurmExecutor:
         """Cancel what still runs."""
         for job in list(self._jobs):
             self._end(job)
+        if sys.exception() is None:  # else what was handed out last may not have been written
+            self._forget_handed_out()
         self._stop_file.unlink(missing_ok=True)
 
 
