@@ -279,8 +279,9 @@ def in_flight(cases: Cases) -> FloatArray:
     running = np.where(unknown, cases.batch_size, running)
     held = capacity.room(cases.take(unknown))
     limit = running[unknown]
-    # A layout without room at all ran all the same if it was measured: believe the limit.
-    running[unknown] = np.where(held > 0, np.minimum(limit, held), limit)
+    # A layout without room at all ran all the same if it was measured: believe the limit. Where no
+    # limit is known (rows under load) memory alone is one.
+    running[unknown] = np.where(held > 0, np.fmin(limit, held), limit)
     return running
 
 

@@ -21,7 +21,7 @@ from functools import cached_property
 
 import numpy as np
 
-from energylens import __version__
+from energylens import __version__, latency
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import FitError, UsageError
@@ -38,6 +38,7 @@ from energylens.formula import (
     slopes,
     terms_of,
 )
+from energylens.loaded import LoadedModel, fit_loaded, rows_at_work, time_law
 from energylens.model import Coefficients, EnergyModel, Scope, group_key, knob_place
 
 LOSSES = ("relative", "log", "huber", "absolute")
@@ -159,6 +160,9 @@ def fit(
             f"the extension power_cap needs rows with a power_cap_w, and none of these "
             f"{len(dataset)} has one: add the column, or leave the extension out"
         )
+    if len(dataset) and dataset.under_load.any():
+        working = rows_at_work(dataset, time_law(dataset))
+        return replace(_fit(working, options, weights), dataset_digest=dataset.digest)
     return _fit(dataset, options, weights)
 
 
@@ -728,6 +732,8 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     -------
     Diagnostics
     """
+    if dataset.under_load.any():
+        dataset = rows_at_work(dataset, time_law(dataset))
     terms = model.terms
     spreads = np.array([term.spread for term in terms])
     x = design(dataset.cases, terms)
@@ -787,8 +793,10 @@ class EnergyLens:
     name: str = "energylens"
     ranks_only: bool = False
 
-    def fit(self, dataset: Dataset) -> EnergyModel:
+    def fit(self, dataset: Dataset) -> EnergyModel | LoadedModel:
         """Fit the law to measured rows; a fold of them may have none with a power cap."""
+        if len(dataset) and dataset.under_load.any():
+            return fit_loaded(dataset, lambda rows: _fit(rows, self.options))
         return _fit(dataset, self.options)
 
 
@@ -825,6 +833,8 @@ class Datasheet:
     name: str = "energylens-datasheet"
     ranks_only: bool = False
 
-    def fit(self, dataset: Dataset) -> EnergyModel:  # noqa: ARG002
-        """Ignore the rows."""
+    def fit(self, dataset: Dataset) -> EnergyModel | LoadedModel:
+        """Ignore the rows, but for whether some are under load."""
+        if len(dataset) and dataset.under_load.any():
+            return LoadedModel(energy=from_datasheet(), time=latency.from_datasheet())
         return from_datasheet()

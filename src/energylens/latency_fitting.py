@@ -31,6 +31,7 @@ from energylens.latency import (
     slopes,
 )
 from energylens.model import Coefficients, Scope, group_key
+from energylens.service import running_under_load
 
 ROUNDS = 12  # Gauss-Newton steps at most
 SPREAD_ROUNDS = 5  # of them also estimate the residual spread that weighs the prior
@@ -107,15 +108,41 @@ def fit_latency(
     timed = dataset.take(rows)
     if weights is None:
         weights = np.ones(len(dataset))
-    problem = _Problem(timed, of[rows], measured[rows], weights[rows])
-    everything = np.arange(len(rows))
+    if timed.under_load.any():
+        # What runs under load follows from times, and times from what runs: start from those of
+        # the datasheet, and once more from those of a first fit.
+        first = _fit_timed(_met(timed, from_datasheet()), of[rows], measured[rows], weights[rows])
+        timed = _met(timed, first)
+    return _fit_timed(timed, of[rows], measured[rows], weights[rows], factors=factors)
+
+
+def _met(dataset: Dataset, model: TimeModel) -> Dataset:
+    """Give rows under load the batch that their requests meet, by a time law."""
+    loaded = np.flatnonzero(dataset.under_load)
+    cases = dataset.cases.take(loaded)
+    met = running_under_load(cases, model.steps(cases)).met * cases.data_parallel
+    running = dataset.cases.mean_batch_size.copy()
+    running[loaded] = met
+    return replace(dataset, cases=dataset.cases.replace(mean_batch_size=running))
+
+
+def _fit_timed(
+    timed: Dataset,
+    of: StrArray,
+    measured: FloatArray,
+    weights: FloatArray,
+    *,
+    factors: bool = False,
+) -> TimeModel:
+    problem = _Problem(timed, of, measured, weights)
+    everything = np.arange(len(timed))
     pooled = problem.solve(everything, EXPECTED, SPREADS)
     groups = _groups(problem, timed, pooled)
     model = TimeModel(
         pooled=pooled,
         groups=groups,
         scope=scope(timed),
-        targets={name: int((of[rows] == name).sum()) for name in TARGETS if (of == name).any()},
+        targets={name: int((of == name).sum()) for name in TARGETS if (of == name).any()},
         dataset_digest=timed.digest,
         energylens_version=__version__,
     )

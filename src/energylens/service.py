@@ -31,12 +31,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from energylens.capacity import largest_batch
-from energylens.cases import BoolArray, Cases, FloatArray
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.counts import TOKENS_PER_PASS
 from energylens.dataset import group_rows
 from energylens.errors import InputError
@@ -54,6 +54,7 @@ class Lengths:
     """Prompt and output lengths of the requests: means, and coefficients of variation.
 
     1 is that of an exponential, near what chat traffic shows; only percentiles depend on it much.
+    The means may be arrays, one for each configuration.
     """
 
     input_tokens: float
@@ -64,7 +65,7 @@ class Lengths:
     def __post_init__(self) -> None:
         for name in ("input_tokens", "output_tokens"):
             value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
+            if not np.all(np.isfinite(value) & (np.asarray(value) > 0)):
                 raise InputError(f"lengths: {name} must be a number above 0, not {value!r}")
         for name in ("input_cv", "output_cv"):
             value = getattr(self, name)
@@ -192,6 +193,8 @@ class Service:
         That largest rate.
     empty_ratio : ndarray
         Share of the time in which nothing runs.
+    steps_per_s : ndarray
+        Steps with something to decode.
     full_ratio : ndarray
         Share of the time in which all slots are taken.
     tpot_s, ttft_s, request_latency_s : ndarray
@@ -206,6 +209,7 @@ class Service:
     utilisation_ratio: FloatArray
     saturation_rate_per_s: FloatArray
     empty_ratio: FloatArray
+    steps_per_s: FloatArray
     full_ratio: FloatArray
     tpot_s: FloatArray
     ttft_s: FloatArray
@@ -217,7 +221,7 @@ class Service:
     _ttft_variance: FloatArray
     _ready_s: FloatArray  # mean time to the first token, less the wait for a slot
     _slot_wait_s: FloatArray  # finite
-    _output_tokens: float
+    _output_tokens: FloatArray
     _output_cv: float
 
     @property
@@ -244,7 +248,7 @@ class Service:
 
         Lengths of outputs spread it most.
         """
-        decode = self.tpot_s * max(self._output_tokens - 1.0, 0.0)
+        decode = self.tpot_s * np.maximum(self._output_tokens - 1.0, 0.0)
         variance = (
             self._ttft_variance
             + (decode * self._output_cv) ** 2
@@ -306,10 +310,11 @@ def steady_state(
         if not np.all(np.isfinite(values) & (values > 0)):
             raise InputError(f"{name} must be finite numbers above 0")
     limit = np.maximum(limit, 1.0)
-    prompt, output = lengths.input_tokens, lengths.output_tokens
+    prompt = np.asarray(lengths.input_tokens, dtype=np.float64)
+    output = np.asarray(lengths.output_tokens, dtype=np.float64)
     scatter = 1.0 + lengths.input_cv**2
     budget = tokens_per_pass
-    chunks = max(prompt / budget, 1.0)
+    chunks = np.maximum(prompt / budget, 1.0)
     one = np.ones_like(rate)
 
     def prompt_s(per_step: FloatArray, running: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -338,11 +343,11 @@ def steady_state(
         step_variance = step_variance + (beta / (1.0 - rho)) ** 2 * spread
         met = mean_step + step_variance / mean_step  # the step that an arrival finds
         alone = steps.prompts_s(np.minimum(prompt, budget) * one, batch) * chunks
-        own = alone + max(chunks - 1.0, 0.0) * bare
+        own = alone + (chunks - 1.0) * bare
         # A request's own prompt lengthens its life, and so do those who came meanwhile, whose
         # prompts are in its first steps; not where all slots are taken.
         extra = own + rho * (met - mean_step)
-        echo = rho / (1.0 - rho) * (1.0 - rho ** max(output - 1.0, 0.0)) * extra
+        echo = rho / (1.0 - rho) * (1.0 - rho ** np.maximum(output - 1.0, 0.0)) * extra
         longer = (extra + echo) * (1.0 - (np.minimum(batch, limit) / limit) ** 2)
         chain = _chain(offered, alpha + longer * (1.0 - rho) / output, beta, limit, moments=True)
         spread = np.where(chain.ratio < 1.0, chain.variance, 0.0)
@@ -360,7 +365,7 @@ def steady_state(
     bare = alpha + beta * np.maximum(batch, 1.0)
     after = alpha + beta * (batch + 1.0) + own + busy * rho * met
     first = busy * 0.5 * met + after
-    tpot = np.maximum((batch / rate - after) / max(output - 1.0, 0.5), alpha)
+    tpot = np.maximum((batch / rate - after) / np.maximum(output - 1.0, 0.5), alpha)
     # Prompts beyond the token budget of a step wait for the next one.
     pass_s = alpha + beta * batch + steps.prompts_s(budget * one, batch)
     served = prompt / budget * pass_s
@@ -377,7 +382,7 @@ def steady_state(
     # a short life, and the prompts of others.
     ease = 1.0 - np.minimum(offered * beta, 0.999)
     frozen = 2.0 * (ease - 1.0 + np.exp(-ease)) / ease**2
-    life = max(output / (1.0 + 0.5 * lengths.output_cv**2), 1.0)
+    life = np.maximum(output / (1.0 + 0.5 * lengths.output_cv**2), 1.0)
     found_variance = step_variance * (1.0 + step_variance / mean_step**2)
     tpot_variance = (
         (beta / (1.0 - rho)) ** 2 * spread * frozen
@@ -395,13 +400,13 @@ def steady_state(
         + budget_wait**2
         + (met * (0.5 + rho)) ** 2 * busy * (1.0 - busy)
     )
+    steps_per_s = np.maximum(busy - rate * own_prompt - rate * output * beta, 0.0) / alpha
     nan = np.full_like(rate, np.nan)
     energy, power = nan, nan
     if joules is not None:
         at_low_j = joules.step_j(low)
         each_j = (joules.step_j(high) - at_low_j) / (high - low)
         fixed_j = np.maximum(at_low_j - each_j * low, 0.0)
-        steps_per_s = np.maximum(busy - rate * own_prompt - rate * output * beta, 0.0) / alpha
         prompt_j = joules.prompts_j(together, batch) * prompt / together
         loaded = prompt_j + output * each_j + fixed_j * steps_per_s / rate
         energy = np.where(stable, loaded + joules.idle_w * empty / rate, np.inf)
@@ -416,10 +421,11 @@ def steady_state(
         utilisation_ratio=rate / saturation,
         saturation_rate_per_s=saturation,
         empty_ratio=np.where(stable, empty, 0.0),
+        steps_per_s=np.where(stable, steps_per_s, 1.0 / (full_step + limit / output * full_prompt)),
         full_ratio=np.where(stable, chain.full, 1.0),
         tpot_s=tpot,
         ttft_s=ttft,
-        request_latency_s=ttft + tpot * max(output - 1.0, 0.0) + infinite,
+        request_latency_s=ttft + tpot * np.maximum(output - 1.0, 0.0) + infinite,
         energy_per_request_j=energy,
         power_w=power,
         _tpot_least_s=steps.step_s(one),
@@ -427,7 +433,7 @@ def steady_state(
         _ttft_variance=ttft_variance,
         _ready_s=ready,
         _slot_wait_s=np.where(stable, slot_wait, 0.0),
-        _output_tokens=output,
+        _output_tokens=np.asarray(output, dtype=np.float64),
         _output_cv=lengths.output_cv,
     )
 
@@ -560,13 +566,73 @@ def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -
             pipeline_parallel=cases.pipeline_parallel[rows],
             expert_parallel=cases.expert_parallel[rows],
             data_parallel=cases.data_parallel[rows],
-            input_tokens=lengths.input_tokens,
-            output_tokens=lengths.output_tokens,
+            input_tokens=_rows(lengths.input_tokens, rows),
+            output_tokens=_rows(lengths.output_tokens, rows),
             held_output_ratio=lengths.running_output_ratio,
         )
     fitting = np.floor(room / cases.data_parallel + 1e-9)
     held: FloatArray = np.where(fitting >= 1.0, np.minimum(wanted, fitting), 0.0)
     return held
+
+
+def _rows(values: Any, rows: IntArray) -> Any:
+    return values[rows] if isinstance(values, np.ndarray) else values
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Running:
+    """What rows under load ran on average; each of shape (n,).
+
+    Attributes
+    ----------
+    met : ndarray
+        Sequences in a replica as a request meets them, itself among them.
+    per_step : ndarray
+        Sequences that share a decode step, over all replicas: what the joules of a full batch of
+        as many have in common with the row.
+    idle_j : ndarray
+        Joules a request of the time in which nothing runs.
+    """
+
+    met: FloatArray
+    per_step: FloatArray
+    idle_j: FloatArray
+
+
+def running_under_load(cases: Cases, steps: StepTime) -> Running:
+    """Work out the batch of cases with a request rate, from their lengths and a time law.
+
+    The rate achieved counts where it is known; where no batch limit is known, memory sets it.
+    Idle watts are those of the row, or of its GPU type.
+
+    Parameters
+    ----------
+    cases : Cases
+        n cases, each with a ``request_rate_per_s``.
+    steps : StepTime
+        Of the same cases.
+    """
+    prompts: Any = cases.input_tokens  # an array in place of a number
+    outputs: Any = cases.output_tokens
+    lengths = Lengths(input_tokens=prompts, output_tokens=outputs)
+    known = np.isfinite(cases.batch_size)
+    limits = np.where(known, cases.batch_size / cases.data_parallel, LARGEST_BATCH)
+    held = slots(cases, lengths, limits=limits)
+    # A layout without room at all ran all the same if it was measured.
+    held = np.where(held > 0, held, np.where(known, limits, 256.0))
+    rate = np.where(
+        cases.achieved_rate_per_s > 0, cases.achieved_rate_per_s, cases.request_rate_per_s
+    )
+    rate = rate / cases.data_parallel
+    state = steady_state(steps, rate_per_s=rate, lengths=lengths, slots=held)
+    watts = np.where(cases.loaded_idle_w > 0, cases.loaded_idle_w, cases.of_gpu(loaded_idle_w))
+    gpus = cases.tensor_parallel * cases.pipeline_parallel
+    share = rate * cases.output_tokens / np.maximum(state.steps_per_s, 1e-12)
+    return Running(
+        met=np.minimum(state.mean_batch_size + 1.0, held),
+        per_step=np.clip(share, 1.0, held) * cases.data_parallel,
+        idle_j=gpus * watts * state.empty_ratio / rate,
+    )
 
 
 def node_power_w(cases: Cases, power_w: FloatArray) -> FloatArray:

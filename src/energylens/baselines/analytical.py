@@ -47,7 +47,7 @@ def pool_keys(cases: Cases, engines: Sequence[str]) -> tuple[list[Key], IntArray
             cases.pipeline_parallel,
             cases.expert_parallel,
             cases.data_parallel,
-            cases.batch_size,
+            np.nan_to_num(cases.batch_size, nan=0.0),
         ]
     )
     distinct, places = np.unique(columns, axis=0, return_inverse=True)

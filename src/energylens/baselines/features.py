@@ -30,6 +30,8 @@ def knobs(cases: Cases) -> dict[str, FloatArray]:
         "expert_parallel": cases.expert_parallel,
         "data_parallel": cases.data_parallel,
         "running": in_flight(cases),
+        # The rate offered, of rows under load; 1 where a queue is never empty.
+        "request_rate": np.where(cases.request_rate_per_s > 0, cases.request_rate_per_s, 1.0),
         "input_tokens": cases.input_tokens,
         "output_tokens": cases.output_tokens,
         "vision_tokens_plus_1": 1.0 + cases.vision_tokens,
@@ -89,7 +91,9 @@ def features(cases: Cases, engines: Sequence[str] = ()) -> tuple[tuple[str, ...]
     counts = count(cases)
     count_names, count_values = counts.matrix()
     columns = knobs(cases)
-    columns["batch_size"] = cases.batch_size
+    columns["batch_size"] = np.where(
+        np.isfinite(cases.batch_size), cases.batch_size, counts.running
+    )
     columns |= dict(zip(count_names, count_values.T, strict=True))
 
     gpu_steps = counts.gpus * counts.steps
