@@ -489,8 +489,10 @@ class Engine:
         values = np.empty((len(limits), FACTORS if odds else 1, len(cases)))
         if limits and odds:
             law = self.time.without_factors()
+            running = np.maximum(state.mean_batch_size, 1.0) * cases.data_parallel
+            as_run = cases.replace(mean_batch_size=running)
             for k in range(FACTORS):
-                logs = law.logs(cases, (k + 0.5) / FACTORS, "tpot") * self.certain
+                logs = law.logs(as_run, (k + 0.5) / FACTORS, "tpot") * self.certain
                 changed = at(np.exp(logs))
                 for i, limit in enumerate(limits):
                     # Where the queue grows without end no limit is met for long.

@@ -31,16 +31,19 @@ from typing import Literal
 
 import numpy as np
 
+from energylens import catalog
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.counts import (
     ACTIVATION_BYTES,
     BANDWIDTH_RATIO,
     COMPUTE_RATIO,
-    LAUNCH_S,
     TOKENS_PER_PASS,
+    _of_gpu_precision,
+    _seen,
     coverage,
     in_flight,
     kernels,
+    scaling_kernels,
     weight_bytes,
 )
 from energylens.errors import UsageError
@@ -48,6 +51,7 @@ from energylens.formula import (
     LINK_RATIO,
     PCIE_BYTES_PER_S,
 )
+from energylens.latency_terms import EXPECTED, LOWER_BOUNDS, NAMES, SPREADS, TERMS, TimeTerm
 from energylens.model import (
     WIDEST_LOG,
     Coefficients,
@@ -62,6 +66,8 @@ STRUCTURE = "time-2026.1"  # changes whenever TERMS or what they count changes
 SEQUENCE_S = 20e-6  # of an engine's own work for one sequence in one step
 REDUCTION_S = 10e-6  # from one all-reduce of a small message to the next
 HOP_S = 1e-3  # from one pipeline stage to the next
+ENDLESS = 1e15  # tokens: no window, and no limit to what is attended to
+STATE_RATIO = 0.5  # of streaming bandwidth, as scattered states of sequences reach
 MEDIA_S = 10e-3  # to prepare one image or frame
 
 #: What a time can be of: the whole request, the mean time per output token after the first, the
@@ -77,167 +83,6 @@ COLUMNS: dict[Target, str] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class TimeTerm:
-    """One coefficient of the time law, and what it multiplies.
-
-    ``group`` says what the hardware does in that time: ``memory``, ``compute``, ``wait``, ``link``
-    or ``host``. ``expected`` is theta before any measurement: 1, or 0 for a surcharge. ``spread``
-    says how far from it theta may lie, ``lower_bound`` what physics leaves at least.
-    """
-
-    name: str
-    unit: str
-    meaning: str
-    group: str
-    expected: float = 1.0
-    spread: float = 1.0
-    lower_bound: float = 0.0
-    needs: str = ""
-
-
-TERMS: tuple[TimeTerm, ...] = (
-    TimeTerm(
-        name="step_weights",
-        unit="s/byte",
-        meaning="reading the weights that the batch activates, each decode step",
-        group="memory",
-        lower_bound=0.8,
-        needs="small batches on LLMs of different size",
-    ),
-    TimeTerm(
-        name="step_narrow_weights",
-        unit="s/byte",
-        meaning="narrowing activations to the 8 bits or fewer of the weights",
-        group="memory",
-        expected=0.0,
-        needs="rows in an 8-bit format beside rows in 16 bits",
-    ),
-    TimeTerm(
-        name="step_weight_only",
-        unit="s/byte",
-        meaning="widening weights that alone are in fewer bits",
-        group="memory",
-        expected=0.0,
-        needs="rows in a weight-only format beside rows in 16 bits",
-    ),
-    TimeTerm(
-        name="step_compute",
-        unit="s/FLOP",
-        meaning="multiplying each new token with the weights",
-        group="compute",
-        lower_bound=0.5,
-        needs="large batches",
-    ),
-    TimeTerm(
-        name="step_cache",
-        unit="s/byte",
-        meaning="reading the KV cache, or reading and writing the state, for each new token",
-        group="memory",
-        lower_bound=0.8,
-        needs="different context lengths at large batch",
-    ),
-    TimeTerm(
-        name="step_launch",
-        unit="s/kernel",
-        meaning="launching the kernels of a step",
-        group="wait",
-        spread=3.0,
-        needs="small batches on LLMs of different depth",
-    ),
-    TimeTerm(
-        name="step_sequence",
-        unit="s/token",
-        meaning="the engine's own work on one sequence of a step",
-        group="host",
-        spread=3.0,
-        needs="large batches of small LLMs",
-    ),
-    TimeTerm(
-        name="step_synchronisation",
-        unit="s/reduction",
-        meaning="GPUs waiting for each other before every all-reduce",
-        group="wait",
-        spread=3.0,
-        needs="small batches with tensor_parallel above 1",
-    ),
-    TimeTerm(
-        name="step_link",
-        unit="s/byte",
-        meaning="sending activations between GPUs, each decode step",
-        group="link",
-        lower_bound=0.5,
-        needs="large batches with tensor_parallel above 1",
-    ),
-    TimeTerm(
-        name="step_stage",
-        unit="s/hop",
-        meaning="handing over to the next pipeline stage",
-        group="wait",
-        spread=3.0,
-        needs="rows with pipeline_parallel above 1 at batch 1",
-    ),
-    TimeTerm(
-        name="step_bubble",
-        unit="s/s",
-        meaning="microbatches waiting for a pipeline stage to be free",
-        group="wait",
-        expected=0.3,
-        needs="rows with pipeline_parallel above 1 at batch 4 or more",
-    ),
-    TimeTerm(
-        name="prompt_compute",
-        unit="s/FLOP",
-        meaning="multiplying the prompt with the weights, and with itself in attention",
-        group="compute",
-        lower_bound=0.5,
-        needs="prompts of different length, long ones among them",
-    ),
-    TimeTerm(
-        name="prompt_launch",
-        unit="s/kernel",
-        meaning="launching the kernels of a pass with a prompt, which no graph holds",
-        group="wait",
-        spread=3.0,
-        needs="short prompts, and LLMs of different depth",
-    ),
-    TimeTerm(
-        name="vision",
-        unit="s/FLOP",
-        meaning="encoding images or video frames in the vision tower",
-        group="compute",
-        lower_bound=0.5,
-        needs="requests with images or video",
-    ),
-    TimeTerm(
-        name="media",
-        unit="s/image",
-        meaning="preparing an image or frame",
-        group="host",
-        spread=3.0,
-        needs="requests with different numbers of images or frames",
-    ),
-    TimeTerm(
-        name="prompt_link",
-        unit="s/byte",
-        meaning="sending the activations of a prompt between GPUs",
-        group="link",
-        lower_bound=0.5,
-        needs="long prompts with tensor_parallel above 1",
-    ),
-    TimeTerm(
-        name="lockstep",
-        unit="s/FLOP",
-        meaning="data-parallel replicas that share experts waiting for each other's prompts",
-        group="wait",
-        spread=3.0,
-        needs="rows with expert_parallel over data_parallel replicas",
-    ),
-)
-NAMES: tuple[str, ...] = tuple(term.name for term in TERMS)
-EXPECTED: FloatArray = np.array([term.expected for term in TERMS])
-SPREADS: FloatArray = np.array([term.spread for term in TERMS])
-LOWER_BOUNDS: FloatArray = np.array([term.lower_bound for term in TERMS])
 #: Terms of one kernel whose times add before they meet that of multiplying, which runs beside.
 READING = tuple(NAMES.index(name) for name in NAMES[:3])
 MULTIPLYING = NAMES.index("step_compute")
@@ -339,10 +184,13 @@ def _of_llm(llm: Llm) -> tuple[float, ...]:
         attention.kv_elements_per_token_layer if attention else 0.0,
         heads,
         state.bytes_per_sequence if state else 0.0,
-        float(attention.heads * attention.head_size) if attention else 0.0,
+        attention.prefill_flop_per_seen_token_layer if attention else 0.0,
+        attention.layers * attention.index_flop_per_earlier_token_layer if attention else 0.0,
+        attention.layers * attention.index_bytes_per_token_layer if attention else 0.0,
+        float((attention.index_tokens if attention else None) or ENDLESS),
         float(attention.layers - attention.window_layers) if attention else 0.0,
         float(attention.window_layers) if attention else 0.0,
-        float((attention.window_tokens if attention else None) or 1e15),
+        float((attention.window_tokens if attention else None) or ENDLESS),
         float(llm.hidden_size),
         float(mixers + dense + (experts.layers if experts else 0)),
         float(experts.layers * experts.active_experts) if experts else 0.0,
@@ -352,35 +200,38 @@ def _of_llm(llm: Llm) -> tuple[float, ...]:
 
 def _of_format(llm: Llm, gpu: Gpu, precision: Precision) -> tuple[float, ...]:
     always, experts = weight_bytes(llm, precision)
-    bandwidth = BANDWIDTH_RATIO * gpu.memory_bandwidth_bytes_per_s
-    peak = COMPUTE_RATIO * gpu.bf16_flop_per_s
-    narrow = COMPUTE_RATIO * gpu.flop_per_s(precision.compute_bits, integer=precision.integer)
+    bandwidth, peak, equivalent, narrow, weight_only = _of_gpu_precision(gpu, precision)
+    bandwidth, peak = BANDWIDTH_RATIO * bandwidth, COMPUTE_RATIO * peak
     link = LINK_RATIO * (gpu.link_bandwidth_bytes_per_s or PCIE_BYTES_PER_S)
-    few = precision.weight_bits < 16
     return (
         always / bandwidth,
         experts / bandwidth,
         1.0 / bandwidth,
         1.0 / peak,
-        1.0 / narrow,
+        equivalent / peak,
         1.0 / link,
         precision.kv_bits / 8.0,
-        float(few and precision.compute_bits < 16),
-        float(few and precision.compute_bits >= 16),
+        narrow,
+        weight_only,
+        scaling_kernels(llm, precision),
     )
 
 
 def _attended(
-    first: FloatArray, last: FloatArray, full: FloatArray, windowed: FloatArray, window: FloatArray
+    first: FloatArray,
+    last: FloatArray,
+    full: FloatArray,
+    picked: FloatArray,
+    windowed: FloatArray,
+    window: FloatArray,
 ) -> FloatArray:
     """Tokens attended to, summed over layers, on average while the context grows evenly."""
     everywhere = full * (first + last) / 2.0
+    if (picked < ENDLESS).any():
+        everywhere = full * _seen(first, last, picked)
     if not windowed.any():
         return everywhere
-    start, stop = np.minimum(first, window), np.minimum(last, window)
-    beyond = window * ((last - stop) - (first - start))
-    within: FloatArray = ((stop * stop - start * start) / 2.0 + beyond) / (last - first)
-    return everywhere + windowed * within
+    return everywhere + windowed * _seen(first, last, window)
 
 
 def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
@@ -398,10 +249,10 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
     -------
     StepTimes
     """
-    by_llm = np.array([_of_llm(llm) for llm in cases.llms]).reshape(-1, 14)
+    by_llm = np.array([_of_llm(llm) for llm in cases.llms]).reshape(-1, 17)
     (
-        launches, flop, log_missed, kv_elements, heads, state, query, full, windowed, window,
-        hidden, reductions, routed, tower,
+        launches, flop, log_missed, kv_elements, heads, state, attention, index_flop, index_bytes,
+        picked, full, windowed, window, hidden, reductions, routed, tower,
     ) = by_llm[cases.llm_index].T  # fmt: skip
     shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
     key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
@@ -411,8 +262,8 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
         formats.append(_of_format(cases.llms[i], cases.gpus[j], cases.precisions[k]))
     (
         always, experts, per_byte, per_flop, per_narrow_flop, per_link_byte, kv_bytes, narrow,
-        weight_only,
-    ) = np.array(formats).reshape(-1, 9)[place.reshape(-1)].T  # fmt: skip
+        weight_only, scalings,
+    ) = np.array(formats).reshape(-1, 10)[place.reshape(-1)].T  # fmt: skip
 
     prompt, output = cases.input_tokens, cases.output_tokens
     tensor, stages = cases.tensor_parallel, cases.pipeline_parallel
@@ -421,8 +272,9 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
     apart = (spread > 1) & (replicas > 1)
     holders = np.where(apart, spread, tensor)  # GPUs that share the experts
     last = prompt + output * (1.0 + np.square(output_cv))
-    kv = kv_elements * kv_bytes * _attended(prompt, last, full, windowed, window)
+    kv = kv_elements * kv_bytes * _attended(prompt, last, full, picked, windowed, window)
     copies = np.maximum(tensor / heads, 1.0)
+    index = index_bytes * (prompt + last) / 2.0 * tensor  # keys of an indexer are on every GPU
     several = (tensor > 1) | apart
     # Ring all-reduce, all GPUs of the group together; to the experts and back where those are
     # elsewhere.
@@ -430,10 +282,15 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
     sent = sent + 2.0 * np.where(replicas > 1, 1.0 - 1.0 / spread, 0.0) * routed
     link = ACTIVATION_BYTES * hidden * sent * per_link_byte / tensor
     passes = np.maximum(prompt / TOKENS_PER_PASS, 1.0)
-    attention_flop = 4.0 * query * prompt
-    attention_flop *= _attended(np.zeros_like(prompt), prompt, full, windowed, window)
+    none = np.zeros_like(prompt)
+    attention_flop = prompt * (
+        attention * _attended(none, prompt, full, picked, windowed, window)
+        + index_flop * prompt / 2.0
+    )
     prefill = (flop * prompt * per_narrow_flop + attention_flop * per_flop) / tensor
-    launch = launches * LAUNCH_S
+    generations = [catalog.generation(engine) for engine in cases.engines]
+    launch_s = np.array([g.launch_s for g in generations])[cases.engine_index]
+    launch = (launches + scalings) * launch_s
     return StepTimes(
         always_s=always / tensor,
         experts_s=experts / holders,
@@ -443,7 +300,7 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
         narrow_ratio=narrow,
         weight_only_ratio=weight_only,
         compute_s=flop * per_narrow_flop / tensor,
-        cache_s=(kv * copies + 2.0 * state) * per_byte / tensor,
+        cache_s=(kv * copies + index + 2.0 * state / STATE_RATIO) * per_byte / tensor,
         sequence_s=np.full(len(cases), SEQUENCE_S),
         link_s=link,
         launch_s=launch,
@@ -792,3 +649,28 @@ def from_datasheet() -> TimeModel:
         ),
         scope=Scope(llms=(), gpus=(), precisions=()),
     )
+
+
+__all__ = [
+    "COLUMNS",
+    "EXPECTED",
+    "LOWER_BOUNDS",
+    "NAMES",
+    "SPREADS",
+    "STRUCTURE",
+    "TARGETS",
+    "TERMS",
+    "StepTimes",
+    "Steps",
+    "Target",
+    "TimeModel",
+    "TimeTerm",
+    "check_target",
+    "design",
+    "from_datasheet",
+    "prompts_per_step",
+    "seconds",
+    "slopes",
+    "step_times",
+    "units",
+]
