@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -26,7 +28,7 @@ from energylens.instrument.engine import (
     Progress,
     Reason,
 )
-from energylens.instrument.engines import openai
+from energylens.instrument.engines import http_stream, openai
 from energylens.instrument.engines.openai import OpenAiEngine
 
 IMAGE_TOKENS, MARKER_TOKENS, TEMPLATE_TOKENS = 35, 2, 5
@@ -46,6 +48,9 @@ class Stub:
     message: str = ""
     hang: bool = False
     cut_after: int | None = None  # events, after which the connection is cut
+    busy: int = 0  # requests that it will not take now, with 429
+    silent: bool = False  # streams no token, and counts them all the same
+    drop_next: bool = False  # reads a request and hangs up
     odd_words: bool = False  # every eighth word is two tokens
     key: str | None = None
     requests: list[dict[str, Any]] = field(default_factory=list)
@@ -110,6 +115,15 @@ class Handler(BaseHTTPRequestHandler):
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         if stub.key and self.headers.get("authorization") != f"Bearer {stub.key}":
             return self.answer(401, {"error": {"message": "no such key"}})
+        if stub.drop_next:
+            stub.drop_next = False
+            with stub.lock:
+                stub.requests.append(body)
+            self.close_connection = True
+            return self.connection.close()
+        if stub.busy:
+            stub.busy -= 1
+            return self.answer(429, {"error": {"message": "slow down"}})
         if stub.status != 200:
             return self.answer(stub.status, {"error": {"message": stub.message}})
         if isinstance(body.get("prompt"), list) and not stub.token_ids:
@@ -141,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
         sent = 0
         if chat:
             self.event({"choices": [{"delta": {"role": "assistant", "content": ""}}]})
-        while sent < tokens:
+        while sent < tokens and not stub.silent:
             if stub.cut_after is not None and sent >= stub.cut_after:
                 self.close_connection = True
                 self.connection.close()
@@ -527,3 +541,107 @@ def test_a_failing_request_ends_a_load_with_its_reason(
         with pytest.raises(EngineError, match="engine died"):
             for _ in stream:
                 pass
+
+
+# ---------------------------------------------------------------------- servers that are not right
+
+
+@pytest.mark.parametrize(("status", "reason"), [(401, "unsupported"), (403, "unsupported")])
+def test_a_server_that_wants_a_key_is_not_taken_for_one_without_token_ids(
+    served: tuple[str, Stub], start: Start, status: int, reason: str
+) -> None:
+    served[1].status, served[1].message = status, "no such key sk-abcdef123456"
+    with pytest.raises(EngineError, match="no such key") as refused:
+        start()
+    assert refused.value.reason == reason
+    assert "sk-abcdef123456" not in str(refused.value)
+
+
+def test_a_busy_server_is_asked_again_and_its_prompts_stay_token_ids(
+    served: tuple[str, Stub], start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(openai.time, "sleep", waits.append)
+    served[1].busy = 3
+    engine = start()
+    assert list(filter(None, waits)) == [1.0, 2.0, 4.0]
+    assert engine._token_ids
+    engine.prepare(TEXT, [])
+    served[1].busy = 1
+    with pytest.raises(EngineError, match="429") as refused:
+        engine.run_phase(Phase.REQUEST, TEXT, 0)
+    assert refused.value.usable
+    assert refused.value.busy_s == 1.0  # the case may be measured anew
+
+
+def test_tokens_that_are_claimed_and_not_streamed_are_not_believed(
+    served: tuple[str, Stub], start: Start
+) -> None:
+    engine = start(prompts="tokens")
+    served[1].silent = True
+    with pytest.raises(EngineError, match="streamed none of them") as refused:
+        engine.run_phase(Phase.REQUEST, TEXT, 0)
+    assert refused.value.reason is Reason.WRONG_COUNTS
+    assert start(prompts="tokens", streaming="false").run_phase(Phase.REQUEST, TEXT, 0)
+
+
+def test_a_request_is_never_sent_twice_in_silence(served: tuple[str, Stub], start: Start) -> None:
+    engine = start(prompts="tokens")
+    one = replace(TEXT, requests=1)
+    engine.run_phase(Phase.REQUEST, one, 0)  # leaves a connection open
+    served[1].requests.clear()
+    served[1].drop_next = True
+    with pytest.raises(EngineError, match="hung up"):
+        engine.run_phase(Phase.REQUEST, one, 1)
+    assert len(served[1].requests) == 1
+
+
+def raw_answer(data: bytes, endless: bytes = b"") -> str:
+    """Serve these bytes to one client; with ``endless`` again and again."""
+    listening = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        with listening, contextlib.suppress(OSError):
+            while True:
+                connection, _ = listening.accept()
+                with connection, contextlib.suppress(OSError):
+                    connection.recv(65536)
+                    connection.sendall(data)
+                    while endless:
+                        connection.sendall(endless)
+
+    threading.Thread(target=serve, daemon=True).start()
+    return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("data", "endless"),
+    [
+        (b"HTTP/1.1 200 OK\r\n", b"X: y\r\n" * 100),
+        (b"HTTP/1.1 200 " + b"y" * (2 << 20), b""),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n", b"x" * 65536),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffff\r\n", b"x" * 65536),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n", b""),
+        (b"HTTP/1.1 200 OK\r\n\r\n", b"x" * 65536),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 200000\r\n\r\n" + b"[" * 200_000, b""),
+        (b"SSH-2.0-OpenSSH\r\n", b""),
+    ],
+)
+def test_an_answer_without_bounds_is_given_up(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, endless: bytes
+) -> None:
+    monkeypatch.setattr(http_stream, "LONGEST_ANSWER_BYTES", 1 << 22)
+    url = raw_answer(data, endless)
+    with closing(OpenAiEngine()) as engine, pytest.raises(EngineError) as refused:
+        engine.start(layout(url=url))
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 400
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://x:99999", "http://user:pw@host:1"])
+def test_an_address_that_is_none_or_holds_a_password_is_refused(url: str) -> None:
+    with closing(OpenAiEngine()) as engine, pytest.raises(EngineError) as refused:
+        engine.start(layout(url=url))
+    assert "pw" not in str(refused.value)

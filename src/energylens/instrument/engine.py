@@ -39,12 +39,26 @@ class EngineError(MeasurementError):
         The kind of failure, recorded with the case.
     usable : bool
         Whether the engine can go on with the next case without a restart.
+    busy_s : float, optional
+        Seconds after which the same may be asked again of a server that is busy now.
+    refused_request : bool
+        Whether a server refused this kind of request, whoever sends it.
     """
 
-    def __init__(self, message: str, *, reason: Reason, usable: bool = False) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Reason,
+        usable: bool = False,
+        busy_s: float | None = None,
+        refused_request: bool = False,
+    ) -> None:
         super().__init__(message)
         self.reason = reason
         self.usable = usable
+        self.busy_s = busy_s
+        self.refused_request = refused_request
 
 
 # ------------------------------------------------------------------------- what is to be done

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import platform
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -34,6 +35,10 @@ from energylens.instrument.windows import (
     measure_idle,
 )
 from energylens.records import Source
+
+#: How often a case is measured anew because its server was busy, and the longest wait before.
+BUSY_TRIES = 3
+LONGEST_BACK_OFF_S = 60.0
 
 EngineFactory = Callable[[str], Engine]
 MeterFactory = Callable[[], Meter]
@@ -196,7 +201,26 @@ class _Session:
         )
 
     def measure(self, planned: PlannedCase, quick: bool = False) -> dict[str, Any] | None:
-        """Measure a case and return its record; None if asked to stop."""
+        """Measure a case and return its record; None if asked to stop.
+
+        A server that is busy is left alone for a while, and the case measured anew from its
+        warm-up: what was taken meanwhile would hold the waiting.
+        """
+        for attempt in range(BUSY_TRIES):
+            record, busy_s = self._measure_once(planned, quick)
+            if busy_s is None or attempt == BUSY_TRIES - 1:
+                break
+            until = time.monotonic() + min(busy_s * 2**attempt, LONGEST_BACK_OFF_S)
+            while time.monotonic() < until:
+                if self._place.stopping():
+                    return None
+                time.sleep(min(0.1, max(0.0, until - time.monotonic())))
+        return record
+
+    def _measure_once(
+        self, planned: PlannedCase, quick: bool
+    ) -> tuple[dict[str, Any] | None, float | None]:
+        """Return the record, and how long to wait where a server was busy."""
         assert self._engine is not None
         assert self._meter is not None
         try:
@@ -213,13 +237,13 @@ class _Session:
                 shared=self._place.shared,
             )
         except StoppedError:
-            return None
+            return None, None
         except EnergyLensError as error:
             self.usable = getattr(error, "usable", not isinstance(error, EngineError))
-            return self.failed(planned, error)
+            return self.failed(planned, error), getattr(error, "busy_s", None)
         except Exception as error:  # as in open
             self.usable = False
-            return self.failed(planned, _crash(error))
+            return self.failed(planned, _crash(error)), None
         record = self._record(planned) | {
             "status": "measured",
             "measured": _plain(asdict(measured)),
@@ -233,7 +257,7 @@ class _Session:
             "x_run": record["run"],
             "x_weights": self._facts.get("weights", planned.weights),
         }
-        return record
+        return record, None
 
     def failed(self, planned: PlannedCase, error: EnergyLensError) -> dict[str, Any]:
         """Record of a case that has no row."""

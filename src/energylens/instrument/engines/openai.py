@@ -28,6 +28,7 @@ import numpy as np
 
 from energylens.catalog.hf_write import FIRST_PROMPT_TOKEN
 from energylens.errors import EnergyLensError, InputError
+from energylens.foreign import printable, without_secrets
 from energylens.instrument.engine import (
     Batch,
     Capabilities,
@@ -41,7 +42,7 @@ from energylens.instrument.engine import (
     Repetition,
     RequestTiming,
 )
-from energylens.instrument.engines.http_stream import HttpClient, server_events
+from energylens.instrument.engines.http_stream import HttpClient, Response, server_events
 from energylens.instrument.engines.options import Options
 from energylens.instrument.engines.synthetic import (
     image,
@@ -63,6 +64,7 @@ OPTIONS = ("url", "served_llm", "api", "prompts", "api_key_env", "timeout_s", "s
 PROGRESS_S = 0.05  # between two looks at a steady load
 # Requests to learn how many tokens a prompt of words becomes: the first says it roughly.
 CALIBRATION_TRIES = 8
+BUSY_TRIES = 5  # of a request that a busy server would not take
 
 # Words that byte-pair vocabularies hold whole, with a space before them.
 _WORDS = """
@@ -146,6 +148,7 @@ class OpenAiEngine:
         self._loop: _LoopThread | None = None
         self._client: HttpClient | None = None
         self._served_llm = ""
+        self._secrets: tuple[str, ...] = ()
         self._chat = False
         self._token_ids = True
         self._streaming = True
@@ -192,6 +195,7 @@ class OpenAiEngine:
                 reason=Reason.UNSUPPORTED,
             )
         key = os.environ.get(options.text("api_key_env", "OPENAI_API_KEY"), "")
+        self._secrets = (key,) if key else ()
         base = url.rstrip("/").removesuffix("/v1")
         self.close()
         try:
@@ -248,8 +252,8 @@ class OpenAiEngine:
     def _first_served(self) -> str:
         status, body = self._get("/v1/models")
         try:
-            return str(json.loads(body)["data"][0]["id"])
-        except (ValueError, LookupError, TypeError):
+            return printable(json.loads(body)["data"][0]["id"], 300)
+        except (ValueError, LookupError, TypeError, RecursionError):
             raise EngineError(
                 f"the server's /v1/models lists no LLM (status {status}): name it with "
                 "served_llm=NAME",
@@ -257,10 +261,10 @@ class OpenAiEngine:
             ) from None
 
     def _version(self) -> str:
-        with suppress(EngineError, ValueError, LookupError, TypeError):
+        with suppress(EngineError, ValueError, LookupError, TypeError, RecursionError):
             status, body = self._get("/version")
             if status == 200:
-                return str(json.loads(body)["version"])
+                return printable(json.loads(body)["version"], 100)
         return "unknown"
 
     def _takes_token_ids(self) -> bool:
@@ -268,7 +272,8 @@ class OpenAiEngine:
         try:
             answer = self._answer_one("/v1/completions", self._body(probe, 1))
         except EngineError as error:
-            if error.reason is Reason.UNSUPPORTED:
+            # A key that is wrong, or a server that is busy, says nothing of what it takes.
+            if error.refused_request:
                 return False
             raise
         return answer.input_tokens in (None, len(probe), len(probe) + 1)  # some add a first token
@@ -297,8 +302,16 @@ class OpenAiEngine:
         return body
 
     def _answer_one(self, path: str, body: dict[str, Any]) -> _Answer:
+        """Ask once; where the server is busy, wait and ask again, outside of any window."""
         _, loop = self._running()
-        return loop.run(self._translated(self._complete(path, body)))
+        for attempt in range(BUSY_TRIES):
+            try:
+                return loop.run(self._translated(self._complete(path, body)))
+            except EngineError as error:
+                if error.busy_s is None or attempt == BUSY_TRIES - 1:
+                    raise
+                time.sleep(min(error.busy_s * 2**attempt, LONGEST_BACK_OFF_S))
+        raise AssertionError("unreachable")
 
     async def _complete(
         self, path: str, body: dict[str, Any], on_tokens: Callable[[int], None] | None = None
@@ -311,7 +324,7 @@ class OpenAiEngine:
         async with asyncio.timeout(self._timeout_s):
             response = await client.request("POST", path, text)
             if response.status != 200:
-                raise _refused(path, response.status, await response.body())
+                raise _refused(path, response, await response.body(), self._secrets)
             if not self._streaming:
                 usage = json.loads(await response.body()).get("usage") or {}
             else:
@@ -321,7 +334,7 @@ class OpenAiEngine:
                     arrived = time.perf_counter() - began
                     piece = json.loads(event)
                     if "error" in piece:
-                        raise _refused(path, 500, event)
+                        raise _refused(path, replace(response, status=500), event, self._secrets)
                     usage = piece.get("usage") or usage
                     tokens = _tokens_of(piece)
                     times += [arrived] * tokens
@@ -351,9 +364,10 @@ class OpenAiEngine:
                 "the url right?",
                 reason=Reason.CRASHED,
             ) from None
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
+            said = printable(without_secrets(str(error), self._secrets), 200)
             raise EngineError(
-                f"{host} sent what no OpenAI server sends ({error}): check the url",
+                f"{host} sent what no OpenAI server sends ({said}): check the url",
                 reason=Reason.UNSUPPORTED,
             ) from None
 
@@ -483,6 +497,13 @@ class OpenAiEngine:
 
     def _check(self, answer: _Answer, input_tokens: int, output_tokens: int) -> None:
         generated = answer.output_tokens
+        if self._streaming and generated and not answer.token_times_s:
+            raise EngineError(
+                f"the server says that it made {generated} tokens, and streamed none of them: "
+                "what it did cannot be told. With streaming=false it is believed, without times",
+                reason=Reason.WRONG_COUNTS,
+                usable=True,
+            )
         if generated is None:
             generated = len(answer.token_times_s)
         if answer.input_tokens not in (None, input_tokens) or generated != output_tokens:
@@ -649,20 +670,39 @@ def _tokens_of(piece: Mapping[str, Any]) -> int:
     return tokens
 
 
-def _refused(path: str, status: int, body: bytes) -> EngineError:
-    message = body.decode(errors="replace")
-    with suppress(ValueError, LookupError, TypeError, AttributeError):
+#: The server is there and would not do it now: asked again after a while it may.
+_BUSY = (408, 425, 429)
+LONGEST_BACK_OFF_S = 60.0
+
+
+def _refused(
+    path: str, response: Response, body: bytes, secrets: Sequence[str] = ()
+) -> EngineError:
+    status = response.status
+    message = body[:65536].decode(errors="replace")
+    with suppress(ValueError, LookupError, TypeError, AttributeError, RecursionError):
         document = json.loads(body)
         error = document.get("error", document)
         message = str(error["message"] if isinstance(error, dict) else error)
     lower = message.lower()
     memory = "out of memory" in lower
+    busy_s = None
+    if status in _BUSY and not memory:
+        busy_s = 1.0
+        with suppress(ValueError):
+            busy_s = min(max(float(response.headers.get("retry-after", "1")), 0.0), 60.0)
+    client = 400 <= status < 500
     return EngineError(
-        f"the server answered {path} with status {status}: {message.strip()[:300]}",
+        f"the server answered {path} with status {status}: "
+        f"{printable(without_secrets(message, secrets), 300)}",
         reason=Reason.OUT_OF_MEMORY
         if memory
+        else Reason.TIMED_OUT
+        if busy_s is not None
         else Reason.UNSUPPORTED
-        if 400 <= status < 500
+        if client
         else Reason.CRASHED,
-        usable=400 <= status < 500,
+        usable=client or busy_s is not None,
+        busy_s=busy_s,
+        refused_request=status in (400, 404, 405, 415, 422),
     )
