@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
+from energylens.cli import timing
 from energylens.cli.console import (
     Progress,
     Subparsers,
@@ -88,6 +89,7 @@ def add_verbs(verbs: Any) -> None:
         ),
     )
     add_tables(parser)
+    timing.add_time_options(parser)
     parser.add_argument("--protocol", choices=PROTOCOLS, default="few-shot")
     parser.add_argument(
         "--choose",
@@ -286,7 +288,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if not 0 <= arguments.noise < 1:
         raise UsageError(f"--noise must be 0 or more and below 1, not {arguments.noise:g}")
     estimators, left_out = contestants(arguments.estimators)
-    dataset = read_tables(arguments)
+    dataset, estimators = timing.on_time(arguments, read_tables(arguments), estimators)
     progress = Progress("fitting")
     try:
         evaluation = evaluate(
@@ -313,10 +315,12 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
     finally:
         progress.close()
+    judged = timing.limits(arguments, dataset, estimators)
     if arguments.json:
-        print_json(evaluation.to_json())
+        print_json(timing.attach(evaluation.to_json(), judged))
         return
     print_evaluation(evaluation)
+    timing.print_limits(judged)
     if left_out:
         print_paragraph(
             f"Not judged, for want of their packages: {', '.join(left_out)}. "
