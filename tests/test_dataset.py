@@ -75,7 +75,7 @@ def test_ids_are_those_of_the_records_of_each_row(planted):
     rows = range(30)
     assert planted.llm_ids.tolist() == [planted.cases.case(i).llm.id for i in rows]
     assert planted.gpu_ids.tolist() == [planted.cases.case(i).gpu.id for i in rows]
-    assert planted.precision_ids.tolist() == ["bf16"] * 30
+    assert planted.precision_ids.tolist() == [planted.cases.case(i).precision.id for i in rows]
 
 
 def test_only_measured_and_published_rows_carry_an_accuracy_claim(make_dataset, base):

@@ -43,6 +43,7 @@ def loaded_by(code: str) -> set[str]:
     "code",
     [
         "import energylens",
+        "import energylens.door, energylens.viewing",
         "import energylens.errors, energylens.records",
         "from energylens.cli import main; main(['--help'])",
         "from energylens.cli import main; main(['evaluate', '--help'])",

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from energylens.cases import OPTIONAL, BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError, UsageError
+from energylens.frames import columns_of_frame
 from energylens.records import Boundary, Source
+from energylens.viewing import Shown
 
 StrArray = NDArray[np.object_]
 
@@ -61,8 +63,8 @@ def freed_columns(choose: Sequence[str]) -> frozenset[str]:
     return frozenset(column for name in choose for column in KNOBS[name])
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Dataset:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Dataset(Shown):
     """Measured rows as columns of length n; NaN means not measured, joules are per request.
 
     ``percentiles_s`` has those percentiles of times that any row gives, by the name of their
@@ -106,6 +108,28 @@ class Dataset:
 
     def __len__(self) -> int:
         return len(self.cases)
+
+    @classmethod
+    def from_frame(cls, frame: Any) -> Dataset:
+        """Make a dataset of a data frame with the columns of the tidy table.
+
+        Parameters
+        ----------
+        frame : pandas, polars or PyArrow frame
+            n rows; a missing cell is an empty one.
+
+        Raises
+        ------
+        TableError
+            If anything in it is wrong; the first problem is told, the others counted.
+        MissingExtraError
+            If narwhals (the extra ``frames``) is not installed.
+        """
+        from importlib import import_module
+
+        # What checks a table stands above what holds it, so it is looked up when it is needed.
+        checked: Dataset = import_module("energylens.table").from_columns(columns_of_frame(frame))
+        return checked
 
     @classmethod
     def column_names(cls) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from energylens.cases import Cases, FloatArray
 from energylens.formula import design_by_phase, slopes
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration, Source, Workload
+from energylens.viewing import Shown
 from energylens.words import joules
 
 COVERAGE_RATIO = 0.8
@@ -75,8 +76,8 @@ class Change:
     running_batch_size: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class Explanation:
+@dataclass(frozen=True, kw_only=True, repr=False)
+class Explanation(Shown):
     """A case explained.
 
     Attributes

@@ -511,6 +511,17 @@ def write_text(path: str | Path, text: str) -> None:
     _write_bytes(path, _encode(text, str(path), ArtefactError), ArtefactError)
 
 
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write bytes, whole or not at all.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be written.
+    """
+    _write_bytes(path, data, ArtefactError)
+
+
 def _parse_json(
     text: str, where: str, error: type[InputError], decoder: json.JSONDecoder | None = None
 ) -> Any:

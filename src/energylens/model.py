@@ -26,6 +26,7 @@ from energylens.formula import (
     with_power_caps,
 )
 from energylens.records import Engine
+from energylens.viewing import Shown, shown_by
 
 if TYPE_CHECKING:
     from energylens.latency import TimeModel
@@ -99,8 +100,8 @@ class Scope:
     engines: Mapping[str, Scope] = field(default_factory=dict)  # the same of each version's rows
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class EnergyModel:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class EnergyModel(Shown):
     """The fitted law: a Predictor with intervals.
 
     ``groups`` holds coefficients of their own for the values of the columns named in ``per``
@@ -127,6 +128,15 @@ class EnergyModel:
     def terms(self) -> tuple[Term, ...]:
         """The twelve, then those of the extensions."""
         return terms_of(self.extensions)
+
+    def latex(self) -> str:
+        r"""Typeset the fitted law with its numbers: an ``align`` environment of LaTeX.
+
+        The law, then each coefficient with its 80 % interval, and the joules that one count
+        costs on each GPU type of the fit.
+        """
+        typeset: str = shown_by().latex(self)
+        return typeset
 
     def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""

@@ -30,6 +30,7 @@ from energylens.records import (
     Workload,
     power_cap_range_w,
 )
+from energylens.viewing import Shown
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
 DEGREES = (1, 2, 4, 8)
@@ -372,8 +373,8 @@ class Infeasible:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Ranking:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Ranking(Shown):
     """Feasible configurations from the fewest predicted joules up, and those ruled out.
 
     ``lower_j``, ``upper_j`` (an interval of ``coverage_ratio``) and ``probability_best_ratio``

@@ -7,7 +7,7 @@ read is checked cell by cell and row by row, whole columns at a time, before any
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,6 +88,19 @@ def read(path: str | Path) -> Dataset:
         If anything in it is wrong; the first problem is told, the others counted.
     """
     return dataset_from_table(files.read_table(path))
+
+
+def from_columns(columns: Mapping[str, Sequence[object]], name: str = "the frame") -> Dataset:
+    """Check columns of cells as a tidy table, and make a dataset of them.
+
+    Raises
+    ------
+    TableError
+        If anything in them is wrong; the first problem is told, the others counted.
+    """
+    rows = max((len(cells) for cells in columns.values()), default=0)
+    raw = RawTable(name=name, columns=columns, lines=range(1, rows + 1), place="row")
+    return dataset_from_table(raw)
 
 
 def write(dataset: Dataset, path: str | Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import math
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -112,3 +113,18 @@ def table_lines(
         return "  ".join(padded).rstrip()
 
     return [line(list(header)), "  ".join("-" * w for w in widths), *(line(row) for row in body)]
+
+
+def html_table(header: Sequence[str], rows: Iterable[Iterable[str]], *, title: str = "") -> str:
+    """Set a table as HTML for a notebook: text flush left in the first column, then right."""
+
+    def line(cells: Iterable[str], tag: str) -> str:
+        styled = (
+            f'<{tag} style="text-align: {"right" if place else "left"}">{html.escape(cell)}</{tag}>'
+            for place, cell in enumerate(cells)
+        )
+        return f"<tr>{''.join(styled)}</tr>"
+
+    caption = f"<p>{html.escape(title)}</p>" if title else ""
+    body = "".join(line(row, "td") for row in rows)
+    return f"{caption}<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"

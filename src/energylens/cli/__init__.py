@@ -22,6 +22,7 @@ _MODULES = (
     "modelling",
     "models",
     "judging",
+    "report",
     "names",
     "instrument",
     "discovering",

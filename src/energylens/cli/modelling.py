@@ -35,13 +35,13 @@ from energylens.cli.serving import (
     refuse_without_rate,
     time_law,
 )
-from energylens.words import WIDTH, likelihood, percent, saving
+from energylens.words import WIDTH, percent
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.model import EnergyModel
-    from energylens.records import Case, Configuration
-    from energylens.selection import Limit, Ranked, Ranking
+    from energylens.records import Case
+    from energylens.selection import Limit, Ranking
 
 LISTED = 4  # infeasible layouts shown
 NAMED = 6  # engine versions named in a note
@@ -80,6 +80,9 @@ def add_verbs(verbs: Any) -> None:
     )
     add_tables(parser)
     parser.add_argument("-o", "--output", metavar="FILE", help="where to write the model")
+    parser.add_argument(
+        "--latex", action="store_true", help="print the fitted law as LaTeX, with its numbers"
+    )
     add_fit_options(parser)
     parser.add_argument(
         "--bootstrap",
@@ -245,6 +248,9 @@ def _fit(arguments: argparse.Namespace) -> None:
     diagnosis = fitting.diagnose(model, dataset)
     if arguments.output:
         modelfile.save(model, arguments.output)
+    if arguments.latex:
+        print(model.latex())
+        return
     spread = NORMAL_80 * np.sqrt(np.diag(model.pooled.covariance))
     low, high = np.maximum(model.pooled.theta - spread, 0.0), model.pooled.theta + spread
     if arguments.bootstrap:
@@ -587,7 +593,7 @@ def _select(arguments: argparse.Namespace) -> None:
     from energylens.errors import UsageError
     from energylens.explanation import explain
     from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
-    from energylens.words import joules
+    from energylens.showing import advice, ranking_cells
 
     if arguments.model and arguments.model.lower().endswith((".toml", ".yaml", ".yml")):
         decision_file.read(arguments)
@@ -654,28 +660,13 @@ def _select(arguments: argparse.Namespace) -> None:
         return
     print_paragraph(ranking.describe())
     print()
-    rows = []
-    for entry in ranking.served(arguments.top):
-        interval = (
-            "-"
-            if entry.lower_j is None or entry.upper_j is None
-            else f"{joules(entry.lower_j)} .. {joules(entry.upper_j)}"
-        )
-        rows.append(
-            (
-                _named(ranking, entry),
-                str(entry.configuration.gpus),
-                joules(entry.energy_per_request_j),
-                interval,
-                likelihood(entry.probability_best_ratio),
-            )
-        )
-    _print_wrapped(("configuration", "GPUs", "per request", "80 % interval", "is best"), rows)
+    header, rows = ranking_cells(ranking, arguments.top)
+    _print_wrapped(header, rows)
     more = len(ranking.served()) - len(rows)
     if more > 0:
         print(f"... and {more} more")
     print()
-    print_paragraph(_advice(ranking))
+    print_paragraph(advice(ranking))
     explanation = explain(model, best)
     for line in explanation.sentences[1:]:
         print_paragraph(line)
@@ -703,43 +694,3 @@ def _select(arguments: argparse.Namespace) -> None:
         lines = sorted(ruled_out.values(), key=lambda line: " W on " not in line[0])
         for name, reason in lines[:LISTED]:
             print_paragraph(f"{name}: {reason}", "  ")
-
-
-def _named(ranking: Ranking, entry: Ranked) -> str:
-    """Name a configuration by what was free."""
-    name = entry.configuration.describe() + _running(entry.configuration)
-    name += f" {entry.gpu}" if len(ranking.cases.gpus) > 1 else ""
-    return name + (f" {entry.precision}" if len(ranking.cases.precisions) > 1 else "")
-
-
-def _advice(ranking: Ranking) -> str:
-    """Say what to run, what it saves, and how sure that is."""
-    from energylens.words import joules
-
-    winner, *others = ranking.served()
-    advice = f"Run {_named(ranking, winner)}: {joules(winner.energy_per_request_j)} a request"
-    if not others:
-        return f"{advice}. Nothing else is feasible."
-    compared = {"the next best": others[0], "the worst feasible choice": others[-1]}
-    compared = dict(list(compared.items())[: len(others)])
-    least = winner.energy_per_request_j
-    advice += ", " + ", and ".join(
-        f"{joules(other.energy_per_request_j - least)} "
-        f"({saving(1.0 - least / other.energy_per_request_j)}) less than {what}, "
-        f"{_named(ranking, other)}"
-        for what, other in compared.items()
-    )
-    if winner.probability_best_ratio is not None:
-        regret = ranking.expected_regret_ratio or 0.0
-        advice += (
-            f". It is the best with probability {likelihood(winner.probability_best_ratio)}; "
-            f"choosing it is expected to cost {'under 0.1 %' if regret < 5e-4 else percent(regret)}"
-            " over the true best"
-        )
-    return f"{advice}."
-
-
-def _running(configuration: Configuration) -> str:
-    """Say how many sequences run where memory holds fewer than the batch limit."""
-    running = configuration.mean_batch_size
-    return "" if running is None else f" ({running:.0f} run)"

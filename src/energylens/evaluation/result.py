@@ -9,6 +9,7 @@ from typing import Any
 from energylens.cases import FloatArray
 from energylens.errors import UsageError
 from energylens.evaluation.scoring import METRICS, TIE_RATIO, Metrics
+from energylens.viewing import Shown
 
 _LISTED = 20
 
@@ -111,8 +112,8 @@ class Point:
         }
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, kw_only=True, eq=False, repr=False)
+class Evaluation(Shown):
     """What came of judging some estimators on one dataset by one protocol.
 
     ``points`` hold one entry for each condition (training sizes of a learning curve, calibration

@@ -8,9 +8,11 @@ import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.errors import MissingExtraError
+from energylens import files
+from energylens.errors import MissingExtraError, UsageError
 from energylens.words import si
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "layout-3": ("#7d868f", "#98a2ad"),
 }
 
+#: What a picture can be saved as.
+KINDS = (".svg", ".pdf", ".png")
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Picture:
@@ -88,7 +93,8 @@ class Picture:
         MissingExtraError
             If matplotlib is not installed.
         """
-        return _inline(_drawn(self.draw, self.size_in), self.name, self.alternative)
+        drawn = _drawn(self.draw, self.size_in).decode()
+        return _inline(drawn, self.name, self.alternative)
 
     def standalone_svg(self) -> str:
         """Draw as an SVG file of its own, light or dark as its reader prefers."""
@@ -99,6 +105,41 @@ class Picture:
         head, _, body = self.svg().partition(">")
         background = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
         return f"{head}>{style}{background}{body}\n"
+
+    def save(self, path: str | Path) -> None:
+        """Write the picture to a file.
+
+        Parameters
+        ----------
+        path : str or Path
+            Ends in ``.svg`` (text stays text, light or dark as its reader prefers), ``.pdf`` or
+            ``.png`` (light, 200 dots an inch).
+
+        Raises
+        ------
+        UsageError
+            If it ends in something else.
+        ArtefactError
+            If the file cannot be written.
+        """
+        kind = Path(path).suffix.lower()
+        if kind not in KINDS:
+            raise UsageError(
+                f"a figure is saved as {', '.join(KINDS)}: end its name in one of them, not "
+                f"{str(path)!r}"
+            )
+        if kind == ".svg":
+            files.write_text(path, self.standalone_svg())
+            return
+        paper = {"savefig.facecolor": PALETTE["paper"][0], "savefig.dpi": 200}
+        drawn = _drawn(self.draw, self.size_in, paper, kind=kind.removeprefix("."))
+        files.write_bytes(path, drawn)
+
+    def _repr_html_(self) -> str:
+        return (
+            f"<figure><figcaption><b>{_attribute(self.title)}</b></figcaption>"
+            f"{self.standalone_svg()}<figcaption>{_attribute(self.caption)}</figcaption></figure>"
+        )
 
 
 def palette_css(theme: int) -> str:
@@ -127,7 +168,7 @@ def typeset(tex: str, spoken: str, name: str) -> str:
         "savefig.bbox": "tight",
     }
     settings |= {"savefig.pad_inches": 0.02}
-    svg = _inline(_drawn(draw, (1.0, 1.0), settings), name, spoken)
+    svg = _inline(_drawn(draw, (1.0, 1.0), settings).decode(), name, spoken)
     box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
     width = 1.4 * float(box.group(1)) / 13 if box else 20.0
     return svg.replace(" role=", f' style="width: {width:.2f}em" role=', 1)
@@ -137,7 +178,8 @@ def _drawn(
     draw: Callable[[Figure], None],
     size_in: tuple[float, float],
     others: Mapping[Any, Any] | None = None,
-) -> str:
+    kind: str = "svg",
+) -> bytes:
     try:
         import matplotlib
         from matplotlib.figure import Figure
@@ -171,7 +213,8 @@ def _drawn(
         "figure.facecolor": "none",
         "savefig.facecolor": "none",
     }
-    out = io.StringIO()
+    out = io.BytesIO()
+    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
     with matplotlib.rc_context(), warnings.catch_warnings():
         # Characters that the metrics' font lacks are in the reader's.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -179,7 +222,8 @@ def _drawn(
         matplotlib.rcParams.update(settings | dict(others or {}))
         figure = Figure(figsize=size_in, layout="constrained")
         draw(figure)
-        figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None})
+        maker = "Software" if kind == "png" else "Creator"
+        figure.savefig(out, format=kind, metadata={**undated, maker: None})
     return out.getvalue()
 
 
