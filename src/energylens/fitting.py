@@ -18,10 +18,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from statistics import NormalDist
 
 import numpy as np
 
-from energylens import __version__, latency
+from energylens import __version__, factors, latency
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import FitError, UsageError
@@ -53,9 +54,21 @@ CONVERGED_RATIO = 1e-5  # a step that lowers the loss by less is the last
 PAYING_RATIO = 0.03  # by which an extension must lower the error on rows left out
 OVERLAP_FLOOR = 0.5  # least theta at which an overlapped term's spread is taken
 FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
+# Below FEW_ROWS, and up to ENOUGH_ROWS unless all coefficients bring the error on rows left out
+# below FIT_PAYS_RATIO of it, the datasheet times one factor. Its logarithm has LEVEL_SPREAD
+# before any row, rows of one architecture tell it with ARCHITECTURE_SPREAD, and a single row is
+# off by SINGLE_SPREAD, of which SINGLE_ROWS are as good as seen. All of them, as the factors, by
+# ML.ENERGY v2, Argonne and energy-code-eval.
+FEW_ROWS, ENOUGH_ROWS = 6, 16
+FIT_PAYS_RATIO = 0.7
+LEVEL_SPREAD = 0.15
+ARCHITECTURE_SPREAD = 0.3
+SINGLE_SPREAD = 0.22
+SINGLE_ROWS = 5.0
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
 LENT_ROWS = 5.0  # that the pooled fit's residual spread counts for in a group's
 ENOUGH = 9  # residuals from which a group can tell its own 80 % interval
+TRAVEL_SPREAD = 0.1  # of what hardware does, in coefficients that answer for other GPU types
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
 REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
@@ -63,6 +76,10 @@ GUESSED_PAIRS = 5.0  # of configurations that such a guess counts for
 EPSILON = float(np.finfo(np.float64).eps)
 VARIANCE_FLOOR = 1e-8  # of relative residuals, where rows repeat each other exactly
 FACTOR_OFF = 1e6  # from what the datasheet suggests: no measurement, but a wrong unit
+# Of a normal distribution, 41 of them: what a few rows cannot tell of their own.
+NORMAL_QUANTILES = np.array(
+    [NormalDist().inv_cdf((k + 0.5) / 41.0) for k in range(41)], dtype=np.float64
+)
 SCOPE_COLUMNS = (
     "tensor_parallel",
     "pipeline_parallel",
@@ -177,11 +194,13 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
     if options.extend == ("auto",):
         options = replace(options, extend=paying_extensions(dataset, options, weights=weights))
     problem = _Problem(dataset, weights, options)
-    pooled = problem.solve(np.arange(len(dataset)), problem.expected, problem.spread)
+    everything = np.arange(len(dataset))
+    pooled = problem.solve(everything, problem.expected, problem.spread)
+    travel = {"": problem.solve(everything, problem.expected, problem.travelling)}
     groups: dict[str, Coefficients] = {}
     per = _columns(dataset, options)
     columns = tuple(name for name in per if name != "engine")
-    groups |= _groups_within(problem, dataset, columns, np.arange(len(dataset)), pooled)
+    groups |= _groups_within(problem, dataset, columns, everything, pooled, travel[""])
     if "engine" in per:
         for engine in sorted(set(dataset.engine_ids) - {""}):
             # Rows of one version say little of another's joules, less than the datasheet does
@@ -189,12 +208,16 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
             rows = np.flatnonzero(dataset.engine_ids == engine)
             own = problem.solve(rows, problem.expected, problem.spread)
             groups[engine] = _borrowing(own, pooled)
+            travel[engine] = _borrowing(
+                problem.solve(rows, problem.expected, problem.travelling), travel[""]
+            )
             inner = (*columns, "engine")
-            groups |= _groups_within(problem, dataset, inner, rows, groups[engine])
+            groups |= _groups_within(problem, dataset, inner, rows, groups[engine], travel[engine])
     return EnergyModel(
         pooled=pooled,
         per=per,
         groups=groups,
+        travel=travel if options.prior == "datasheet" else {},
         scope=_scope(dataset),
         dataset_digest=dataset.digest,
         sources=dataset.source_counts(),
@@ -218,15 +241,24 @@ def _columns(dataset: Dataset, options: FitOptions) -> tuple[str, ...]:
 
 
 def _groups_within(
-    problem: _Problem, dataset: Dataset, per: Sequence[str], rows: IntArray, parent: Coefficients
+    problem: _Problem,
+    dataset: Dataset,
+    per: Sequence[str],
+    rows: IntArray,
+    parent: Coefficients,
+    travelled: Coefficients,
 ) -> dict[str, Coefficients]:
-    """Fit each group of some rows, drawn toward the fit to all of these; one group is that fit."""
+    """Fit each group of some rows, drawn toward the fit to all of these; one group is that fit.
+
+    A GPU type with few rows starts from what travels to GPU types without.
+    """
     keys = _group_keys(dataset, per)
     groups = {}
     distinct = sorted(set(keys[rows]))
     for key in distinct if len(distinct) > 1 else ():
         mine = rows[keys[rows] == key]
-        group = problem.solve(mine, parent.theta, GROUP_SPREAD * problem.spreads)
+        start = travelled if "gpu" in per and len(mine) < ENOUGH_ROWS else parent
+        group = problem.solve(mine, start.theta, GROUP_SPREAD * problem.spreads, start.factors)
         groups[key] = _borrowing(group, parent)
     return groups
 
@@ -331,7 +363,7 @@ class _Problem:
 
     def __init__(self, dataset: Dataset, weights: FloatArray, options: FitOptions) -> None:
         y = dataset.energy_per_request_j
-        cases = dataset.cases
+        cases = self.cases = dataset.cases
         terms = terms_of(options.extend)
         self.expected = np.array([term.expected for term in terms])
         self.spreads = np.array([term.spread for term in terms])
@@ -340,6 +372,10 @@ class _Problem:
             [term.lower_bound if options.prior == "datasheet" else 0.0 for term in terms]
         )
         no_prior = np.full(len(terms), NO_PRIOR_SPREAD)
+        self.with_prior = options.prior == "datasheet"
+        self.travelling = np.array(
+            [TRAVEL_SPREAD if term.hardware else term.spread for term in terms]
+        )
         self.spread = self.spreads if options.prior == "datasheet" else no_prior
         x = design(cases, terms)
         if options.measured_power:
@@ -432,9 +468,64 @@ class _Problem:
             variance=variance,
         )
 
-    def solve(self, rows: IntArray, mean: FloatArray, spread: FloatArray) -> Coefficients:
+    def _scaled(
+        self, rows: IntArray, mean: FloatArray, spread: FloatArray, lent: factors.Factors
+    ) -> Coefficients:
+        """Take what is expected times one shrunk factor: all that a few rows can tell.
+
+        The intervals are those of the expectation, a little narrower or wider as the rows are
+        nearer to it or farther off.
+        """
+        mean = mean.copy()
+        for k, value in self.fixed.items():
+            mean[k] = value
+        logs = -np.log(energy(self.relative[rows], mean)) - lent.logs(self.cases.take(rows))[0]
+        weights, architecture = self.weights[rows], self.architecture[rows]
+        _, place = np.unique(architecture, return_inverse=True)
+        means = np.bincount(place, weights * logs) / np.bincount(place, weights)
+        told = len(means) / ARCHITECTURE_SPREAD**2
+        level_variance = 1.0 / (told + 1.0 / LEVEL_SPREAD**2)
+        level = float(means.mean()) * told * level_variance
+        theta = mean * np.exp(level)
+        for k, value in self.fixed.items():
+            theta[k] = value
+        squares = float(((logs - level) ** 2).sum()) + SINGLE_ROWS * SINGLE_SPREAD**2
+        scale = float(np.sqrt(squares / (len(rows) + SINGLE_ROWS) + level_variance))
+        residuals = scale * NORMAL_QUANTILES
+        return Coefficients(
+            theta=theta,
+            covariance=np.diag(spread**2),
+            residuals_seen=residuals,
+            residuals_unseen=residuals,
+            llms=len(residuals),
+            spread_ratio=scale,
+            design_effect=0.0,
+            within_ratio=PRIOR_ROW_RATIO,
+            between_ratio=scale,
+            reach_doublings=REACH_DOUBLINGS * (scale / PRIOR_ROW_RATIO) ** 2,
+            rows=len(rows),
+            factors=lent,
+        )
+
+    def solve(
+        self,
+        rows: IntArray,
+        mean: FloatArray,
+        spread: FloatArray,
+        lent: factors.Factors | None = None,
+    ) -> Coefficients:
         """Fit some rows, with theta expected at ``mean`` within ``spread``."""
+        few = self.with_prior and len(rows) < ENOUGH_ROWS
+        scaled = self._scaled(rows, mean, spread, lent or factors.none()) if few else None
+        if scaled and len(rows) < FEW_ROWS:
+            return scaled
         fitted = self._minimise(rows, mean, spread)
+        if scaled:
+            # Rows left out decide between the two; the simpler is given up for a clear gain only.
+            own = np.log(energy(self.relative[rows], scaled.theta))
+            off = np.abs(own + scaled.factors.logs(self.cases.take(rows))[0]).mean()
+            if np.abs(fitted.without_rows()[0]).mean() > FIT_PAYS_RATIO * off:
+                return scaled
         # An overlapped term has no slope at 0, yet rows forbid it to be large: the spread is that
         # of a slope some way off.
         apart = fitted.theta.copy()
@@ -444,26 +535,38 @@ class _Problem:
         curvature = (steep * fitted.weights[:, None]).T @ steep + np.diag(fitted.pull)
         covariance: FloatArray = fitted.variance * np.linalg.inv(curvature).astype(np.float64)
         seen, seen_leverage = fitted.without_rows()
-        within, between, reach = _spreads(seen, self.scenario[rows], self.place[rows])
         architecture = self.architecture[rows]
         unseen, unseen_leverage = fitted.without_groups(architecture)
         effect = fitted.design_effect(architecture)
-        # What rows left out were off by. With few rows it can be less than the variance that the
-        # fit assumes, which a pseudo-row holds up and with it the covariance: rows too alike to
-        # contradict the coefficients do not make them certain elsewhere.
-        scale = np.sqrt(max(float((seen**2).mean()), VARIANCE_FLOOR))
+        found, alone, strange = factors.fit(
+            self.cases.take(rows),
+            seen,
+            self.weights[rows] / self.weights[rows].mean(),
+            architecture,
+        )
+        # Left out with its architecture a row loses what others of it say of the factors, and of
+        # the coefficients.
+        strangers = strange.residual + unseen - seen
+        within, between, reach = _spreads(alone.residual, self.scenario[rows], self.place[rows])
+        # What rows left out were off by, less what coefficients and factors were uncertain by.
+        row = (factors.ROW_SPREAD * found.scale_ratio) ** 2
+        of_seen = effect * fitted.variance * seen_leverage + alone.variance
+        of_unseen = effect * fitted.variance * unseen_leverage + strange.variance
+        near = alone.residual / np.sqrt(1.0 + of_seen / row)
+        far = strangers / np.sqrt(1.0 + of_unseen / row)
         return Coefficients(
             theta=fitted.theta,
             covariance=covariance,
-            residuals_seen=np.sort(seen / np.sqrt(1.0 + effect * seen_leverage)),
-            residuals_unseen=np.sort(unseen / np.sqrt(1.0 + effect * unseen_leverage)),
+            residuals_seen=np.sort(near),
+            residuals_unseen=np.sort(far),
             llms=len(np.unique(architecture)),
-            spread_ratio=float(scale),
+            spread_ratio=float(np.sqrt(row)),
             design_effect=effect,
             within_ratio=within,
             between_ratio=between,
             reach_doublings=reach,
             rows=len(rows),
+            factors=found,
         )
 
 
@@ -664,7 +767,7 @@ def bootstrap(
     Returns
     -------
     ndarray, shape (samples, 12)
-        The pooled ``theta`` of each draw.
+        The pooled ``theta`` of each draw; wider with extensions, which ``auto`` chooses once.
 
     Raises
     ------
@@ -675,8 +778,13 @@ def bootstrap(
     """
     if samples < 1:
         raise UsageError(f"a bootstrap needs 1 sample or more, not {samples}")
+    if seed < 0:
+        raise UsageError(f"the seed must be 0 or above, not {seed}")
     rng = np.random.default_rng(seed)
     options = options or FitOptions()
+    if options.extend == ("auto",):
+        # Chosen once, by all rows: draws that each chose their own would have other coefficients.
+        options = replace(options, extend=paying_extensions(dataset, options))
     n = len(dataset)
     draws = (dataset.take(rng.integers(0, n, n)) for _ in range(samples))
     return np.array([_fit(draw, options).pooled.theta for draw in draws])
@@ -719,7 +827,9 @@ class Diagnostics:
     worst: tuple[tuple[int, float], ...]
 
 
-def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
+def diagnose(
+    model: EnergyModel, dataset: Dataset, *, weights: FloatArray | None = None
+) -> Diagnostics:
     """Examine a fit against the rows it was made from.
 
     Parameters
@@ -727,6 +837,8 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     model : EnergyModel
     dataset : Dataset
         The n rows that ``fit`` was given.
+    weights : ndarray, shape (n,), optional
+        The weights that ``fit`` was given.
 
     Returns
     -------
@@ -734,6 +846,8 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
     """
     if dataset.under_load.any():
         dataset = rows_at_work(dataset, time_law(dataset))
+    if weights is None:
+        weights = np.ones(len(dataset))
     terms = model.terms
     spreads = np.array([term.spread for term in terms])
     x = design(dataset.cases, terms)
@@ -764,10 +878,14 @@ def diagnose(model: EnergyModel, dataset: Dataset) -> Diagnostics:
         term.name: needs(k) for k, term in enumerate(terms) if rests_on_prior[k] and spread[k] > 0
     }
     active = (theta > 0) & present
-    b = a[:, active]
+    # By the fit's own loss and prior: rows count as they did, and without a prior none pulls.
+    if model.options.get("loss") == "absolute":
+        weights = weights * (y / y.mean()) ** 2
+    b = a[:, active] * np.sqrt(weights)[:, None]
     variance = max(model.pooled.within_ratio**2 + model.pooled.between_ratio**2, VARIANCE_FLOOR)
-    hat = b @ np.linalg.solve(b.T @ b + np.diag(variance / spreads[active] ** 2), b.T)
-    leverage = np.diag(hat)
+    pulled = spreads[active] if model.options.get("prior") != "none" else NO_PRIOR_SPREAD
+    pull = np.broadcast_to(variance / np.square(pulled), active.sum())
+    leverage = (b * np.linalg.solve(b.T @ b + np.diag(pull), b.T).T).sum(axis=1)
     ratio = predicted / y
     order = np.argsort(-np.abs(ratio - 1.0))[:5].tolist()
     return Diagnostics(

@@ -113,6 +113,11 @@ class Term:
     needs: str = ""
     lower_bound: float = 0.0
 
+    @property
+    def hardware(self) -> bool:
+        """Whether the coefficient is of bytes and FLOPs, not of waiting."""
+        return self.unit in ("J/byte", "J/FLOP")
+
 
 TERMS: tuple[Term, ...] = (
     # ------------------------------------------------------------------------------- prefill

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from energylens import factors
 from energylens.cases import Cases, FloatArray
 from energylens.counts import count_in_chunks, in_flight
+from energylens.factors import Factors
 from energylens.formula import (
     OVERLAPS,
     STRUCTURE,
@@ -74,6 +76,8 @@ class Coefficients:
         lost all but 1/e of the correlation that distance takes away.
     rows : int
         Rows fitted.
+    factors : Factors
+        What the residuals of the rows say of LLMs and formats.
     """
 
     theta: FloatArray
@@ -87,6 +91,7 @@ class Coefficients:
     between_ratio: float
     reach_doublings: float
     rows: int
+    factors: Factors = field(default_factory=factors.none)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,13 +113,16 @@ class EnergyModel(Shown):
     ("gpu", "llm", "precision", "engine"; joined by a space), each shrunk toward ``pooled``, which
     answers for every other case. With "engine" among them, each engine version has a set by itself
     (not shrunk toward other versions), groups within it, and there are groups without the engine,
-    which answer where it is unknown or was not seen.
+    which answer where it is unknown or was not seen. ``travel`` holds the coefficients that answer
+    for GPU types without rows, by engine version ("" for all): those of hardware stay close to
+    the datasheet there, as what rows of one type say of them does not carry to another.
     """
 
     pooled: Coefficients
     scope: Scope
     per: tuple[str, ...] = ()
     groups: Mapping[str, Coefficients] = field(default_factory=dict)
+    travel: Mapping[str, Coefficients] = field(default_factory=dict)
     structure: str = STRUCTURE
     dataset_digest: str = ""
     sources: Mapping[str, int] = field(default_factory=dict)
@@ -140,6 +148,8 @@ class EnergyModel(Shown):
 
     def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
+        if self.travel and self.scope.gpus and gpu not in self.scope.gpus:
+            return self.travel.get(engine if "engine" in self.per else "", self.travel[""])
         names = {"llm": llm, "gpu": gpu, "precision": precision}
         columns = [names[name] for name in self.per if name != "engine"]
         named = engine if "engine" in self.per else ""
@@ -154,7 +164,7 @@ class EnergyModel(Shown):
 
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
         """Distinct coefficient sets, and the place of each case's set among them."""
-        if not self.groups or not len(cases):
+        if not (self.groups or self.travel) or not len(cases):
             return [self.pooled], np.zeros(len(cases), dtype=np.intp)
         ids, index = _combinations(cases)
         return [self.coefficients(*names) for names in ids], index
@@ -188,7 +198,41 @@ class EnergyModel(Shown):
                     squares += (here[k] * read(counts)) ** 2
                 total += np.sqrt(squares)
             joules[rows] = total
+        joules *= np.exp(self._factors(cases, sets, set_index)[0])
         return joules * power_ratio(cases) if self.measured_power else joules
+
+    def _factors(
+        self, cases: Cases, sets: list[Coefficients], set_index: NDArray[np.intp]
+    ) -> tuple[FloatArray, FloatArray]:
+        """Logarithm of each case's factor, and its variance; each of shape (n,)."""
+        logs, variance = np.zeros(len(cases)), np.zeros(len(cases))
+        for s, coefficients in enumerate(sets):
+            if coefficients.factors.keys:
+                mine = np.flatnonzero(set_index == s)
+                logs[mine], variance[mine] = coefficients.factors.logs(cases.take(mine))
+        return logs, variance
+
+    def choosing(self, freed: Collection[str]) -> EnergyModel:
+        """Return the model to choose by, where ``freed`` knobs may take several values.
+
+        Factors of what is free would decide by how few rows happened to be of each value: they are
+        integrated out, which leaves the law's own order.
+
+        Parameters
+        ----------
+        freed : collection of str
+            Names from :data:`energylens.dataset.KNOBS`.
+        """
+        kinds = {"precision", "architecture_precision"} if "precision" in freed else set()
+        if not kinds:
+            return self
+        return replace(
+            self,
+            pooled=replace(self.pooled, factors=self.pooled.factors.without(kinds)),
+            groups={
+                k: replace(c, factors=c.factors.without(kinds)) for k, c in self.groups.items()
+            },
+        )
 
     def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
         """Joules per request, term by term, of prefill and of decode; each of shape (n, 12).
@@ -199,9 +243,10 @@ class EnergyModel(Shown):
         sets, set_index = self._sets(cases)
         theta = np.array([s.theta for s in sets])[set_index]
         prefill, decode = design_by_phase(cases, self.terms)
+        ratio = np.exp(self._factors(cases, sets, set_index)[0])[:, None]
         if self.measured_power:
-            ratio = power_ratio(cases)[:, None]
-            prefill, decode = prefill * ratio, decode * ratio
+            ratio = ratio * power_ratio(cases)[:, None]
+        prefill, decode = prefill * ratio, decode * ratio
         return slopes(prefill, theta) * theta, slopes(decode, theta) * theta
 
     def interval_energy_j(
@@ -244,9 +289,27 @@ class EnergyModel(Shown):
         of its own besides: each as far from the fitted ones as ``UNSEEN_GPU_SPREAD`` or
         ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named is one of those seen.
         """
-        x = design(cases, self.terms)
+        logs, of_factors = self._factors(cases, sets, set_index)
+        x = design(cases, self.terms) * np.exp(logs)[:, None]
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
+        apart = self._strangeness(cases) ** 2
+        spreads = np.array([term.spread for term in self.terms])
+        ratio = np.ones(len(cases))
+        for s, coefficients in enumerate(sets):
+            mine = set_index == s
+            steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
+            of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
+            of_strangers = apart[mine] * ((steep * spreads) ** 2).sum(axis=1)
+            added = coefficients.design_effect * of_theta + of_strangers + of_factors[mine]
+            ratio[mine] = np.sqrt(1.0 + added / coefficients.spread_ratio**2)
+        return ratio
+
+    def _strangeness(self, cases: Cases) -> FloatArray:
+        """How far coefficients of a GPU type or engine without rows may lie from the fitted ones.
+
+        In units of each term's spread, shape (n,); 0 where rows speak of both.
+        """
         engines, known = self.scope.engines, bool(self.scope.gpus)
         new_engine = np.array(
             [bool(engines and e.id) and not _among(e, engines) for e in cases.engines]
@@ -257,36 +320,42 @@ class EnergyModel(Shown):
                 for e in cases.engines
             ]
         ).reshape(len(cases.engines), len(cases.gpus))
-        apart = (UNSEEN_GPU_SPREAD * new_gpu)[cases.engine_index, cases.gpu_index] ** 2
-        apart += (UNSEEN_ENGINE_SPREAD * new_engine)[cases.engine_index] ** 2
-        spreads = np.array([term.spread for term in self.terms])
-        ratio = np.ones(len(cases))
-        for s, coefficients in enumerate(sets):
-            mine = set_index == s
-            steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
-            of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
-            of_strangers = apart[mine] * ((steep * spreads) ** 2).sum(axis=1)
-            added = coefficients.design_effect * of_theta + of_strangers
-            ratio[mine] = np.sqrt(1.0 + added / coefficients.spread_ratio**2)
-        return ratio
+        gpu_part = UNSEEN_GPU_SPREAD * new_gpu[cases.engine_index, cases.gpu_index]
+        engine_part = UNSEEN_ENGINE_SPREAD * new_engine[cases.engine_index]
+        return np.hypot(gpu_part, engine_part)
 
     def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
         """Draw joint predictions, shape (samples, n).
 
-        Coefficients from their covariance (not below 0), and for each case a factor from the
-        spread of residuals: a part of its variance is common to all cases, the rest to
-        configurations that are close.
+        Coefficients from their covariance (not below 0), those of each GPU type or engine without
+        rows farther off by as much as they may be; for each LLM in each format a factor; and for
+        each case one from the spread of residuals: a part of its variance is common to all cases,
+        the rest to configurations that are close.
         """
         rng = np.random.default_rng(seed)
         sets, set_index = self._sets(cases)
-        x = design(cases, self.terms)
+        logs, of_factors = self._factors(cases, sets, set_index)
+        x = design(cases, self.terms) * np.exp(logs)[:, None]
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
+        spreads = np.array([term.spread for term in self.terms])
+        strange = self._strangeness(cases)
+        kinds = np.column_stack([set_index, cases.gpu_index, cases.engine_index])
+        kind = np.unique(kinds, axis=0, return_inverse=True)[1].reshape(-1)
+        drawn_of = [draw_theta(coefficients, samples, rng) for coefficients in sets]
         joules = np.empty((samples, len(cases)))
-        for s, coefficients in enumerate(sets):
-            mine = set_index == s
-            theta = np.maximum(draw_theta(coefficients, samples, rng), 0.0)
-            joules[:, mine] = energy(x[mine][None], theta[:, None])
+        for number in range(int(kind.max(initial=-1)) + 1):
+            mine = np.flatnonzero(kind == number)
+            theta = drawn_of[set_index[mine[0]]]
+            if strange[mine[0]]:
+                theta = theta + strange[mine[0]] * spreads * rng.standard_normal(theta.shape)
+            joules[:, mine] = energy(x[mine][None], np.maximum(theta, 0.0)[:, None])
+        if of_factors.any():
+            width = max(len(cases.precisions), 1)
+            pair = cases.llm_index * width + cases.precision_index
+            served = np.unique(pair, return_inverse=True)[1].reshape(-1)
+            common = rng.standard_normal((samples, int(served.max()) + 1))[:, served]
+            joules *= np.exp(np.sqrt(of_factors) * common)
         spread = np.array([s.spread_ratio for s in sets])[set_index]
         reach = float(np.mean([s.reach_doublings for s in sets]))
         place = knob_place(cases)
@@ -343,7 +412,8 @@ def knob_place(cases: Cases) -> FloatArray:
 def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generator) -> FloatArray:
     """Draw coefficient sets from their covariance, shape (samples, 12); may be below 0."""
     values, vectors = np.linalg.eigh(coefficients.covariance)
-    root = vectors * np.sqrt(np.maximum(values, 0.0))
+    # The symmetric root: unlike the eigenvectors it is one and the same on every machine.
+    root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     draws: FloatArray = rng.standard_normal((samples, len(root))) @ root.T
     return coefficients.theta + draws
 

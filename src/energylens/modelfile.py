@@ -13,18 +13,27 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 from energylens import files, latency
 from energylens.cases import FloatArray
 from energylens.errors import ArtefactError, UnknownNameError
+from energylens.factors import Factors
 from energylens.formula import STRUCTURE, terms_of
 from energylens.latency import TimeModel
 from energylens.model import Coefficients, EnergyModel, Scope
 
 FORMAT = "energylens-model"
-VERSION = 3
+VERSION = 4
 
 NotNegative = Annotated[FiniteFloat, Field(ge=0)]
 
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class _Factors(_Strict):
+    keys: list[Annotated[list[str], Field(min_length=2, max_length=2)]]
+    names: dict[str, str]
+    mean: list[FiniteFloat]
+    covariance: list[list[FiniteFloat]]
+    scale_ratio: Annotated[FiniteFloat, Field(gt=0)]
 
 
 class _Coefficients(_Strict):
@@ -39,6 +48,7 @@ class _Coefficients(_Strict):
     between_ratio: NotNegative
     reach_doublings: Annotated[FiniteFloat, Field(gt=0)]
     rows: Annotated[int, Field(ge=0)]
+    factors: _Factors
 
 
 class _Scope(_Strict):
@@ -75,6 +85,7 @@ class _Document(_Strict):
     scope: _Scope
     pooled: _Coefficients
     groups: dict[str, _Coefficients]
+    travel: dict[str, _Coefficients]
     time: _Time | None = None
     seal: str
 
@@ -119,6 +130,7 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
         "scope": _scope_json(model.scope),
         "pooled": _coefficients_json(model.pooled, names),
         "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
+        "travel": {key: _coefficients_json(c, names) for key, c in model.travel.items()},
     }
     if model.time is not None:
         document["time"] = _time_json(model.time)
@@ -185,6 +197,7 @@ def from_json(document: Any, name: str) -> EnergyModel:
         scope=_scope_of(read.scope),
         pooled=_coefficients(read.pooled, names, name),
         groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
+        travel={key: _coefficients(value, names, name) for key, value in read.travel.items()},
         time=None if read.time is None else _time(read.time, name),
     )
 
@@ -257,6 +270,13 @@ def _coefficients_json(c: Coefficients, names: list[str]) -> dict[str, Any]:
         "between_ratio": c.between_ratio,
         "reach_doublings": c.reach_doublings,
         "rows": c.rows,
+        "factors": {
+            "keys": [list(key) for key in c.factors.keys],
+            "names": dict(c.factors.names),
+            "mean": c.factors.mean.tolist(),
+            "covariance": c.factors.covariance.tolist(),
+            "scale_ratio": c.factors.scale_ratio,
+        },
     }
 
 
@@ -284,6 +304,24 @@ def _coefficients(read: _Coefficients, names: list[str], name: str) -> Coefficie
         between_ratio=read.between_ratio,
         reach_doublings=read.reach_doublings,
         rows=read.rows,
+        factors=_factors(read.factors, name),
+    )
+
+
+def _factors(read: _Factors, name: str) -> Factors:
+    k = len(read.keys)
+    mean, covariance = _array(read.mean), _array(read.covariance).reshape(-1)
+    if mean.shape != (k,) or len(covariance) != k * k:
+        raise ArtefactError(
+            f"{name} must hold a mean and a row of covariances for each of its {k} factors. "
+            "Fit again."
+        )
+    return Factors(
+        keys=tuple((kind, label) for kind, label in read.keys),
+        names=read.names,
+        mean=mean,
+        covariance=covariance.reshape(k, k),
+        scale_ratio=read.scale_ratio,
     )
 
 
