@@ -341,7 +341,9 @@ def test_a_coefficient_at_its_bound_shows_no_joules_and_how_many_it_may_be(model
     assert (share.total_j, share.low_j) == (0, 0)
     k = NAMES.index("decode_cache")
     spread = np.sqrt(model.pooled.covariance[k, k])
-    assert share.high_j == pytest.approx(1.2816 * spread * design(Cases.of([case]))[0, k])
+    factor = np.exp(model.pooled.factors.logs(Cases.of([case]))[0][0])
+    high = factor * 1.2816 * spread * design(Cases.of([case]))[0, k]
+    assert share.high_j == pytest.approx(high)
 
 
 def test_the_terms_of_an_engine_version_have_the_intervals_of_its_own_coefficients(model, case):

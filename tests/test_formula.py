@@ -494,7 +494,7 @@ def test_an_interval_about_which_nothing_is_known_is_finite(cases):
 
 def test_samples_spread_as_the_residuals_do(cases):
     part = cases.take(np.arange(12))
-    model = model_of(np.ones(12))
+    model = knowing_gpus(model_of(np.ones(12)), cases)
     sharp = replace(model, pooled=coefficients(np.ones(12), covariance=np.zeros((12, 12))))
     draws = np.log(sharp.sample_energy_j(part, 4000, seed=1) / sharp.predict_energy_j(part))
     assert draws.shape == (4000, 12)
@@ -521,6 +521,7 @@ def test_near_configurations_err_alike_and_far_ones_less(draw_cases):
     )
     # Three GPU types: whichever two of them, they are equally far apart.
     cases = Cases.of([at(1), at(2), at(64), at(1, "A100-SXM-80GB"), at(1, "L4")])
+    model = knowing_gpus(model, cases)
     draws = np.log(model.sample_energy_j(cases, 20_000, seed=0))
     shared = 1 - OWN_RATIO
     r = (np.corrcoef(draws, rowvar=False) - shared) / OWN_RATIO
@@ -528,6 +529,26 @@ def test_near_configurations_err_alike_and_far_ones_less(draw_cases):
     assert r[0, 2] == pytest.approx(np.exp(-6 / 3), abs=0.03)
     for a, b in ((0, 3), (0, 4), (3, 4)):
         assert r[a, b] == pytest.approx(np.exp(-LABEL_DOUBLINGS / 3), abs=0.03)
+
+
+def test_draws_of_a_gpu_type_or_engine_without_rows_wander_as_its_interval_is_wide(cases):
+    part = cases.take(np.arange(12))
+    known = replace(
+        knowing_gpus(model_of(np.ones(12)), part),
+        pooled=coefficients(np.ones(12), covariance=np.zeros((12, 12))),
+    )
+    engine = Engine(name="vllm", version="2")
+    known = replace(known, scope=replace(known.scope, engines={engine.id: known.scope}))
+    served = part.served_by(engine)
+    spread = np.log(known.sample_energy_j(served, 2000, seed=0)).std(axis=0)
+    newer = part.served_by(Engine(name="vllm", version="3"))
+    assert (np.log(known.sample_energy_j(newer, 2000, seed=0)).std(axis=0) > 1.1 * spread).all()
+    other = replace(known, scope=replace(known.scope, gpus=("V100-SXM-16GB",), engines={}))
+    assert (np.log(other.sample_energy_j(part, 2000, seed=0)).std(axis=0) > 1.1 * spread).all()
+    # the GPUs of one type err together: their order is surer than their joules
+    apart = np.log(other.sample_energy_j(part, 2000, seed=0))
+    alike = np.flatnonzero(part.gpu_index == part.gpu_index[0])[:2]
+    assert (apart[:, alike[0]] - apart[:, alike[1]]).std() < apart[:, alike].std(axis=0).max()
 
 
 def test_coefficients_are_drawn_from_their_covariance_and_energies_not_below_zero(cases):

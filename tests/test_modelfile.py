@@ -84,7 +84,7 @@ def test_the_model_of_the_datasheet_can_be_kept_too(tmp_path):
 
 def test_the_file_names_its_data_its_version_and_its_formula(model, document):
     assert document["format"] == "energylens-model"
-    assert document["version"] == 3
+    assert document["version"] == 4
     assert document["structure"] == STRUCTURE
     assert document["dataset_digest"] == model.dataset_digest
     assert document["sources"] == {"measured": 60}
@@ -107,7 +107,7 @@ def test_another_file_is_told_from_a_model(foreign):
     assert "is not an energy model" in refused(foreign)
 
 
-@pytest.mark.parametrize("version", [1, 2, 4, 0, "3", None, True, 2.5])
+@pytest.mark.parametrize("version", [1, 2, 3, 5, 0, "3", None, True, 2.5])
 def test_a_file_of_another_version_is_refused(document, version):
     document["version"] = version
     assert "model format version" in refused(document)

@@ -209,13 +209,14 @@ def _term_intervals_j(model: EnergyModel, case: Case) -> tuple[FloatArray, Float
     Not in proportion to the coefficient where two terms overlap: the smaller hardly shows.
     """
     fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id, case.engine.id)
+    factor = np.exp(fitted.factors.logs(Cases.of([case]))[0]) if fitted.factors.keys else 1.0
     reach = NORMAL_80 * np.sqrt(np.diag(fitted.covariance))
     phases = design_by_phase(Cases.of([case]), model.terms)
     ends = []
     for values in (np.maximum(fitted.theta - reach, 0.0), fitted.theta + reach):
         moved = np.where(np.eye(len(values), dtype=np.bool_), values, fitted.theta)
         parts = [np.diag(slopes(x[[0] * len(values)], moved)) * values for x in phases]
-        ends.append(parts[0] + parts[1])
+        ends.append((parts[0] + parts[1]) * factor)
     return ends[0], ends[1]
 
 

@@ -181,27 +181,33 @@ def fit(
     level = float(weights @ logs / weights.sum())
     centred = logs - level
     noise = ROW_SPREAD**2 / weights
-    gram = (which * prior) @ which.T + np.diag(noise)
-    inverse = np.linalg.inv(gram)
-    alpha = inverse @ centred
-    scale = float((centred @ alpha + PSEUDO_ROWS) / (n + PSEUDO_ROWS))
-    gain = prior[:, None] * which.T
+    # In the space of the labels, of which there are few: the posterior of ridge regression.
+    told = (which / noise[:, None]).T
+    precision = np.diag(1.0 / prior) + told @ which
+    spread: FloatArray = np.linalg.inv(precision).astype(np.float64)
+    moment = told @ centred
+    mean = spread @ moment
+    misfit = float(centred @ ((centred - which @ mean) / noise))
+    scale = (misfit + PSEUDO_ROWS) / (n + PSEUDO_ROWS)
     fitted = Factors(
         keys=keys,
         names={
             architecture_key(llm): llm.id
             for llm in (cases.llms[i] for i in sorted(set(cases.llm_index.tolist()), reverse=True))
         },
-        mean=gain @ alpha,
-        covariance=scale * (np.diag(prior) - gain @ inverse @ gain.T),
+        mean=mean,
+        covariance=scale * spread,
         scale_ratio=float(np.sqrt(scale)),
     )
-    alone = 1.0 / np.diag(inverse)
-    seen = LeftOut(residual=level + alpha * alone, variance=scale * np.maximum(alone - noise, 0.0))
+    # Without a row the variance of its factors grows from v to v / (1 - v / noise).
+    own = (which @ spread * which).sum(axis=1)
+    rest = np.maximum(1.0 - own / noise, 1e-9)
+    seen = LeftOut(residual=level + (centred - which @ mean) / rest, variance=scale * own / rest)
     residual, variance = np.empty(n), np.empty(n)
     for g in np.unique(group):
         rows = np.flatnonzero(group == g)
-        block = np.linalg.inv(inverse[np.ix_(rows, rows)])
-        residual[rows] = level + block @ alpha[rows]
-        variance[rows] = scale * np.maximum(np.diag(block) - noise[rows], 0.0)
+        without = np.linalg.inv(precision - told[:, rows] @ which[rows])
+        left = without @ (moment - told[:, rows] @ centred[rows])
+        residual[rows] = level + centred[rows] - which[rows] @ left
+        variance[rows] = scale * (which[rows] @ without * which[rows]).sum(axis=1)
     return fitted, seen, LeftOut(residual=residual, variance=variance)
