@@ -224,14 +224,21 @@ class EnergyModel(Shown):
             Names from :data:`energylens.dataset.KNOBS`.
         """
         kinds = {"precision", "architecture_precision"} if "precision" in freed else set()
-        if not kinds:
-            return self
+        return self._without(kinds) if kinds else self
+
+    def without_factors(self) -> EnergyModel:
+        """Return the law alone: factors were found in batches as full as those of the rows."""
+        return self._without(set(factors.SPREADS))
+
+    def _without(self, kinds: Collection[str]) -> EnergyModel:
+        def less(c: Coefficients) -> Coefficients:
+            return replace(c, factors=c.factors.without(kinds))
+
         return replace(
             self,
-            pooled=replace(self.pooled, factors=self.pooled.factors.without(kinds)),
-            groups={
-                k: replace(c, factors=c.factors.without(kinds)) for k, c in self.groups.items()
-            },
+            pooled=less(self.pooled),
+            groups={key: less(c) for key, c in self.groups.items()},
+            travel={key: less(c) for key, c in self.travel.items()},
         )
 
     def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:

@@ -499,7 +499,9 @@ class JouleSteps:
         many = longer.take(np.repeat(np.arange(len(rows)), count))
         running = np.tile(batches, len(rows))
         many = many.replace(mean_batch_size=running * many.data_parallel)
-        prefill, decode = model.predict_parts_j(many)
+        # Factors of single LLMs were found in full batches, and do not carry to emptier ones.
+        law = getattr(model, "without_factors", lambda: model)()
+        prefill, decode = law.predict_parts_j(many)
         step_j = decode.sum(axis=1) / many.output_tokens * running
         idle = loaded_idle_w or globals()["loaded_idle_w"]
         gpus = cases.tensor_parallel * cases.pipeline_parallel
