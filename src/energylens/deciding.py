@@ -21,7 +21,7 @@ from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InfeasibleError, UsageError
 from energylens.latency import Steps, TimeModel
 from energylens.model import EnergyModel
-from energylens.records import Configuration
+from energylens.records import Case, Configuration
 from energylens.selection import Candidates, Scenario, enumerate_configurations
 from energylens.service import JouleSteps, Lengths, Service
 
@@ -361,7 +361,7 @@ def candidates_under_load(
     layouts = (
         enumerate_configurations(wide, choose=free, candidates=candidates)
         if free
-        else Cases.of([_case(wide)])
+        else Cases.of([case_of(wide)])
     )
     possible = np.zeros(len(layouts), dtype=np.bool_)
     for i, llm in enumerate(layouts.llms):
@@ -394,15 +394,14 @@ def candidates_under_load(
     return cases.replace(batch_size=held * cases.data_parallel), ruled_out
 
 
-def _case(scenario: Scenario) -> Any:
-    from energylens.records import Case
-
+def case_of(scenario: Scenario, configuration: Configuration | None = None) -> Case:
+    """Make a case of a scenario, with another configuration where one is given."""
     return Case(
         llm=scenario.llm,
         gpu=scenario.gpu,
         precision=scenario.precision,
         workload=scenario.workload,
-        configuration=scenario.configuration,
+        configuration=configuration or scenario.configuration,
         boundary=scenario.boundary,
         node_gpus=scenario.node_gpus,
         engine=scenario.engine,
@@ -705,7 +704,7 @@ def _today(
     limits: Sequence[LatencyLimit],
     current: Configuration,
 ) -> Entry:
-    cases = Cases.of([_case(replace(scenario, configuration=current))])
+    cases = Cases.of([case_of(scenario, current)])
     if service.slots(cases, load.lengths)[0] < 1:
         raise InfeasibleError(
             f"the current configuration {current.describe()} has no room in memory for one "
@@ -795,6 +794,7 @@ __all__ = [
     "Load",
     "Shadow",
     "candidates_under_load",
+    "case_of",
     "decide",
     "seconds",
 ]

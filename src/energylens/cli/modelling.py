@@ -127,6 +127,36 @@ def add_verbs(verbs: Any) -> None:
             "--current 'TP8 B256'",
         ),
     )
+    _add_selection(parser)
+
+    parser = subparsers.add(
+        "verify",
+        "measure the choice under load, correct it, choose again",
+        _select,
+        (
+            "energylens verify --llm meta-llama/Llama-3.3-70B-Instruct --precision fp8 --gpu H100 "
+            "--rate 3 --tpot 50ms --input-tokens 2000 --output-tokens 300",
+            "energylens verify decision.toml --measured runs.csv",
+        ),
+    )
+    _add_selection(parser)
+    parser.add_argument(
+        "--measured",
+        metavar="RUNS.csv",
+        help="what was measured so far: configuration (as TP4 B64), energy_per_request_j, tpot_s, "
+        "ttft_s, request_latency_s",
+    )
+    parser.add_argument(
+        "--runs",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="runs after which the best measured one is the answer (default: 3)",
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add what a choice is asked with."""
     parser.add_argument(
         "model",
         metavar="MODEL",
@@ -598,6 +628,8 @@ def _select(arguments: argparse.Namespace) -> None:
     if arguments.model and arguments.model.lower().endswith((".toml", ".yaml", ".yml")):
         decision_file.read(arguments)
     under_load = arguments.rate is not None
+    if arguments.verb == "verify" and not under_load:
+        raise UsageError("verify measures a choice under load: --rate must be given")
     if arguments.choose is None:
         arguments.choose = UNDER_LOAD if under_load else DEFAULT_CHOOSE
     for name in ("llm", "gpu") + (() if under_load else ("input_tokens", "output_tokens")):

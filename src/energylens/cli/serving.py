@@ -12,6 +12,7 @@ from energylens.cli.console import gpu_of, precision_of, print_json, print_parag
 from energylens.words import joules, likelihood, percent, saving
 
 if TYPE_CHECKING:
+    from energylens.cases import Cases
     from energylens.dataset import Dataset
     from energylens.deciding import Decision, Entry, LatencyLimit, Load
     from energylens.latency import TimeModel
@@ -271,18 +272,22 @@ def answer(
             "The model was fitted to joules alone: times are those of the datasheet, which may be "
             "off by half. Fit rows that have request_latency_s or tpot_s.",
         ]
-    decision = decide(
-        Engine(model),
-        scenario_of(arguments, case),
-        load,
-        limits,
-        meet=MEET if arguments.meet is None else arguments.meet,
-        choose=arguments.choose,
-        candidates=candidates_of(arguments),
-        current=read_configuration(arguments.current) if arguments.current else None,
-        front=arguments.front,
+    scenario = scenario_of(arguments, case)
+    question: dict[str, Any] = {
+        "meet": MEET if arguments.meet is None else arguments.meet,
+        "choose": arguments.choose,
+        "candidates": candidates_of(arguments),
+        "current": read_configuration(arguments.current) if arguments.current else None,
+        "front": arguments.front,
         **_grid(arguments),
-    )
+    }
+    if arguments.candidates:
+        question["cases"], more = _recommended(arguments.candidates, scenario, load)
+        notes = [*notes, *more]
+    if arguments.verb == "verify":
+        _verify(arguments, model, scenario, load, limits, question, notes)
+        return
+    decision = decide(Engine(model), scenario, load, limits, **question)
     if arguments.emit:
         print(emit(arguments.emit, case.llm.id, decision.best))
         return
@@ -300,6 +305,74 @@ def answer(
         show(decision, bills, notes)
     if arguments.check is not None and (reason := wanting(decision, arguments.check)):
         raise InfeasibleError(f"check failed: {reason}")
+
+
+def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]]:
+    """Read another tool's candidates; those that do not fit in memory are left out."""
+    from energylens.cases import Cases
+    from energylens.deciding import case_of
+    from energylens.errors import InfeasibleError
+    from energylens.recommended import read_recommendation
+    from energylens.service import slots
+
+    read = read_recommendation(path)
+    cases = Cases.of([case_of(scenario, item.configuration) for item in read.candidates])
+    fits = slots(cases, load.lengths) >= 1
+    if not fits.any():
+        raise InfeasibleError(f"no candidate of {path} has room in memory for one request")
+    notes = [f"Ranked are {int(fits.sum())} feasible candidates of {path}."]
+    if not fits.all():
+        notes.append(f"{int((~fits).sum())} of its candidates do not fit in memory.")
+    notes += [f"Left out: {n} that are {status}." for status, n in read.left_out.items()]
+    return cases.take(fits), notes
+
+
+def _verify(
+    arguments: argparse.Namespace,
+    model: EnergyModel,
+    scenario: Any,
+    load: Load,
+    limits: Sequence[LatencyLimit],
+    question: dict[str, Any],
+    notes: Sequence[str],
+) -> None:
+    """Say what measured runs make of the choice, and what to measure next."""
+    from energylens.deciding import seconds
+    from energylens.deploying import emit
+    from energylens.verifying import read_runs, verify
+
+    runs = read_runs(arguments.measured) if arguments.measured else []
+    verdict = verify(model, scenario, load, limits, runs, most=arguments.runs, **question)
+    if arguments.json:
+        print_json({**verdict.to_json(), "notes": list(notes)})
+        return
+    if runs:
+        print_paragraph(
+            f"{len(runs)} measured: this deployment takes {verdict.time_factor:.2f} times the time "
+            f"and {verdict.energy_factor:.2f} times the joules that were predicted."
+        )
+    if verdict.answer is not None:
+        print_paragraph(
+            f"Stay with {verdict.answer.configuration.describe()}: "
+            f"{joules(verdict.answer.energy_per_request_j)} a request, measured, within the limits."
+        )
+    elif verdict.next is None:
+        print_paragraph(
+            "No measured run keeps the limits, and nothing else is expected to: relax a limit, or "
+            "allow more GPUs."
+        )
+    if verdict.next is not None:
+        said = "The limits are kept so far. " if verdict.meets else ""
+        print_paragraph(
+            f"{said}Measure {verdict.next.describe()} at {load.rate_per_s:g} requests/s; expected "
+            f"are {joules(verdict.next.energy_per_request_j)} a request, TPOT "
+            f"{seconds(verdict.next.tpot_s)} and TTFT {seconds(verdict.next.ttft_s)}. Then add the "
+            "run to a table and give it with --measured."
+        )
+        print()
+        print(emit("vllm", scenario.llm.id, verdict.next))
+    for note in notes:
+        print_paragraph(f"Note: {note}")
 
 
 def wanting(decision: Decision, percent_above: float) -> str:
