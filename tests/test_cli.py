@@ -527,7 +527,7 @@ def test_a_file_that_is_not_there_is_named(run, tmp_path, verb):
         (b"[]", "not an energy model"),
         (b'{"format": "energylens-plan"}', "not an energy model"),
         (b'{"format": "energylens-model", "version": 99}', "version 99"),
-        (b'{"format": "energylens-model", "version": 3}', "not a valid energy model"),
+        (b'{"format": "energylens-model", "version": 4}', "not a valid energy model"),
     ],
 )
 def test_a_file_that_is_no_model_gets_one_clear_sentence(run, tmp_path, verb, content, words):
