@@ -25,6 +25,7 @@ _MODULES = (
     "report",
     "names",
     "instrument",
+    "campaign",
     "discovering",
 )
 

@@ -24,6 +24,16 @@ if TYPE_CHECKING:
     from energylens.nextruns.answers import Verdict
 
 ENGINES = ("vllm", "transformers", "openai", "simulated")
+#: Windows too short for results, to try a plan.
+QUICK: dict[str, Any] = {
+    "min_window_s": 0.05,
+    "min_periods": 2,
+    "idle_s": 0.2,
+    "cooldown_s": 0.0,
+    "steady_window_s": 1.0,
+    "reference_every": 0,
+    "phase_limit_s": 20.0,
+}
 LISTED = 12
 LOG_PAUSE_S = 30.0
 
@@ -323,15 +333,6 @@ def _plan(arguments: argparse.Namespace) -> None:
     from energylens.instrument import planfile, planning
     from energylens.instrument.plan import Procedure
 
-    quick = Procedure(
-        min_window_s=0.05,
-        min_periods=2,
-        idle_s=0.2,
-        cooldown_s=0.0,
-        steady_window_s=1.0,
-        reference_every=0,
-        phase_limit_s=20.0,
-    )
     if arguments.measured and arguments.next is None:
         raise UsageError("--measured is read for --next alone: say how many runs to choose")
     if arguments.next is not None and arguments.next < 1:
@@ -349,7 +350,7 @@ def _plan(arguments: argparse.Namespace) -> None:
         repeats=arguments.repeats,
         order=arguments.order,
         seed=arguments.seed,
-        procedure=quick if arguments.quick else None,
+        procedure=Procedure(**QUICK) if arguments.quick else None,
         scale=scaled_down,
     )
     why: tuple[str, ...] = ()

@@ -1,0 +1,536 @@
+"""An hour on a node: from nothing to an answer, in rounds of the most telling runs.
+
+Each round asks which of all feasible runs would tell most (`energylens.nextruns`), measures them
+(`energylens.instrument`), fits, and writes what is then the answer. Everything is in one folder,
+line by line on the disk, so that an interrupt at any moment leaves an answer from what is there,
+and the same command goes on where it was stopped or killed.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from energylens import capacity, files, fitting, modelfile, table
+from energylens.cases import Cases
+from energylens.catalog.scaling import scaled_down
+from energylens.dataset import Dataset
+from energylens.errors import EnergyLensError, InfeasibleError, UsageError
+from energylens.instrument import planfile, planning, sweep
+from energylens.instrument.executor import Executor
+from energylens.instrument.plan import Plan, PlannedCase, Procedure
+from energylens.instrument.worker import EngineFactory, MeterFactory
+from energylens.model import EnergyModel
+from energylens.nextruns import verbs as nextruns
+from energylens.nextruns.answers import Verdict
+from energylens.records import Engine, Gpu, Llm, Precision, Workload
+from energylens.selection import Candidates, Ranking, Scenario, select
+from energylens.words import joules
+
+CHOOSE = ("tensor_parallel", "pipeline_parallel", "batch_size")
+BATCH_SIZES = (1, 8, 32, 128, 512)
+#: Runs of a round: few, so that each is chosen by all that is known.
+ROUND = 6
+#: Shares of what the best configuration serves when full, at which load is offered.
+LOADS = (0.25, 0.5, 0.75)
+#: Share of the minutes after which the load is measured, if nothing ended the rounds before.
+CHOICE_SHARE = 0.7
+#: What another half hour would change is said for so many seconds.
+HALF_HOUR_S = 1800.0
+VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """What is to be answered, on which node.
+
+    ``batch_sizes`` and the powers of two up to ``gpus`` span the configurations; ``workload``
+    is the user's own, and shorter ones are measured beside it.
+    """
+
+    llm: str
+    gpu: str
+    engine: str
+    gpus: int
+    minutes: float
+    input_tokens: int = 1024
+    output_tokens: int = 256
+    precisions: tuple[str, ...] = ()
+    batch_sizes: tuple[int, ...] = BATCH_SIZES
+    weights: str = "dummy"
+    options: tuple[tuple[str, str], ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minutes <= 10_000:
+            raise UsageError(f"a campaign takes minutes above 0, at most 10000, not {self.minutes}")
+        if self.gpus < 1:
+            raise UsageError(f"a campaign needs a GPU or more, not {self.gpus}")
+
+    def degrees(self) -> tuple[int, ...]:
+        """Powers of two up to the GPUs of the node."""
+        return tuple(1 << i for i in range(self.gpus.bit_length()) if 1 << i <= self.gpus)
+
+    def space(self, **changes: Any) -> planning.Space:
+        """Everything that may be measured."""
+        whole = planning.Space(
+            llms=(self.llm,),
+            gpus=(self.gpu,),
+            engine=self.engine,
+            tensor_parallel=self.degrees(),
+            pipeline_parallel=self.degrees(),
+            batch_sizes=self.batch_sizes,
+            input_tokens=_lengths(self.input_tokens),
+            output_tokens=_lengths(self.output_tokens),
+            weights=self.weights,
+            options=dict(self.options),
+            seed=self.seed,
+            precisions=self.precisions,
+        )
+        return replace(whole, **changes)
+
+
+def _lengths(tokens: int) -> tuple[int, ...]:
+    return tuple(sorted({max(2, tokens // 4), tokens}))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """What is known at one moment of a campaign."""
+
+    rows: int
+    failed: int
+    planned: int
+    minutes_used: float
+    sources: tuple[str, ...]
+    loaded_idle_w: float | None  # of a GPU with the LLM loaded
+    rates_per_s: tuple[float, ...]
+    model: EnergyModel
+    ranking: Ranking
+    verdict: Verdict | None
+    interrupted: bool = False
+
+    def sentences(self) -> tuple[str, ...]:
+        """Say what to run, how sure that is, and what more time would change."""
+        best = self.ranking.best
+        what = f"{best.gpu} {best.precision} {best.configuration.describe()}"
+        interval = (
+            f" (80 %: {joules(best.lower_j)} to {joules(best.upper_j)})"
+            if best.lower_j is not None and best.upper_j is not None
+            else ""
+        )
+        said = [
+            f"For {self.ranking.scenario.describe()}: {what}, "
+            f"{joules(best.energy_per_request_j)} a request{interval}."
+        ]
+        if not self.rows:
+            said.append("Nothing is measured yet: this is what the datasheet suggests.")
+        else:
+            kinds = " and ".join(self.sources)
+            said.append(
+                f"{self.rows} rows ({kinds}) of {self.planned} planned, {self.failed} failed, in "
+                f"{self.minutes_used:.0f} minutes."
+            )
+        if self.loaded_idle_w is not None:
+            said.append(f"A GPU with the LLM loaded and idle draws {self.loaded_idle_w:.0f} W.")
+        if self.rates_per_s:
+            offered = ", ".join(f"{rate:.2g}" for rate in self.rates_per_s)
+            said.append(f"Under load: {offered} requests/s were offered.")
+        if self.verdict is not None:
+            v = self.verdict
+            said.append(
+                f"Choosing it is expected to cost {v.expected_regret_ratio:.1%} over the best; "
+                f"another half hour ({v.more_runs} runs) would make that "
+                f"{max(0.0, v.expected_regret_ratio + v.change_ratio):.1%}."
+            )
+        return tuple(said)
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        verdict = self.verdict
+        return {
+            "format": "energylens_campaign",
+            "version": VERSION,
+            "rows": self.rows,
+            "failed": self.failed,
+            "planned": self.planned,
+            "minutes_used": self.minutes_used,
+            "sources": list(self.sources),
+            "loaded_idle_w": self.loaded_idle_w,
+            "rates_per_s": list(self.rates_per_s),
+            "interrupted": self.interrupted,
+            "best": self.ranking.best.to_json(),
+            "expected_regret_ratio": verdict.expected_regret_ratio if verdict else None,
+            "probability_best_ratio": verdict.probability_best_ratio if verdict else None,
+            "half_hour_runs": verdict.more_runs if verdict else None,
+            "half_hour_change_ratio": verdict.change_ratio if verdict else None,
+            "answer": list(self.sentences()),
+        }
+
+
+class Campaign:
+    """One folder's campaign.
+
+    Parameters
+    ----------
+    question : Question
+    folder : str or Path
+        Where plan, rows, records, model and answer lie. One that has some goes on from there.
+    engine_factory, meter_factory
+        As in :func:`energylens.instrument.sweep.measure`.
+    make_executor : callable
+        Makes an executor for each round.
+    procedure : Procedure, optional
+        How cases are measured.
+    told : callable, optional
+        Told in a sentence what is done.
+    on_progress : callable, optional
+        Told of each change in a round, with the seconds left.
+    measure_options : dict, optional
+        Further arguments of :func:`energylens.instrument.sweep.measure`.
+    """
+
+    def __init__(
+        self,
+        question: Question,
+        folder: str | Path,
+        engine_factory: EngineFactory,
+        meter_factory: MeterFactory,
+        make_executor: Callable[[], Executor],
+        *,
+        procedure: Procedure | None = None,
+        told: Callable[[str], None] = lambda _: None,
+        on_progress: Callable[[sweep.SweepProgress, float], None] = lambda _, __: None,
+        measure_options: dict[str, Any] | None = None,
+    ) -> None:
+        self.question = question
+        self.folder = Path(folder)
+        self._engine_factory = engine_factory
+        self._meter_factory = meter_factory
+        self._make_executor = make_executor
+        self._procedure = procedure or Procedure()
+        self._told = told
+        self._on_progress = on_progress
+        self._measure_options = measure_options or {}
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._began_s = time.monotonic()
+        self._earlier_s = self._read_clock()
+        self._cases: list[PlannedCase] = []
+        if self._path("plan.jsonl").exists():
+            earlier = planfile.read_plan(self._path("plan.jsonl"), scale=scaled_down)
+            self._cases = list(earlier.cases)
+        draft = planning.plan(
+            question.space(),
+            gpus=question.gpus,
+            order="given",
+            procedure=self._procedure,
+            scale=scaled_down,
+        )
+        # A batch is measured as a whole: one that would queue in part is no run of its own.
+        fitting_ = [case for case in draft.plan.cases if capacity.memory(case.case).fits]
+        if not fitting_:
+            raise UsageError(
+                f"no batch of these fits in memory: take more GPUs, a smaller LLM or batch than "
+                f"{min(question.batch_sizes)}."
+            )
+        self._candidates = fitting_
+        first = self._candidates[0].case
+        for case in self._cases:
+            asked, planned = (first.llm.id, first.gpu.id), (case.case.llm.id, case.case.gpu.id)
+            if asked != planned or case.engine != question.engine:
+                raise UsageError(
+                    f"{self.folder} holds a campaign about {planned[0]} on {planned[1]} with "
+                    f"{case.engine}, not about {asked[0]} on {asked[1]} with {question.engine}: "
+                    "give another folder."
+                )
+
+    def _path(self, name: str) -> Path:
+        return self.folder / name
+
+    # ---------------------------------------------------------------------------------- time
+
+    def _read_clock(self) -> float:
+        path = self._path("clock.json")
+        if not path.exists():
+            return 0.0
+        seconds = files.read_json(path)
+        if isinstance(seconds, dict) and isinstance(seconds.get("seconds"), int | float):
+            return float(seconds["seconds"])
+        raise UsageError(f"{path} does not say how long this campaign has run: remove it.")
+
+    def used_s(self) -> float:
+        """Seconds used, those before a kill too; on a simulated clock those that it would take."""
+        wall = self._earlier_s + time.monotonic() - self._began_s
+        return max(wall, self._measured_s())
+
+    def _measured_s(self) -> float:
+        return sum(
+            planning.case_seconds(case, self._procedure)
+            for case in self._cases
+            if case.key in self._done()
+        )
+
+    def left_s(self) -> float:
+        """Seconds left."""
+        return 60.0 * self.question.minutes - self.used_s()
+
+    # ---------------------------------------------------------------------------------- rows
+
+    def _records(self) -> list[dict[str, Any]]:
+        path = self._path("runs.records.jsonl")
+        if not path.exists():
+            return []
+        return [r for r in files.read_json_lines(path, allow_torn_end=True) if isinstance(r, dict)]
+
+    def _done(self) -> set[str]:
+        path = self._path("runs.records.jsonl")
+        size = path.stat().st_size if path.exists() else 0
+        if getattr(self, "_seen_size", None) != size:
+            self._seen_size = size
+            self._seen = {str(r["case"]) for r in self._records() if r.get("kind") == "case"}
+        return self._seen
+
+    def dataset(self) -> Dataset | None:
+        """Rows measured so far; None if there are none."""
+        path = self._path("runs.jsonl")
+        if not path.exists() or not path.stat().st_size:
+            return None
+        try:
+            files.read_json_lines(path)
+        except EnergyLensError:  # torn by a kill, and mended when the sweep goes on
+            whole = files.read_json_lines(path, allow_torn_end=True)
+            if not whole:
+                return None
+            text = "".join(json.dumps(row) + "\n" for row in whole)
+            return table.dataset_from_table(files.parse_table(text, str(path), "jsonl"))
+        return table.read(path)
+
+    # ---------------------------------------------------------------------------------- rounds
+
+    def run(self) -> Answer:
+        """Measure until the time is over, all is measured, or somebody interrupts.
+
+        Returns
+        -------
+        Answer
+            From whatever is there, after an interrupt too.
+        """
+        interrupted = False
+        try:
+            while self._unfinished() or self._plan_next():
+                if self.left_s() <= 0:
+                    self._told("The time is over.")
+                    break
+                interrupted = self._measure()
+                self.answer()
+                if interrupted:
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+        finally:
+            files.write_json(self._path("clock.json"), {"seconds": self._wall_s()})
+        return self.answer(interrupted=interrupted)
+
+    def _wall_s(self) -> float:
+        return self._earlier_s + time.monotonic() - self._began_s
+
+    def _unfinished(self) -> bool:
+        return any(case.key not in self._done() for case in self._cases)
+
+    def _plan_next(self) -> bool:
+        """Choose the next round; False where nothing is left to learn in the time."""
+        measured = self.dataset()
+        share = self.used_s() / (60.0 * self.question.minutes)
+        chosen: list[PlannedCase] = []
+        if share < CHOICE_SHARE:
+            chosen = self._most_telling(measured)
+        if not chosen and not any(case.request_rate_per_s for case in self._cases):
+            chosen = self._loads(measured)
+        if not chosen:
+            return False
+        self._cases += chosen
+        planfile.write_plan(
+            self._path("plan.jsonl"), Plan(cases=tuple(self._cases), procedure=self._procedure)
+        )
+        return True
+
+    def _most_telling(self, measured: Dataset | None) -> list[PlannedCase]:
+        planned = {case.key for case in self._cases}
+        open_ = [case for case in self._candidates if case.key not in planned]
+        room = CHOICE_SHARE * 60.0 * self.question.minutes - self.used_s()
+        count = 0
+        for case in open_[:ROUND]:
+            room -= planning.case_seconds(case, self._procedure)
+            count += room > 0 or not self._cases
+        if not open_ or not count:
+            return []
+        if measured is not None:
+            verdict = self._verdict(measured, more_runs=count)
+            if verdict is not None and verdict.stop:
+                self._told("More runs would hardly change the choice.")
+                return []
+        candidates = Cases.of([case.case for case in open_]).served_by(self._engine())
+        try:
+            batch = nextruns.next_runs(
+                candidates, measured, choose=CHOOSE, count=count, seed=self.question.seed
+            )
+        except InfeasibleError:
+            return []
+        self._told(f"Next: {', '.join(open_[i].describe() for i in batch.index)}.")
+        return [open_[i] for i in batch.index]
+
+    def _engine(self) -> Engine:
+        # Behind an OpenAI interface any engine may serve: which one is not known.
+        return Engine(name="" if self.question.engine == "openai" else self.question.engine)
+
+    def _loads(self, measured: Dataset | None) -> list[PlannedCase]:
+        """Arrivals by chance at shares of what the best configuration serves when full."""
+        if measured is None:
+            return []
+        best = self._ranking(self._fitted(measured)[0]).best.configuration
+        if best.pipeline_parallel > 1 and self.question.engine == "simulated":
+            return []  # whose replicas under arrivals have no pipeline
+        space = self.question.space(
+            tensor_parallel=(best.tensor_parallel,),
+            pipeline_parallel=(best.pipeline_parallel,),
+            batch_sizes=(int(best.batch_size),),
+            input_tokens=(self.question.input_tokens,),
+            output_tokens=(self.question.output_tokens,),
+        )
+        try:
+            full = planning.plan(space, gpus=self.question.gpus, order="given", scale=scaled_down)
+        except UsageError:
+            return []
+        served = best.batch_size / sum(planning.phase_seconds(full.plan.cases[0]))
+        rows = measured.cases
+        same = (
+            (rows.tensor_parallel == best.tensor_parallel)
+            & (rows.pipeline_parallel == best.pipeline_parallel)
+            & (rows.input_tokens == self.question.input_tokens)
+            & (rows.output_tokens == self.question.output_tokens)
+            & (rows.request_latency_s > 0)
+        )
+        if same.any():  # rather what was measured than a roofline
+            served = float((rows.batch_size[same] / rows.request_latency_s[same]).max())
+        rates = tuple(float(f"{share * served:.2g}") for share in LOADS)
+        drafted = planning.plan(
+            replace(space, request_rates_per_s=rates), order="given", scale=scaled_down
+        ).plan.cases
+        each = statistics.fmean(planning.case_seconds(case, self._procedure) for case in drafted)
+        if self.left_s() < 3 * each:
+            drafted = drafted[1:2]  # one rate, in the middle
+        self._told(f"Under load: {', '.join(case.describe() for case in drafted)}.")
+        return list(drafted)
+
+    def _measure(self) -> bool:
+        """Measure what is planned; True if somebody interrupted."""
+        result = sweep.measure(
+            Plan(cases=tuple(self._cases), procedure=self._procedure, seed=self.question.seed),
+            self._engine_factory,
+            self._meter_factory,
+            self._path("runs.jsonl"),
+            executor=self._make_executor(),
+            gpus=self.question.gpus,
+            on_progress=lambda progress: self._on_progress(progress, self.left_s()),
+            **self._measure_options,
+        )
+        files.write_json(self._path("clock.json"), {"seconds": self._wall_s()})
+        return result.interrupted
+
+    # ---------------------------------------------------------------------------------- answers
+
+    def _fitted(self, measured: Dataset | None) -> tuple[EnergyModel, int]:
+        full = None if measured is None else measured.take(~measured.under_load)
+        if full is None or not len(full):
+            return fitting.from_datasheet(), 0
+        return fitting.fit(full), len(full)
+
+    def _scenario(self) -> Scenario:
+        first = self._candidates[0].case
+        llm: Llm = first.llm
+        gpu: Gpu = first.gpu
+        precision: Precision = first.precision
+        return Scenario(
+            llm=llm,
+            gpu=gpu,
+            precision=precision,
+            workload=Workload(
+                input_tokens=self.question.input_tokens, output_tokens=self.question.output_tokens
+            ),
+            max_gpus=self.question.gpus,
+            engine=self._engine(),
+        )
+
+    def _ranking(self, model: EnergyModel) -> Ranking:
+        formats = {case.case.precision.id: case.case.precision for case in self._candidates}
+        return select(
+            model,
+            self._scenario(),
+            choose=(*CHOOSE, "precision") if len(formats) > 1 else CHOOSE,
+            candidates=Candidates(
+                tensor_parallel=self.question.degrees(),
+                pipeline_parallel=self.question.degrees(),
+                batch_size=tuple(map(float, self.question.batch_sizes)),
+                precisions=tuple(formats.values()) if len(formats) > 1 else (),
+            ),
+            seed=self.question.seed,
+        )
+
+    def _verdict(self, measured: Dataset, more_runs: int) -> Verdict | None:
+        own = [
+            case.case
+            for case in self._candidates
+            if (case.case.workload.input_tokens, case.case.workload.output_tokens)
+            == (self.question.input_tokens, self.question.output_tokens)
+        ]
+        full = measured.take(~measured.under_load)
+        if not len(full):
+            return None
+        try:
+            return nextruns.verdict(
+                Cases.of(own).served_by(self._engine()),
+                full,
+                choose=CHOOSE,
+                more_runs=more_runs,
+                seed=self.question.seed,
+            )
+        except (UsageError, InfeasibleError):  # no two configurations compete
+            return None
+
+    def answer(self, *, interrupted: bool = False) -> Answer:
+        """Fit what is there, and write model and answer."""
+        measured = self.dataset()
+        model, _ = self._fitted(measured)
+        records = [r for r in self._records() if r.get("kind") == "case"]
+        ends = {str(r["case"]): r.get("status") for r in records}
+        idle = []
+        rates = []
+        if measured is not None:
+            idle = [w for w in measured.cases.loaded_idle_w.tolist() if w > 0]
+            rates = sorted(r for r in set(measured.cases.request_rate_per_s.tolist()) if r > 0)
+        each = statistics.fmean(
+            planning.case_seconds(case, self._procedure) for case in self._candidates
+        )
+        more = max(1, min(len(self._candidates), round(HALF_HOUR_S / each), 32))
+        found = Answer(
+            rows=0 if measured is None else len(measured),
+            failed=sum(status == "failed" for status in ends.values()),
+            planned=len(self._cases),
+            minutes_used=self.used_s() / 60.0,
+            sources=() if measured is None else tuple(sorted(set(measured.source.tolist()))),
+            loaded_idle_w=statistics.median(idle) if idle else None,
+            rates_per_s=tuple(rates),
+            model=model,
+            ranking=self._ranking(model),
+            verdict=None if measured is None else self._verdict(measured, more),
+            interrupted=interrupted,
+        )
+        modelfile.save(model, self._path("model.json"))
+        files.write_json(self._path("answer.json"), found.to_json())
+        files.write_text(self._path("answer.txt"), "\n".join(found.sentences()) + "\n")
+        return found

@@ -1,0 +1,243 @@
+"""An hour on a node, on the simulated engine: killed, interrupted, resumed, answered, packed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from energylens import campaign, contribution, files, modelfile, table
+from energylens.cli import main
+from energylens.errors import ArtefactError, UsageError
+from energylens.instrument import engines
+from energylens.instrument.executors.local import InlineExecutor
+from energylens.instrument.plan import Procedure
+from instrument_fakes import no_meter
+
+LLM = "Qwen/Qwen3-8B"
+QUESTION = campaign.Question(
+    llm=LLM,
+    gpu="H100-SXM-80GB",
+    engine="simulated",
+    gpus=2,
+    minutes=5.0,
+    input_tokens=256,
+    output_tokens=64,
+    batch_sizes=(1, 16, 64),
+)
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+
+
+def make(folder: Path, question: campaign.Question = QUESTION, **options: Any) -> campaign.Campaign:
+    return campaign.Campaign(
+        question,
+        folder,
+        engines.open_engine,
+        no_meter,
+        lambda: InlineExecutor(range(8)),
+        **options,
+    )
+
+
+def measured(folder: Path) -> Counter[str]:
+    records = files.read_json_lines(folder / "runs.records.jsonl", allow_torn_end=True)
+    return Counter(r["case"] for r in records if r.get("status") == "measured")
+
+
+def check_answer(folder: Path) -> dict[str, Any]:
+    document: dict[str, Any] = files.read_json(folder / "answer.json")
+    assert document["format"] == "energylens_campaign"
+    assert document["best"]["energy_per_request_j"] > 0
+    assert (folder / "answer.txt").read_text().startswith("For Qwen/Qwen3-8B")
+    modelfile.load(folder / "model.json")
+    return document
+
+
+def test_a_campaign_goes_from_nothing_to_an_answer_with_its_load(tmp_path: Path) -> None:
+    told: list[str] = []
+    found = make(tmp_path, told=told.append).run()
+    assert found.rows >= 6
+    assert found.sources == ("simulated",)
+    assert found.loaded_idle_w is not None
+    assert found.loaded_idle_w > 50
+    assert found.rates_per_s  # load was offered
+    assert found.verdict is not None
+    assert 0 <= found.verdict.expected_regret_ratio < 0.5
+    document = check_answer(tmp_path)
+    assert document["rows"] == found.rows == len(table.read(tmp_path / "runs.jsonl"))
+    assert set(measured(tmp_path).values()) == {1}
+    assert any(sentence.startswith("Next") for sentence in told)
+    assert any("another half hour" in sentence for sentence in found.sentences())
+    # It is over: again, it measures nothing and answers the same.
+    again = make(tmp_path).run()
+    assert again.rows == found.rows
+    assert again.ranking.best == found.ranking.best
+
+
+def test_an_interrupt_before_anything_is_measured_leaves_the_datasheet_s_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = make(tmp_path)
+
+    def interrupt(*_: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(work, "_most_telling", interrupt)
+    found = work.run()
+    assert (found.rows, found.interrupted) == (0, True)
+    assert "datasheet" in (tmp_path / "answer.txt").read_text()
+    check_answer(tmp_path)
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [
+        *("campaign", "--minutes", "5", "--llm", LLM, "--engine", "simulated", "--gpus", "2"),
+        *("--input-tokens", "256", "--output-tokens", "64", "-o", str(folder)),
+    ]
+    return subprocess.Popen(
+        [sys.executable, "-m", "energylens", *command, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_campaign_killed_twice_and_interrupted_has_every_case_once_and_an_answer(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "node"
+    seen: set[str] = set()
+    for rows in (1, 3):
+        running = start(folder)
+        runs = folder / "runs.jsonl"
+        while not (runs.exists() and runs.read_bytes().count(b"\n") >= rows):
+            assert running.poll() is None
+            time.sleep(0.005)
+        running.kill()
+        running.communicate()
+        assert running.returncode == -signal.SIGKILL
+        now = set(measured(folder))
+        assert seen <= now
+        seen = now
+    running = start(folder)
+    while len(measured(folder)) <= len(seen) and running.poll() is None:
+        time.sleep(0.005)
+    running.send_signal(signal.SIGINT)
+    out, error = running.communicate()
+    assert running.returncode in (0, 130), error
+    assert "Traceback" not in error
+    assert f"For {LLM}" in out
+    check_answer(folder)
+    out, error = start(folder, "--json").communicate()
+    document = json.loads(out)
+    assert document["rows"] == len(measured(folder)) >= 6
+    assert set(measured(folder).values()) == {1}
+    assert len(table.read(folder / "runs.jsonl")) == document["rows"]
+    assert "left" not in document["answer"][0]
+
+
+def test_a_folder_of_another_question_is_refused(tmp_path: Path) -> None:
+    make(tmp_path, procedure=Procedure(idle_s=0.5)).run()
+    other = campaign.Question(
+        llm="Qwen/Qwen3-32B", gpu="H100-SXM-80GB", engine="simulated", gpus=2, minutes=1.0
+    )
+    with pytest.raises(UsageError, match="another folder"):
+        make(tmp_path, other)
+    for wrong in ({"minutes": 0.0}, {"minutes": float("nan")}, {"gpus": 0}):
+        with pytest.raises(UsageError):
+            campaign.Question(**{**vars(QUESTION), **wrong})
+
+
+# ------------------------------------------------------------------------------ pack and unpack
+
+SECRETS = (
+    "node-17.cluster.example.org",
+    "node-17",
+    "jdoe",
+    "/home/jdoe/llms",
+    "10.1.2.3",
+    "s3cret",
+)
+
+
+@pytest.fixture
+def telling_table(tmp_path: Path) -> Path:
+    """A sweep's table whose records name a host, a user and folders wherever they can."""
+    folder = tmp_path / "sweep"
+    make(folder, campaign.Question(**{**vars(QUESTION), "minutes": 1.0})).run()
+    for name in ("runs.jsonl", "runs.records.jsonl"):
+        documents = files.read_json_lines(folder / name)
+        for document in documents:
+            document["x_note"] = "on node-17 as jdoe in /home/jdoe/llms at http://10.1.2.3:8000/v1"
+            if name.startswith("runs.records"):
+                document["provenance"] |= {
+                    "host": "node-17.cluster.example.org",
+                    "url": "http://jdoe:s3cret@node-17:8000",
+                    "engine_arguments": '{"download_dir": "/home/jdoe/llms", "block_size": 16}',
+                    "cuda_version": "13.0",
+                }
+                document["command_line"] = ["/home/jdoe/bin/energylens", "measure"]
+        text = "".join(json.dumps(document) + "\n" for document in documents)
+        (folder / name).write_text(text)
+    return folder / "runs.jsonl"
+
+
+def test_a_packed_file_names_no_host_user_or_folder(telling_table: Path, tmp_path: Path) -> None:
+    out = tmp_path / "contribution.zip"
+    assert main(["pack", str(telling_table), "-o", str(out)]) == 0
+    with zipfile.ZipFile(out) as archive:
+        whole = "".join(archive.read(name).decode() for name in archive.namelist())
+    for secret in (*SECRETS, os.uname().nodename, str(tmp_path), str(Path.home())):
+        assert secret not in whole, secret
+    assert "block_size" in whole  # what matters to others is there
+    assert "13.0" in whole
+    assert LLM in whole
+    back = tmp_path / "back.jsonl"
+    assert main(["unpack", str(out), "-o", str(back)]) == 0
+    before, after = table.read(telling_table), table.read(back)
+    assert after.energy_per_request_j.tolist() == before.energy_per_request_j.tolist()
+    assert main(["check", str(back)]) == 0
+    assert contribution.pack(telling_table, tmp_path / "again.zip") == json.loads(
+        whole[whole.index('{\n  "format"') :]
+    )
+    assert out.read_bytes() == (tmp_path / "again.zip").read_bytes()
+
+
+def test_what_is_no_contribution_is_refused(telling_table: Path, tmp_path: Path) -> None:
+    good = tmp_path / "good.zip"
+    contribution.pack(telling_table, good)
+    with zipfile.ZipFile(good) as archive:
+        contents = {name: archive.read(name) for name in archive.namelist()}
+
+    def refused(match: str, **changes: bytes) -> None:
+        bad = tmp_path / "bad.zip"
+        with zipfile.ZipFile(bad, "w") as archive:
+            for name, data in (contents | changes).items():
+                archive.writestr(name, data)
+        with pytest.raises(ArtefactError, match=match):
+            contribution.unpack(bad, tmp_path / "never.jsonl")
+
+    refused("nothing else", **{"../evil": b"x"})
+    refused("was changed", **{"rows.jsonl": contents["rows.jsonl"] + b"{}\n"})
+    refused("version", **{"manifest.json": b'{"format": "energylens_contribution", "version": 2}'})
+    refused("JSON", **{"manifest.json": b"{"})
+    truncated = tmp_path / "cut.zip"
+    truncated.write_bytes(good.read_bytes()[:-40])
+    with pytest.raises(ArtefactError, match="zip"):
+        contribution.unpack(truncated, tmp_path / "never.jsonl")
+    assert not (tmp_path / "never.jsonl").exists()
+    with pytest.raises(UsageError, match="beside"):
+        contribution.pack(good.with_name("alone.jsonl"), good)
