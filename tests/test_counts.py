@@ -430,7 +430,9 @@ def test_a_limit_beyond_the_memory_is_what_the_memory_holds():
     assert 1 <= held < 4096
     roomy = replace(case, gpu=replace(GPU, memory_bytes=160e9))
     assert counted(roomy)["running"] > 1.5 * held
-    assert counted(replace(case, configuration=Configuration(batch_size=2)))["running"] == 2
+    assert counted(replace(case, configuration=Configuration(batch_size=2)))[
+        "running"
+    ] == pytest.approx(2, rel=1e-3)
 
 
 def test_a_layout_without_room_that_was_measured_all_the_same_is_believed():

@@ -963,7 +963,7 @@ def test_no_power_blanks_the_power_of_training_and_judged_rows_and_compares() ->
 
 @pytest.mark.parametrize(
     ("batch", "in_training", "when_judged"),
-    [("observed", True, True), ("limit", False, False), ("limit-judged", True, False)],
+    [("observed", True, True), ("limit", True, False)],
 )
 def test_the_observed_batch_is_hidden_where_asked(
     batch: str, in_training: bool, when_judged: bool
@@ -997,7 +997,7 @@ def test_a_failed_fit_counts_as_no_answer_and_is_reported() -> None:
     result = judge(table(ONE), Fails(answer=lambda c: c.batch_size))
     score = result.estimators["it"]
     assert (score.failed_fits, score.failure, score.fit_s) == (1, "too few rows: 3", None)
-    assert score.metrics.top1_ratio == pytest.approx(1 / 3)
+    assert score.metrics.top1_ratio is None  # a dash, not what a random pick gets
     json.dumps(result.to_json(), allow_nan=False)
 
 
@@ -1214,7 +1214,7 @@ def test_on_published_rows_a_physical_form_ranks_and_a_random_pick_does_not(v3: 
     knobs = ["parallelism", "batch_size"]
     estimators = {"terms": lambda _: FewTerms(), "random": lambda _: level}
     for options in ({}, {"strict": True}, {"protocol": "unseen-llm"}):
-        result = evaluate(v3, estimators, choose=knobs, repeats=5, **options)  # type: ignore[arg-type]
+        result = evaluate(v3, estimators, choose=knobs, repeats=5, batch="observed", **options)  # type: ignore[arg-type]
         assert (result.rows, result.scenarios) == (405, 44)
         terms, random = (result.estimators[name].metrics for name in estimators)
         assert (terms.top1_ratio or 0) > 0.7

@@ -25,6 +25,8 @@ from energylens.errors import InputError
 from energylens.records import Case, Gpu, Llm, Precision
 
 HELD_OUTPUT_RATIO = 0.625  # of its output, that a running sequence has in the cache: a CV of 0.5
+PROGRESS_CV = 0.6  # of what one sequence at random progress holds: even progress has 0.58
+LEAST_LOST_RATIO = 1e-5  # of what runs, where a limit is as large as what memory holds
 TOKENS_PER_PASS = 8192  # vLLM's default budget of tokens a scheduler step
 RUNTIME_BYTES = 1.0e9  # GPU context, allocator's slack, kernels' workspaces
 GROUP_BYTES = 0.75e9  # buffers of the collectives of a tensor-parallel group
@@ -241,6 +243,25 @@ def room(cases: Cases, *, held_output_ratio: float = HELD_OUTPUT_RATIO) -> Float
     return found
 
 
+def kept_running(limit: FloatArray, held: FloatArray) -> FloatArray:
+    """Sequences that run on average under a limit, in memory that holds so many on average.
+
+    Sequences stand at random progress, so how many fit varies as the sum of their lengths does:
+    by the root of their number, times how a single one varies. Of the limit and what fits the
+    smaller runs; a limit far beyond the memory keeps it full all the time, one near it does not.
+    Where no limit is known (NaN) memory alone is one.
+    """
+    limit = np.where(np.isfinite(limit), limit, 1e6 * np.maximum(held, 1.0))
+    # The mean of the smaller of a limit and a logistic variable, which is nearly a normal one.
+    scale = PROGRESS_CV * np.sqrt(3.0 * np.maximum(held, 1.0)) / np.pi
+    beyond = (held - limit) / scale
+    lost = scale * np.logaddexp(0.0, beyond)
+    # Of limits far beyond the memory the larger never has less waiting: they are no exact tie.
+    lost = lost + LEAST_LOST_RATIO * held / (1.0 + np.exp(np.clip(beyond, -50, 50))) * held / limit
+    kept: FloatArray = np.clip(held - lost, np.minimum(1.0, limit), np.minimum(limit, held))
+    return kept
+
+
 def laid_out(cases: Cases) -> BoolArray:
     """Whether each case can be laid out, memory aside, shape (n,)."""
     found = np.empty(len(cases), dtype=np.bool_)
@@ -270,8 +291,10 @@ def as_run(case: Case) -> Case:
     """Set the batch that runs where the limit, or the mean given, is beyond what memory holds."""
     c = case.configuration
     held = memory(case).largest_batch
-    if 0 < held < (c.mean_batch_size or c.batch_size):
-        return replace(case, configuration=replace(c, mean_batch_size=held))
+    limit = c.mean_batch_size or c.batch_size
+    if 0 < held < limit:
+        kept = float(kept_running(_floats(limit), _floats(held)))
+        return replace(case, configuration=replace(c, mean_batch_size=kept))
     return case
 
 

@@ -270,7 +270,7 @@ def in_flight(cases: Cases) -> FloatArray:
     """Sequences that run at once over all replicas, shape (n,).
 
     The observed mean where it is known; else the limit set, or what the memory holds if that is
-    less, because the rest waits in the queue.
+    less, because the rest waits in the queue (`capacity.kept_running`).
     """
     running = cases.mean_batch_size
     unknown = np.isnan(running)
@@ -281,7 +281,7 @@ def in_flight(cases: Cases) -> FloatArray:
     limit = running[unknown]
     # A layout without room at all ran all the same if it was measured: believe the limit. Where no
     # limit is known (rows under load) memory alone is one.
-    running[unknown] = np.where(held > 0, np.fmin(limit, held), limit)
+    running[unknown] = np.where(held > 0, capacity.kept_running(limit, held), limit)
     return running
 
 

@@ -13,7 +13,15 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from energylens.capacity import as_run, laid_out, layout_possible, layout_problem, memory, room
+from energylens.capacity import (
+    as_run,
+    kept_running,
+    laid_out,
+    layout_possible,
+    layout_problem,
+    memory,
+    room,
+)
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import freed_columns
 from energylens.errors import InfeasibleError, InputError, UsageError
@@ -440,7 +448,8 @@ class Ranking(Shown):
         for entry in self.entries():
             c = entry.configuration
             waits = c.mean_batch_size is not None
-            way = (replace(c, batch_size=1.0) if waits else c, entry.gpu, entry.precision)
+            alike = replace(c, batch_size=1.0, mean_batch_size=None) if waits else c
+            way = (waits, alike, entry.gpu, entry.precision)
             first = merged.get(way)
             if first is None:
                 if len(merged) == count:
@@ -675,7 +684,9 @@ def _rule_out(cases: Cases, limits: Sequence[Limit], queueing: bool) -> tuple[Ca
     exceeds = cases.batch_size > held
     waiting = exceeds & (held > 0) & queueing
     because[exceeds & ~waiting] = _MEMORY
-    cases = cases.replace(mean_batch_size=np.where(waiting, held, np.nan))
+    cases = cases.replace(
+        mean_batch_size=np.where(waiting, kept_running(cases.batch_size, held), np.nan)
+    )
     because[~laid_out(cases)] = _LAYOUT
     ranges = np.array([power_cap_range_w(gpu) for gpu in cases.gpus])[cases.gpu_index]
     because[(cases.power_cap_w < ranges[:, 0]) | (cases.power_cap_w > ranges[:, 1])] = _CAP

@@ -70,7 +70,7 @@ DEFAULT_ESTIMATORS: tuple[str, ...] = (
     "xgboost-tuned",
 )
 
-_KINDS: Mapping[str, ensembles.Build] = {
+KINDS: Mapping[str, ensembles.Build] = {
     "random-forest": ensembles.build_random_forest,
     "extra-trees": ensembles.build_extra_trees,
     "gradient-boosting": ensembles.build_gradient_boosting,
@@ -83,8 +83,10 @@ def _without_chance(make: Callable[[], Estimator], seed: int) -> Estimator:  # n
     return make()
 
 
-def _ensemble(name: str, build: ensembles.Build, enhanced: bool, seed: int) -> Estimator:
-    return ensembles.Ensemble(name=name, build=build, enhanced=enhanced, seed=seed)
+def _ensemble(
+    name: str, build: ensembles.Build, base: ensembles.Base | None, seed: int
+) -> Estimator:
+    return ensembles.Ensemble(name=name, build=build, base=base, seed=seed)
 
 
 def _tuned(kind: str, seed: int) -> Estimator:
@@ -97,7 +99,7 @@ def _tuned(kind: str, seed: int) -> Estimator:
     }[kind]
     return ensembles.TunedEnsemble(
         name=f"{kind}-tuned",
-        build=_KINDS[kind],
+        build=KINDS[kind],
         choices=choices,
         trial=trial,
         seed=seed,
@@ -125,10 +127,10 @@ def _registry() -> dict[str, Factory]:
         analytical.LogisticBatch,
     )
     registry: dict[str, Factory] = {make().name: partial(_without_chance, make) for make in fixed}
-    for kind, build in _KINDS.items():
-        registry[kind] = partial(_ensemble, kind, build, False)
+    for kind, build in KINDS.items():
+        registry[kind] = partial(_ensemble, kind, build, None)
         name = f"{kind}-enhanced"
-        registry[name] = partial(_ensemble, name, build, True)
+        registry[name] = partial(_ensemble, name, build, ensembles.power_law)
     for kind in ("random-forest", "extra-trees", "xgboost", "lightgbm"):
         registry[f"{kind}-tuned"] = partial(_tuned, kind)
     return registry

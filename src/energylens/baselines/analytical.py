@@ -26,6 +26,8 @@ Key = tuple[object, ...]
 POOLS = (0, 4, 5, 6, 11)
 # Columns whose singular values differ by more cannot be told apart by real, noisy rows.
 LARGEST_CONDITION = 100.0
+# Curves whose mean squared errors differ by less are equally good: the plainest is taken.
+SAME_CURVE_ERROR = 1e-9
 
 
 def pool_keys(cases: Cases, engines: Sequence[str]) -> tuple[list[Key], IntArray]:
@@ -132,15 +134,15 @@ def fit_workload_coefficients(
         raise InputError("lengths and energies must be finite and above 0 in every row")
     terms = workload_terms(input_tokens, output_tokens)
     weights = 1.0 / energy_j if relative else np.ones_like(energy_j)
-    coefficients, _, rank, _ = np.linalg.lstsq(
-        terms * weights[:, None], energy_j * weights, rcond=None
-    )
+    weighted = terms * weights[:, None]
+    size = np.linalg.norm(weighted, axis=0)
+    scaled, _, rank, _ = np.linalg.lstsq(weighted / size, energy_j * weights, rcond=1e-9)
     if rank < terms.shape[1]:
         raise FitError(
             f"three coefficients need lengths that differ; these {len(energy_j)} rows determine "
             f"only {rank}: add rows with other input or output lengths"
         )
-    return np.asarray(coefficients, dtype=np.float64)
+    return np.asarray(scaled / size, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -346,40 +348,40 @@ def fit_logistic(x: FloatArray, y: FloatArray) -> Logistic:
     """
     middles = np.linspace(x.min() - 2.0, x.max() + 2.0, 41)
     steepness = np.concatenate([-np.geomspace(0.1, 8.0, 20), np.geomspace(0.1, 8.0, 20)])
-    grid_middle, grid_steepness = (axis.ravel() for axis in np.meshgrid(middles, steepness))
+    # In order of preference among equals: the least steep, then the nearest to the rows' middle.
+    order = np.lexsort((steepness, np.abs(steepness)))
+    centre = np.argsort(np.abs(middles - middles[20]), kind="stable")
+    grid_steepness, grid_middle = (
+        axis.ravel() for axis in np.meshgrid(steepness[order], middles[centre], indexing="ij")
+    )
     flat = 1.0 / y
     curve = _sigmoid(grid_steepness[:, None] * (x[None, :] - grid_middle[:, None])) / y
     # Two non-negative scales in closed form: the free optimum, or the better of the two edges.
     ff, fc, cc = flat @ flat, curve @ flat, (curve * curve).sum(axis=1)
     f1, c1 = flat.sum(), curve.sum(axis=1)
-    determinant = np.maximum(ff * cc - fc * fc, 1e-300)
-    floor = (f1 * cc - c1 * fc) / determinant
-    height = (c1 * ff - f1 * fc) / determinant
+    determinant = ff * cc - fc * fc
+    apart = determinant > 1e-9 * ff * cc  # else the curve is flat itself: the edges say the same
+    determinant = np.where(apart, determinant, 1.0)
+    floor = np.where(apart, (f1 * cc - c1 * fc) / determinant, -1.0)
+    height = np.where(apart, (c1 * ff - f1 * fc) / determinant, -1.0)
     only_curve = c1 / np.maximum(cc, 1e-300)
-    candidates = [
-        (np.where(floor >= 0, floor, np.inf), np.where(height >= 0, height, np.inf)),
-        (np.zeros_like(only_curve), only_curve),
+    inside = (floor >= 0) & (height >= 0)
+    shape = (
         (np.full_like(only_curve, f1 / ff), np.zeros_like(only_curve)),
-    ]
-    best = (np.inf, Logistic(floor=float(f1 / ff), height=0.0, steepness=1.0, middle=0.0))
-    for low, high in candidates:
-        usable = np.isfinite(low) & np.isfinite(high)
-        low, high = np.where(usable, low, 0.0), np.where(usable, high, 0.0)
-        error = len(x) - 2 * (low * f1 + high * c1)
-        error = error + low**2 * ff + 2 * low * high * fc + high**2 * cc
-        error = np.where(usable, error, np.inf)
-        place = int(np.argmin(error))
-        if error[place] < best[0]:
-            best = (
-                float(error[place]),
-                Logistic(
-                    floor=float(low[place]),
-                    height=float(high[place]),
-                    steepness=float(grid_steepness[place]),
-                    middle=float(grid_middle[place]),
-                ),
-            )
-    return best[1]
+        (np.zeros_like(only_curve), only_curve),
+        (np.where(inside, floor, f1 / ff), np.where(inside, height, 0.0)),
+    )
+    low, high = (np.concatenate(parts) for parts in zip(*shape, strict=True))
+    curves = np.tile(curve, (len(shape), 1))
+    error = ((low[:, None] * flat + high[:, None] * curves - 1.0) ** 2).mean(axis=1)
+    best = int(np.argmax(error <= error.min() + SAME_CURVE_ERROR))  # the first of those that tie
+    place = best % len(grid_middle)
+    return Logistic(
+        floor=float(low[best]),
+        height=float(high[best]),
+        steepness=float(grid_steepness[place]),
+        middle=float(grid_middle[place]),
+    )
 
 
 # Distinct batches from which a group gets a curve of its own: as many as it has parameters.

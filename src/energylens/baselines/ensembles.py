@@ -2,6 +2,9 @@
 
 The logarithm makes the squared loss relative, as the law's loss is. All run on one core and
 repeat exactly for a given seed. The outside packages are imported when something is fitted.
+
+Trees turn a last bit of a target into another split, so features and targets are rounded to
+seven digits before they are grown: another processor grows the same ones.
 """
 
 from __future__ import annotations
@@ -15,16 +18,19 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from energylens.baselines.analytical import PowerLaw, fit_power_law
-from energylens.baselines.features import engines_apart, features
+from energylens.baselines.analytical import fit_power_law
+from energylens.baselines.features import engines_apart, features, rounded
 from energylens.cases import BoolArray, Cases, FloatArray
 from energylens.dataset import Dataset
 from energylens.errors import FitError, MissingExtraError
+from energylens.protocols import Predictor
 
 FEWEST_ROWS = 5
 FOLDS = 3
 
 Settings = Mapping[str, Any]
+#: From rows to what predicts them first; an ensemble then learns what that leaves.
+Base = Callable[[Dataset], Predictor]
 
 
 class Regressor(Protocol):
@@ -42,7 +48,7 @@ class Regressor(Protocol):
 def _package(name: str) -> ModuleType:
     try:
         return importlib.import_module(name)
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # OSError: a shared library of the package is missing
         package = {"sklearn.ensemble": "scikit-learn"}.get(name, name)
         raise MissingExtraError(package, "ensembles", "this baseline") from error
 
@@ -157,14 +163,21 @@ Build = Callable[[Settings, int, int], Regressor]
 class _EnsemblePredictor:
     regressor: Regressor
     engines: tuple[str, ...]
-    power_law: PowerLaw | None
+    base: Predictor | None
+    share: float = 1.0  # of what the trees add to the base
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         if len(cases) == 0:
             return np.empty(0)
         columns = features(cases, self.engines)[1]
-        energy: FloatArray = np.exp(np.asarray(self.regressor.predict(columns), dtype=np.float64))
-        return energy if self.power_law is None else energy * self.power_law.predict_energy_j(cases)
+        log_energy = np.asarray(self.regressor.predict(columns), dtype=np.float64)
+        energy: FloatArray = np.exp(self.share * log_energy)
+        return energy if self.base is None else energy * self.base.predict_energy_j(cases)
+
+
+def power_law(dataset: Dataset) -> Predictor:
+    """Fit the power law of :class:`~energylens.baselines.analytical.LogLinear`, as a base."""
+    return fit_power_law(dataset.cases, dataset.energy_per_request_j)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,62 +192,72 @@ class Ensemble:
         Makes an unfitted regressor from settings, number of rows and seed.
     seed : int
         Chance of the ensemble.
-    enhanced : bool
-        Fit the power law of :class:`~energylens.baselines.analytical.LogLinear` first and learn
-        what it leaves (regression-enhanced random forests, Zhang, Nettleton and Zhu,
-        arXiv 1904.10416): trees cannot extrapolate, the power law does it for them.
+    base : callable, optional
+        Fit this first and learn the logarithm of what it leaves: the power law
+        (regression-enhanced random forests, Zhang, Nettleton and Zhu, arXiv 1904.10416; trees
+        cannot extrapolate, the power law does it for them), a datasheet, or any other model.
+    shrunk : bool
+        Take only so much of what the trees add as three-fold cross-validation on the training
+        rows bears out: nothing, where they foretell nothing.
     """
 
     name: str
     build: Build
     seed: int
-    enhanced: bool = False
+    base: Base | None = None
+    shrunk: bool = False
     ranks_only: bool = False
 
     def fit(self, dataset: Dataset) -> _EnsemblePredictor:
         """Fit; raises FitError with fewer than five rows, MissingExtraError without the extra."""
-        rows = _Rows.of(dataset)
-        return _fit(rows, self.enhanced, self.build({}, len(rows.target), self.seed))
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Rows:
-    cases: Cases
-    engines: tuple[str, ...]
-    columns: FloatArray
-    target: FloatArray  # log of joules
-
-    @classmethod
-    def of(cls, dataset: Dataset) -> _Rows:
         if len(dataset) < FEWEST_ROWS:
             raise FitError(
                 f"a tree ensemble needs {FEWEST_ROWS} rows or more; given {len(dataset)}: "
                 "add rows or leave this baseline out"
             )
+        base = None if self.base is None else self.base(dataset)
+        rows = _Rows.of(dataset, base)
+        regressor = self.build({}, len(rows.target), self.seed)
+        share = self._share(rows) if self.shrunk else 1.0
+        regressor.fit(rows.columns, rows.target)
+        return _EnsemblePredictor(regressor=regressor, engines=rows.engines, base=base, share=share)
+
+    def _share(self, rows: _Rows) -> float:
+        added = np.empty(len(rows.target))
+        for train, test, held_out in rows.folds(np.random.default_rng(self.seed)):
+            regressor = self.build({}, len(train.target), self.seed)
+            regressor.fit(train.columns, train.target)
+            added[held_out] = regressor.predict(test.columns)
+        size = float(added @ added)
+        return float(np.clip(added @ rows.target / size, 0.0, 1.0)) if size > 0 else 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Rows:
+    engines: tuple[str, ...]
+    columns: FloatArray
+    target: FloatArray  # log of joules, or of joules over those of a base
+
+    @classmethod
+    def of(cls, dataset: Dataset, base: Predictor | None = None) -> _Rows:
         engines = engines_apart(dataset.cases)
+        energy = dataset.energy_per_request_j
+        if base is not None:
+            energy = energy / base.predict_energy_j(dataset.cases)
         return cls(
-            cases=dataset.cases,
             engines=engines,
             columns=features(dataset.cases, engines)[1],
-            target=np.log(dataset.energy_per_request_j),
+            target=np.log(rounded(energy)).round(6),
         )
 
     def take(self, index: BoolArray) -> _Rows:
-        return _Rows(
-            cases=self.cases.take(index),
-            engines=self.engines,
-            columns=self.columns[index],
-            target=self.target[index],
-        )
+        return _Rows(engines=self.engines, columns=self.columns[index], target=self.target[index])
 
-
-def _fit(rows: _Rows, enhanced: bool, regressor: Regressor) -> _EnsemblePredictor:
-    target, power_law = rows.target, None
-    if enhanced:
-        power_law = fit_power_law(rows.cases, np.exp(rows.target))
-        target = target - np.log(power_law.predict_energy_j(rows.cases))
-    regressor.fit(rows.columns, target)
-    return _EnsemblePredictor(regressor=regressor, engines=rows.engines, power_law=power_law)
+    def folds(self, chance: np.random.Generator) -> list[tuple[_Rows, _Rows, BoolArray]]:
+        """Rows kept and held out, three times, each row held out once."""
+        fold = chance.permutation(len(self.target)) % FOLDS
+        held_out = [np.asarray(fold == k) for k in range(FOLDS)]
+        return [(self.take(~out), self.take(out), out) for out in held_out]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,29 +293,35 @@ class TunedEnsemble:
 
     def fit(self, dataset: Dataset) -> _EnsemblePredictor:
         """Search and fit; raises as :meth:`Ensemble.fit` does."""
+        if len(dataset) < FEWEST_ROWS:
+            raise FitError(
+                f"a tree ensemble needs {FEWEST_ROWS} rows or more; given {len(dataset)}: "
+                "add rows or leave this baseline out"
+            )
         rows = _Rows.of(dataset)
         chance = np.random.default_rng(self.seed)
-        fold = chance.permutation(len(rows.target)) % FOLDS
+        folds = rows.folds(chance)
         grid = [
             dict(zip(self.choices, values, strict=True))
             for values in itertools.product(*self.choices.values())
         ]
         drawn = chance.choice(len(grid), size=min(self.draws, len(grid)), replace=False)
         candidates: list[Settings] = [{}, *(grid[place] for place in drawn)]
-        folds = [
-            (rows.take(fold != held_out), rows.take(fold == held_out)) for held_out in range(FOLDS)
-        ]
 
         def error(settings: Settings) -> float:
             squares = 0.0
-            for train, test in folds:
+            for train, test, _ in folds:
                 regressor = self.build({**settings, **self.trial}, len(train.target), self.seed)
                 regressor.fit(train.columns, train.target)
                 squares += float(((regressor.predict(test.columns) - test.target) ** 2).sum())
             return squares
 
-        settings = min(candidates, key=error)
-        return _fit(rows, False, self.build(settings, len(rows.target), self.seed))
+        errors = [error(settings) for settings in candidates]
+        # Of errors that tie, the settings tried first: the fixed ones before all others.
+        least = next(i for i, e in enumerate(errors) if e <= min(errors) * (1.0 + 1e-6))
+        regressor = self.build(candidates[least], len(rows.target), self.seed)
+        regressor.fit(rows.columns, rows.target)
+        return _EnsemblePredictor(regressor=regressor, engines=rows.engines, base=None)
 
 
 FOREST_CHOICES: Mapping[str, tuple[Any, ...]] = {

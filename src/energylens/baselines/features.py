@@ -10,9 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from energylens.cases import Cases, FloatArray
 from energylens.counts import count, in_flight
+
+# Digits that trees see: values equal but for their last bits are equal to a split as well, so that
+# another processor grows the same trees.
+DIGITS = 7
 
 #: Bandwidth between GPUs where the datasheet names no link: PCIe 5.0 x16, one direction.
 PCIE_BYTES_PER_S = 64e9
@@ -121,7 +126,15 @@ def features(cases: Cases, engines: Sequence[str] = ()) -> tuple[tuple[str, ...]
         "link_share_of_bytes": (counts.prefill_link_bytes + counts.decode_link_bytes) / moved_bytes,
     }
     columns |= dict(zip(engines, engine_columns(cases, engines).T, strict=True))
-    return tuple(columns), np.column_stack(list(columns.values()))
+    return tuple(columns), rounded(np.column_stack(list(columns.values())))
+
+
+def rounded(values: ArrayLike) -> FloatArray:
+    """Round to seven significant digits; any shape, finite."""
+    exact = np.asarray(values, dtype=np.float64)
+    size = np.where(exact == 0.0, 1.0, np.abs(exact))
+    unit = 10.0 ** (np.floor(np.log10(size)) - (DIGITS - 1))
+    return np.asarray(np.round(exact / unit) * unit, dtype=np.float64)
 
 
 def roofline_energy_j(cases: Cases) -> FloatArray:

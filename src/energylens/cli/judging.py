@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import timing
@@ -48,6 +49,8 @@ CONTESTANTS = (
     "gradient-boosting",
     "xgboost",
     "lightgbm",
+    "extra-trees-on-datasheet",
+    "gradient-boosting-on-datasheet",
     "log-linear",
     "logistic-batch",
     "workload",
@@ -112,9 +115,17 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--batch",
-        choices=("observed", "limit", "limit-judged"),
-        default="observed",
-        help="what predictors know of the batch (default: the observed mean)",
+        choices=("limit", "observed", "limit-judged"),
+        default="limit",
+        help="what predictors know of the batch of judged cases: the limit set, which is known "
+        "beforehand (default), or the observed mean (limit-judged: an older name of limit)",
+    )
+    parser.add_argument(
+        "--lengths",
+        choices=("scenario", "own"),
+        default="scenario",
+        help="what they know of lengths: the means of an LLM and task, the same for all "
+        "candidates (default), or each run's own",
     )
     parser.add_argument(
         "--objective",
@@ -204,11 +215,28 @@ def contestants(
     unfitted: dict[str, Estimator] = {e.name: e for e in (Datasheet(), ScaledDatasheet())}
     left_out: tuple[str, ...] = ()
     if names is None:
-        names = CONTESTANTS
-        if not all(find_spec(package) for package in ENSEMBLE_PACKAGES):
-            left_out = tuple(n for n in names if any(word in n for word in ENSEMBLE_WORDS))
-            names = tuple(n for n in names if n not in left_out)
-    known = baselines.ESTIMATORS
+        missing = {package for package in ENSEMBLE_PACKAGES if not find_spec(package)}
+        left_out = tuple(n for n in CONTESTANTS if _package_of(n) in missing)
+        names = tuple(n for n in CONTESTANTS if n not in left_out)
+    # Trees that learn what the datasheet, or the fitted law, leaves.
+    on_ours = {
+        **{
+            f"{kind}-on-datasheet": partial(
+                baselines.ensembles.Ensemble, build=build, base=Datasheet().fit
+            )
+            for kind, build in baselines.KINDS.items()
+        },
+        "energylens-extra-trees": partial(
+            baselines.ensembles.Ensemble,
+            build=baselines.KINDS["extra-trees"],
+            base=EnergyLens().fit,
+            shrunk=True,
+        ),
+    }
+    known: dict[str, Callable[[int], Estimator]] = {
+        **baselines.ESTIMATORS,
+        **{name: partial(_seeded, make, name) for name, make in on_ours.items()},
+    }
 
     def maker(name: str) -> Callable[[int], Estimator]:
         if name in unfitted:
@@ -225,6 +253,17 @@ def contestants(
         return known[name]
 
     return {name: maker(name) for name in names}, left_out
+
+
+def _seeded(make: Callable[..., Estimator], name: str, seed: int) -> Estimator:
+    return make(name=name, seed=seed)
+
+
+def _package_of(name: str) -> str | None:
+    """Name the package that an ensemble needs; None for what needs none."""
+    if "xgboost" in name or "lightgbm" in name:
+        return "xgboost" if "xgboost" in name else "lightgbm"
+    return "sklearn" if any(word in name for word in ENSEMBLE_WORDS) else None
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
@@ -253,7 +292,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             noise_ratio=arguments.noise,
             strict=arguments.strict,
             objective=arguments.objective,
-            batch=arguments.batch,
+            batch="limit" if arguments.batch == "limit-judged" else arguments.batch,
+            lengths=arguments.lengths,
             curve=arguments.curve or DEFAULT_CURVE,
             calibration=arguments.calibration,
             direction=arguments.direction,

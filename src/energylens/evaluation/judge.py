@@ -10,12 +10,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
 from energylens.cases import Cases, FloatArray, IntArray
-from energylens.dataset import Dataset, StrArray, freed_columns
+from energylens.dataset import Dataset, StrArray, freed_columns, group_rows
 from energylens.errors import EnergyLensError, InputError, MissingExtraError, UsageError
 from energylens.evaluation.folds import (
     ALIKE,
@@ -36,6 +37,8 @@ from energylens.protocols import Estimator, IntervalPredictor
 EstimatorFactory = Callable[[int], Estimator]
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
+BATCHES = ("limit", "observed")
+LENGTHS = ("scenario", "own")
 DEFAULT_CURVE = (10, 15, 25, 50, 100, 200)
 DEFAULT_REPEATS = 50
 
@@ -69,7 +72,8 @@ def evaluate(
     noise_ratio: float = 0.02,
     strict: bool = False,
     objective: str = "request",
-    batch: str = "observed",
+    batch: str = "limit",
+    lengths: str = "scenario",
     curve: Sequence[int] = DEFAULT_CURVE,
     calibration: Sequence[int] = (0,),
     direction: str = "larger",
@@ -112,9 +116,11 @@ def evaluate(
         ``request``: joules per request as measured. ``output_token``: joules over output
         tokens, which takes the scatter of output lengths between runs out of the ranking.
     batch : str
-        What predictors know of the batch: ``observed`` (the mean, as in the rows), ``limit``
-        (the configured limit alone, in training and judged cases), ``limit-judged`` (observed
-        in training, the limit in judged cases: what one knows before running).
+        What predictors know of the batch of judged cases: the configured ``limit``, which is all
+        that is known before running, or the ``observed`` mean. Fits see what was observed.
+    lengths : str
+        What they know of the lengths of judged cases: the mean over the rows of an LLM and task
+        (``scenario``), the same for all candidates, or each row's ``own``, an outcome of its run.
     curve : sequence of int
         Training sizes of ``learning-curve``; those that the rows cannot serve are left out.
     calibration : sequence of int
@@ -158,7 +164,8 @@ def evaluate(
     for option, given, allowed in (
         ("protocol", protocol, PROTOCOLS),
         ("objective", objective, ("request", "output_token")),
-        ("batch", batch, ("observed", "limit", "limit-judged")),
+        ("batch", batch, BATCHES),
+        ("lengths", lengths, LENGTHS),
         ("direction", direction, ("larger", "smaller")),
         ("leave", leave, (*ALIKE, "id")),
     ):
@@ -198,7 +205,11 @@ def evaluate(
     drawn = any(c.train is not None or c.calibration for c in conditions) or protocol == "split"
     repeats = repeats or (DEFAULT_REPEATS if drawn else 1)
     judge = _Judge(
-        setting=setting, noise_ratio=noise_ratio, interval_ratio=interval_ratio, batch=batch
+        setting=setting,
+        noise_ratio=noise_ratio,
+        interval_ratio=interval_ratio,
+        batch=batch,
+        lengths=lengths,
     )
     done, points = 0, []
     for condition in conditions:
@@ -240,6 +251,7 @@ def evaluate(
         strict=strict,
         objective=objective,
         batch=batch,
+        lengths=lengths,
         noise_ratio=noise_ratio,
         interval_ratio=interval_ratio,
         direction=direction if protocol in CUTS else None,
@@ -305,6 +317,7 @@ class _Judge:
     noise_ratio: float
     interval_ratio: float
     batch: str
+    lengths: str
 
     def view(self, fold: Fold, condition: Condition) -> _View:
         """Take what may be seen of the rows of a fold."""
@@ -312,16 +325,29 @@ class _Judge:
         candidates = board.rows[fold.scored[board.owner[board.row_candidate]]]
         asked = np.union1d(fold.judged, candidates)
         hidden = {} if condition.power_known else {"average_power_w": np.nan}
-        unknown_batch = {"mean_batch_size": np.nan}
         training = dataset.take(np.sort(fold.train))
-        in_training = hidden | (unknown_batch if self.batch == "limit" else {})
-        in_judged = hidden | (unknown_batch if self.batch != "observed" else {})
+        in_judged: dict[str, Any] = dict(hidden)
+        if self.batch == "limit":
+            in_judged["mean_batch_size"] = np.nan
+        if self.lengths == "scenario":
+            in_judged |= {name: values[asked] for name, values in self.mean_lengths.items()}
         return _View(
             fold=fold,
-            training=replace(training, cases=training.cases.replace(**in_training)),
+            training=replace(training, cases=training.cases.replace(**hidden)),
             asked=asked,
             cases=dataset.cases.take(asked).replace(**in_judged),
         )
+
+    @cached_property
+    def mean_lengths(self) -> dict[str, FloatArray]:
+        """Mean lengths of the rows of each LLM and workload, for each row of it."""
+        dataset = self.setting.dataset
+        group = group_rows([dataset.cases.llm_index, dataset.workload_index])
+        size = np.bincount(group)
+        return {
+            name: (np.bincount(group, getattr(dataset.cases, name)) / size)[group]
+            for name in ("input_tokens", "output_tokens", "vision_tokens")
+        }
 
     def fit_and_mark(
         self, estimator: Estimator, view: _View, record: _Record
@@ -339,13 +365,7 @@ class _Judge:
                 predictor.predict_energy_j(view.cases), view, estimator.name
             )
             if isinstance(predictor, IntervalPredictor) and not estimator.ranks_only:
-                lower, upper = predictor.interval_energy_j(view.cases, self.interval_ratio)
-                measured = self.setting.dataset.energy_per_request_j[view.asked]
-                inside[view.asked] = np.where(
-                    np.isfinite(lower) & np.isfinite(upper),
-                    (lower <= measured) & (measured <= upper),
-                    np.nan,
-                )
+                inside[view.asked] = self._inside(predictor, view, record)
             if isinstance(predictor, PartsPredictor):
                 dataset = self.setting.dataset
                 for terms, measured, ape in zip(
@@ -374,6 +394,20 @@ class _Judge:
         ranked = energy * self.setting.board.scale if record.ranks_only else energy
         return self.setting.board.marks(ranked, view.fold.scored, self.noise_ratio), errors
 
+    def _inside(self, predictor: IntervalPredictor, view: _View, record: _Record) -> FloatArray:
+        """Whether each interval holds what was measured; NaN where there is none.
+
+        A predictor whose intervals fail has still predicted.
+        """
+        try:
+            lower, upper = predictor.interval_energy_j(view.cases, self.interval_ratio)
+        except EnergyLensError as error:
+            record.failure = record.failure or f"no intervals: {error}"
+            return np.full(len(view.asked), np.nan)
+        measured = self.setting.dataset.energy_per_request_j[view.asked]
+        known = np.isfinite(lower) & np.isfinite(upper)
+        return np.where(known, (lower <= measured) & (measured <= upper), np.nan)
+
     def _checked(self, energy: FloatArray, view: _View, name: str) -> FloatArray:
         energy = np.asarray(energy, dtype=np.float64)
         if energy.shape != (len(view.cases),):
@@ -391,9 +425,11 @@ class _Judge:
         ]
         marks, errors = join([m for m, _ in tables]), join([e for _, e in tables])
         by_repeat = np.array([summary(m, e) for m, e in tables])
+        if record.failed == len(record.train_rows):  # nothing was fitted: nothing to score
+            by_repeat = np.full_like(by_repeat, np.nan)
         overall = np.array(
             [
-                _nan_reduce(np.max if name == "regret_worst_ratio" else np.mean, column)
+                _nan_reduce(_OVER_DRAWS.get(name, np.mean), column)
                 for name, column in zip(METRICS, by_repeat.T, strict=True)
             ],
             dtype=np.float64,
@@ -431,6 +467,9 @@ class _Judge:
             groups=groups,
             modalities=by(dataset.modality.astype(str).astype(object)),
             llms=by(dataset.llm_ids),
+            precisions=by(dataset.precision_ids),
+            architectures=by(_families(dataset)),
+            layouts=by(_layouts(dataset)),
             scenarios=self._scenario_scores(marks),
             row_error_ratio=np.where(times > 0, total / np.maximum(times, 1), np.nan),
         )
@@ -456,6 +495,35 @@ class _Judge:
                 )
             )
         return tuple(scores)
+
+
+#: How the metrics of several draws become one, where that is not their mean.
+_OVER_DRAWS: dict[str, Callable[[FloatArray], Any]] = {
+    "regret_worst_ratio": np.max,
+    "mape_ratio": np.median,
+}
+
+
+def _families(dataset: Dataset) -> StrArray:
+    """Label each row by the family of its LLM: dense, moe, hybrid and so on."""
+    names = np.array([llm.family for llm in dataset.cases.llms], dtype=object)
+    return names[dataset.cases.llm_index]
+
+
+def _layouts(dataset: Dataset) -> StrArray:
+    """Label each row by the parallelism in its layout: none, TP, PP, DP, EP or some of them."""
+    c = dataset.cases
+    used = {
+        "TP": c.tensor_parallel > 1,
+        "PP": c.pipeline_parallel > 1,
+        "EP": c.expert_parallel > 1,
+        "DP": c.data_parallel > 1,
+    }
+    labels = np.full(len(dataset), "", dtype=object)
+    for symbol, mask in used.items():
+        labels[mask] += np.where(labels[mask] == "", symbol, f" {symbol}")
+    labels[labels == ""] = "one GPU"
+    return labels
 
 
 def _band(values: FloatArray) -> tuple[float, float, float]:

@@ -54,6 +54,9 @@ class Score:
     groups: Mapping[str, Metrics]
     modalities: Mapping[str, Metrics]
     llms: Mapping[str, Metrics]
+    precisions: Mapping[str, Metrics]
+    architectures: Mapping[str, Metrics]
+    layouts: Mapping[str, Metrics]
     scenarios: tuple[ScenarioScore, ...]
     row_error_ratio: FloatArray
 
@@ -85,7 +88,14 @@ class Score:
         return {
             **{
                 kind: {name: m.to_json() for name, m in getattr(self, kind).items()}
-                for kind in ("groups", "modalities", "llms")
+                for kind in (
+                    "groups",
+                    "modalities",
+                    "llms",
+                    "precisions",
+                    "architectures",
+                    "layouts",
+                )
             },
             "misses": [s.to_json() for s in self.misses[:_LISTED]],
             "misses_in_all": len(self.misses),
@@ -127,6 +137,7 @@ class Evaluation(Shown):
     strict: bool
     objective: str
     batch: str
+    lengths: str
     noise_ratio: float
     interval_ratio: float
     direction: str | None
@@ -187,6 +198,7 @@ class Evaluation(Shown):
             "strict": self.strict,
             "objective": self.objective,
             "batch": self.batch,
+            "lengths": self.lengths,
             "noise_ratio": self.noise_ratio,
             "interval_ratio": self.interval_ratio,
             "direction": self.direction,

@@ -37,6 +37,7 @@ class Metrics:
     regret_p95_ratio: float | None
     regret_worst_ratio: float | None
     mape_ratio: float | None
+    mape_mean_ratio: float | None
     median_ape_ratio: float | None
     r2_ratio: float | None
     interval_coverage_ratio: float | None
@@ -298,7 +299,9 @@ def summary(marks: Table, errors: Table) -> FloatArray:
         "regret_mean_ratio": regret.mean() if len(regret) else nan,
         "regret_p95_ratio": np.percentile(regret, 95) if len(regret) else nan,
         "regret_worst_ratio": regret.max() if len(regret) else nan,
+        # One figure in one draw; of several, the median and the mean.
         "mape_ratio": ape.mean() if len(ape) else nan,
+        "mape_mean_ratio": ape.mean() if len(ape) else nan,
         "median_ape_ratio": np.median(ape) if len(ape) else nan,
         "r2_ratio": 1.0 - np.sum((predicted - measured) ** 2) / spread if spread > 0 else nan,
         "interval_coverage_ratio": _mean_known(errors["inside"]),

@@ -321,7 +321,7 @@ def _times(ranking: Ranking, dataset: Dataset) -> _Times | None:
         return None
     energy = dataset.energy_per_request_j
     fastest = int(rows[np.argmin(latency[rows])])
-    best, reference = ranking.best, ranking.reference
+    best, reference = ranking.served()[0], ranking.reference
     return _Times(
         scenario=rows,
         latency_s=latency,
@@ -371,7 +371,7 @@ def _price_words(ranking: Ranking, times: _Times | None, dataset: Dataset) -> st
 
 
 def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Block]:
-    best = ranking.best
+    best = ranking.served()[0]
     name = best.configuration.describe()
     energy = best.energy_per_request_j
     saving, reference = ranking.saving_against_reference_ratio, ranking.reference

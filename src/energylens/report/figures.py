@@ -404,7 +404,7 @@ def configuration_labels(cases: Cases) -> tuple[str, ...]:
 def ranking_with_intervals(ranking: Ranking) -> Picture:
     """Show the first dozen of a ranking: joules, intervals, probability of being the best."""
     count = min(len(ranking), BARS)
-    entries = ranking.entries(count)
+    entries = ranking.served(count)
     labels = configuration_labels(ranking.cases.take(slice(0, count)))
     lower, upper = ranking.lower_j[:count], ranking.upper_j[:count]
     sure = len(lower) == count and bool(np.isfinite([lower, upper]).all())
