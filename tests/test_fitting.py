@@ -736,6 +736,25 @@ def test_intervals_cover_cases_outside_the_range_of_the_rows(draw_cases, make_da
     assert np.mean(narrow) < np.mean(covered) - 0.01
 
 
+def test_rows_in_a_format_that_errs_more_have_wider_intervals(draw_cases, make_dataset):
+    rows = draw_cases(240, seed=3, precisions=("bf16", "fp8"))
+    narrow = np.array([row.precision.id == "fp8" for row in rows])
+    noise = np.random.default_rng(0).normal(0, np.where(narrow, 0.3, 0.05))
+    data = make_dataset(rows, energy(design(Cases.of(rows)), PLANTED) * np.exp(noise))
+    model = fit(data)
+    low, high = model.interval_energy_j(data.cases)
+    joules = data.energy_per_request_j
+    inside = (low <= joules) & (joules <= high)
+    assert 0.7 < inside[narrow].mean() < 0.92
+    assert 0.7 < inside[~narrow].mean() < 0.92
+    width = np.log(high / low)
+    assert np.median(width[narrow]) > 2 * np.median(width[~narrow])
+    # of a kind of format without rows nothing better is known than of the worst
+    other = [replace(row, precision=catalog.precision("awq-int4")) for row in rows[:20]]
+    low, high = model.interval_energy_j(Cases.of(other))
+    assert np.median(np.log(high / low)) > 2 * np.median(width[~narrow])
+
+
 def test_a_gpu_type_with_few_rows_borrows_the_residuals_of_all(draw_cases, make_dataset):
     data = make_dataset(
         draw_cases(90, seed=1, gpus=("H100", "A100-SXM-80GB")), theta=PLANTED, noise_ratio=0.1

@@ -40,7 +40,7 @@ from energylens.formula import (
     terms_of,
 )
 from energylens.loaded import LoadedModel, fit_loaded, rows_at_work, time_law
-from energylens.model import Coefficients, EnergyModel, Scope, group_key, knob_place
+from energylens.model import Coefficients, EnergyModel, Scope, format_kinds, group_key, knob_place
 
 LOSSES = ("relative", "log", "huber", "absolute")
 PRIORS = ("datasheet", "none")
@@ -66,6 +66,7 @@ ARCHITECTURE_SPREAD = 0.3
 SINGLE_SPREAD = 0.22
 SINGLE_ROWS = 5.0
 PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few rows
+FORMAT_ROWS = 5.0  # at the scale of all residuals that those in one kind of format start from
 LENT_ROWS = 5.0  # that the pooled fit's residual spread counts for in a group's
 ENOUGH = 9  # residuals from which a group can tell its own 80 % interval
 TRAVEL_SPREAD = 0.1  # of what hardware does, in coefficients that answer for other GPU types
@@ -554,6 +555,11 @@ class _Problem:
         of_unseen = effect * fitted.variance * unseen_leverage + strange.variance
         near = alone.residual / np.sqrt(1.0 + of_seen / row)
         far = strangers / np.sqrt(1.0 + of_unseen / row)
+        # Rows in one kind of format may err more than those in another: their own scale, as far as
+        # there are rows of it, makes the quantiles conditional on it.
+        formats = format_kinds(self.cases)[rows]
+        near, seen_scales = _rescaled(near, formats)
+        far, unseen_scales = _rescaled(far, formats)
         return Coefficients(
             theta=fitted.theta,
             covariance=covariance,
@@ -567,6 +573,7 @@ class _Problem:
             reach_doublings=reach,
             rows=len(rows),
             factors=found,
+            format_scales={kind: (seen_scales[kind], unseen_scales[kind]) for kind in seen_scales},
         )
 
 
@@ -675,7 +682,19 @@ def _borrowing(group: Coefficients, pooled: Coefficients) -> Coefficients:
         residuals_unseen=unseen * (spread / unseen_scale),
         llms=pooled.llms if strange else group.llms,
         spread_ratio=spread,
+        format_scales=pooled.format_scales if few else group.format_scales,
     )
+
+
+def _rescaled(residuals: FloatArray, kinds: StrArray) -> tuple[FloatArray, dict[str, float]]:
+    """Bring residuals of all kinds to one scale, and say what each kind's was over that of all."""
+    total = max(float((residuals**2).mean()), VARIANCE_FLOOR)
+    scales = {}
+    for kind in sorted(set(kinds)):
+        squares = residuals[kinds == kind] ** 2
+        own = (float(squares.sum()) + FORMAT_ROWS * total) / (len(squares) + FORMAT_ROWS)
+        scales[kind] = float(np.sqrt(own / total))
+    return residuals / np.array([scales[kind] for kind in kinds]), scales
 
 
 def _bounded(

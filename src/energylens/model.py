@@ -78,6 +78,8 @@ class Coefficients:
         Rows fitted.
     factors : Factors
         What the residuals of the rows say of LLMs and formats.
+    format_scales : mapping of str to (float, float)
+        Scale of the residuals, seen and unseen, of rows in one kind of format over that of all.
     """
 
     theta: FloatArray
@@ -92,6 +94,7 @@ class Coefficients:
     reach_doublings: float
     rows: int
     factors: Factors = field(default_factory=factors.none)
+    format_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,8 +283,33 @@ class EnergyModel(Shown):
             ]
         )[set_index, known.astype(np.intp)]
         logs = self._widening(cases, joules, sets, set_index)[:, None] * tails
+        logs *= self._format_scales(cases, sets, set_index, known)[:, None]
         factor = np.exp(np.clip(logs, -WIDEST_LOG, WIDEST_LOG))
         return joules * factor[:, 0], joules * factor[:, 1]
+
+    def _format_scales(
+        self,
+        cases: Cases,
+        sets: list[Coefficients],
+        set_index: NDArray[np.intp],
+        known: NDArray[np.bool_],
+    ) -> FloatArray:
+        """Scale of each case's residuals by its kind of format; where no row is of it, the largest.
+
+        Shape (n,).
+        """
+        scale = np.ones(len(cases))
+        kinds = format_kinds(cases)
+        for s, coefficients in enumerate(sets):
+            scales = coefficients.format_scales
+            if not scales:
+                continue
+            for kind in set(kinds):
+                largest = tuple(map(max, zip(*scales.values(), strict=True)))
+                seen, unseen = scales.get(kind, largest)
+                mine = (set_index == s) & (kinds == kind)
+                scale[mine] = np.where(known[mine], seen, unseen)
+        return scale
 
     def _widening(
         self,
@@ -396,6 +424,15 @@ def _combinations(cases: Cases) -> tuple[list[tuple[str, ...]], NDArray[np.intp]
         for place in places
     ]
     return ids, index.reshape(-1)
+
+
+def format_kinds(cases: Cases) -> NDArray[np.object_]:
+    """Kind of each case's format: 16 bits, weights alone in fewer, or factors too; shape (n,)."""
+    kinds = [
+        "16 bits" if p.weight_bits >= 16 else "weights" if p.compute_bits >= 16 else "products"
+        for p in cases.precisions
+    ]
+    return np.array(kinds, dtype=object)[cases.precision_index]
 
 
 def group_key(names: Sequence[str]) -> str:

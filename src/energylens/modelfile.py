@@ -49,6 +49,7 @@ class _Coefficients(_Strict):
     reach_doublings: Annotated[FiniteFloat, Field(gt=0)]
     rows: Annotated[int, Field(ge=0)]
     factors: _Factors
+    format_scales: dict[str, Annotated[list[NotNegative], Field(min_length=2, max_length=2)]]
 
 
 class _Scope(_Strict):
@@ -277,6 +278,7 @@ def _coefficients_json(c: Coefficients, names: list[str]) -> dict[str, Any]:
             "covariance": c.factors.covariance.tolist(),
             "scale_ratio": c.factors.scale_ratio,
         },
+        "format_scales": {kind: list(both) for kind, both in c.format_scales.items()},
     }
 
 
@@ -305,6 +307,7 @@ def _coefficients(read: _Coefficients, names: list[str], name: str) -> Coefficie
         reach_doublings=read.reach_doublings,
         rows=read.rows,
         factors=_factors(read.factors, name),
+        format_scales={kind: (both[0], both[1]) for kind, both in read.format_scales.items()},
     )
 
 
