@@ -67,7 +67,6 @@ SEQUENCE_S = 20e-6  # of an engine's own work for one sequence in one step
 REDUCTION_S = 10e-6  # from one all-reduce of a small message to the next
 HOP_S = 1e-3  # from one pipeline stage to the next
 ENDLESS = 1e15  # tokens: no window, and no limit to what is attended to
-STATE_RATIO = 0.5  # of streaming bandwidth, as scattered states of sequences reach
 MEDIA_S = 10e-3  # to prepare one image or frame
 
 #: What a time can be of: the whole request, the mean time per output token after the first, the
@@ -300,7 +299,7 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
         narrow_ratio=narrow,
         weight_only_ratio=weight_only,
         compute_s=flop * per_narrow_flop / tensor,
-        cache_s=(kv * copies + index + 2.0 * state / STATE_RATIO) * per_byte / tensor,
+        cache_s=(kv * copies + index + 2.0 * state) * per_byte / tensor,
         sequence_s=np.full(len(cases), SEQUENCE_S),
         link_s=link,
         launch_s=launch,
