@@ -69,8 +69,8 @@ def test_batch_of_one_reads_the_weights_once_a_token() -> None:
 
 
 def test_replicas_do_not_change_a_step() -> None:
-    one = case(tensor_parallel=2, batch_size=32)
-    two = case(tensor_parallel=2, batch_size=64, data_parallel=2)
+    one = case(tensor_parallel=2, batch_size=32, mean_batch_size=32)
+    two = case(tensor_parallel=2, batch_size=64, mean_batch_size=64, data_parallel=2)
     for target in TARGETS:
         first, second = from_datasheet().predict_s(cases(one, two), target)
         assert first == pytest.approx(second, rel=1e-12)
