@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
+from energylens import catalog
+from energylens.cli import main
+from energylens.errors import UsageError
 from energylens.instrument import doctor
 from energylens.instrument.doctor import Status
-from instrument_fakes import FakeNvml
+from energylens.instrument.engine import Layout
+from energylens.instrument.meter import MeterError
+from instrument_fakes import FakeNvml, VirtualMeter
 
 
 def by_name(report: doctor.Report) -> dict[str, doctor.Finding]:
@@ -85,3 +91,60 @@ def test_every_missing_thing_comes_with_advice_or_a_way_to_install_it(tmp_path: 
     for finding in doctor.examine(tmp_path).findings:
         if finding.status is Status.MISSING:
             assert finding.advice or "pip install" in finding.detail
+
+
+# ------------------------------------------------------------------------------------------ idle
+
+
+def test_idle_is_measured_before_and_with_an_llm_loaded() -> None:
+    from energylens.instrument.engines import open_engine
+
+    layout = Layout(
+        llm=catalog.llm("Qwen/Qwen3-8B"),
+        precision=catalog.precision("bf16"),
+        tensor_parallel=2,
+        max_sequences=1,
+        max_sequence_tokens=64,
+        gpu=catalog.gpu("H100"),
+    )
+    found = doctor.measure_idle(engine=open_engine("simulated"), layout=layout, seconds=1.0)
+    assert found.source == "simulated"
+    assert (len(found.now_w), len(found.loaded_w)) == (0, 2)
+    assert found.loaded_idle_w == pytest.approx(found.loaded_w[0])
+    assert found.loaded_idle_w is not None
+    assert 40 < found.loaded_idle_w < 200
+    assert any("loaded_idle_w" in sentence for sentence in found.sentences())
+
+
+class Steady(VirtualMeter):
+    def wait(self, seconds: float) -> None:
+        self.power_w[:] = [70.0, 62.0][: len(self.power_w)]
+        super().wait(seconds)
+
+
+def test_idle_of_a_meter_is_watts_of_each_gpu() -> None:
+    found = doctor.measure_idle(Steady(gpus=2), seconds=5.0)
+    assert found.now_w == pytest.approx((70.0, 62.0))
+    assert found.loaded_idle_w is None
+    with pytest.raises(UsageError, match="3600"):
+        doctor.measure_idle(Steady(), seconds=0.0)
+    with pytest.raises(UsageError, match="meter"):
+        doctor.measure_idle()
+
+
+def test_a_meter_that_stands_still_has_no_idle_power() -> None:
+    meter = VirtualMeter(gpus=1)
+    meter.power_w = [0.0]
+    with pytest.raises(MeterError):
+        doctor.measure_idle(meter, seconds=1.0)
+
+
+def test_doctor_says_idle_on_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["doctor", "--idle", "--llm", "Qwen/Qwen3-8B", "--engine", "simulated", "--json"]
+    assert main([*asked, "--seconds", "1"]) == 0
+    idle = json.loads(capsys.readouterr().out)["idle"]
+    assert idle["loaded_idle_w"] > 40
+    assert idle["llm"] == "Qwen/Qwen3-8B"
+    assert main(["doctor", "--idle", "--meter", "estimated", "--seconds", "0.2"]) == 0
+    assert "at rest" in capsys.readouterr().out
+    assert main(["doctor", "--llm", "Qwen/Qwen3-8B"]) == 1

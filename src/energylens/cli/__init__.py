@@ -24,7 +24,10 @@ _MODULES = (
     "judging",
     "report",
     "names",
-    "instrument",
+    "doctor",
+    "plan",
+    "measure",
+    "meter",
     "campaign",
     "discovering",
 )

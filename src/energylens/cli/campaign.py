@@ -11,6 +11,7 @@ from energylens.cli.console import (
     add_json,
     add_seed,
     comma_list,
+    name_value_pairs,
     numbers,
     positive_int,
     print_json,
@@ -129,7 +130,8 @@ def _campaign(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from energylens import campaign, catalog
-    from energylens.cli.instrument import QUICK, _drawn, _pairs
+    from energylens.cli.measure import _drawn
+    from energylens.cli.plan import QUICK
     from energylens.instrument import engines, meters, planning
     from energylens.instrument.doctor import examine
     from energylens.instrument.executors.local import InlineExecutor, LocalExecutor
@@ -179,7 +181,7 @@ def _campaign(arguments: argparse.Namespace) -> None:
         precisions=arguments.precision,
         batch_sizes=arguments.batch_sizes,
         weights=arguments.weights,
-        options=tuple(sorted(_pairs(arguments.option, "--option").items())),
+        options=tuple(sorted(name_value_pairs(arguments.option, "--option").items())),
         seed=arguments.seed,
     )
     work = campaign.Campaign(

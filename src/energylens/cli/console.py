@@ -395,3 +395,36 @@ def _positive(text: str) -> float:
             f"must be a number above 0, at most {MOST:g}, not {text!r}"
         )
     return value
+
+
+def name_value_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """Read repeated ``NAME=VALUE``."""
+    from energylens.errors import UsageError
+
+    pairs = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"{option} takes NAME=VALUE, not {text!r}")
+        pairs[name] = value
+    return pairs
+
+
+def counted(number: int, what: str) -> str:
+    """Write a number of things, in the plural where it is not one."""
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
+def about_minutes(minutes: float) -> str:
+    """Write minutes as a rough number."""
+    return f"about {counted(round(minutes), 'minute')}"
+
+
+def add_meter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--meter``."""
+    parser.add_argument(
+        "--meter",
+        default="auto",
+        metavar="NAME",
+        help="auto (default), nvml, nvml-power, zeus, estimated, replay:FILE or http://HOST:PORT",
+    )

@@ -7,16 +7,18 @@ import os
 import platform
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from energylens import __version__
-from energylens.errors import EnergyLensError
-from energylens.instrument.meter import Meter, MeterError
+from energylens.errors import EnergyLensError, UsageError
+from energylens.instrument.engine import Engine, Layout
+from energylens.instrument.meter import ChannelKind, Meter, MeterError
 from energylens.instrument.meters import EstimatedMeter, NvmlMeter, NvmlPowerMeter, ZeusMeter
+from energylens.instrument.meters.trail import Trail
 
 #: Packages that an engine or an executor needs, with the extra that brings them.
 _PACKAGES = {
@@ -225,3 +227,121 @@ def _disk(folder: Path) -> Finding:
         detail=f"{free / 1e9:.0f} GB free",
         advice="Checkpoints may not fit; --weights dummy needs none." if little else "",
     )
+
+
+# ------------------------------------------------------------------------------------------ idle
+
+
+@dataclass(frozen=True, kw_only=True)
+class Idle:
+    """What a device draws at rest, in watts for each GPU (or for all, where there is none).
+
+    ``loaded_w`` is with an LLM in memory and nothing to do: the floor under every request that
+    does not come from a full queue. ``now_w`` is before anything was loaded by us; a simulated
+    node has none.
+    """
+
+    meter: str
+    source: str
+    devices: int
+    seconds: float
+    now_w: tuple[float, ...]
+    loaded_w: tuple[float, ...] = ()
+    llm: str = ""
+    engine: str = ""
+    engine_version: str = ""
+
+    @property
+    def loaded_idle_w(self) -> float | None:
+        """Mean over the GPUs that hold the LLM: the column of the tidy table."""
+        return sum(self.loaded_w) / len(self.loaded_w) if self.loaded_w else None
+
+    def sentences(self) -> tuple[str, ...]:
+        """Say it."""
+        per = ", ".join(f"{watts:.1f}" for watts in self.now_w)
+        said = []
+        if self.now_w:
+            said.append(
+                f"{self.devices} device{'s' * (self.devices != 1)} at rest for {self.seconds:g} s "
+                f"drew {per} W ({self.meter}, {self.source})."
+            )
+        if self.loaded_idle_w is not None:
+            said.append(
+                f"With {self.llm} loaded by {self.engine} {self.engine_version} and nothing to do: "
+                f"{self.loaded_idle_w:.1f} W each ({self.source}; column loaded_idle_w)."
+            )
+        return tuple(said)
+
+
+def measure_idle(
+    meter: Meter | None = None,
+    *,
+    engine: Engine | None = None,
+    layout: Layout | None = None,
+    seconds: float = 10.0,
+) -> Idle:
+    """Measure what GPUs draw at rest, and with an LLM loaded if an engine is given.
+
+    Parameters
+    ----------
+    meter : Meter, optional
+        What to read; an engine's own, where it has one.
+    engine, layout : Engine, Layout, optional
+        Started with this layout between two looks, and closed.
+    seconds : float
+        Length of each look.
+
+    Raises
+    ------
+    MeterError
+        If the meter fails, or something else works on the GPUs meanwhile.
+    EngineError
+        If the engine cannot start.
+    """
+    if not 0.1 <= seconds <= 3600:
+        raise UsageError(f"a look at idle devices takes 0.1 to 3600 s, not {seconds:g}")
+    own = None if engine is None else engine.own_meter()
+    reader = own or meter
+    if reader is None:
+        raise UsageError("idle devices need a meter that is read")
+    if engine is not None and own is None and not reader.real_time:
+        raise MeterError(
+            f"the meter {reader.name} keeps a time of its own, which does not go by while an "
+            "engine loads: take one that reads this machine's devices."
+        )
+    devices = [i for i, c in enumerate(reader.channels) if c.kind is ChannelKind.GPU]
+    active = devices or list(range(len(reader.channels)))
+    # The meter of a simulated node knows no power before it is told what the node is.
+    now = _watts(reader, active, seconds) if own is None else ()
+    found = Idle(
+        meter=reader.name,
+        source=str(reader.source),
+        devices=len(active),
+        seconds=seconds,
+        now_w=now,
+    )
+    if engine is None or layout is None:
+        return found
+    try:
+        facts = engine.start(layout)
+        reader.wait(1.0)  # clocks go down after a load
+        used = active[: layout.gpus] if devices else active
+        loaded = _watts(reader, used, seconds)
+    finally:
+        engine.close()
+    return replace(
+        found,
+        loaded_w=loaded,
+        llm=layout.llm.id,
+        engine=engine.name,
+        engine_version=facts.get("engine_version", ""),
+    )
+
+
+def _watts(meter: Meter, active: Sequence[int], seconds: float) -> tuple[float, ...]:
+    with Trail(meter, active) as trail:
+        begin = trail.moment()
+        meter.wait(max(seconds, 20 * meter.period_s))
+        end = trail.moment()
+        joules = trail.energy_j(begin, end)
+    return tuple(joules[i] / (end - begin) for i in active)
