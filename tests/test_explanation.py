@@ -160,6 +160,25 @@ def test_the_sentences_say_what_the_numbers_say(model, case):
     assert all(re.fullmatch(r"[A-Z].*[^.]\.", sentence) for sentence in e.sentences)
 
 
+def test_factors_and_the_rows_behind_a_number_are_told(draw_cases, make_dataset, case):
+    rows = draw_cases(80, precisions=("bf16", "fp8"))
+    dearer = np.where([row.precision.id == "fp8" for row in rows], 1.4, 1.0)
+    base = make_dataset(rows, theta=np.ones(12), noise_ratio=0.02)
+    data = replace(base, energy_per_request_j=base.energy_per_request_j * dearer)
+    fitted_to_few = fit(data)
+    asked = replace(rows[0], precision=catalog.precision("fp8"))
+    e = explain(fitted_to_few, asked)
+    logs, _ = fitted_to_few.pooled.factors.logs(Cases.of([asked]))
+    together = np.prod(list(e.factors.values()))
+    assert together == pytest.approx(np.exp(logs[0]), rel=0.02)
+    text = " ".join(e.sentences)
+    for name, ratio in e.factors.items():
+        assert f"{name} x{ratio:.2f}" in text
+    assert "Behind this stand 80 rows of" in text
+    assert explain(from_datasheet(), asked).factors == {}
+    assert "Behind this" not in " ".join(explain(from_datasheet(), asked).sentences)
+
+
 def test_one_gpu_is_not_told_what_its_parallelism_costs(model, case):
     text = " ".join(explain(model, laid_out(case, tensor_parallel=1)).sentences)
     assert "parallelism" not in text

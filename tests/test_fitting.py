@@ -340,6 +340,65 @@ def test_engine_versions_get_their_own_coefficients_where_there_are_several(two_
     assert alone.coefficients("any", h100, "bf16", "") is alone.pooled
 
 
+def test_rows_of_an_engine_with_and_without_its_version_are_of_one_engine(small):
+    bare = Engine(name="vllm")
+    cases = small.cases.served_by([bare if i % 2 else NEW for i in range(60)])
+    mixed = fit(replace(small, cases=cases))
+    whole = fit(replace(small, cases=small.cases.served_by(NEW)))
+    assert mixed.per == ()
+    assert set(mixed.scope.engines) == {NEW.id}
+    asked = small.cases.take(slice(0, 5)).served_by(NEW)
+    # but for the times of the generation, which rows without a version do not tell
+    assert mixed.predict_energy_j(asked) == pytest.approx(whole.predict_energy_j(asked), rel=0.05)
+    # with two versions nobody knows which of them a row without one is of
+    three = small.cases.served_by([(bare, NEW, OLD)[i % 3] for i in range(60)])
+    told = fit(replace(small, cases=three))
+    assert {NEW.id, OLD.id} <= set(told.groups)
+    # and a version that alone is known answers for the engine's name
+    two = small.cases.served_by([Engine(name="sglang"), NEW] * 30)
+    told = fit(replace(small, cases=two))
+    gpu = small.cases.gpus[0].id
+    assert told.coefficients("any", gpu, "bf16", "vllm") is told.groups[NEW.id]
+
+
+def test_a_coefficient_below_what_hardware_needs_is_flagged(draw_cases, make_dataset):
+    theta = np.ones(12)
+    theta[NAMES.index("prefill_compute")] = 0.2
+    data = make_dataset(draw_cases(150, seed=4), theta=theta, noise_ratio=0.02)
+    model = fit(data)
+    k = NAMES.index("prefill_compute")
+    assert model.pooled.theta[k] == TERMS[k].lower_bound
+    said = diagnose(model, data).below_physics["prefill_compute"]
+    assert "prompts may be shorter than counted (assumed lengths, prefix caching)" in said
+    loose = fit(data, NO_PRIOR)
+    assert loose.pooled.theta[k] == pytest.approx(0.2, rel=0.3)
+    assert "prefill_compute is 0.2" in diagnose(loose, data).below_physics["prefill_compute"]
+    assert diagnose(fit(make_dataset(draw_cases(150, seed=4), theta=np.ones(12))), data)
+
+
+def test_a_bootstrap_chooses_extensions_once(draw_cases, make_dataset):
+    cases = Cases.of(draw_cases(80))
+    data = make_dataset(cases, theta=np.append(PLANTED, 8.0), extend=("frames",), noise_ratio=0.05)
+    draws = bootstrap(data, FitOptions(extend=("auto",)), samples=4)
+    assert draws.shape == (4, 13)
+    with pytest.raises(UsageError, match="the seed must be 0 or above, not -1"):
+        bootstrap(data, samples=2, seed=-1)
+
+
+def test_a_diagnosis_is_by_the_weights_and_the_prior_of_the_fit(small):
+    weights = np.where(np.arange(60) == 7, 50.0, 1.0)
+    model = fit(small, weights=weights)
+    assert diagnose(model, small, weights=weights).leverage_row == 7
+    assert (
+        diagnose(model, small, weights=weights).leverage_max_ratio
+        > diagnose(model, small).leverage_max_ratio
+    )
+    without = diagnose(fit(small, NO_PRIOR), small)
+    assert without.effective_parameters == pytest.approx(
+        np.count_nonzero(fit(small, NO_PRIOR).pooled.theta), abs=0.1
+    )
+
+
 def test_an_engine_version_is_fitted_as_if_alone_whatever_rows_of_others_say(two_gpus):
     many = two_gpus.cases.served_by(OLD)
     few = Dataset.concatenate([replace(two_gpus, cases=many), two_gpus.take(slice(0, 8))])

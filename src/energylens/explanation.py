@@ -11,7 +11,7 @@ from energylens import capacity
 from energylens.capacity import as_run
 from energylens.cases import Cases, FloatArray
 from energylens.formula import design_by_phase, slopes
-from energylens.model import EnergyModel
+from energylens.model import Coefficients, EnergyModel, known_engine, physics_flags
 from energylens.records import Case, Configuration, Source, Workload
 from energylens.viewing import Shown
 from energylens.words import joules
@@ -88,6 +88,8 @@ class Explanation(Shown):
         All twelve, in the order of the formula.
     input_token_j, output_token_j : float
         What one more token of prompt, or of output, costs.
+    factors : dict of str to float
+        What the rows say of the LLM and its format besides the law, by what it is of.
     changes : tuple of Change
         Half the tensor and pipeline parallelism, double the batch, where they make sense.
     notes : tuple of str
@@ -105,6 +107,7 @@ class Explanation(Shown):
     terms: tuple[TermShare, ...]
     input_token_j: float
     output_token_j: float
+    factors: dict[str, float]
     changes: tuple[Change, ...]
     notes: tuple[str, ...]
     sentences: tuple[str, ...]
@@ -127,6 +130,7 @@ class Explanation(Shown):
             },
             "input_token_j": self.input_token_j,
             "output_token_j": self.output_token_j,
+            "factors": self.factors,
             "changes": [
                 {
                     "what": c.what,
@@ -184,7 +188,17 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
         for name, variant in variants
         if name in by_name
     )
-    notes = (*scope_notes(model, case), *_memory_notes(case))
+    fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id, case.engine.id)
+    own = Cases.of([case])
+    told = {name: ratio for name, ratio in fitted.factors.told(own) if abs(ratio - 1.0) >= 0.005}
+    present = {t.name for t in terms if t.total_j > 0}
+    said = _sentences(case, energy, float(low[0]), float(high[0]), terms, tokens, changes)
+    flags = physics_flags(fitted.theta, model.terms) if fitted.rows else {}
+    notes = (
+        *scope_notes(model, case),
+        *_memory_notes(case),
+        *(f"{flag[0].upper()}{flag[1:]}" for name, flag in flags.items() if name in present),
+    )
     return Explanation(
         case=describe(case),
         energy_per_request_j=energy,
@@ -195,12 +209,33 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
         terms=terms,
         input_token_j=tokens["input token"],
         output_token_j=tokens["output token"],
+        factors=told,
         changes=changes,
         notes=notes,
-        sentences=tuple(
-            _sentences(case, energy, float(low[0]), float(high[0]), terms, tokens, changes)
+        sentences=(
+            said[0],
+            *_factor_sentences(model, fitted, told, float(np.exp(fitted.factors.logs(own)[0][0]))),
+            *said[1:],
         ),
     )
+
+
+def _factor_sentences(
+    model: EnergyModel, fitted: Coefficients, told: dict[str, float], all_together: float
+) -> list[str]:
+    """Say what factors the rows gave, and how many rows stand behind the number."""
+    sentences = []
+    if told:
+        parts = ", ".join(f"{name} x{ratio:.2f}" for name, ratio in told.items())
+        together = f"; together x{all_together:.2f}" if len(told) > 1 else ""
+        sentences.append(f"Rows like it say of the law: {parts}{together}.")
+    if fitted.rows:
+        llms = len(model.scope.llms)
+        sentences.append(
+            f"Behind this stand{'s' * (fitted.rows == 1)} {fitted.rows} "
+            f"row{'s' * (fitted.rows != 1)} of {llms} LLM{'s' * (llms != 1)}."
+        )
+    return sentences
 
 
 def _term_intervals_j(model: EnergyModel, case: Case) -> tuple[FloatArray, FloatArray]:
@@ -270,7 +305,7 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
             f"The rows are of {len(engines)} engine versions, whose joules differ, and this fit "
             "does not tell them apart: fit again with engine among --per."
         )
-    elif name and name not in engines:
+    elif name and not known_engine(case.engine, engines):
         told = f": they are of {', '.join(engines)}" if engines else ""
         notes.append(
             f"No row of the fit has the engine {name}{told}. Between versions joules may differ "

@@ -40,7 +40,16 @@ from energylens.formula import (
     terms_of,
 )
 from energylens.loaded import LoadedModel, fit_loaded, rows_at_work, time_law
-from energylens.model import Coefficients, EnergyModel, Scope, format_kinds, group_key, knob_place
+from energylens.model import (
+    Coefficients,
+    EnergyModel,
+    Scope,
+    format_kinds,
+    group_key,
+    knob_place,
+    only_version,
+    physics_flags,
+)
 
 LOSSES = ("relative", "log", "huber", "absolute")
 PRIORS = ("datasheet", "none")
@@ -203,10 +212,10 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
     columns = tuple(name for name in per if name != "engine")
     groups |= _groups_within(problem, dataset, columns, everything, pooled, travel[""])
     if "engine" in per:
-        for engine in sorted(set(dataset.engine_ids) - {""}):
+        for engine in sorted(set(_engine_ids(dataset)) - {""}):
             # Rows of one version say little of another's joules, less than the datasheet does
             # (docs/results.md): each is fitted as if it were alone, and lends only its spread.
-            rows = np.flatnonzero(dataset.engine_ids == engine)
+            rows = np.flatnonzero(_engine_ids(dataset) == engine)
             own = problem.solve(rows, problem.expected, problem.spread)
             groups[engine] = _borrowing(own, pooled)
             travel[engine] = _borrowing(
@@ -233,11 +242,17 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
     )
 
 
+def _engine_ids(dataset: Dataset) -> StrArray:
+    """Engine of each row; rows without a version are of the only version there is, if it is one."""
+    known = set(dataset.engine_ids)
+    return np.array([only_version(name, known) for name in dataset.engine_ids], dtype=object)
+
+
 def _columns(dataset: Dataset, options: FitOptions) -> tuple[str, ...]:
     """Columns whose values get coefficients of their own, by default those with several."""
     if options.per is not None:
         return options.per
-    kinds = {"gpu": dataset.gpu_ids, "engine": dataset.engine_ids}
+    kinds = {"gpu": dataset.gpu_ids, "engine": _engine_ids(dataset)}
     return tuple(name for name, ids in kinds.items() if len(set(ids)) > 1)
 
 
@@ -269,7 +284,7 @@ def _group_keys(dataset: Dataset, per: Sequence[str]) -> StrArray:
         "gpu": dataset.gpu_ids,
         "llm": dataset.llm_ids,
         "precision": dataset.precision_ids,
-        "engine": dataset.engine_ids,
+        "engine": _engine_ids(dataset),
     }
     rows = zip(*(ids[name] for name in per), strict=True) if per else [()] * len(dataset)
     return np.array([group_key(row) for row in rows], dtype=object)
@@ -302,7 +317,9 @@ def paying_extensions(
         return _Problem(dataset, weights, replace(options, extend=extend)).errors(parts)
 
     # Fitted as they will be: engine versions apart.
-    engines = dataset.engine_ids if "engine" in _columns(dataset, options) else [""] * len(dataset)
+    engines = (
+        _engine_ids(dataset) if "engine" in _columns(dataset, options) else [""] * len(dataset)
+    )
     parts = [np.flatnonzero(np.array(engines) == name) for name in sorted(set(engines))]
     llms = [dataset.cases.llms[i] for i in np.unique(dataset.cases.llm_index)]
     several = len({llm.architecture for llm in llms}) > 1
@@ -753,7 +770,7 @@ def _spreads(logs: FloatArray, scenario: IntArray, place: FloatArray) -> tuple[f
 
 
 def _scope(dataset: Dataset, *, by_engine: bool = True) -> Scope:
-    c, engines = dataset.cases, dataset.engine_ids
+    c, engines = dataset.cases, _engine_ids(dataset)
 
     def names(ids: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(set(ids)))
@@ -818,6 +835,8 @@ class Diagnostics:
     rows, effective_parameters : int, float
     at_bound : tuple of str
         Coefficients at 0: no row asks for them, or others explain their share.
+    below_physics : dict of str to str
+        Coefficients that are no more than hardware needs, and what that means.
     undetermined : dict of str to str
         Coefficients that the rows leave within nine tenths of the spread they had before, and
         the rows that would determine them.
@@ -836,6 +855,7 @@ class Diagnostics:
     rows: int
     effective_parameters: float
     at_bound: tuple[str, ...]
+    below_physics: dict[str, str]
     undetermined: dict[str, str]
     condition_number: float
     leverage_max_ratio: float
@@ -911,6 +931,11 @@ def diagnose(
         rows=len(dataset),
         effective_parameters=float(leverage.sum()),
         at_bound=tuple(terms[k].name for k in np.flatnonzero((theta == 0) & present)),
+        below_physics={
+            name: said
+            for name, said in physics_flags(theta, terms).items()
+            if present[[term.name for term in terms].index(name)]
+        },
         undetermined=undetermined,
         condition_number=float(min(np.linalg.cond(a[:, present] / size), 1.0 / EPSILON)),
         leverage_max_ratio=float(leverage.max()),

@@ -152,7 +152,9 @@ class EnergyModel(Shown):
     def coefficients(self, llm: str, gpu: str, precision: str, engine: str) -> Coefficients:
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
         if self.travel and self.scope.gpus and gpu not in self.scope.gpus:
-            return self.travel.get(engine if "engine" in self.per else "", self.travel[""])
+            named = self._answering(engine) if "engine" in self.per else ""
+            return self.travel.get(named, self.travel[""])
+        engine = self._answering(engine)
         names = {"llm": llm, "gpu": gpu, "precision": precision}
         columns = [names[name] for name in self.per if name != "engine"]
         named = engine if "engine" in self.per else ""
@@ -161,8 +163,13 @@ class EnergyModel(Shown):
                 return self.groups[key]
         return self.pooled
 
+    def _answering(self, engine: str) -> str:
+        """Engine whose rows answer: where one is named without a version, its only version."""
+        return only_version(engine, self.scope.engines)
+
     def scope_of(self, engine: str) -> Scope:
         """Which cases the rows that answer for an engine speak of: its own, where it has some."""
+        engine = self._answering(engine)
         return self.scope.engines.get(engine, self.scope) if "engine" in self.per else self.scope
 
     def _sets(self, cases: Cases) -> tuple[list[Coefficients], NDArray[np.intp]]:
@@ -347,7 +354,7 @@ class EnergyModel(Shown):
         """
         engines, known = self.scope.engines, bool(self.scope.gpus)
         new_engine = np.array(
-            [bool(engines and e.id) and not _among(e, engines) for e in cases.engines]
+            [bool(engines and e.id) and not known_engine(e, engines) for e in cases.engines]
         )
         new_gpu = np.array(
             [
@@ -403,7 +410,40 @@ class EnergyModel(Shown):
         return drawn
 
 
-def _among(engine: Engine, known: Iterable[str]) -> bool:
+def only_version(engine: str, known: Iterable[str]) -> str:
+    """Give an engine named without a version the one version of it that is known, if it is one.
+
+    Ids as in ``Engine.id``; what has a version, or several to choose from, stays as it is.
+    """
+    versions = {name for name in known if name.rpartition(" ")[0] == engine}
+    return versions.pop() if engine and len(versions) == 1 else engine
+
+
+def physics_flags(theta: FloatArray, terms: Sequence[Term]) -> dict[str, str]:
+    """Say, by term, where a coefficient is no more than hardware needs at least.
+
+    Such a coefficient is no reading of the hardware: what it multiplies was counted too high, or
+    its time is in another term.
+    """
+    causes = {
+        "prefill_compute": "prompts may be shorter than counted (assumed lengths, prefix caching)",
+        "decode_compute": "it hides behind reading the weights",
+        "decode_cache": "contexts may be shorter than counted",
+    }
+    other = "less may be read than is counted"
+    return {
+        term.name: (
+            f"{term.name} is {value:.2g} of what the datasheet suggests, and hardware needs "
+            f"{term.lower_bound:g} at least (measured operators): "
+            f"{causes.get(term.name, other)}, or its time is in another term. Do not read its "
+            "joules as what hardware takes."
+        )
+        for term, value in zip(terms, theta, strict=True)
+        if term.lower_bound > 0 and value <= term.lower_bound * (1.0 + 1e-9)
+    }
+
+
+def known_engine(engine: Engine, known: Iterable[str]) -> bool:
     """Whether an engine is one of those known by id; without a version, any version of it is."""
     return any(
         name == engine.id or (not engine.version and name.rpartition(" ")[0] == engine.name)

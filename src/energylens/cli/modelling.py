@@ -460,7 +460,12 @@ def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
         )
     )
     if diagnosis.at_bound:
-        print_paragraph(f"At their bound of 0: {', '.join(diagnosis.at_bound)}.")
+        print_paragraph(
+            f"At their bound of 0: {', '.join(diagnosis.at_bound)}. Other terms explain their "
+            "share of these rows, which does not say that they cost nothing."
+        )
+    for said in diagnosis.below_physics.values():
+        print_paragraph(f"{said[0].upper()}{said[1:]}")
     for name, needs in diagnosis.undetermined.items():
         print_paragraph(f"These rows do not determine {name}; what would: {needs}.")
     if diagnosis.leverage_max_ratio > 0.5:

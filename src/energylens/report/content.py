@@ -1054,6 +1054,7 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
     blocks: list[Block] = [Facts(facts=facts)]
     titles = {term.name: figures.term_title(term) for term in model.terms}
     weak = [f"{titles[name]} is at its bound of 0." for name in d.at_bound]
+    weak += [f"{said[0].upper()}{said[1:]}" for said in d.below_physics.values()]
     weak += [
         f"{titles[name]} is not determined by these rows; it would take {needs}."
         for name, needs in d.undetermined.items()
