@@ -1,9 +1,9 @@
-# Everything on a fresh machine with Python 3.11+ and make:  make demo   |   make test   |   make bench
+# Everything on a fresh machine with Python 3.11+ and make:  make demo   |   make test   |   make bench   |   make docs
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines bench clean
+.PHONY: demo test test-engines bench docs release clean
 
 demo: $(VENV)/.installed
 	$(BIN)/energylens demo
@@ -17,6 +17,14 @@ test: $(VENV)/.installed-test
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
+
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "The pages: build/site/index.html"
+
+# A wheel and an sdist, their content checked, each installed in an empty environment.
+release: $(VENV)/.installed-test
+	$(BIN)/python -m tools.release
 
 # Real engines on the CPU (vLLM, transformers), and sweeps on Ray and Slurm's local cluster:
 # about 4 minutes and 2.7 GB to install, and 16 minutes to run.

@@ -2,11 +2,11 @@
 
     python -m benchmarks.planted_laws --quick                        # seconds
     OMP_NUM_THREADS=1 python -m benchmarks.planted_laws --docs       # 25 minutes of one core
-    python -m benchmarks.planted_laws --read docs/planted-laws.json --docs    # tables and figure
+    python -m benchmarks.planted_laws --read benchmarks/planted-laws.json --docs    # tables
 
-``--docs`` writes every trial to ``docs/planted-laws.json``, and from there the tables and the
-figure of ``docs/discovery.md``. A run that was stopped goes on with ``--docs --resume``. Matrices
-here are small: more than one thread for them only takes CPU time.
+``--docs`` writes every trial to ``benchmarks/planted-laws.json``, and from there the tables and the
+figure of ``docs/studies/discovery.md``. A run that was stopped goes on with ``--docs --resume``.
+Matrices here are small: more than one thread for them only takes CPU time.
 
 Energies are computed from a known formula on feasible cases drawn from the catalog, with noise.
 Because they are made here, nothing in these tables says how well energy itself is predicted:
@@ -657,7 +657,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--read", type=Path, nargs="+", metavar="FILE", help="run nothing")
     parser.add_argument("--docs", action="store_true", help="write docs/")
     given = parser.parse_args(arguments)
-    log = given.json or (DOCS / "planted-laws.json" if given.docs else None)
+    log = given.json or (Path(__file__).with_name("planted-laws.json") if given.docs else None)
     trials: list[Trial] = []
     if given.read:
         trials = [t for path in given.read for t in load(path)]
@@ -682,7 +682,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         save(trials, log)
     table = tables(trials)
     if given.docs:
-        write_between(DOCS / "discovery.md", "planted", table)
+        write_between(DOCS / "studies" / "discovery.md", "planted", table)
         files.write_text(DOCS / "figures" / "planted-laws.svg", picture(trials).standalone_svg())
     print(table)
 

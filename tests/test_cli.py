@@ -1068,7 +1068,7 @@ def documented_commands() -> list[str]:
     """Every energylens command in a code block of the README and the documents."""
     root = Path(__file__).parents[1]
     found = []
-    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+    for page in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         for line in text.splitlines():
             command = line.strip().removeprefix("$ ")

@@ -56,7 +56,7 @@ from energylens.errors import (
 DATA = Path(
     os.environ.get("ENERGYLENS_DATA", Path(__file__).resolve().parents[1] / "../shared/data")
 )
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "discovery.md"
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "studies" / "discovery.md"
 SPLIT = next(law for law in planted_laws.STRUCTURES if law.name == "prefill + decode")
 UNITS = quantity_units()
 
@@ -978,14 +978,14 @@ def test_planted_laws_are_in_the_library_or_said_not_to_be() -> None:
 
 def trials() -> list[planted_laws.Trial]:
     """What the last run of the suite gave."""
-    return planted_laws.load(DOCS.parent / "planted-laws.json")
+    return planted_laws.load(Path(planted_laws.__file__).with_name("planted-laws.json"))
 
 
 def test_the_tables_and_the_figure_of_planted_laws_are_those_of_the_results_file() -> None:
     page = DOCS.read_text(encoding="utf-8")
     stated = page.split("<!-- planted -->\n")[1].split("\n<!-- /planted -->")[0]
     assert stated == planted_laws.tables(trials())
-    drawn = (DOCS.parent / "figures" / "planted-laws.svg").read_text(encoding="utf-8")
+    drawn = (DOCS.parents[1] / "figures" / "planted-laws.svg").read_text(encoding="utf-8")
     assert f'aria-label="{planted_laws.picture(trials()).alternative}"' in drawn
 
 

@@ -562,7 +562,7 @@ def test_a_replay_judges_the_choice_in_each_scenario(
 
 
 def test_planning_halves_the_rows_that_chance_needs_in_as_many_lines_as_the_page_says() -> None:
-    results = json.loads((ROOT / "docs" / "planning.json").read_text())
+    results = json.loads((ROOT / "studies" / "planning" / "planning.json").read_text())
 
     def rows(source: str, way: str, fit: str) -> int:
         count = needed(results[source], way, fit, "choice")
@@ -575,12 +575,12 @@ def test_planning_halves_the_rows_that_chance_needs_in_as_many_lines_as_the_page
         for fit in tables.LAWS
         if rows(source, "random", fit) >= 2 * rows(source, "planned", fit)
     }
-    assert "in 3 of 8 lines" in (ROOT / "docs" / "planning.md").read_text()
+    assert "in 3 of 8 lines" in (ROOT / "docs" / "studies" / "planning.md").read_text()
     assert halved == {("v3", "law, no prior"), ("v2-h100", "law, no prior"), ("v2-h100", "law")}
 
 
 def test_the_figure_of_the_page_shows_its_results(tmp_path: Path) -> None:
-    results = json.loads((ROOT / "docs" / "planning.json").read_text())
+    results = json.loads((ROOT / "studies" / "planning" / "planning.json").read_text())
     figure.write(tmp_path / "planning.svg", results)
     number = re.compile(r"-?\d+(?:\.\d+)?")
     drawn, again = (

@@ -44,7 +44,7 @@ needs_data = pytest.mark.skipif(
 
 def results() -> dict[str, Any]:
     """What the last run of the studies gave."""
-    read: dict[str, Any] = json.loads((ROOT / "docs" / "results.json").read_text())
+    read: dict[str, Any] = json.loads((ROOT / "studies" / "results" / "results.json").read_text())
     return read
 
 
@@ -130,12 +130,12 @@ def test_the_figures_of_some_baselines_can_be_had_again(study: str, names: tuple
 
 
 @needs_data
-def test_the_datasheet_alone_is_as_far_off_on_either_half_as_the_readme_says() -> None:
+def test_the_datasheet_alone_is_as_far_off_on_either_half_as_the_page_says() -> None:
     v3 = data().v3
     error = abs(fitting.from_datasheet().predict_energy_j(v3.cases) / v3.energy_per_request_j - 1)
     chose = choosing(v3)
     said = f"{error[chose].mean():.1%}, on the other {error[~chose].mean():.1%}".replace("%", " %")
-    assert said in (ROOT / "README.md").read_text()
+    assert said in (ROOT / "docs" / "results.md").read_text()
 
 
 @needs_data

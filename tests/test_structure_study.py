@@ -1,4 +1,4 @@
-"""What docs/structure-study.md states is what the study gave, and can be had again."""
+"""What docs/studies/structure-study.md states is what the study gave, and can be had again."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from energylens.formula import (
 )
 from test_results import data, needs_data
 
-PAGE = Path(__file__).resolve().parents[1] / "docs" / "structure-study.md"
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "studies" / "structure-study.md"
 CHOOSING = ("v3 choosing", "v2 H100", "v2 A100", "Argonne", "code A100")
 
 

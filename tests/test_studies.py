@@ -21,7 +21,9 @@ from test_results import ROOT, data, needs_data
 
 def stated(name: str) -> dict[str, Any]:
     """What the last run of a study gave."""
-    read: dict[str, Any] = json.loads((ROOT / "docs" / f"{name}.json").read_text())
+    folder = {"structure-study": "structure"}.get(name, name)
+    path = ROOT / "studies" / folder / f"{name}.json"
+    read: dict[str, Any] = json.loads(path.read_text())
     return read
 
 
@@ -29,10 +31,10 @@ def stated(name: str) -> dict[str, Any]:
     ("study", "made", "documents", "given"),
     [
         ("results", results.TABLES, ("README.md", "docs/results.md"), "results"),
-        ("planning", planning.TABLES, ("docs/planning.md",), "planning"),
-        ("structure", structure.TABLES, ("docs/structure-study.md",), "structure-study"),
-        ("extensions", extensions.TABLES, ("docs/extensions.md",), "extensions"),
-        ("transfer", transfer.TABLES, ("docs/transfer.md",), "transfer"),
+        ("planning", planning.TABLES, ("docs/studies/planning.md",), "planning"),
+        ("structure", structure.TABLES, ("docs/studies/structure-study.md",), "structure-study"),
+        ("extensions", extensions.TABLES, ("docs/studies/extensions.md",), "extensions"),
+        ("transfer", transfer.TABLES, ("docs/studies/transfer.md",), "transfer"),
     ],
 )
 def test_the_tables_of_a_page_are_those_that_its_study_sets_from_the_results_file(
@@ -44,6 +46,7 @@ def test_the_tables_of_a_page_are_those_that_its_study_sets_from_the_results_fil
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     shutil.copytree(ROOT / "docs", tmp_path / "docs")
+    shutil.copytree(ROOT / "studies", tmp_path / "studies")
     shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.setattr(f"studies.{study}.__main__.ROOT", tmp_path)
     monkeypatch.setattr(sys, "argv", [f"studies.{study}", "--write-only"])

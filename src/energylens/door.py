@@ -107,7 +107,7 @@ def fit(
     loss : {"relative", "log", "huber", "absolute"}
     prior : {"datasheet", "none"}
     extend : sequence of str
-        Extensions of the law (docs/extensions.md), or ``("auto",)``.
+        Extensions of the law (docs/studies/extensions.md), or ``("auto",)``.
     idle_power_w : float, optional
         Known draw of an idle GPU, in W.
     measured_power : bool

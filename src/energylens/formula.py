@@ -63,7 +63,7 @@ MEDIA_S = 10e-3  # an engine's own work on one image or frame
 # quantiles of operators measured on H200, B200 and GB200 are 0.51 to 0.68 for a byte of weights,
 # 0.33 to 0.48 for one of the cache and 0.81 to 0.97 for a FLOP (AIConfigurator, vLLM 0.22); a FLOP
 # at the peak and at TDP is 0.71. Bounds at or below all of these cost nothing on rows left out
-# (docs/structure-study.md).
+# (docs/studies/structure-study.md).
 BYTE_FLOOR = 0.5
 CACHE_FLOOR = 0.3
 FLOP_FLOOR = 0.7

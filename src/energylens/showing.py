@@ -37,6 +37,7 @@ from energylens.words import (
 )
 
 SHOWN = 5  # configurations that a short text lists
+SAME_RATIO = 1e-3  # of the joules: choices nearer to each other than that take the same
 NAMED = 56  # letters of a list of names
 Columns = dict[str, list[Any]]
 Cells = tuple[Sequence[str], Sequence[Sequence[str]]]  # a header, and rows
@@ -240,7 +241,7 @@ def named(ranking: Ranking, entry: Ranked) -> str:
 def running(configuration: Configuration) -> str:
     """Say how many sequences run where memory holds fewer than the batch limit."""
     mean = configuration.mean_batch_size
-    return "" if mean is None else f" ({mean:.0f} run)"
+    return "" if mean is None else f" ({mean:.0f} at once)"
 
 
 def advice(ranking: Ranking) -> str:
@@ -249,15 +250,25 @@ def advice(ranking: Ranking) -> str:
     said = f"Run {named(ranking, winner)}: {joules(winner.energy_per_request_j)} a request"
     if not others:
         return f"{said}. Nothing else is feasible."
-    compared = {"the next best": others[0], "the worst feasible choice": others[-1]}
+    # Copies of a replica on more GPUs take the same joules a request: nothing is saved on them.
+    more = winner.energy_per_request_j * (1.0 + SAME_RATIO)
+    alike = [entry for entry in others if entry.energy_per_request_j <= more]
+    others = others[len(alike) :]
+    if alike:
+        least = min(alike, key=lambda entry: entry.configuration.gpus)
+        said += f", as {plural(len(alike), 'other')} would ({named(ranking, least)} among them)"
+    compared = (
+        {"the next best": others[0], "the worst feasible choice": others[-1]} if others else {}
+    )
     compared = dict(list(compared.items())[: len(others)])
-    least = winner.energy_per_request_j
-    said += ", " + ", and ".join(
-        f"{joules(other.energy_per_request_j - least)} "
-        f"({saving(1.0 - least / other.energy_per_request_j)}) less than {what}, "
+    least_j = winner.energy_per_request_j
+    against = [
+        f"{joules(other.energy_per_request_j - least_j)} "
+        f"({saving(1.0 - least_j / other.energy_per_request_j)}) less than {what}, "
         f"{named(ranking, other)}"
         for what, other in compared.items()
-    )
+    ]
+    said += "".join(f"{', and ' if place else ', '}{part}" for place, part in enumerate(against))
     if winner.probability_best_ratio is not None:
         regret = ranking.expected_regret_ratio or 0.0
         said += (

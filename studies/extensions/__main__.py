@@ -1,4 +1,4 @@
-"""Rerun docs/extensions.md: ``python -m studies.extensions`` (some minutes).
+"""Rerun docs/studies/extensions.md: ``python -m studies.extensions`` (some minutes).
 
 Each extension by itself, and what ``--extend auto`` makes of the training rows, judged where it
 should show: on all rows of a source, and on those that it is about.
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 DRAWS = 20
 TRAIN = 50
 METRICS = ("mape_ratio", "regret_mean_ratio", "pairwise_ratio")
-#: power_cap is not among them: no public row has a cap (docs/structure-study.md).
+#: power_cap is not among them: no public row has a cap (docs/studies/structure-study.md).
 VARIANTS: Mapping[str, tuple[str, ...]] = {
     STRUCTURE: (),
     "length": ("length",),
@@ -111,7 +111,7 @@ def main() -> None:
     """Run, and set the tables."""
     parser = argparse.ArgumentParser(prog="python -m studies.extensions")
     parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
-    path = ROOT / "docs" / "extensions.json"
+    path = ROOT / "studies" / "extensions" / "extensions.json"
     if not parser.parse_args().write_only:
         folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
         results = {}
@@ -119,7 +119,7 @@ def main() -> None:
             print(name, flush=True)
             results[name] = judge(dataset, choose)
         files.write_json(path, results)
-    page = ROOT / "docs" / "extensions.md"
+    page = ROOT / "docs" / "studies" / "extensions.md"
     page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
 
 

@@ -1,10 +1,10 @@
-"""Rerun docs/planning.md: ``python -m studies.planning`` (about ten minutes on two cores).
+"""Rerun docs/studies/planning.md: ``python -m studies.planning`` (about ten minutes on two cores).
 
 ::
 
     python -m studies.planning                    # everything
     python -m studies.planning --only argonne     # one source
-    python -m studies.planning --write-only       # tables and figure from docs/planning.json
+    python -m studies.planning --write-only       # tables and figure, from planning.json
 
 The public measurements are read from ``$ENERGYLENS_DATA`` (default ``../shared/data``); none of
 them is kept in this repository.
@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=SEEDS, help="replays")
     parser.add_argument("--write-only", action="store_true", help="run nothing")
     arguments = parser.parse_args()
-    path = ROOT / "docs" / "planning.json"
+    path = ROOT / "studies" / "planning" / "planning.json"
     results = files.read_json(path) if path.exists() else {}
     if not arguments.write_only:
         data = Data(Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")))
@@ -63,7 +63,7 @@ def main() -> None:
             files.write_text(path, compact(results))
             print(f"{name}: {time.monotonic() - start:.0f} s", flush=True)
     figure.write(ROOT / "docs" / "figures" / "planning.svg", results)
-    document = ROOT / "docs" / "planning.md"
+    document = ROOT / "docs" / "studies" / "planning.md"
     document.write_text(fill(document.read_text(), results, TABLES))
 
 

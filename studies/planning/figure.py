@@ -1,4 +1,4 @@
-"""The figure of docs/planning.md: what so many rows give, planned and at random."""
+"""The figure of docs/studies/planning.md: what so many rows give, planned and at random."""
 
 from __future__ import annotations
 

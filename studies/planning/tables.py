@@ -1,4 +1,4 @@
-"""From results to the tables between the markers of docs/planning.md."""
+"""From results to the tables between the markers of docs/studies/planning.md."""
 
 from __future__ import annotations
 

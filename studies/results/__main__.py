@@ -5,12 +5,12 @@
     python -m studies.results                 # everything; about an hour on two cores
     python -m studies.results --only argonne,unseen-llm
     python -m studies.results --only argonne --estimators energylens    # the others as they stand
-    python -m studies.results --write-only    # set tables and figures from docs/results.json again
+    python -m studies.results --write-only    # set tables and figures again
 
 The public measurements are read from ``$ENERGYLENS_DATA`` (default ``../shared/data``; their
 sources are in docs/data-format.md); none of them is kept in this repository. Results go to
-``docs/results.json`` study by study, so that a run that is stopped can be resumed, and from
-there into the tables between the markers of both documents.
+``studies/results/results.json`` study by study, so that a run that is stopped can be resumed, and
+from there into the tables between the markers of both documents.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
     parser.add_argument("--estimators", help="a comma list, in place of each study's own")
     arguments = parser.parse_args()
-    path = ROOT / "docs" / "results.json"
+    path = ROOT / "studies" / "results" / "results.json"
     results = files.read_json(path) if path.exists() else {}
     if not arguments.write_only:
         data = Data(Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")))

@@ -1,6 +1,6 @@
 """The closed form of a replica under load against a discrete-event simulation.
 
-    python -m studies.service.simulated --settings 300 --seed 11 -o docs/service.json
+    python -m studies.service.simulated --settings 300 --seed 11 -o studies/service/service.json
 
 Both know the same step times and joules, those of the simulated GPU; the closed form knows of the
 requests only the means and the coefficients of variation. So this says nothing of GPUs: it says

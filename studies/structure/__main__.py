@@ -1,4 +1,4 @@
-"""Rerun docs/structure-study.md: ``python -m studies.structure`` (some minutes).
+"""Rerun docs/studies/structure-study.md: ``python -m studies.structure`` (some minutes).
 
 Each form is fitted and judged on five sources: few-shot (50 rows drawn at random, 20 draws) and
 with each architecture left out. Only the choosing half of ML.ENERGY v3 is shown to the choice;
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
     parser.add_argument("--forms", help="a comma list; the others keep their results")
     arguments = parser.parse_args()
-    path = ROOT / "docs" / "structure-study.json"
+    path = ROOT / "studies" / "structure" / "structure-study.json"
     results: dict[str, Any] = files.read_json(path) if path.exists() else {}
     if not arguments.write_only:
         data = Data(Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")))
@@ -151,7 +151,7 @@ def main() -> None:
             }
             results[name]["code A100"] |= unseen_batch(form, data.code)
             files.write_json(path, results)
-    document = ROOT / "docs" / "structure-study.md"
+    document = ROOT / "docs" / "studies" / "structure-study.md"
     document.write_text(fill(document.read_text(), results, TABLES))
 
 

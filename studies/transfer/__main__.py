@@ -1,4 +1,4 @@
-"""Rerun docs/transfer.md: ``python -m studies.transfer`` (under a minute).
+"""Rerun docs/studies/transfer.md: ``python -m studies.transfer`` (under a minute).
 
 ML.ENERGY v2 ran the same LLMs on A100 and on H100. The law is fitted on one of them and asked for
 the joules of the other, with the coefficients of one kind of work scaled by other numbers of the
@@ -224,11 +224,11 @@ def main() -> None:
     """Run, and set the tables."""
     parser = argparse.ArgumentParser(prog="python -m studies.transfer")
     parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
-    path = ROOT / "docs" / "transfer.json"
+    path = ROOT / "studies" / "transfer" / "transfer.json"
     if not parser.parse_args().write_only:
         folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
         files.write_json(path, run(Data(Path(folder)).v2))
-    page = ROOT / "docs" / "transfer.md"
+    page = ROOT / "docs" / "studies" / "transfer.md"
     page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
 
 

@@ -117,7 +117,7 @@ def add_verbs(verbs: Any) -> None:
         type=int,
         metavar="N",
         help="of all feasible cases, the N that tell most: coefficients and candidates apart "
-        "(docs/planning.md)",
+        "(docs/studies/planning.md)",
     )
     parser.add_argument(
         "--measured",

@@ -1,0 +1,115 @@
+"""What the README and the pages say: short, and what they print is what the program prints."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tools.outputs.__main__ import BLOCK, rendered
+
+ROOT = Path(__file__).resolve().parents[1]
+TASKS = sorted((ROOT / "docs" / "tasks").glob("*.md"))
+MOST_WORDS = 600
+AGAIN = "set it again: python -m tools.outputs README.md docs/tasks/*.md"
+NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[-+]\d+)?")
+
+
+def words(text: str) -> list[str]:
+    """The words of a page, numbers and the rules of tables apart."""
+    return [word for word in NUMBER.sub("#", text).split() if set(word) != {"-"}]
+
+
+def numbers(text: str) -> list[float]:
+    """The numbers of a page, in order."""
+    return [float(number) for number in NUMBER.findall(text)]
+
+
+@pytest.mark.parametrize("page", [ROOT / "README.md", *TASKS], ids=lambda page: page.name)
+def test_a_page_prints_what_its_commands_print(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    if BLOCK.search(text) is None:
+        pytest.skip("the page runs nothing")
+    if "el.read" in text:
+        pytest.importorskip("narwhals")
+        pytest.importorskip("pandas")
+        pytest.importorskip("matplotlib")
+    again = rendered(text)
+    assert words(again) == words(text), AGAIN
+    # Joules to three digits, chances to two points: the last digit may differ between machines.
+    assert numbers(again) == pytest.approx(numbers(text), rel=0.02, abs=2.0), AGAIN
+
+
+def test_a_changed_output_is_found() -> None:
+    text = "```console\n$ energylens --version\n```\n"
+    with pytest.raises(SystemExit):
+        rendered(text)
+    text = "```python\nprint(1 + 1)\n```\n\n```text\n3\n```\n"
+    assert rendered(text) == text.replace("3", "2")
+
+
+def test_the_readme_is_short_and_in_order() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(text.split()) <= MOST_WORDS
+    places = [
+        text.index(part)
+        for part in (
+            "Which way of serving an LLM takes the least energy",
+            "$ energylens select",
+            "## Install",
+            "import energylens as el",
+            "docs/figures/",
+            "## The law",
+            "## Where things are",
+        )
+    ]
+    assert places == sorted(places)
+    python = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert [len([line for line in block.splitlines() if line]) for block in python] == [6]
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    for name in ("README.md", "CONTRIBUTING.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
+            assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_pages_build_strictly(tmp_path: Path) -> None:
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("material")
+    done = subprocess.run(
+        [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "-d", str(tmp_path)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={"NO_MKDOCS_2_WARNING": "1", "PATH": str(Path(sys.executable).parent)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    pages = list(tmp_path.rglob("*.html"))
+    assert len(pages) > 20
+    loaded = [
+        (page.name, address)
+        for page in pages
+        for address in re.findall(
+            r'<(?:script|link|img)[^>]*(?:src|href)="(https?:[^"]+)"',
+            page.read_text(encoding="utf-8"),
+        )
+    ]
+    assert not loaded, "pages load nothing from outside"
+
+
+def test_every_page_is_in_the_navigation() -> None:
+    config = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    pages = {str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")}
+    assert pages == set(re.findall(r": ([\w/-]+\.md)$", config, re.MULTILINE))
+
+
+def test_files_for_contributors_and_machines_are_there() -> None:
+    assert len((ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8").splitlines()) < 60
+    assert "2605.10556" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    assert (ROOT / "SECURITY.md").exists()
+    assert ".ci/run" in (ROOT / ".github" / "workflows" / "test.yml").read_text(encoding="utf-8")
+    assert len(list((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))) == 3
