@@ -28,12 +28,17 @@ HELD_OUTPUT_RATIO = 0.625  # of its output, that a running sequence has in the c
 PROGRESS_CV = 0.6  # of what one sequence at random progress holds: even progress has 0.58
 LEAST_LOST_RATIO = 1e-5  # of what runs, where a limit is as large as what memory holds
 TOKENS_PER_PASS = 8192  # vLLM's default budget of tokens a scheduler step
-RUNTIME_BYTES = 1.0e9  # GPU context, allocator's slack, kernels' workspaces
-GROUP_BYTES = 0.75e9  # buffers of the collectives of a tensor-parallel group
+RUNTIME_BYTES = 0.6e9  # allocator's slack, kernels' workspaces
+# Buffers of the collectives of a group of GPUs, by the slowest link that has them: vLLM 0.6.4
+# reports 1.8 GiB more outside of PyTorch at TP2 than at TP1 on H100, whose switches add up
+# (pull request 10511), and 0.05 GiB on cards without NVLink (issue 13061); A100 lies between.
+GROUP_BYTES = ((800e9, 1.9e9), (200e9, 0.75e9), (0.0, 0.1e9))
 # What sampling the next token takes for each sequence and vocabulary entry, all alive at once:
-# logits in 16 and in 32 bits, their sort with 64-bit places, probabilities and their sums. An
-# engine tries it before it gives memory to the cache, with as many sequences as it may run.
-SAMPLING_BYTES = 2.0 + 4.0 + (4.0 + 8.0) + 4.0 + 4.0
+# logits in 16 and in 32 bits, their sort with 64-bit places and the sort's own copies of both,
+# probabilities and their sums. An engine tries it before it gives memory to the cache, with as
+# many sequences as it may run. A forward pass over a full budget of tokens is over by then, so the
+# larger of the two is set aside.
+SAMPLING_BYTES = 2.0 + 4.0 + (4.0 + 8.0) + (4.0 + 8.0) + 4.0 + 4.0
 # Sequences that vLLM runs at most where no limit is set: more on GPUs with much memory.
 LARGE_GPU_BYTES = 70 * 2.0**30
 SEQUENCES, SEQUENCES_LARGE = 256, 1024
@@ -47,7 +52,8 @@ class Memory:
     """Bytes on the fullest GPU of a case, and what follows from them.
 
     ``largest_batch`` counts sequences of all data-parallel replicas, and is 0 where the layout
-    is impossible or not one sequence has room. ``reason`` says in words what is in the way, and
+    is impossible or not one sequence has room. ``cached_tokens`` are those of the batch asked for,
+    of one replica. ``reason`` says in words what is in the way, and
     is empty where the case fits.
     """
 
@@ -57,12 +63,37 @@ class Memory:
     activation_bytes: float
     available_bytes: float
     largest_batch: float
+    cached_tokens: float
     reason: str
 
     @property
     def total_bytes(self) -> float:
         """Everything that the batch asked for needs at once."""
         return self.weights_bytes + self.kv_cache_bytes + self.state_bytes + self.activation_bytes
+
+    @property
+    def cache_bytes(self) -> float:
+        """What is left for the cache; below 0 where the engine does not start."""
+        return self.available_bytes - self.weights_bytes - self.activation_bytes
+
+    @property
+    def cache_tokens(self) -> float:
+        """Tokens that the cache holds, at the bytes that a token of these sequences takes."""
+        each = self.kv_cache_bytes / self.cached_tokens
+        return max(self.cache_bytes, 0.0) / each if each else float("inf")
+
+    def to_json(self) -> dict[str, float | str | None]:
+        """Names and values: bytes on the fullest GPU."""
+        tokens = self.cache_tokens
+        return {
+            "weights_bytes": self.weights_bytes,
+            "activation_bytes": self.activation_bytes,
+            "available_bytes": self.available_bytes,
+            "cache_bytes": self.cache_bytes,
+            "cache_tokens": tokens if np.isfinite(tokens) else None,
+            "largest_batch": self.largest_batch,
+            "reason": self.reason,
+        }
 
     @property
     def fits(self) -> bool:
@@ -109,8 +140,11 @@ def memory(
     utilisation_ratio = _check(utilisation_ratio, held_output_ratio, case.gpu)
     c, w = case.configuration, case.workload
     layout = (c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel)
-    weights, activations, element_bytes, state_each = _share(case.llm, case.precision, *layout)
-    sampling = float(_sampling_bytes(case.llm, case.gpu, _floats(c.batch_size / c.data_parallel)))
+    weights, passing, element_bytes, state_each = _share(case.llm, case.precision, *layout)
+    sequences = float(_reserved(case.gpu, _floats(c.batch_size / c.data_parallel)))
+    sampling = SAMPLING_BYTES * case.llm.vocabulary_size * sequences
+    fixed = float(_runtime_bytes(case.gpu, _floats(c.tensor_parallel)))
+    activations = fixed + max(passing, sampling)
     available = utilisation_ratio * case.gpu.memory_bytes
     held = _floats(w.input_tokens + held_output_ratio * w.output_tokens)
     degrees = _Degrees.of(*layout)
@@ -118,11 +152,11 @@ def memory(
         _cache_elements(case.llm, held) * element_bytes + _index_bytes(case.llm, held, degrees)
     )
     each = kv_each + state_each
-    largest = c.data_parallel * float(
-        _sequences(_floats(available - weights - activations), sampling, each, case.llm)
-    )
-    activations += sampling
     room = available - weights - activations
+    whole = _floats(available - weights - fixed)
+    largest = c.data_parallel * float(
+        _sequences(whole, _floats(passing), _floats(sampling), each, case.llm, case.gpu)
+    )
     per_replica = max(c.batch_size / c.data_parallel, 1.0)
     reason = _layout_problem(case.llm, case.precision, *layout)
     if reason or largest < c.data_parallel:
@@ -133,11 +167,13 @@ def memory(
             reason = (
                 f"weights take {_gb(weights)} and activations {_gb(activations)} on each GPU, "
                 f"more than {share}"
+                + _of_sampling(sequences, sampling, passing, available - weights - fixed)
             )
         elif largest == 0.0:
             reason = (
                 f"weights and activations leave {_gb(room)} of {share}, and one sequence of "
                 f"{float(held):.0f} tokens needs {_gb(kv_each + state_each)}"
+                + _of_sampling(sequences, sampling, passing, available - weights - fixed - each)
             )
         elif largest < per_replica * c.data_parallel:
             reason = (
@@ -152,6 +188,7 @@ def memory(
         activation_bytes=activations,
         available_bytes=available,
         largest_batch=largest,
+        cached_tokens=per_replica * float(held),
         reason=reason or "",
     )
 
@@ -206,8 +243,9 @@ def largest_batch(
     room = (
         utilisation_ratio * gpu.memory_bytes
         - _weights_bytes(llm, precision, degrees)
-        - _activation_bytes(llm, degrees)
+        - _runtime_bytes(gpu, degrees.tensor)
     )
+    passing = np.broadcast_to(_activation_bytes(llm, degrees), room.shape)
     room = np.where(_possible(llm, precision, degrees), room, -np.inf)
     held = _floats(input_tokens) + held_output_ratio * _floats(output_tokens)
     if not np.all(held > 0):
@@ -216,7 +254,8 @@ def largest_batch(
     each = each + held * _index_bytes(llm, _floats(1.0), degrees)[place]
     each = each + _state_bytes(llm, degrees)[place]
     limit = _floats(batch_size) / degrees.data[place]
-    fitting = _sequences(room[place], _sampling_bytes(llm, gpu, limit), each, llm)
+    sampling = SAMPLING_BYTES * llm.vocabulary_size * _reserved(gpu, limit)
+    fitting = _sequences(room[place], passing[place], sampling, each, llm, gpu)
     return np.where(fitting >= 1.0, fitting * degrees.data[place], 0.0)
 
 
@@ -569,31 +608,62 @@ def _activation_bytes(llm: Llm, d: _Degrees) -> FloatArray:
         inner.append(4.0 * llm.state_space.inner_size / d.tensor)
     widest: FloatArray = np.maximum.reduce(np.broadcast_arrays(*inner))
     passing: FloatArray = TOKENS_PER_PASS * WIDE_BYTES * (4.0 * llm.hidden_size + widest)
-    return passing + RUNTIME_BYTES + np.where(d.tensor > 1, GROUP_BYTES, 0.0)
+    return passing
+
+
+def _runtime_bytes(gpu: Gpu, tensor: FloatArray) -> FloatArray:
+    """What an engine takes besides weights, activations and cache."""
+    link = gpu.link_bandwidth_bytes_per_s or 0.0
+    group = next(taken for least, taken in GROUP_BYTES if link >= least)
+    return RUNTIME_BYTES + np.where(tensor > 1, group, 0.0)
 
 
 def _sequences(
-    room: FloatArray, sampling: FloatArray | float, each: FloatArray | float, llm: Llm
+    room: FloatArray,
+    passing: FloatArray,
+    sampling: FloatArray,
+    each: FloatArray | float,
+    llm: Llm,
+    gpu: Gpu,
 ) -> FloatArray:
-    """Sequences that run at once in the room left by weights and activations.
+    """Sequences that run at once in the room that weights and the runtime leave.
 
-    An engine starts if what it sets aside for its limit leaves one sequence room. How many then
-    run is told by what each takes, its own sampling included: it must not depend on how far a
-    limit lies beyond it, or limits that serve alike would look different.
+    An engine starts if what it sets aside, for a forward pass or to sample for its limit, leaves
+    one sequence room. How many then run is told by what each takes, its own sampling included: it
+    must not depend on how far a limit lies beyond it, or limits that serve alike would look
+    different.
     """
-    starts = room - sampling >= each
-    fitting = np.where(starts, room, 0.0) / (each + SAMPLING_BYTES * llm.vocabulary_size)
+    starts = room - np.maximum(passing, sampling) >= each
+    own = SAMPLING_BYTES * llm.vocabulary_size
+    spare = np.where(starts, room - passing, 0.0)
+    fitting = np.minimum(spare / each, np.where(starts, room, 0.0) / (each + own))
+    fitting = np.minimum(fitting, gpu.max_num_seqs or np.inf)
     return np.where(starts, np.maximum(fitting, 1.0), 0.0)
 
 
-def _sampling_bytes(llm: Llm, gpu: Gpu, limit: FloatArray) -> FloatArray:
-    """Room to sample the next token of every sequence that may run in a replica."""
+def default_sequences(gpu: Gpu) -> int:
+    """Sequences of a replica that vLLM allows where it is told no limit (``max_num_seqs``)."""
     # vLLM counts the A100 among the small ones, whatever its memory.
     large = gpu.memory_bytes >= LARGE_GPU_BYTES and not gpu.id.startswith("A100")
-    sequences = np.where(np.isfinite(limit), limit, SEQUENCES_LARGE if large else SEQUENCES)
+    return SEQUENCES_LARGE if large else SEQUENCES
+
+
+def _reserved(gpu: Gpu, limit: FloatArray) -> FloatArray:
+    """Sequences of a replica that the engine sets memory aside for, given their limit."""
+    if gpu.max_num_seqs is not None:
+        return np.full_like(limit, float(gpu.max_num_seqs))
+    sequences = np.where(np.isfinite(limit), limit, default_sequences(gpu))
     # Limits beyond the largest that engines set by themselves are not met in practice.
-    sequences = np.clip(sequences, 1.0, SEQUENCES_LARGE)
-    return SAMPLING_BYTES * llm.vocabulary_size * sequences
+    return np.clip(sequences, 1.0, SEQUENCES_LARGE)
+
+
+def _of_sampling(sequences: float, sampling: float, passing: float, spare: float) -> str:
+    """Say what a lower limit of sequences would mend, where it would."""
+    if sampling <= passing or passing >= spare:
+        return ""
+    fewer = int(spare / (sampling / sequences))
+    advice = f"; with --max-num-seqs {fewer} or less it may start" if fewer >= 1 else ""
+    return f" ({_gb(sampling)} is set aside to sample for {sequences:.0f} sequences{advice})"
 
 
 def _cache_elements(llm: Llm, held: FloatArray) -> FloatArray:

@@ -161,10 +161,11 @@ _CASE = {
     "pipeline_parallel": 1,
     "expert_parallel": 1,
     "data_parallel": 1,
-    "batch_size": 32,
+    "batch_size": None,
     "power_cap_w": None,
     "gpu_memory_utilization": None,
     "kv_cache_dtype": "auto",
+    "max_num_seqs": None,
     "vision_tokens": None,
     "images": 0,
     "frames": 0,
@@ -229,7 +230,7 @@ def explain(
     **others
         precision, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel,
         batch_size (32), power_cap_w, images, frames, vision_tokens, node_gpus,
-        gpu_memory_utilization, kv_cache_dtype.
+        gpu_memory_utilization, kv_cache_dtype, max_num_seqs.
 
     Returns
     -------

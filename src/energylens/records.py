@@ -450,7 +450,9 @@ class Gpu:
     """A GPU type, from its datasheet. FLOP/s are dense (no structured sparsity).
 
     ``memory_share_ratio`` is not the GPU's but the deployment's: the share of its memory that the
-    engine may use (``--gpu-memory-utilization``; 0.9 is vLLM's default).
+    engine may use (``--gpu-memory-utilization``; 0.9 is vLLM's default). Nor is ``max_num_seqs``,
+    the sequences of a replica that the engine is told to run at most, and sets memory aside for
+    (``--max-num-seqs``; None: the batch limit).
     """
 
     id: str
@@ -464,6 +466,7 @@ class Gpu:
     idle_power_w: float | None = None
     link_bandwidth_bytes_per_s: float | None = None
     memory_share_ratio: float = 0.9
+    max_num_seqs: int | None = None
     aliases: tuple[str, ...] = ()
     source: str = ""
     date: str = ""
@@ -475,6 +478,7 @@ class Gpu:
             f"memory_share_ratio must be above 0, up to 1, not {self.memory_share_ratio!r}",
         )
         _require(bool(self.id.strip()), "GPU", "id must not be empty")
+        _require_whole(f"GPU {self.id!r}", max_num_seqs=self.max_num_seqs)
         _require_positive(
             f"GPU {self.id!r}",
             memory_bytes=self.memory_bytes,

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 KV_BITS = {
     "auto": None, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "fp8_e4m3": 8.0, "fp8_e5m2": 8.0,
 }  # fmt: skip
+BATCH_SIZE = 32  # where none is named
 MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
 
@@ -225,7 +226,7 @@ def add_case(parser: argparse.ArgumentParser) -> None:
             f"--{degree}-parallel", type=positive_int, default=1, metavar="N", help="default: 1"
         )
     group.add_argument(
-        "--batch-size", type=positive_int, default=32, metavar="N", help="default: 32"
+        "--batch-size", type=positive_int, metavar="N", help=f"default: {BATCH_SIZE}"
     )
     group.add_argument(
         "--power-cap-w", type=_positive, metavar="W", help="power limit of each GPU; default: none"
@@ -270,14 +271,26 @@ def add_memory(group: Any) -> None:
         default="auto",
         help="format of the KV cache; default: auto, that of the number format",
     )
+    group.add_argument(
+        "--max-num-seqs",
+        type=positive_int,
+        metavar="N",
+        help="sequences of a replica that the engine may run, for which it sets memory aside; "
+        "default: the batch size given, or where none is given the engine's own default",
+    )
 
 
 def gpu_of(arguments: argparse.Namespace, name: str) -> Gpu:
-    """Look a GPU type up, with the share of its memory that the engine may use."""
-    from energylens import catalog
+    """Look a GPU type up, with what the engine is told of its memory."""
+    from energylens import capacity, catalog
 
     gpu, share = catalog.gpu(name), arguments.gpu_memory_utilization
-    return gpu if share is None else replace(gpu, memory_share_ratio=share)
+    if share is not None:
+        gpu = replace(gpu, memory_share_ratio=share)
+    told = arguments.max_num_seqs
+    if told is None and getattr(arguments, "engine_default_limit", False):
+        told = capacity.default_sequences(gpu)
+    return gpu if told is None else replace(gpu, max_num_seqs=told)
 
 
 def precision_of(arguments: argparse.Namespace, name: str) -> Precision:
@@ -312,6 +325,9 @@ def case_of(arguments: argparse.Namespace) -> Case:
         Workload,
     )
 
+    if arguments.batch_size is None:
+        # Who names no limit starts an engine that takes its own.
+        arguments.batch_size, arguments.engine_default_limit = BATCH_SIZE, True
     llm = catalog.llm(arguments.llm)
     suffix = catalog.split_precision(arguments.llm)[1]
     precision = precision_of(arguments, arguments.precision or suffix or llm.native_precision)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
+    BATCH_SIZE,
     Subparsers,
     add_case,
     add_json,
@@ -38,6 +39,7 @@ from energylens.cli.serving import (
 from energylens.words import WIDTH, percent
 
 if TYPE_CHECKING:
+    from energylens.capacity import Memory
     from energylens.dataset import Dataset
     from energylens.model import EnergyModel
     from energylens.records import Case
@@ -52,7 +54,7 @@ DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_para
 # What fixes a knob that --choose can free: argument, column that frees it, value by default.
 FIXED: tuple[tuple[str, str, Any], ...] = (
     *((degree, degree, 1) for degree in DEGREES),
-    ("batch_size", "batch_size", 32),
+    ("batch_size", "batch_size", None),
     ("precision", "precision_index", None),
     ("power_cap_w", "power_cap_w", None),
 )
@@ -522,13 +524,16 @@ def _flag(name: str) -> str:
 
 
 def _explain(arguments: argparse.Namespace) -> None:
+    from energylens import capacity
     from energylens.explanation import SUBJECTS, explain
     from energylens.words import joules
 
     model = _model(arguments.model)
-    explanation = explain(model, _case(arguments, model))
+    case = _case(arguments, model)
+    explanation = explain(model, case)
+    memory = capacity.memory(case)
     if arguments.json:
-        print_json(explanation.to_json())
+        print_json(explanation.to_json() | {"memory": memory.to_json()})
         return
     print_paragraph(explanation.case)
     print()
@@ -537,6 +542,7 @@ def _explain(arguments: argparse.Namespace) -> None:
         print()
     for sentence in explanation.sentences:
         print_paragraph(sentence)
+    print_paragraph(_memory_line(memory))
     print()
     _print_wrapped(
         ("where the joules go", "prefill", "decode", "share", "80 % interval"),
@@ -552,6 +558,18 @@ def _explain(arguments: argparse.Namespace) -> None:
             if t.total_j > 0
         ],
     )
+
+
+def _memory_line(memory: Memory) -> str:
+    """Account for the memory of the fullest GPU, as engines print it."""
+    gib = 2.0**30
+    line = (
+        f"Memory of the fullest GPU: weights {memory.weights_bytes / gib:.1f} GiB, activations "
+        f"and runtime {memory.activation_bytes / gib:.1f}, cache {memory.cache_bytes / gib:.1f}"
+    )
+    if 0.0 < memory.cache_tokens < float("inf"):
+        line += f" ({memory.cache_tokens:,.0f} tokens)"
+    return f"{line}, of {memory.available_bytes / gib:.1f} that may be used."
 
 
 def _print_wrapped(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -583,6 +601,8 @@ def _knobs(arguments: argparse.Namespace) -> None:
             )
         if given is None:
             setattr(arguments, name, default)
+    if "batch_size" in freed:  # each limit that is tried is what the engine is told
+        arguments.batch_size = BATCH_SIZE
     for name, column, knob in LISTS:
         if getattr(arguments, name) and column not in freed:
             raise UsageError(
