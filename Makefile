@@ -15,6 +15,10 @@ test: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2
 
+# Minutes: thousands of mutated files of every format.
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m soak
+
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks
 

@@ -13,13 +13,24 @@ from typing import Any
 
 from energylens.errors import InputError, UsageError
 from energylens.importers import documents
-from energylens.importers.bench import vllm_serve
+from energylens.importers.bench import (
+    aiperf,
+    guidellm,
+    inference_perf,
+    inferencex,
+    llmd_report,
+    mlenergy_results,
+    optimum,
+    sglang_serving,
+    trtllm_bench,
+    vllm_serve,
+)
 from energylens.importers.collecting import Collector, Imported
 from energylens.importers.declared import Row, Setup, question, row_of
 from energylens.importers.documents import Document
 from energylens.importers.energy_join import Joined, JoinOptions, join
-from energylens.importers.power import nvidia_smi
-from energylens.importers.power.series import PowerLog
+from energylens.importers.power import dcgm, monitors, nvidia_smi, vendor_csv, wall_text
+from energylens.importers.power.series import Clock, PowerLog
 from energylens.importers.power.stamps import local_seconds
 from energylens.importers.runs import BenchmarkRun, RefusedFileError, Window
 
@@ -44,14 +55,65 @@ class PowerFormat:
 
 FORMATS: tuple[Format, ...] = (
     Format(name=vllm_serve.FORMAT, matches=vllm_serve.matches, read=vllm_serve.read),
+    Format(name=aiperf.FORMAT, matches=aiperf.matches, read=aiperf.read),
+    Format(name=llmd_report.FORMAT, matches=llmd_report.matches, read=llmd_report.read),
+    Format(name=trtllm_bench.FORMAT, matches=trtllm_bench.matches, read=trtllm_bench.read),
+    Format(name=inferencex.FORMAT, matches=inferencex.matches, read=inferencex.read),
+    Format(name=guidellm.FORMAT, matches=guidellm.matches, read=guidellm.read),
+    Format(name=inference_perf.FORMAT, matches=inference_perf.matches, read=inference_perf.read),
+    Format(name=sglang_serving.FORMAT, matches=sglang_serving.matches, read=sglang_serving.read),
+    Format(name=optimum.FORMAT, matches=optimum.matches, read=optimum.read),
+    Format(
+        name=mlenergy_results.FORMAT, matches=mlenergy_results.matches, read=mlenergy_results.read
+    ),
+    Format(name=aiperf.OLDER, matches=aiperf.matches_older, read=aiperf.read),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFormat:
+    """A format of benchmark results that is text, such as CSV."""
+
+    name: str
+    matches: Callable[[str], bool]
+    read: Callable[[str, str], BenchmarkRun | Sequence[BenchmarkRun]]
+
+
+TEXT_FORMATS: tuple[TextFormat, ...] = (
+    TextFormat(name="AIPerf CSV", matches=aiperf.matches_text, read=aiperf.read_text),
+)
+
+
+def _of_text(
+    name: str, matches: Callable[[str], bool], read: Callable[[str, str], PowerLog]
+) -> PowerFormat:
+    """Make the entry of a power log that is text."""
+    return PowerFormat(
+        name=name,
+        matches=lambda d: not d.objects and matches(d.text),
+        read=lambda d, _: read(d.text, d.name),
+    )
+
 
 POWER_FORMATS: tuple[PowerFormat, ...] = (
     PowerFormat(
-        name=nvidia_smi.FORMAT,
+        name=f"{nvidia_smi.FORMAT}, {nvidia_smi.GAUDI}",
         matches=lambda d: not d.objects and nvidia_smi.matches(d.text),
         read=lambda d, columns: nvidia_smi.read(d.text, d.name, columns),
     ),
+    _of_text(dcgm.TEXT, dcgm.matches_text, dcgm.read_text),
+    PowerFormat(
+        name=dcgm.RANGE,
+        matches=lambda d: bool(d.objects) and all(map(dcgm.matches_range, d.objects)),
+        read=lambda d, _: dcgm.read_range(d.objects, d.name),
+    ),
+    _of_text(monitors.ZEUS, monitors.matches_zeus, monitors.read_zeus),
+    _of_text(monitors.CODECARBON, monitors.matches_codecarbon, monitors.read_codecarbon),
+    _of_text(vendor_csv.AMD, vendor_csv.matches_amd, vendor_csv.read_amd),
+    _of_text(vendor_csv.ROCM, vendor_csv.matches_rocm, vendor_csv.read_rocm),
+    _of_text(wall_text.PTDAEMON, wall_text.matches_ptdaemon, wall_text.read_ptdaemon),
+    _of_text(wall_text.IPMI, wall_text.matches_ipmi, wall_text.read_ipmi),
+    _of_text(vendor_csv.WALL, vendor_csv.matches_wall, vendor_csv.read_wall),
 )
 
 
@@ -159,7 +221,7 @@ def read(
         elif document.objects:
             runs += runs_of(document)
         else:
-            runs += _of_text(document)
+            runs += _text_runs(document)
     for given in options.power:
         document = documents.load(given)
         log = log_of(document, options.power_columns)
@@ -180,24 +242,12 @@ def read(
     return _rows(runs, logs[0] if logs else None, options)
 
 
-def _of_text(document: Document) -> list[BenchmarkRun]:
+def _text_runs(document: Document) -> list[BenchmarkRun]:
     for form in TEXT_FORMATS:
         if form.matches(document.text):
             made = form.read(document.text, document.name)
             return [made] if isinstance(made, BenchmarkRun) else list(made)
     raise _unknown(document.name, [])
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFormat:
-    """A format of benchmark results that is text, such as CSV."""
-
-    name: str
-    matches: Callable[[str], bool]
-    read: Callable[[str, str], BenchmarkRun | Sequence[BenchmarkRun]]
-
-
-TEXT_FORMATS: tuple[TextFormat, ...] = ()
 
 
 def _spread(paths: Sequence[str | Path]) -> list[Path]:
@@ -268,6 +318,8 @@ def _joined(
                 f"--start must be a time, as in 2026-08-16T16:08:53, not {options.start!r}"
             )
         window = Window(start_s=moment[0], end_s=moment[0] + run.duration_s, clock=moment[1])
+    if log.windows and run.duration_s is not None and window is None:
+        window = Window(start_s=0.0, end_s=run.duration_s, clock=Clock.NONE)
     if window is None:
         raise RefusedFileError(
             f"{run.where} does not say when it ran, so {log.name} cannot be joined by time: say "

@@ -306,8 +306,9 @@ def _load(taken: _Taken) -> None:
         taken.declared.append("batch_size")
     if run.max_concurrency is not None:
         limit = run.max_concurrency if limit is None else min(limit, run.max_concurrency)
-    requests = run.completed + (run.failed or 0)
-    taken.cells["batch_size"] = None if limit is None else max(min(limit, requests), 1.0)
+    if limit is not None and run.counted:
+        limit = max(min(limit, run.completed + (run.failed or 0)), 1.0)
+    taken.cells["batch_size"] = limit
     needs_batch = next(c.required for c in COLUMNS if c.name == "batch_size")
     if limit is None and (needs_batch or not run.open_loop):
         taken.missing.append("batch_size")
@@ -367,7 +368,8 @@ def _energy(taken: _Taken, gpus: int | None, joined: Joined | None) -> list[str]
         cells["average_power_w"] = joules / duration if duration else None
     elif run.energy is not None:
         boundary, joules, covered = _of_file(taken, gpus)
-        cells["average_power_w"] = joules / run.duration_s if run.duration_s else None
+        whole_w = joules / run.duration_s if run.duration_s else None
+        cells["average_power_w"] = run.energy.power_w or whole_w
         notes.append(f"joules: {run.energy.how}")
     else:
         taken.missing.append("energy")

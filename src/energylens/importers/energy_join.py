@@ -657,13 +657,23 @@ def _join_windows(
             f"benchmark's {duration_s:.1f} s: its joules leave a part of the run out."
         )
     labels = tuple(item.joules)
+    notes = [f"joules of the window {item.name!r}, {item.elapsed_s:.1f} s long"]
     chosen = options.gpus_active or labels
+    if options.gpus_active is None and not item.all_gpus and serving != len(labels):
+        busy = tuple(label for label in labels if item.busy.get(label))
+        if busy and (serving is None or len(busy) == serving):
+            chosen = busy
+            notes.append(f"GPUs {', '.join(busy)} were busy and served, told by their use")
+        elif len(labels) > 1 and serving is None:
+            raise RefusedFileError(
+                f"{log.name} lists {len(labels)} GPUs of the host and does not tell which served: "
+                "say which with --gpus-active."
+            )
     missing = [label for label in chosen if label not in labels]
     if missing:
         raise RefusedFileError(
             f"{log.name} has no GPU {', '.join(missing)}: it has {', '.join(labels)}."
         )
-    notes = [f"joules of the window {item.name!r}, {item.elapsed_s:.1f} s long"]
     if item.all_gpus:
         # One figure for every GPU of the box: it is the deployment's only if that is all of them.
         total = sum(item.joules.values())

@@ -65,12 +65,15 @@ class StatedEnergy:
         How many.
     how : str
         What it was taken from, for people.
+    power_w : float or None
+        Mean watts while they were used, where that is not the whole run.
     """
 
     joules: float
     scope: Scope
     gpus: int | None = None
     how: str
+    power_w: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +92,8 @@ class BenchmarkRun:
 
     ``request_rate_per_s`` is the rate offered by an open loop, None for a closed one or all at
     once. ``max_concurrency`` is the client's limit on requests in flight, ``max_num_seqs`` the
-    engine's; ``mean_concurrency`` what was observed. ``completed`` requests succeeded.
+    engine's; ``mean_concurrency`` what was observed. ``completed`` requests succeeded; with
+    ``counted`` False the file does not count them, and joules are those of one.
     """
 
     format: str
@@ -124,6 +128,7 @@ class BenchmarkRun:
     prefill_energy_j: float | None = None
     decode_energy_j: float | None = None
     power: PowerLog | None = None
+    counted: bool = True
     needs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 

@@ -95,6 +95,8 @@ def _rising(name: str, series: Series) -> Series:
     if series.energy_j is not None:
         known |= np.isfinite(series.energy_j)
     series = series.take(known)
+    if not len(series.time_s):
+        return series
     back = np.flatnonzero(np.diff(series.time_s) < -STEP_BACK_S)
     if len(back):
         raise RefusedFileError(

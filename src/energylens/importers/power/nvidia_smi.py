@@ -1,4 +1,7 @@
-"""Logs of ``nvidia-smi --query-gpu=timestamp,...,power.draw --format=csv -l``."""
+"""Logs of ``nvidia-smi --query-gpu=timestamp,...,power.draw --format=csv -l``, and of ``hl-smi``.
+
+Gaudi's tool takes the same query (``-Q timestamp,index,power.draw -f csv``) and writes the same.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,23 @@ from energylens.importers.power.sheets import Sheet, numbers_of, sheet_of, watts
 from energylens.importers.power.stamps import is_stamp, parse_stamps
 from energylens.importers.runs import RefusedFileError
 
-FORMAT = "nvidia-smi CSV"
+FORMAT, GAUDI = "nvidia-smi CSV", "hl-smi CSV"
 
 #: Columns of power in the order in which they are taken. The plain one is a mean over a second on
 #: drivers of 2023 and later, as is ``average``; ``instant`` is a sample.
 POWER = ("power.draw", "power.draw.average", "power.draw.instant")
-GPU = ("index", "gpu_index", "pci.bus_id", "gpu_bus_id", "uuid", "gpu_uuid", "serial", "gpu_serial")
+BUSY = ("utilization.gpu", "utilization.aip")
+GPU = (
+    "index",
+    "module_id",
+    "gpu_index",
+    "pci.bus_id",
+    "gpu_bus_id",
+    "uuid",
+    "gpu_uuid",
+    "serial",
+    "gpu_serial",
+)
 _HEADER = re.compile(r"^(?P<name>[^\[(]+?)\s*(?:[\[(](?P<unit>[^\])]*)[\])])?$")
 
 
@@ -91,17 +105,16 @@ def read(text: str, name: str, columns: Sequence[str] = ()) -> PowerLog:
     whose = next((names.index(column) for column in GPU if column in names), None)
     labels = None if whose is None else sheet.column(whose)
     busy = None
-    if "utilization.gpu" in names:
-        busy = numbers_of(
-            sheet.column(names.index("utilization.gpu")), name, sheet.lines, "utilization.gpu"
-        )
-        busy = busy / 100
+    use = next((column for column in BUSY if column in names), None)
+    if use is not None:
+        busy = numbers_of(sheet.column(names.index(use)), name, sheet.lines, use) / 100
     series, said_more = series_by_gpu(name, labels, time_s, watts, utilisation=busy)
     gpu_names: tuple[str, ...] = ()
     if "name" in names:
         gpu_names = tuple(dict.fromkeys(sheet.column(names.index("name"))))
+    gaudi = "utilization.aip" in names or any(n.startswith("HL-") for n in gpu_names)
     return PowerLog(
-        format=FORMAT,
+        format=GAUDI if gaudi else FORMAT,
         name=name,
         clock=clock if clock is not Clock.NONE else Clock.LOCAL,
         series=series,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 import numpy as np
@@ -70,14 +71,16 @@ class Series:
 class EnergyWindow:
     """Joules of one named stretch of time, as energy monitors write them.
 
-    ``joules`` are by GPU label; ``end_s`` is None where the file has no time of day.
+    ``joules`` are by GPU label, as is ``busy``: whether the GPU was used, None where not known;
+    ``end_s`` is None where the file has no time of day. With ``all_gpus`` the one entry of
+    ``joules`` is of every GPU of the host.
     """
 
     name: str
     elapsed_s: float
     joules: dict[str, float]
     end_s: float | None = None
-    host_joules: float | None = None
+    busy: Mapping[str, bool | None] = field(default_factory=dict)
     all_gpus: bool = False
 
 

@@ -1,0 +1,437 @@
+"""AIPerf's ``profile_export_aiperf.json`` and ``.csv``, and genai-perf's JSON before it.
+
+Every metric has its unit beside it, which is obeyed. Telemetry lists every GPU of the host with
+statistics over the profiling and its warm-up; the mean of an energy counter since boot says
+nothing, so joules are the counter's difference, of GPUs that were busy, scaled to the benchmark.
+"""
+
+from __future__ import annotations
+
+import csv
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+
+from energylens.importers.power.series import Clock, EnergyWindow, PowerLog
+from energylens.importers.power.stamps import local_seconds
+from energylens.importers.runs import (
+    BenchmarkRun,
+    Latency,
+    Node,
+    RefusedFileError,
+    Scope,
+    StatedEnergy,
+    Window,
+    verified,
+)
+
+FORMAT, OLDER = "AIPerf", "genai-perf"
+
+SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0, "us": 1e-6, "ns": 1e-9}
+SECONDS |= {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
+JOULES = {"mJ": 1e-3, "J": 1.0, "kJ": 1e3, "MJ": 1e6, "Wh": 3600.0, "kWh": 3.6e6}
+
+_OWN = ("aiperf_version", "schema_version", "benchmark_duration", "was_cancelled", "total_osl")
+
+
+def matches(document: object) -> bool:
+    """Whether a document is an export of AIPerf."""
+    return _alike(document) and not _is_older(document)
+
+
+def matches_older(document: object) -> bool:
+    """Whether a document is an export of genai-perf."""
+    return _alike(document) and _is_older(document)
+
+
+def _alike(document: object) -> bool:
+    if not isinstance(document, Mapping):
+        return False
+    if "aiperf_version" in document:
+        return True
+    throughput = document.get("request_throughput")
+    return isinstance(throughput, Mapping) and "unit" in throughput and "avg" in throughput
+
+
+def _is_older(document: object) -> bool:
+    assert isinstance(document, Mapping)
+    if any(key in document for key in _OWN):
+        return False
+    config = document.get("input_config")
+    return not (isinstance(config, Mapping) and ({"phases", "loadgen"} & set(config)))
+
+
+def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
+    """Read one export.
+
+    Raises
+    ------
+    RefusedFileError
+        If a rule refuses it: a schema of another major version, a unit that is none of time, no
+        completed request, a counter that was averaged.
+    """
+    node = Node(document, name)
+    older = _is_older(document)
+    schema = node.text("schema_version")
+    if schema is not None and not re.fullmatch(r"1(\.\d+)*", schema):
+        raise RefusedFileError(
+            f"{name} has schema_version {schema}, and 1.x is what is known here: its fields may "
+            "mean something else."
+        )
+    throughput = _value(node, "request_throughput")
+    completed = _value(node, "request_count")
+    if completed is None:
+        latency = node.inner("request_latency")
+        completed = latency.number("count") if latency else None
+    duration = _seconds(node, "benchmark_duration", "avg")
+    if completed is None and throughput and duration:
+        completed = round(throughput * duration)
+    if completed is None and older and throughput:
+        completed = _samples(node)
+    if completed == 0:
+        raise RefusedFileError(
+            f"{name}: no request completed, so it holds no measurement: run the benchmark again."
+        )
+    if completed is None:
+        raise RefusedFileError(f"{name} does not say how many requests completed: it is not whole.")
+    if duration is None and throughput:
+        duration = completed / throughput
+    config = node.inner("input_config")
+    load = _load(config)
+    run = BenchmarkRun(
+        format=OLDER if older else FORMAT,
+        where=name,
+        version=node.text("aiperf_version"),
+        llm=_model(config),
+        completed=completed,
+        failed=_value(node, "error_request_count"),
+        input_tokens=_value(node, "input_sequence_length") or None,
+        output_tokens=_value(node, "output_sequence_length") or None,
+        duration_s=duration,
+        window=_window(node, duration),
+        request_rate_per_s=load[0],
+        achieved_rate_per_s=throughput or None,
+        max_concurrency=load[1],
+        ttft=_latency(node, "time_to_first_token"),
+        tpot=_latency(node, "inter_token_latency"),
+        itl=_latency(node, "inter_chunk_latency"),
+        request_latency=_latency(node, "request_latency"),
+    )
+    return verified(_with_energy(run, node))
+
+
+def _samples(node: Node) -> float | None:
+    """Requests of a genai-perf export, which counts them nowhere but in its load."""
+    config = node.inner("input_config")
+    for place in (config, config and config.inner("loadgen"), config and config.inner("input")):
+        if isinstance(place, Node):
+            for key in ("request_count", "num_requests", "num_prompts"):
+                found = place.fields.get(key)
+                if isinstance(found, int) and not isinstance(found, bool) and found > 0:
+                    return float(found)
+    return None
+
+
+def _value(node: Node, key: str) -> float | None:
+    metric = node.inner(key)
+    return None if metric is None else metric.number("avg")
+
+
+def _seconds(node: Node, key: str, statistic: str) -> float | None:
+    metric = node.inner(key)
+    if metric is None:
+        return None
+    unit = metric.text("unit")
+    if unit is None or unit.lower() not in SECONDS:
+        raise RefusedFileError(
+            f"{node.name}: {key} must have a unit of time, not {unit!r}: it cannot be read."
+        )
+    return metric.seconds(statistic, SECONDS[unit.lower()])
+
+
+def _latency(node: Node, key: str) -> Latency:
+    if node.inner(key) is None:
+        return Latency()
+    return Latency(
+        mean_s=_seconds(node, key, "avg"),
+        median_s=_seconds(node, key, "p50"),
+        p90_s=_seconds(node, key, "p90"),
+        p95_s=_seconds(node, key, "p95"),
+        p99_s=_seconds(node, key, "p99"),
+    )
+
+
+def _window(node: Node, duration: float | None) -> Window | None:
+    moments = [local_seconds(text) for k in ("start_time", "end_time") if (text := node.text(k))]
+    if len(moments) != 2 or moments[0] is None or moments[1] is None or duration is None:
+        return None
+    start, clock = moments[0]
+    end = moments[1][0]
+    if not end > start:
+        raise RefusedFileError(
+            f"{node.name}: it ends before it starts, so its times are not right."
+        )
+    # What start_time and end_time enclose may begin with a warm-up; the benchmark is its end.
+    return Window(start_s=end - duration, end_s=end, clock=clock, slack_s=1.0)
+
+
+def _model(config: Node | None) -> str | None:
+    if config is None:
+        return None
+    models = config.fields.get("models")
+    found: object = None
+    if isinstance(models, Mapping):
+        items = models.get("items")
+        if isinstance(items, list) and len(items) == 1 and isinstance(items[0], Mapping):
+            found = items[0].get("name")
+    if found is None:
+        endpoint = config.fields.get("endpoint")
+        for place in (endpoint, config.fields):
+            names = place.get("model_names") if isinstance(place, Mapping) else None
+            if isinstance(names, list) and len(names) == 1:
+                found = names[0]
+                break
+    found = config.fields.get("model") if found is None else found
+    return found.strip() or None if isinstance(found, str) and found.isprintable() else None
+
+
+def _load(config: Node | None) -> tuple[float | None, float | None]:
+    """Read the rate offered and the limit on requests in flight."""
+    if config is None:
+        return None, None
+    places: list[Node] = []
+    if isinstance(config.fields.get("phases"), list):
+        phases = [p for p in config.each("phases") if not p.fields.get("exclude_from_results")]
+        places += phases[-1:]
+    for key in ("loadgen", "perf_analyzer"):
+        inner = config.inner(key) if isinstance(config.fields.get(key), Mapping) else None
+        if inner is not None:
+            places.append(inner)
+            stimulus = inner.fields.get("stimulus")
+            if isinstance(stimulus, Mapping):
+                places.append(inner.need_inner("stimulus"))
+    places.append(config)
+    rate = limit = None
+    for place in places:
+        for key in ("request_rate", "rate"):
+            value = place.fields.get(key)
+            if rate is None and isinstance(value, int | float) and not isinstance(value, bool):
+                rate = place.number(key) or None
+        value = place.fields.get("concurrency")
+        if limit is None and isinstance(value, int | float) and not isinstance(value, bool):
+            limit = place.number("concurrency") or None
+    return rate, limit
+
+
+# ------------------------------------------------------------------------------- telemetry
+
+
+def _with_energy(run: BenchmarkRun, node: Node) -> BenchmarkRun:
+    telemetry = node.inner("telemetry_data")
+    if telemetry is None and isinstance(node.fields.get("telemetry_stats"), Mapping):
+        return _older_energy(run, node.need_inner("telemetry_stats"))
+    gpus: list[tuple[str, Node]] = []
+    endpoints = telemetry.inner("endpoints") if telemetry is not None else None
+    for url in endpoints.fields if endpoints is not None else ():
+        inner = endpoints.need_inner(url).inner("gpus") if endpoints is not None else None
+        for label in inner.fields if inner is not None else ():
+            assert inner is not None
+            gpus.append((label.removeprefix("gpu_"), inner.need_inner(label)))
+    if len({label for label, _ in gpus}) < len(gpus):  # several hosts, each with a GPU 0
+        gpus = [(f"{place}:{label}", gpu) for place, (label, gpu) in enumerate(gpus)]
+    if not gpus or telemetry is None or run.duration_s is None:
+        return _derived(run, node)
+    span = _span(telemetry, run.duration_s)
+    joules, busy = {}, {}
+    counted = True
+    for label, gpu in gpus:
+        metrics = gpu.need_inner("metrics")
+        found = _joules(metrics, run, span, f"{node.name} GPU {label}")
+        if found is None:
+            continue
+        joules[label], from_counter = found
+        counted &= from_counter
+        busy[label] = _busy(metrics)
+    if not joules:
+        return run
+    names = dict.fromkeys(n for _, gpu in gpus if (n := gpu.text("gpu_name")))
+    said = "energy counters' differences" if counted else "mean watts x duration"
+    if counted and span > 1.01 * run.duration_s:
+        said += (
+            f", scaled from the {span:.1f} s of telemetry, warm-up included, to the benchmark's "
+            f"{run.duration_s:.1f} s"
+        )
+    log = PowerLog(
+        format="AIPerf telemetry",
+        name=f"telemetry of {node.name}",
+        clock=Clock.NONE,
+        windows=(
+            EnergyWindow(name="benchmark", elapsed_s=run.duration_s, joules=joules, busy=busy),
+        ),
+        gpu_names=tuple(names),
+        notes=(f"joules are {said}",),
+    )
+    return replace(run, power=log, gpu=next(iter(names)) if len(names) == 1 else None)
+
+
+def _span(telemetry: Node, duration: float) -> float:
+    summary = telemetry.inner("summary")
+    if summary is None:
+        return duration
+    moments = [local_seconds(t) for k in ("start_time", "end_time") if (t := summary.text(k))]
+    if len(moments) != 2 or moments[0] is None or moments[1] is None:
+        return duration
+    return max(moments[1][0] - moments[0][0], duration)
+
+
+def _joules(metrics: Node, run: BenchmarkRun, span: float, who: str) -> tuple[float, bool] | None:
+    energy = metrics.inner("energy_consumption")
+    assert run.duration_s is not None
+    if energy is not None and energy.has("avg"):
+        unit = energy.text("unit") or ""
+        if unit not in JOULES:
+            raise RefusedFileError(f"{who}: energy_consumption is in {unit!r}, no unit of energy.")
+        low, high = energy.number("min"), energy.number("max")
+        if low is None or high is None:
+            raise RefusedFileError(
+                f"{who}: energy_consumption is the mean of a counter since boot, which is not the "
+                "energy of the run: its min and max are missing."
+            )
+        if high > low:
+            return (high - low) * JOULES[unit] * run.duration_s / span, True
+    power = metrics.inner("gpu_power_usage")
+    if power is None or not power.has("avg"):
+        return None
+    unit = (power.text("unit") or "").strip()
+    if unit not in ("W", "watts", "Watts"):
+        raise RefusedFileError(f"{who}: gpu_power_usage is in {unit!r}, not in W.")
+    mean = power.number("avg")
+    return (mean * run.duration_s, False) if mean else None
+
+
+def _busy(metrics: Node) -> bool | None:
+    for key in ("gpu_utilization", "sm_utilization"):
+        busy = metrics.inner(key)
+        if busy is not None and busy.has("avg"):
+            return (busy.number("avg") or 0) > 1.0
+    return None
+
+
+def _derived(run: BenchmarkRun, node: Node) -> BenchmarkRun:
+    """Take the total over GPUs that newer versions work out themselves."""
+    for key in ("nvidia_total_gpu_energy", "amd_total_gpu_energy", "total_gpu_energy"):
+        metric = node.inner(key)
+        if metric is not None and metric.number("avg"):
+            unit = metric.text("unit") or ""
+            if unit not in (*JOULES, "joules", "joule"):
+                raise RefusedFileError(f"{node.name}: {key} is in {unit!r}, no unit of energy.")
+            joules = (metric.number("avg") or 0) * JOULES.get(unit, 1.0)
+            energy = StatedEnergy(joules=joules, scope=Scope.UNKNOWN, how=f"{key} of all GPUs seen")
+            return replace(run, energy=energy)
+    return run
+
+
+def _older_energy(run: BenchmarkRun, stats: Node) -> BenchmarkRun:
+    """Take genai-perf's telemetry: mean watts of each GPU, gpu0, gpu1, ..."""
+    power = stats.inner("gpu_power_usage")
+    if power is None or run.duration_s is None:
+        return run
+    if (power.text("unit") or "W") not in ("W", "watts"):
+        raise RefusedFileError(f"{stats.name}: gpu_power_usage must be in W.")
+    use = stats.inner("gpu_utilization")
+    joules, busy = {}, {}
+    for label in power.fields:
+        if label == "unit" or not isinstance(power.fields[label], Mapping):
+            continue
+        mean = power.need_inner(label).number("avg")
+        if mean:
+            short = label.removeprefix("gpu")
+            joules[short] = mean * run.duration_s
+            inner = use.inner(label) if use is not None else None
+            share = inner.number("avg") if inner is not None else None
+            busy[short] = None if share is None else share > 0
+    if not joules:
+        return run
+    log = PowerLog(
+        format="genai-perf telemetry",
+        name=f"telemetry of {stats.name}",
+        clock=Clock.NONE,
+        windows=(
+            EnergyWindow(name="benchmark", elapsed_s=run.duration_s, joules=joules, busy=busy),
+        ),
+        notes=("joules are mean watts x duration",),
+    )
+    return replace(run, power=log)
+
+
+# ------------------------------------------------------------------------------------- CSV
+
+
+def matches_text(text: str) -> bool:
+    """Whether a text is the CSV export."""
+    lines = text.splitlines()
+    return bool(lines) and lines[0].startswith("Metric,avg,min,max") and "(" in text
+
+
+def read_text(text: str, name: str) -> BenchmarkRun:
+    """Read the CSV export: tables of metrics, of totals, and of GPUs, blank lines between.
+
+    Raises
+    ------
+    RefusedFileError
+        If it breaks off, or a rule refuses it.
+    """
+    document: dict[str, object] = {"aiperf_version": None}
+    gpus: dict[str, dict[str, object]] = {}
+    header: list[str] = []
+    try:
+        rows = list(csv.reader(text.splitlines(), strict=True))
+    except csv.Error as fault:
+        raise RefusedFileError(f"{name} is no whole CSV: {fault}.") from None
+    for number, row in enumerate(rows, 1):
+        if not row:
+            header = []
+            continue
+        if not header:
+            header = row
+            continue
+        if len(row) != len(header):
+            raise RefusedFileError(
+                f"{name} line {number} has {len(row)} cells where its table has {len(header)}: it "
+                "breaks off."
+            )
+        cells = dict(zip(header, row, strict=True))
+        key, metric = _metric(cells, name, number)
+        if "GPU_Index" in cells:
+            gpu = gpus.setdefault(
+                cells["GPU_Index"], {"gpu_name": cells.get("GPU_Name"), "metrics": {}}
+            )
+            inner = gpu["metrics"]
+            assert isinstance(inner, dict)
+            inner[key] = metric
+        else:
+            document[key] = metric
+    if "request_count" not in document or "benchmark_duration" not in document:
+        raise RefusedFileError(f"{name} has no table of totals: it breaks off.")
+    if gpus:
+        document["telemetry_data"] = {"endpoints": {"csv": {"gpus": gpus}}}
+    return read(document, name)
+
+
+def _metric(cells: Mapping[str, str], name: str, number: int) -> tuple[str, dict[str, object]]:
+    match = re.fullmatch(r"(?P<name>.*?)\s*(?:\((?P<unit>[^()]*)\))?", cells.get("Metric", ""))
+    key = re.sub(r"[^a-z0-9]+", "_", match["name"].lower()).strip("_") if match else ""
+    metric: dict[str, object] = {"unit": (match["unit"] if match else None) or ""}
+    for column, cell in cells.items():
+        statistic = "avg" if column == "Value" else column
+        if column in ("Metric", "Endpoint") or column.startswith("GPU_"):
+            continue
+        if cell.strip():
+            try:
+                metric[statistic] = float(cell.replace(",", ""))
+            except ValueError:
+                if column in ("avg", "Value"):
+                    raise RefusedFileError(
+                        f"{name} line {number}: {column} must be a number, not {cell[:40]!r}."
+                    ) from None
+    return key, metric

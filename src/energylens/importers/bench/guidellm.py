@@ -1,0 +1,166 @@
+"""GuideLLM's reports, version 1 (to 0.3) and 2 (from 0.4): one run for each benchmark in them.
+
+Its ``time_per_output_token_ms`` spreads the first token's time over all of them; time per output
+token as others mean it is its ``inter_token_latency_ms``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from energylens.importers.power.series import Clock
+from energylens.importers.runs import (
+    BenchmarkRun,
+    Latency,
+    Node,
+    RefusedFileError,
+    Window,
+    verified,
+)
+
+FORMAT = "GuideLLM"
+
+_OPEN = ("constant", "poisson", "async")
+
+
+def matches(document: object) -> bool:
+    """Whether a document is a report of it."""
+    if not isinstance(document, Mapping):
+        return False
+    benchmarks = document.get("benchmarks")
+    if not isinstance(benchmarks, list) or not benchmarks:
+        return False
+    first = benchmarks[0]
+    return isinstance(first, Mapping) and isinstance(first.get("metrics"), Mapping)
+
+
+def read(document: Mapping[str, object], name: str) -> list[BenchmarkRun]:
+    """Read the runs of a report.
+
+    Raises
+    ------
+    RefusedFileError
+        If it is of another version, or a rule refuses one of its runs.
+    """
+    root = Node(document, name)
+    metadata = root.inner("metadata")
+    version = metadata.fields.get("version") if metadata is not None else 1
+    if version not in (1, 2):
+        raise RefusedFileError(
+            f"{name} is a report of version {version!r}, and 1 and 2 are known here: its fields "
+            "may mean something else."
+        )
+    made = metadata.text("guidellm_version") if metadata is not None else None
+    benchmarks = root.each("benchmarks")
+    return [
+        _run(root, item, name if len(benchmarks) == 1 else f"{name} run {i}", made)
+        for i, item in enumerate(benchmarks, 1)
+    ]
+
+
+def _run(root: Node, item: Node, where: str, version: str | None) -> BenchmarkRun:
+    item = Node(item.fields, where, item.path)
+    metrics = item.need_inner("metrics")
+    totals = metrics.inner("request_totals") or item.inner("request_totals")
+    if totals is None:
+        raise RefusedFileError(f"{where}: it does not count its requests: the file is not whole.")
+    completed = totals.number("successful")
+    if not completed:
+        raise RefusedFileError(
+            f"{where}: none of its requests succeeded, so its latencies of 0 are no measurement."
+        )
+    start, end = item.positive("start_time"), item.positive("end_time")
+    stats = item.inner("run_stats")
+    if start is None and stats is not None:
+        start, end = stats.positive("start_time"), stats.positive("end_time")
+    duration = item.positive("duration")
+    if duration is None and start is not None and end is not None:
+        duration = end - start
+    window = None
+    if start is not None and end is not None and end > start:
+        window = Window(start_s=start, end_s=end, clock=Clock.EPOCH, slack_s=0.5)
+    rate, limit = _load(item)
+    in_flight = _mean(metrics, "request_concurrency")
+    return verified(
+        BenchmarkRun(
+            format=FORMAT,
+            where=where,
+            version=version,
+            llm=_model(root, item),
+            completed=completed,
+            failed=(totals.number("errored") or 0) + (totals.number("incomplete") or 0),
+            input_tokens=_mean(metrics, "prompt_token_count"),
+            output_tokens=_mean(metrics, "output_token_count"),
+            duration_s=duration,
+            window=window,
+            request_rate_per_s=rate,
+            max_concurrency=limit,
+            mean_concurrency=in_flight if in_flight and rate is None else None,
+            ttft=_latency(metrics, "time_to_first_token_ms", 1e-3),
+            tpot=_latency(metrics, "inter_token_latency_ms", 1e-3),
+            request_latency=_latency(metrics, "request_latency", 1.0),
+        )
+    )
+
+
+def _successful(metrics: Node, key: str) -> Node | None:
+    metric = metrics.inner(key)
+    return None if metric is None else metric.inner("successful")
+
+
+def _mean(metrics: Node, key: str) -> float | None:
+    metric = _successful(metrics, key)
+    return (metric.number("mean") or None) if metric is not None else None
+
+
+def _latency(metrics: Node, key: str, unit_s: float) -> Latency:
+    metric = _successful(metrics, key)
+    if metric is None:
+        return Latency()
+    percentiles = metric.inner("percentiles")
+
+    def at(name: str) -> float | None:
+        return percentiles.seconds(name, unit_s) if percentiles is not None else None
+
+    return Latency(
+        mean_s=metric.seconds("mean", unit_s),
+        median_s=metric.seconds("median", unit_s),
+        p90_s=at("p90"),
+        p95_s=at("p95"),
+        p99_s=at("p99"),
+    )
+
+
+def _load(item: Node) -> tuple[float | None, float | None]:
+    """Read the offered rate, and the limit on requests in flight."""
+    for place in ("config", "args"):
+        holder = item.inner(place)
+        strategy = holder.inner("strategy") if holder is not None else None
+        if strategy is not None:
+            kind = strategy.text("type_") or ""
+            if kind == "synchronous":
+                return None, 1.0
+            if kind in ("concurrent", "throughput"):
+                return None, strategy.positive("streams") or strategy.positive("max_concurrency")
+            if kind in _OPEN:
+                return strategy.positive("rate"), None
+    return None, None
+
+
+def _model(root: Node, item: Node) -> str | None:
+    places: list[Node | None] = []
+    config = root.inner("config")
+    spec = config.inner("spec") if config is not None else None
+    places.append(spec.inner("backend") if spec is not None else None)
+    own = item.inner("config")
+    if own is not None and isinstance(own.fields.get("backend"), Mapping):
+        places.append(own.inner("backend"))
+    args = root.fields.get("args")
+    places.append(root.inner("args") if isinstance(args, Mapping) else None)
+    worker = item.fields.get("worker")
+    places.append(item.inner("worker") if isinstance(worker, Mapping) else None)
+    for place in places:
+        for key in ("model", "backend_model"):
+            if place is not None and isinstance(place.fields.get(key), str):
+                return place.text(key)
+    return None

@@ -1,0 +1,97 @@
+"""inference-perf's ``stage_N_lifecycle_metrics.json``, in JSON or YAML. All its times are seconds.
+
+Its ``inter_token_latency`` is between chunks, of which many arrive together; time per output token
+is its ``time_per_output_token``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from energylens.importers.runs import (
+    BenchmarkRun,
+    Latency,
+    Node,
+    RefusedFileError,
+    verified,
+)
+
+FORMAT = "inference-perf"
+
+
+def matches(document: object) -> bool:
+    """Whether a document is a report of it."""
+    return (
+        isinstance(document, Mapping)
+        and "load_summary" in document
+        and isinstance(document.get("successes"), Mapping)
+    )
+
+
+def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
+    """Read one stage.
+
+    Raises
+    ------
+    RefusedFileError
+        If it is the Prometheus summary, or a rule refuses it.
+    """
+    node = Node(document, name)
+    good = node.need_inner("successes")
+    latency = good.inner("latency")
+    if latency is None:
+        if good.has("rate") or good.has("queue_len"):
+            raise RefusedFileError(
+                f"{name} is the Prometheus summary of inference-perf, whose means are the server's "
+                "over a window of its own: give stage_N_lifecycle_metrics.json."
+            )
+        raise RefusedFileError(f"{name}: successes.latency is missing: the file is not whole.")
+    completed = good.number("count")
+    if not completed:
+        raise RefusedFileError(
+            f"{name}: none of its requests succeeded, so it holds no measurement."
+        )
+    summary = node.need_inner("load_summary")
+    throughput = good.inner("throughput")
+    per_s = throughput.positive("requests_per_sec") if throughput is not None else None
+    duration = node.positive("benchmark_time_seconds")
+    if duration is None and per_s is not None:
+        duration = completed / per_s
+    limit = summary.positive("concurrency")
+    rate = None if limit is not None else summary.positive("requested_rate")
+    bad = node.inner("failures")
+    return verified(
+        BenchmarkRun(
+            format=FORMAT,
+            where=name,
+            completed=completed,
+            failed=bad.number("count") if bad is not None else None,
+            input_tokens=_mean(good, "prompt_len"),
+            output_tokens=_mean(good, "output_len"),
+            duration_s=duration,
+            request_rate_per_s=rate,
+            achieved_rate_per_s=per_s,
+            max_concurrency=limit,
+            ttft=_latency(latency, "time_to_first_token"),
+            tpot=_latency(latency, "time_per_output_token"),
+            request_latency=_latency(latency, "request_latency"),
+        )
+    )
+
+
+def _mean(node: Node, key: str) -> float | None:
+    inner = node.inner(key)
+    return (inner.number("mean") or None) if inner is not None else None
+
+
+def _latency(node: Node, key: str) -> Latency:
+    inner = node.inner(key)
+    if inner is None:
+        return Latency()
+    return Latency(
+        mean_s=inner.seconds("mean", 1.0),
+        median_s=inner.seconds("median", 1.0),
+        p90_s=inner.seconds("p90", 1.0),
+        p95_s=inner.seconds("p95", 1.0),
+        p99_s=inner.seconds("p99", 1.0),
+    )

@@ -1,0 +1,145 @@
+"""``trtllm-bench --report_json``.
+
+Its energy, where there is one, is the difference of NVML's counters over the benchmark. For more
+GPUs than one host has, it is that of the first host's multiplied by the number of hosts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from energylens.importers.runs import (
+    BenchmarkRun,
+    Latency,
+    Node,
+    RefusedFileError,
+    Scope,
+    StatedEnergy,
+    verified,
+)
+
+FORMAT = "trtllm-bench"
+
+_PRECISIONS: Mapping[str, str] = {
+    "W4A16_AWQ": "awq-int4",
+    "W4A16_GPTQ": "gptq-int4",
+    "W8A16": "w8a16",
+    "FP8_BLOCK_SCALES": "fp8",
+    "W8A8_SQ_PER_CHANNEL": "int8",
+    "MXFP4": "mxfp4",
+    "W4A16_MXFP4": "mxfp4",
+    "W4A8_MXFP4_MXFP8": "mxfp4",
+}
+
+
+def matches(document: object) -> bool:
+    """Whether a document is a report of it."""
+    return (
+        isinstance(document, Mapping)
+        and isinstance(document.get("world_info"), Mapping)
+        and isinstance(document.get("performance"), Mapping)
+        and isinstance(document.get("engine"), Mapping)
+    )
+
+
+def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
+    """Read one report.
+
+    Raises
+    ------
+    RefusedFileError
+        If a rule refuses it: no request, energy extrapolated to other hosts.
+    """
+    node = Node(document, name)
+    engine, world = node.need_inner("engine"), node.need_inner("world_info")
+    requests, speed = node.need_inner("request_info"), node.need_inner("performance")
+    completed = requests.number("num_requests")
+    if not completed:
+        raise RefusedFileError(f"{name}: it has no completed request, so it is no measurement.")
+    machine = node.inner("machine")
+    gpu = machine.text("name") if machine is not None else None
+    size = world.whole("world_size")
+    tensor, pipeline = world.whole("tp_size"), world.whole("pp_size")
+    duration = speed.need("total_latency_ms") * 1e-3
+    streaming = node.inner("streaming_metrics")
+    return verified(
+        BenchmarkRun(
+            format=FORMAT,
+            where=name,
+            llm=engine.text("model"),
+            gpu=gpu,
+            gpus=size,
+            precision=_precision(engine),
+            tensor_parallel=tensor,
+            pipeline_parallel=pipeline,
+            expert_parallel=_expert(world),
+            engine="tensorrt-llm",
+            engine_version=engine.text("version"),
+            completed=completed,
+            input_tokens=requests.positive("avg_input_length"),
+            output_tokens=requests.positive("avg_output_length"),
+            duration_s=duration,
+            achieved_rate_per_s=speed.positive("request_throughput_req_s"),
+            max_num_seqs=world.positive("max_batch_size"),
+            mean_concurrency=requests.positive("avg_num_concurrent_requests"),
+            ttft=_latency(streaming, "avg_ttft_ms", "ttft_percentiles"),
+            tpot=_latency(streaming, "avg_tpot_ms", "tpot_percentiles"),
+            request_latency=_latency(
+                speed, "avg_request_latency_ms", "request_latency_percentiles_ms"
+            ),
+            energy=_energy(node, size, gpu),
+        )
+    )
+
+
+def _expert(world: Node) -> int | None:
+    value = world.fields.get("ep_size")
+    return None if value in (None, -1, 0) else world.whole("ep_size")
+
+
+def _precision(engine: Node) -> str | None:
+    quantized = engine.text("quantization")
+    if quantized is not None:
+        return _PRECISIONS.get(quantized.upper(), quantized.lower().replace("_", "-"))
+    return engine.text("dtype")
+
+
+def _energy(node: Node, size: int | None, gpu: str | None) -> StatedEnergy | None:
+    energy = node.inner("energy")
+    joules = energy.number("total_energy_j") if energy is not None else None
+    if energy is None or joules is None:
+        return None
+    if joules == 0:
+        raise RefusedFileError(
+            f"{node.name}: its energy is 0 J, which is a meter that gave nothing: log the power "
+            "beside the benchmark."
+        )
+    in_host = 4 if gpu is not None and "GB" in gpu.split()[-1][:2] else 8
+    if size is not None and size > in_host:
+        raise RefusedFileError(
+            f"{node.name}: its energy of {size} GPUs is that of one host's {in_host} multiplied, "
+            "not measured: log the power of every host."
+        )
+    return StatedEnergy(
+        joules=joules,
+        scope=Scope.ACTIVE_GPUS,
+        gpus=size,
+        how="NVML energy counters over the benchmark, the begin and end of its load included",
+    )
+
+
+def _latency(node: Node | None, mean: str, percentiles: str) -> Latency:
+    if node is None:
+        return Latency()
+    inner = node.inner(percentiles)
+
+    def at(key: str) -> float | None:
+        return inner.seconds(key, 1e-3) if inner is not None else None
+
+    return Latency(
+        mean_s=node.seconds(mean, 1e-3),
+        median_s=at("p50"),
+        p90_s=at("p90"),
+        p95_s=at("p95"),
+        p99_s=at("p99"),
+    )
