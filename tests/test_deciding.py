@@ -318,3 +318,20 @@ def test_packaged_models_say_where_they_come_from_and_hold_no_rows() -> None:
     assert "None of them is of B200" in note
     old, _ = packaged.for_gpu("A100-SXM-40GB", "vllm 0.5.4")
     assert old.name == "a100-vllm-0.5"
+
+
+def test_explain_says_where_the_seconds_go(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = (
+        "explain", "h100-vllm-0.11", "--llm", LLAMA, "--gpu", "H100", "--tensor-parallel", "4",
+        "--batch-size", "32", "--input-tokens", "500", "--output-tokens", "300",
+    )  # fmt: skip
+    assert main([*arguments, "--json"]) == 0
+    time = json.loads(capsys.readouterr().out)["time"]
+    assert sum(time["terms_s"].values()) == pytest.approx(time["request_latency_s"], rel=0.02)
+    assert sum(k["seconds"] for k in time["watts"].values()) == pytest.approx(
+        time["request_latency_s"], rel=0.02
+    )
+    reading = time["watts"]["reading memory"]
+    assert reading["plausible"] == (119 <= reading["watts_per_gpu"] <= 700)
+    assert main(arguments) == 0
+    assert "where the seconds go" in capsys.readouterr().out

@@ -277,7 +277,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
             )
     if not 0 <= arguments.noise < 1:
         raise UsageError(f"--noise must be 0 or more and below 1, not {arguments.noise:g}")
-    estimators, left_out = contestants(arguments.estimators)
+    named = arguments.estimators if arguments.target == "energy" else None
+    estimators, left_out = contestants(named)
     dataset, estimators = timing.on_time(arguments, read_tables(arguments), estimators)
     progress = Progress("fitting")
     try:

@@ -33,6 +33,7 @@ from energylens.cli.serving import (
     answer,
     lengths_of,
     model_for,
+    print_times,
     refuse_without_rate,
     time_law,
 )
@@ -526,14 +527,17 @@ def _flag(name: str) -> str:
 def _explain(arguments: argparse.Namespace) -> None:
     from energylens import capacity
     from energylens.explanation import SUBJECTS, explain
+    from energylens.time_explained import explain_time
     from energylens.words import joules
 
     model = _model(arguments.model)
     case = _case(arguments, model)
-    explanation = explain(model, case)
+    explanation, times = explain(model, case), explain_time(model, case)
     memory = capacity.memory(case)
     if arguments.json:
-        print_json(explanation.to_json() | {"memory": memory.to_json()})
+        document = explanation.to_json() | {"memory": memory.to_json()}
+        document["time"] = None if times is None else times.to_json()
+        print_json(document)
         return
     print_paragraph(explanation.case)
     print()
@@ -558,6 +562,9 @@ def _explain(arguments: argparse.Namespace) -> None:
             if t.total_j > 0
         ],
     )
+    if times is not None:
+        print()
+        print_times(times)
 
 
 def _memory_line(memory: Memory) -> str:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from energylens.records import Case, Engine
     from energylens.savings import Bill, Prices
     from energylens.service import Lengths
+    from energylens.time_explained import ExplainedTime
 
 #: Options that only mean something with --rate.
 NEED_RATE = (
@@ -629,3 +630,34 @@ def _named(decision: Decision, entry: Entry) -> str:
     name = entry.describe()
     name += f", {entry.gpu}" if len(gpus) > 1 else ""
     return name + (f", {entry.precision}" if len(formats) > 1 else "")
+
+
+def print_times(times: ExplainedTime) -> None:
+    """Print where the seconds of a full batch go, and the watts that follow."""
+    from energylens.deciding import seconds
+
+    print_paragraph(
+        f"Kept full, a request takes {seconds(times.request_latency_s)}, "
+        f"{seconds(times.tpot_s)} an output token; {times.requests_per_s:.3g} requests complete in "
+        "a second."
+    )
+    print_table(
+        ("where the seconds go", "seconds", "share", "W a GPU"),
+        [
+            (
+                kind.name,
+                seconds(kind.seconds),
+                f"{kind.seconds / times.request_latency_s:.0%}",
+                "-"
+                if kind.watts_per_gpu is None
+                else f"{kind.watts_per_gpu:.0f}" + ("" if kind.plausible else " (!)"),
+            )
+            for kind in sorted(times.kinds, key=lambda kind: -kind.seconds)
+            if kind.seconds > 0
+        ],
+    )
+    if times.implausible:
+        print_paragraph(
+            "(!): between idle and TDP no GPU draws that; joules and seconds of this row are "
+            "divided over the terms in different ways, and only their sums can be relied on."
+        )

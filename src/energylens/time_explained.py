@@ -1,0 +1,132 @@
+"""Where the seconds of a request go, and what GPUs draw in them: joules over seconds by term."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from energylens.cases import Cases
+from energylens.counts import in_flight
+from energylens.latency import NAMES, TERMS
+from energylens.model import EnergyModel
+from energylens.records import Case
+from energylens.service import loaded_idle_w
+
+# What the hardware does, with the terms of the two laws that are about it.
+KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "reading memory": (
+        ("decode_weights", "decode_cache", "narrow_weights", "weight_only_weights"),
+        ("step_weights", "step_cache", "step_narrow_weights", "step_weight_only"),
+    ),
+    "multiplying new tokens": (("decode_compute",), ("step_compute",)),
+    "computing prompts": (("prefill_compute", "vision"), ("prompt_compute", "vision")),
+    "launching kernels": (
+        ("decode_launch", "prefill_launch", "narrow_steps"),
+        ("step_launch", "prompt_launch"),
+    ),
+    "the engine's own work": (("decode_sequence",), ("step_sequence", "media")),
+    "talking between GPUs": (
+        ("tensor_parallel",),
+        ("step_link", "step_synchronisation", "prompt_link"),
+    ),
+    "pipeline stages": (("pipeline_parallel",), ("step_stage", "step_bubble")),
+}
+LEAST_SHARE = 0.02  # of joules and of seconds, below which a ratio of the two says nothing
+
+
+@dataclass(frozen=True, kw_only=True)
+class KindOfTime:
+    """Seconds and joules of a request in which GPUs do one thing.
+
+    ``watts_per_gpu`` is None where seconds or joules are next to none; ``plausible`` whether it
+    lies between what a loaded GPU draws idle and its TDP.
+    """
+
+    name: str
+    seconds: float
+    joules: float
+    watts_per_gpu: float | None
+    plausible: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExplainedTime:
+    """The times of a full batch, by term in seconds of a request, and by what GPUs do."""
+
+    tpot_s: float
+    request_latency_s: float
+    requests_per_s: float
+    terms_s: dict[str, float]
+    kinds: tuple[KindOfTime, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        return {
+            "tpot_s": self.tpot_s,
+            "request_latency_s": self.request_latency_s,
+            "requests_per_s": self.requests_per_s,
+            "terms_s": self.terms_s,
+            "watts": {
+                kind.name: {
+                    "seconds": kind.seconds,
+                    "joules": kind.joules,
+                    "watts_per_gpu": kind.watts_per_gpu,
+                    "plausible": kind.plausible,
+                }
+                for kind in self.kinds
+            },
+        }
+
+    @property
+    def implausible(self) -> tuple[KindOfTime, ...]:
+        """Kinds whose watts no GPU of the type draws: one of the two laws is off there."""
+        return tuple(kind for kind in self.kinds if not kind.plausible)
+
+
+def explain_time(model: EnergyModel, case: Case) -> ExplainedTime | None:
+    """Explain where the seconds go; None where the model knows no time.
+
+    Parameters
+    ----------
+    model : EnergyModel
+        Fitted to rows with times.
+    case : Case
+    """
+    time = model.time
+    if time is None:
+        return None
+    cases = Cases.of([case])
+    parts = time.predict_parts_s(cases, "latency")[0]
+    prefill, decode = model.predict_parts_j(cases)
+    joules = dict(zip((t.name for t in model.terms), (prefill + decode)[0], strict=True))
+    seconds = dict(zip(NAMES, parts.tolist(), strict=True))
+    total_s, total_j = float(parts.sum()), float((prefill + decode).sum())
+    configuration = case.configuration
+    replica_gpus = configuration.tensor_parallel * configuration.pipeline_parallel
+    running = float(in_flight(cases)[0]) / configuration.data_parallel
+    low, high = loaded_idle_w(case.gpu), case.gpu.tdp_w
+    kinds = []
+    for name, (of_joules, of_seconds) in KINDS.items():
+        j = float(sum(joules.get(term, 0.0) for term in of_joules))
+        s = float(sum(seconds.get(term, 0.0) for term in of_seconds))
+        telling = s > LEAST_SHARE * total_s and j > LEAST_SHARE * total_j
+        # All sequences of the batch share these seconds, and so their joules.
+        watts = j * running / (s * replica_gpus) if telling else None
+        kinds.append(
+            KindOfTime(
+                name=name,
+                seconds=s,
+                joules=j,
+                watts_per_gpu=watts,
+                plausible=watts is None or low <= watts <= high,
+            )
+        )
+    return ExplainedTime(
+        tpot_s=float(time.predict_s(cases, "tpot")[0]),
+        request_latency_s=float(time.predict_s(cases, "latency")[0]),
+        requests_per_s=float(time.requests_per_s(cases)[0]),
+        terms_s={term.name: float(np.round(s, 9)) for term, s in zip(TERMS, parts, strict=True)},
+        kinds=tuple(kinds),
+    )
