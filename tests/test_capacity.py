@@ -615,3 +615,27 @@ def test_room_grows_with_memory_and_shrinks_with_lengths(
     assert held(0.9, prompt * more, output) <= usual
     assert held(0.9, prompt, output * more) <= usual
     assert held(0.9, prompt, output, 8.0) >= usual
+
+
+@pytest.mark.parametrize(
+    ("gpu", "precision", "says"),
+    [
+        ("H100", "nvfp4", "engines keep the weights in it and widen them"),
+        ("A100", "fp8", "H100"),
+        ("V100", "bf16", "serve it as fp16"),
+        ("T4", "fp8", "nor has kernels that widen it"),
+        ("V100", "fp16", ""),
+        ("B200", "nvfp4", ""),
+        ("H100", "fp8", ""),
+        ("A100", "int8", ""),
+    ],
+)
+def test_formats_that_a_gpu_does_not_multiply_are_said_so(
+    gpu: str, precision: str, says: str
+) -> None:
+    note = capacity.format_note(catalog.gpu(gpu), catalog.precision(precision)) or ""
+    assert bool(note) == bool(says)
+    if says != "H100":
+        assert says in note
+    refused = capacity.format_problem(catalog.gpu(gpu), catalog.precision(precision))
+    assert (refused is not None) == (gpu in ("V100", "T4") and bool(says))

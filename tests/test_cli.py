@@ -1262,3 +1262,18 @@ def test_a_coefficient_that_few_rows_speak_of_asks_for_more_of_them(run, runs, t
 )
 def test_an_option_of_the_fit_that_makes_no_sense_gets_one_sentence(run, runs, options, words):
     assert_refused(run("fit", runs, *options), words)
+
+
+def test_a_node_smaller_than_its_deployment_is_refused(run):
+    refused = run("explain", "datasheet", *CASE, "--tensor-parallel", "4", "--node-gpus", "2")
+    assert refused.code == 1
+    assert "--node-gpus must be at least the 4 GPUs of the deployment" in refused.err
+
+
+@pytest.mark.parametrize("asked", [("--gpus", "H100,A100"), ("--gpu", "H100,A100")])
+def test_a_gpu_type_that_is_free_is_not_asked_for(run, asked):
+    document = run(
+        "select", "datasheet", "--llm", "Qwen/Qwen3-8B", *asked, "--choose", "gpu",
+        "--input-tokens", "100", "--output-tokens", "100", "--json",
+    ).json()  # fmt: skip
+    assert {entry["gpu"] for entry in document["ranking"]} == {"H100-SXM-80GB", "A100-SXM-80GB"}

@@ -12,7 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from energylens import capacity, catalog
-from energylens.errors import ArtefactError, EnergyLensError, UnknownNameError, UsageError
+from energylens.errors import (
+    ArtefactError,
+    EnergyLensError,
+    InputError,
+    UnknownNameError,
+    UsageError,
+)
 from energylens.instrument import planfile, planning
 from energylens.instrument.engine import Media
 from energylens.instrument.engines import ENGINES
@@ -402,3 +408,23 @@ def test_a_plan_takes_the_format_that_the_name_or_the_checkpoint_states(
     asked = planning.Space(llms=(name,), gpus=("H200",), engine="vllm", tensor_parallel=(degree,))
     made = planning.plan(asked).plan
     assert {case.case.precision.id for case in made.cases} == {precision}
+
+
+def test_what_the_engine_is_told_of_its_memory_decides_what_can_be_planned() -> None:
+    def room(**options: str) -> float:
+        drafted = planning.plan(
+            Space(llms=("Qwen/Qwen3-8B",), gpus=("H100",), engine="vllm", options=options)
+        )
+        return planning.memory_of(drafted.plan.cases[0]).largest_batch
+
+    assert room(gpu_memory_utilization="0.95") > room() > room(gpu_memory_utilization="0.5")
+    assert room(kv_cache_dtype="fp8") == pytest.approx(2 * room(), rel=0.05)
+    with pytest.raises(InputError, match="gpu_memory_utilization must be a share"):
+        room(gpu_memory_utilization="much")
+
+
+def test_a_format_that_engines_refuse_on_a_gpu_is_not_planned() -> None:
+    asked = Space(llms=("Qwen/Qwen3-8B",), gpus=("V100",), engine="vllm")
+    with pytest.raises(EnergyLensError, match="serve it as fp16"):
+        planning.plan(asked)
+    assert planning.plan(replace(asked, precisions=("fp16",))).plan.cases

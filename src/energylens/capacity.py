@@ -44,6 +44,12 @@ LARGE_GPU_BYTES = 70 * 2.0**30
 SEQUENCES, SEQUENCES_LARGE = 256, 1024
 WIDE_BYTES = 2.0  # activations, vocabulary and vision tower: 16 bits
 
+# Bits of a cached key or value by the name that vLLM has for it; None: those of the number format.
+KV_BITS = {
+    "auto": None, "bf16": 16.0, "fp16": 16.0, "bfloat16": 16.0,
+    "fp8": 8.0, "fp8_e4m3": 8.0, "fp8_e5m2": 8.0,
+}  # fmt: skip
+
 _LAYOUTS = 4096  # kept in mind: of 10,000 cases that are looked at, a few hundred differ in theirs
 
 
@@ -335,6 +341,32 @@ def as_run(case: Case) -> Case:
         kept = float(kept_running(_floats(limit), _floats(held)))
         return replace(case, configuration=replace(c, mean_batch_size=kept))
     return case
+
+
+def format_problem(gpu: Gpu, precision: Precision) -> str | None:
+    """Say why engines refuse a number format on a GPU type; None where they serve it.
+
+    GPUs before Ampere multiply no bf16, and the kernels that widen narrow weights while they
+    multiply (Marlin) need what those lack.
+    """
+    old = "no bf16" in gpu.source and "fp32 peak" not in gpu.source
+    if old and precision.id.startswith("bf16"):
+        return f"{gpu.id} does not multiply bf16, and engines refuse it there: serve it as fp16"
+    if old and not gpu.multiplies(precision.compute_bits, integer=precision.integer):
+        return f"{gpu.id} neither multiplies {precision.id} nor has kernels that widen it"
+    return None
+
+
+def format_note(gpu: Gpu, precision: Precision) -> str | None:
+    """Say how a number format is served that a GPU type does not multiply; None where it does."""
+    if (refused := format_problem(gpu, precision)) is not None:
+        return f"{refused}."
+    if gpu.multiplies(precision.compute_bits, integer=precision.integer):
+        return None
+    return (
+        f"{gpu.id} does not multiply {precision.id}: engines keep the weights in it and widen them "
+        "to 16 bits before they multiply, as in a weight-only format."
+    )
 
 
 # --------------------------------------------------------------------------- possible layouts

@@ -337,7 +337,9 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
 
 def _memory_notes(case: Case) -> tuple[str, ...]:
     memory = capacity.memory(case)
-    return () if memory.runs else (f"{memory.reason[0].upper()}{memory.reason[1:]}.",)
+    served = capacity.format_note(case.gpu, case.precision)
+    told = (served,) if served else ()
+    return told if memory.runs else (*told, f"{memory.reason[0].upper()}{memory.reason[1:]}.")
 
 
 def _variants(case: Case) -> list[tuple[str, Case]]:

@@ -18,10 +18,7 @@ if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.records import Case, Engine, Gpu, Precision
 
-# Bits of a cached key or value by the name that vLLM has for it.
-KV_BITS = {
-    "auto": None, "bf16": 16.0, "fp16": 16.0, "fp8": 8.0, "fp8_e4m3": 8.0, "fp8_e5m2": 8.0,
-}  # fmt: skip
+KV_FORMATS = ("auto", "bf16", "fp16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
 BATCH_SIZE = 32  # where none is named
 MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
@@ -267,7 +264,7 @@ def add_memory(group: Any) -> None:
     )
     group.add_argument(
         "--kv-cache-dtype",
-        choices=tuple(KV_BITS),
+        choices=KV_FORMATS,
         default="auto",
         help="format of the KV cache; default: auto, that of the number format",
     )
@@ -295,9 +292,9 @@ def gpu_of(arguments: argparse.Namespace, name: str) -> Gpu:
 
 def precision_of(arguments: argparse.Namespace, name: str) -> Precision:
     """Look a number format up, with the format that the KV cache is given."""
-    from energylens import catalog
+    from energylens import capacity, catalog
 
-    precision, bits = catalog.precision(name), KV_BITS[arguments.kv_cache_dtype]
+    precision, bits = catalog.precision(name), capacity.KV_BITS[arguments.kv_cache_dtype]
     return precision if bits is None else replace(precision, kv_bits=bits)
 
 
@@ -325,6 +322,12 @@ def case_of(arguments: argparse.Namespace) -> Case:
         Workload,
     )
 
+    gpus = arguments.tensor_parallel * arguments.pipeline_parallel * arguments.data_parallel
+    if arguments.node_gpus and arguments.node_gpus < gpus:
+        raise UsageError(
+            f"--node-gpus must be at least the {gpus} GPUs of the deployment, tensor x pipeline x "
+            f"data parallel ones; given {arguments.node_gpus}"
+        )
     if arguments.batch_size is None:
         # Who names no limit starts an engine that takes its own.
         arguments.batch_size, arguments.engine_default_limit = BATCH_SIZE, True

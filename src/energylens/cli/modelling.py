@@ -664,6 +664,12 @@ def _select(arguments: argparse.Namespace) -> None:
         raise UsageError("verify measures a choice under load: --rate must be given")
     if arguments.choose is None:
         arguments.choose = UNDER_LOAD if under_load else DEFAULT_CHOOSE
+    if "gpu" in arguments.choose:
+        if arguments.gpu and "," in arguments.gpu and not arguments.gpus:
+            arguments.gpus = comma_list(arguments.gpu)
+            arguments.gpu = None
+        if arguments.gpu is None and arguments.gpus:
+            arguments.gpu = arguments.gpus[0]
     for name in ("llm", "gpu") + (() if under_load else ("input_tokens", "output_tokens")):
         if getattr(arguments, name) is None:
             raise UsageError(f"{_flag(name)} must be given")

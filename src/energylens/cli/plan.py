@@ -6,6 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
+    KV_FORMATS,
     Subparsers,
     about_minutes,
     add_json,
@@ -105,6 +106,16 @@ def add_verbs(verbs: Any) -> None:
         metavar="NAME=VALUE",
         help="of the engine (docs/engines.md)",
     )
+    parser.add_argument(
+        "--gpu-memory-utilization",
+        metavar="RATIO",
+        help="share of the GPU's memory that the engine may use, an option of vLLM; default: 0.9",
+    )
+    parser.add_argument(
+        "--kv-cache-dtype",
+        choices=KV_FORMATS,
+        help="format of the KV cache, an option of vLLM",
+    )
     parser.add_argument("--design", choices=("grid", "spread"), default="grid")
     parser.add_argument("--budget-cases", type=int, metavar="N")
     parser.add_argument("--budget-minutes", type=float, metavar="N")
@@ -153,6 +164,23 @@ def _rates(text: str) -> tuple[float, ...]:
     return tuple(found)
 
 
+def _options(arguments: argparse.Namespace) -> dict[str, str]:
+    """Options of the engine: those given by name, and those that are flags here."""
+    from energylens.errors import UsageError
+
+    options = dict(name_value_pairs(arguments.option, "--option"))
+    for name in ("gpu_memory_utilization", "kv_cache_dtype"):
+        given = getattr(arguments, name)
+        if given is None:
+            continue
+        if arguments.engine != "vllm":
+            raise UsageError(
+                f"--{name.replace('_', '-')} is an option of vllm alone, not of {arguments.engine}"
+            )
+        options[name] = given
+    return options
+
+
 def _space(arguments: argparse.Namespace) -> Space:
     from energylens.instrument.engine import Media
     from energylens.instrument.plan import Mode
@@ -182,7 +210,7 @@ def _space(arguments: argparse.Namespace) -> Space:
         request_rates_per_s=arguments.rates,
         weights=arguments.weights,
         scaled_layers=arguments.layers,
-        options=name_value_pairs(arguments.option, "--option"),
+        options=_options(arguments),
         seed=arguments.seed,
     )
 

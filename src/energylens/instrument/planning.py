@@ -21,7 +21,7 @@ import numpy as np
 from energylens import capacity, catalog
 from energylens.cases import FloatArray
 from energylens.catalog.hf_read import llm_from_path
-from energylens.errors import UsageError
+from energylens.errors import InputError, UsageError
 from energylens.instrument.engine import EngineError, Media, Phase
 from energylens.instrument.engines import ENGINES
 from energylens.instrument.engines.options import Options
@@ -247,7 +247,30 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
     )
     if layout is not None:
         return f"the LLM cannot be laid out so: {layout}"
-    return None if capacity.memory(case).runs else "does not fit in memory"
+    if (refused := capacity.format_problem(case.gpu, case.precision)) is not None:
+        return refused
+    return None if memory_of(planned).runs else "does not fit in memory"
+
+
+def memory_of(planned: PlannedCase) -> capacity.Memory:
+    """Account for the memory of a case, with what its engine is told of it.
+
+    Raises
+    ------
+    InputError
+        If an option is no share of the memory.
+    """
+    case, options = planned.case, planned.options
+    if (bits := capacity.KV_BITS.get(options.get("kv_cache_dtype", "auto"))) is not None:
+        case = replace(case, precision=replace(case.precision, kv_bits=bits))
+    if (share := options.get("gpu_memory_utilization")) is not None:
+        try:
+            case = replace(case, gpu=replace(case.gpu, memory_share_ratio=float(share)))
+        except ValueError:
+            raise InputError(
+                f"gpu_memory_utilization must be a share above 0, up to 1, not {share!r}"
+            ) from None
+    return capacity.memory(case)
 
 
 # -------------------------------------------------------------------------------------- planning
@@ -551,7 +574,7 @@ def preview(made: Plan, gpus: int | None = None) -> list[Preview]:
     """Say of each case what it needs, whether it fits, and how long it takes."""
     rows = []
     for planned in made.cases:
-        memory = capacity.memory(planned.case)
+        memory = memory_of(planned)
         rows.append(
             Preview(
                 case=planned,
