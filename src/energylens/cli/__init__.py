@@ -19,6 +19,7 @@ from energylens.errors import EnergyLensError, UsageError
 _MODULES = (
     "import_",
     "check",
+    "audit",
     "modelling",
     "models",
     "judging",

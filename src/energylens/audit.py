@@ -1,0 +1,261 @@
+"""What measured rows say by themselves, without a model.
+
+Where the fastest choice and the one with the fewest joules differ, and what each wastes; what idle
+costs at the loads seen; which precisions cost energy; which rows contradict themselves; what the
+rows cannot answer, and which runs would help.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from energylens.cases import FloatArray, IntArray
+from energylens.dataset import Dataset
+
+#: Power x time may differ from the joules by this before a row contradicts itself.
+AGREEMENT_RATIO = 0.1
+
+#: Boards draw a little more than their TDP for moments; a mean above this share of it is wrong.
+TDP_RATIO = 1.05
+
+#: Share of a GPU's memory that weights may take for a run to be worth proposing.
+WEIGHTS_SHARE = 0.8
+
+#: Mean watts that fall by more than this share while the batch grows.
+FALL_RATIO = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """How often a choice by time misses the fewest joules, and what it wastes.
+
+    ``*_waste_*`` are joules of that choice over the fewest, less 1, over all scenarios.
+    """
+
+    free: str
+    scenarios: int
+    latency_differs_ratio: float | None
+    latency_waste_median_ratio: float | None
+    latency_waste_mean_ratio: float | None
+    throughput_scenarios: int
+    throughput_differs_ratio: float | None
+    throughput_waste_median_ratio: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """What the rows of one table say."""
+
+    name: str
+    rows: int
+    fixed_batch: Divergence
+    batch_free: Divergence
+    idle: dict[str, float | int | str] | None
+    precisions: tuple[dict[str, Any], ...]
+    contradictions: tuple[dict[str, Any], ...]
+    unanswered: tuple[str, ...]
+    runs: tuple[str, ...]
+
+    def document(self) -> dict[str, Any]:
+        """Give it as JSON has it."""
+        return asdict(self)
+
+
+def audit(dataset: Dataset, name: str) -> Audit:
+    """Audit a table.
+
+    Parameters
+    ----------
+    dataset : Dataset
+        n rows of one boundary or several; choices are compared within one.
+    name : str
+        What the table is called.
+
+    Returns
+    -------
+    Audit
+    """
+    return Audit(
+        name=name,
+        rows=len(dataset),
+        fixed_batch=_divergence(dataset, ("parallelism",), "layout at fixed batch"),
+        batch_free=_divergence(dataset, ("parallelism", "batch_size"), "layout and batch"),
+        idle=_idle(dataset),
+        precisions=_precisions(dataset),
+        contradictions=_contradictions(dataset),
+        unanswered=_unanswered(dataset),
+        runs=_runs(dataset),
+    )
+
+
+def rate_per_s(dataset: Dataset) -> FloatArray:
+    """Requests completed a second, shape (n,): as observed, else what runs over its time."""
+    cases = dataset.cases
+    running = np.where(np.isnan(cases.mean_batch_size), cases.batch_size, cases.mean_batch_size)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        by_law = running / cases.request_latency_s
+    achieved = cases.achieved_rate_per_s
+    return np.where(np.isnan(achieved), by_law, achieved)
+
+
+def _divergence(dataset: Dataset, free: Sequence[str], what: str) -> Divergence:
+    cases, joules = dataset.cases, dataset.energy_per_request_j
+    times = np.where(np.isnan(cases.request_latency_s), cases.tpot_s, cases.request_latency_s)
+    rates = rate_per_s(dataset)
+    by_time, by_rate = [], []
+    for rows in dataset.scenarios(free):
+        timed = rows[np.isfinite(times[rows])]
+        if len(timed) >= 2:
+            by_time.append(joules[timed[np.argmin(times[timed])]] / joules[timed].min() - 1)
+        rated = rows[np.isfinite(rates[rows])]
+        if len(rated) >= 2:
+            by_rate.append(joules[rated[np.argmax(rates[rated])]] / joules[rated].min() - 1)
+    waste, other = np.array(by_time), np.array(by_rate)
+    return Divergence(
+        free=what,
+        scenarios=len(waste),
+        latency_differs_ratio=_mean(waste > 1e-9),
+        latency_waste_median_ratio=_median(waste),
+        latency_waste_mean_ratio=_mean(waste),
+        throughput_scenarios=len(other),
+        throughput_differs_ratio=_mean(other > 1e-9),
+        throughput_waste_median_ratio=_median(other),
+    )
+
+
+def _mean(values: np.ndarray) -> float | None:
+    return float(values.mean()) if len(values) else None
+
+
+def _median(values: np.ndarray) -> float | None:
+    return float(np.median(values)) if len(values) else None
+
+
+def _idle(dataset: Dataset) -> dict[str, float | int | str] | None:
+    """Joules a request that GPUs would draw idle at the loads seen, as a share of all."""
+    cases = dataset.cases
+    gpus = cases.occupied_gpus
+    sheet = np.array([gpu.idle_power_w or np.nan for gpu in cases.gpus])[cases.gpu_index]
+    measured = cases.loaded_idle_w
+    watts = np.where(np.isnan(measured), sheet, measured) * gpus
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = watts / rate_per_s(dataset) / dataset.energy_per_request_j
+    known = np.isfinite(share) & (share <= 1)
+    if not known.any():
+        return None
+    return {
+        "rows": int(known.sum()),
+        "idle_power": "measured"
+        if np.isfinite(measured[known]).all()
+        else "of the datasheet where not measured",
+        "share_median_ratio": float(np.median(share[known])),
+        "share_highest_ratio": float(share[known].max()),
+    }
+
+
+def _precisions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
+    """Joules of each precision over those of the widest measured in the same case."""
+    cases, joules = dataset.cases, dataset.energy_per_request_j
+    bits = np.array([p.weight_bits for p in cases.precisions])[cases.precision_index]
+    found: dict[tuple[str, str], list[float]] = {}
+    for rows in dataset.scenarios(["precision"]):
+        widest = rows[np.argmax(bits[rows])]
+        for index in np.unique(cases.precision_index[rows]):
+            if index == cases.precision_index[widest]:
+                continue
+            of = rows[cases.precision_index[rows] == index]
+            base = rows[cases.precision_index[rows] == cases.precision_index[widest]]
+            key = (cases.precisions[index].id, cases.precisions[cases.precision_index[widest]].id)
+            found.setdefault(key, []).append(float(joules[of].mean() / joules[base].mean()))
+    return tuple(
+        {
+            "precision": narrow,
+            "over": wide,
+            "cases": len(ratios),
+            "energy_median_ratio": float(np.median(ratios)),
+            "costs_energy_share": float(np.mean(np.array(ratios) > 1)),
+        }
+        for (narrow, wide), ratios in sorted(found.items())
+    )
+
+
+def _contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
+    cases = dataset.cases
+    watts, rates = cases.average_power_w, rate_per_s(dataset)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        off = np.abs(dataset.energy_per_request_j * rates / watts - 1)
+    found = [
+        _finding(dataset, off > AGREEMENT_RATIO, "joules are not mean power x time within 10 %")
+    ]
+    tdp = np.array([gpu.tdp_w for gpu in cases.gpus])[cases.gpu_index]
+    node = np.where(cases.node_boundary, cases.node_gpus, cases.occupied_gpus)
+    wall = cases.wall_boundary
+    found.append(_finding(dataset, ~wall & (watts > TDP_RATIO * tdp * node), "watts above the TDP"))
+    falls = np.zeros(len(dataset), dtype=np.bool_)
+    for rows in dataset.scenarios(["batch_size"]):
+        known = rows[np.isfinite(watts[rows])]
+        known = known[np.argsort(cases.batch_size[known], kind="stable")]
+        if len(known) >= 2:
+            highest = np.maximum.accumulate(watts[known])
+            falls[known] |= watts[known] < (1 - FALL_RATIO) * highest
+    found.append(_finding(dataset, falls, "watts fall by more than 10 % while the batch grows"))
+    return tuple(item for item in found if item["rows"])
+
+
+def _finding(dataset: Dataset, bad: np.ndarray, what: str) -> dict[str, Any]:
+    rows = np.flatnonzero(bad)
+    example = ""
+    if len(rows):
+        case = dataset.cases.case(int(rows[0]))
+        example = f"{case.llm.id} on {case.gpu.id}, {case.configuration.describe()}"
+    return {"what": what, "rows": len(rows), "example": example}
+
+
+def _unanswered(dataset: Dataset) -> tuple[str, ...]:
+    cases = dataset.cases
+
+    def blank(values: np.ndarray) -> bool:
+        return bool(np.isnan(values).all())
+
+    said = [
+        (blank(cases.request_rate_per_s), "what an open load does: no row has a request rate"),
+        (blank(dataset.prefill_energy_per_request_j), "how prefill and decode share the joules"),
+        (blank(cases.ttft_s), "time to first token"),
+        (bool((cases.pipeline_parallel == 1).all()), "pipeline parallelism: all rows have PP 1"),
+        (len(cases.gpus) < 2, "how GPU types differ: all rows are of one"),
+        (len(cases.engines) < 2, "how engine versions differ: all rows are of one"),
+        (len(cases.precisions) < 2, "what a precision saves: all rows are of one"),
+        (bool((dataset.assumed != "").all()), "how lengths matter: those of every row are assumed"),
+    ]
+    return tuple(text for holds, text in said if holds)
+
+
+def _bits(dataset: Dataset, rows: IntArray) -> float:
+    index = dataset.cases.precision_index[rows]
+    return float(min(dataset.cases.precisions[i].weight_bits for i in index))
+
+
+def _runs(dataset: Dataset, most: int = 5) -> tuple[str, ...]:
+    """The cases of the most joules that were measured in one layout alone, in another."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    cases = dataset.cases
+    for row, key in enumerate(zip(cases.llm_index, cases.gpu_index, strict=True)):
+        groups.setdefault((int(key[0]), int(key[1])), []).append(row)
+    ranked = []
+    for (llm, gpu), members in groups.items():
+        rows: IntArray = np.array(members)
+        layouts = {(cases.tensor_parallel[r], cases.pipeline_parallel[r]) for r in members}
+        tensor = int(cases.tensor_parallel[rows].max())
+        other = tensor * 2 if tensor < 8 else max(tensor // 2, 1)
+        batch = float(np.nanmedian(cases.batch_size[rows]))
+        weight = float(dataset.energy_per_request_j[rows].max()) / len(layouts) ** 2
+        weights = cases.llms[llm].total_parameters * _bits(dataset, rows) / 8
+        if weights / other > WEIGHTS_SHARE * cases.gpus[gpu].memory_bytes:
+            continue
+        text = f"{cases.llms[llm].id} on {cases.gpus[gpu].id}: TP{other} PP1 B{batch:g}"
+        ranked.append((-weight, text, (other, 1) in layouts))
+    return tuple(text for _, text, there in sorted(ranked) if not there)[:most]
