@@ -4,7 +4,7 @@ import importlib
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,15 @@ from hypothesis import strategies as st
 
 from energylens import baselines
 from energylens.baselines import analytical, ensembles, features, latency, trivial
+from energylens.baselines.analytical import fit_logistic
+from energylens.baselines.features import roofline_energy_j
 from energylens.baselines.least_squares import fit_nonnegative, fit_ridge
+from energylens.baselines.residual import SmoothResidual
 from energylens.cases import Cases, FloatArray
 from energylens.counts import count
 from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError, MissingExtraError, UnknownNameError
+from energylens.protocols import Predictor
 from energylens.records import (
     Attention,
     Boundary,
@@ -698,3 +702,47 @@ def test_on_ml_energy_v3_forest_and_power_law_are_no_straw_men() -> None:
             mape.append(np.abs(predicted / energy - 1.0)[order[50:]].mean())
         assert np.mean(top1) > least_top1, name
         assert np.mean(mape) < most_mape, name
+
+
+def test_a_smooth_residual_mends_what_another_model_leaves_and_leaves_a_perfect_one_alone() -> None:
+    rows = roofline_world(60)
+    train, asked = rows.take(slice(0, 45)), rows.take(slice(45, None))
+
+    @dataclass(frozen=True)
+    class Times:
+        factor: float
+
+        def predict_energy_j(self, cases: Cases) -> FloatArray:
+            return self.factor * roofline_energy_j(cases)
+
+    def error(model: Predictor) -> float:
+        ratio = model.predict_energy_j(asked.cases) / asked.energy_per_request_j
+        return float(np.abs(ratio - 1.0).mean())
+
+    plain = Times(3.0)
+    mended = SmoothResidual(name="it", base=lambda _: plain).fit(train)
+    assert error(mended) < 0.5 * error(plain)
+    perfect = rows.take(slice(0, 45))
+    exact = replace(perfect, energy_per_request_j=roofline_energy_j(perfect.cases))
+    kept = SmoothResidual(name="it", base=lambda _: Times(1.0)).fit(exact)
+    np.testing.assert_allclose(
+        kept.predict_energy_j(asked.cases), roofline_energy_j(asked.cases), rtol=1e-9
+    )
+    with pytest.raises(FitError, match="3 rows or more; given 2"):
+        SmoothResidual(name="it", base=lambda _: plain).fit(rows.take(slice(0, 2)))
+
+
+def test_columns_that_cannot_be_told_apart_share_what_they_explain() -> None:
+    x = np.linspace(1.0, 2.0, 10)
+    for last_bit in (0.0, 1e-16, -1e-16):
+        design = np.column_stack([x, x * (1.0 + last_bit), 2.0 * x])
+        found = fit_nonnegative(design, 3.0 * x)
+        np.testing.assert_allclose(found, [1.0, 1.0, 0.5], rtol=1e-5)
+
+
+def test_a_curve_of_one_batch_is_flat_and_the_last_bit_does_not_matter() -> None:
+    x, y = np.full(5, 3.0), np.array([2.0, 2.1, 1.9, 2.0, 2.05])
+    found = [fit_logistic(x, y * (1.0 + bit)) for bit in (0.0, 2e-16, -2e-16)]
+    for curve in found:
+        assert curve.height == 0.0
+        np.testing.assert_allclose(curve(np.array([0.0, 9.0])), found[0].floor, rtol=1e-12)

@@ -863,6 +863,27 @@ def test_unseen_engine_leaves_each_engine_and_version_out_and_gives_k_rows_back(
     assert memory.metrics.unanswered_ratio == 1.0
 
 
+def test_a_group_that_calibration_uses_up_is_named() -> None:
+    full = grid(llms=[ONE_LLM])
+    rows = [
+        *(replace(r, engine="vllm", engine_version="1") for r in full),
+        *(replace(r, engine="vllm", engine_version="2") for r in full[:3]),
+    ]
+    result = evaluate(
+        table(rows),
+        {"it": Watch()},
+        protocol="unseen-engine",
+        choose=["batch_size"],
+        calibration=[0, 3],
+        repeats=1,
+    )
+    assert any(
+        note.startswith("with 3 calibration rows not judged") and "vllm 2 (3)" in note
+        for note in result.notes
+    )
+    assert not any(note.startswith("with 0") for note in result.notes)
+
+
 def test_unseen_engine_needs_two_engines() -> None:
     with pytest.raises(UsageError, match="two or more; they hold only vllm 1"):
         judge(table(grid()), by_batch({}), protocol="unseen-engine")

@@ -51,6 +51,7 @@ CONTESTANTS = (
     "lightgbm",
     "extra-trees-on-datasheet",
     "gradient-boosting-on-datasheet",
+    "energylens-smooth",
     "log-linear",
     "logistic-batch",
     "workload",
@@ -202,6 +203,7 @@ def contestants(
     from importlib.util import find_spec
 
     from energylens import baselines
+    from energylens.baselines.residual import SmoothResidual
     from energylens.errors import UnknownNameError
     from energylens.fitting import Datasheet, EnergyLens, FitOptions, ScaledDatasheet
 
@@ -233,8 +235,10 @@ def contestants(
             shrunk=True,
         ),
     }
+    smooth = SmoothResidual(name="energylens-smooth", base=EnergyLens().fit)
     known: dict[str, Callable[[int], Estimator]] = {
         **baselines.ESTIMATORS,
+        smooth.name: lambda _seed: smooth,
         **{name: partial(_seeded, make, name) for name, make in on_ours.items()},
     }
 
@@ -411,6 +415,11 @@ def _indistinct(evaluation: Evaluation) -> list[str]:
     sizes = [s.candidates for s in next(iter(scores.values())).scenarios]
     few = sum(size <= FEW for size in sizes)
     notes = []
+    if pairs := evaluation.scenarios_of_one_pair:
+        notes.append(
+            f"{pairs} of {len(sizes)} scenarios have one pair of candidates: a pick at random is "
+            "right in half of them."
+        )
     if len(same) >= ALIKE:
         notes.append(
             f"{', '.join(same[:-1])} and {same[-1]} have the same Top-1, pairs and regret: these "

@@ -152,6 +152,31 @@ def _leave_one_out(
         yield Fold(train=train, judged=judged, scored=scored)
 
 
+def _not_judged(setting: Setting, parts: Sequence[IntArray], calibration: int) -> list[str]:
+    """Name the groups that :func:`_leave_one_out` passes over, and why."""
+    small, alone = [], []
+    for rows in parts:
+        labels, sizes = np.unique(setting.left_out[rows].astype(str), return_counts=True)
+        if len(labels) == 1:
+            alone.append(f"{labels[0]} ({sizes[0]} rows)")
+        else:
+            few = sizes <= calibration
+            small += [
+                f"{name} ({size})" for name, size in zip(labels[few], sizes[few], strict=True)
+            ]
+    notes = []
+    if small:
+        notes.append(
+            f"with {calibration} calibration rows not judged, for want of rows that are left: "
+            + ", ".join(small)
+        )
+    if alone:
+        notes.append(
+            "not judged, since nothing else is there to fit to: " + ", ".join(dict.fromkeys(alone))
+        )
+    return notes
+
+
 Folds = Callable[[Setting, IntArray, Condition, np.random.Generator], Iterator[Fold]]
 
 # What each protocol draws. A new one is one row here, and one function if it draws anew.
@@ -331,7 +356,9 @@ def conditions_of(
     if protocol == "no-power":
         return [Condition(train=few, power_known=known) for known in (False, True)]
     if FOLDS[protocol] is _leave_one_out:
-        return [Condition(train=train, calibration=k) for k in dict.fromkeys(calibration)]
+        asked = [Condition(train=train, calibration=k) for k in dict.fromkeys(calibration)]
+        notes += [note for c in asked for note in _not_judged(setting, parts, c.calibration)]
+        return asked
     if protocol != "learning-curve":
         return [Condition(train=train)]
     served = []

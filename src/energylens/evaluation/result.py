@@ -160,6 +160,12 @@ class Evaluation(Shown):
         """Scores of the headline condition by estimator."""
         return self.points[self.headline].scores
 
+    @property
+    def scenarios_of_one_pair(self) -> int:
+        """Scenarios with two candidates: a pick at random is right in half of them."""
+        scores = next(iter(self.estimators.values()), None)
+        return sum(s.candidates == 2 for s in scores.scenarios) if scores else 0
+
     def smallest_train_rows(self, estimator: str, metric: str, at_least: float) -> int | None:
         """Fewest training rows among the points at which a metric reaches a value.
 
@@ -194,6 +200,7 @@ class Evaluation(Shown):
             },
         }
         document |= {
+            "scenarios_of_one_pair": self.scenarios_of_one_pair,
             "repeats": self.repeats,
             "strict": self.strict,
             "objective": self.objective,
