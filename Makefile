@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines bench docs release clean
+.PHONY: demo test test-engines bench docs release soak clean
 
 demo: $(VENV)/.installed
 	$(BIN)/energylens demo
@@ -15,9 +15,9 @@ test: $(VENV)/.installed-test
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest -n 2
 
-# Minutes: thousands of mutated files of every format.
+# The long tests whose seeded parts `make test` runs: scans, mutations, sweeps killed again and again.
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m soak
+	$(BIN)/python -m pytest -m soak -n 2
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks

@@ -291,8 +291,10 @@ class EnergyModel(Shown):
         )[set_index, known.astype(np.intp)]
         logs = self._widening(cases, joules, sets, set_index)[:, None] * tails
         logs *= self._format_scales(cases, sets, set_index, known)[:, None]
-        factor = np.exp(np.clip(logs, -WIDEST_LOG, WIDEST_LOG))
-        return joules * factor[:, 0], joules * factor[:, 1]
+        # Rows left out may all have cost more, or less, than predicted: the point stays inside.
+        low = np.clip(logs[:, 0], -WIDEST_LOG, 0.0)
+        high = np.clip(logs[:, 1], 0.0, WIDEST_LOG)
+        return joules * np.exp(low), joules * np.exp(high)
 
     def _format_scales(
         self,
