@@ -177,7 +177,11 @@ class EnergyModel(Shown):
         if not (self.groups or self.travel) or not len(cases):
             return [self.pooled], np.zeros(len(cases), dtype=np.intp)
         ids, index = _combinations(cases)
-        return [self.coefficients(*names) for names in ids], index
+        answers = [self.coefficients(*names) for names in ids]
+        distinct = {id(answer): answer for answer in answers}
+        place = {key: number for number, key in enumerate(distinct)}
+        of_each = np.array([place[id(answer)] for answer in answers], dtype=np.intp)
+        return list(distinct.values()), of_each[index]
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         """Predict joules per request, shape (n,)."""
