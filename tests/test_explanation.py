@@ -402,3 +402,19 @@ def test_a_model_that_knows_caps_says_what_they_leave(draw_cases, make_dataset, 
     assert sum(shares.values()) == pytest.approx(explained.energy_per_request_j)
     deeper = replace(case, configuration=replace(case.configuration, power_cap_w=200.0))
     assert any("power_cap_w = 200 lies outside" in n for n in explain(model, deeper).notes)
+
+
+def test_lengths_that_were_assumed_are_repeated_to_whoever_uses_the_fit() -> None:
+    model = replace(from_datasheet(), pooled=replace(from_datasheet().pooled, rows=40))
+    model = replace(model, sources={"published": 40}, options={"assumed_rows": "30"})
+    case = Case(
+        llm=catalog.llm("Qwen/Qwen3-8B"),
+        gpu=catalog.gpu("H100"),
+        precision=catalog.precision("bf16"),
+        workload=Workload(input_tokens=100, output_tokens=100),
+        configuration=Configuration(batch_size=8),
+    )
+    said = " ".join(scope_notes(model, case))
+    assert "30 of 40 rows of the fit rest on a prompt length that was assumed" in said
+    told = replace(model, options={"assumed_rows": ""})
+    assert "assumed" not in " ".join(scope_notes(told, case))

@@ -546,3 +546,28 @@ def test_limits_that_serve_alike_are_one_way_of_serving() -> None:
     assert first.configuration.mean_batch_size is not None
     assert all(e.configuration.mean_batch_size is None for e in others)
     assert [e.rank for e in ranking.served(2)] == [first.rank, others[0].rank]
+
+
+def test_the_whole_table_is_predicted_once_by_the_model_that_may_choose() -> None:
+    asked: list[int] = []
+
+    @dataclass(frozen=True)
+    class Chooses(Says):
+        def choosing(self, freed: object) -> Says:
+            assert tuple(freed) == ("precision", "batch_size")  # type: ignore[call-overload]
+            return Says(counted)
+
+    def counted(cases: Cases) -> FloatArray:
+        asked.append(len(cases))
+        return joules(cases)
+
+    def never(cases: Cases) -> FloatArray:
+        raise AssertionError("factors of what is free must not choose")
+
+    ranking = select(
+        Chooses(never),
+        SCENARIO,
+        choose=("precision", "batch_size"),
+        candidates=Candidates(precisions=(BF16, FP8)),
+    )
+    assert asked == [len(ranking)]

@@ -286,6 +286,11 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         for name, count in model.sources.items()
         if not Source(name).carries_accuracy_claim
     ]
+    if assumed := model.options.get("assumed_rows"):
+        notes.append(
+            f"{assumed} of {sum(model.sources.values())} rows of the fit rest on a prompt length "
+            "that was assumed: what it says of prompts is only as good as that."
+        )
     engines, name = model.scope.engines, case.engine.id
     scope = model.scope_of(name)
     no_row = "No row of the fit" if scope is model.scope else f"No row of {name}"

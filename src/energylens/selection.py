@@ -620,6 +620,9 @@ def select(
     """
     if not 0 < coverage_ratio < 1:
         raise UsageError(f"coverage_ratio must lie between 0 and 1; given {coverage_ratio}")
+    # What only some values of a free knob have been seen to do must not decide between them.
+    if (choosing := getattr(predictor, "choosing", None)) is not None:
+        predictor = choosing(choose)
     every = enumerate_configurations(scenario, choose=choose, candidates=candidates)
     if len(every) == 0:
         raise InfeasibleError(

@@ -685,6 +685,7 @@ def _select(arguments: argparse.Namespace) -> None:
     if under_load:
         answer(arguments, model, case, lengths, packaged_note)
         return
+    model = model.choosing(arguments.choose)  # the explanation speaks of the same joules
     candidates = Candidates(
         gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
         precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
