@@ -1030,6 +1030,27 @@ def test_an_absent_package_is_no_failed_fit() -> None:
         judge(table(ONE), Says(answer=lacks))
 
 
+def test_an_absent_package_takes_out_whoever_needs_it_alone() -> None:
+    def lacks(_: Cases) -> FloatArray:
+        raise MissingExtraError("xgboost", "ensembles", "boosting")
+
+    found = evaluate(
+        table(ONE),
+        {"lacks": lambda _: Says(answer=lacks), "it": lambda _: by_batch({1: 3, 2: 2, 4: 1})},
+        protocol="all",
+        choose=["batch_size"],
+    ).estimators
+    lacking = found["lacks"]
+    assert lacking.failed_fits == lacking.fits
+    assert "energylens[ensembles]" in (lacking.failure or "")
+    assert set(lacking.metrics.to_json().values()) == {None}
+    assert not lacking.modalities
+    assert not lacking.llms
+    assert not lacking.scenarios
+    assert found["it"].failed_fits == 0
+    assert found["it"].metrics.top1_ratio is not None
+
+
 def test_a_prediction_of_the_wrong_shape_is_refused_with_its_shape() -> None:
     score = judge(table(ONE), Says(answer=lambda _: np.ones(2))).estimators["it"]
     assert score.failure == (

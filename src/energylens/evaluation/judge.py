@@ -231,6 +231,9 @@ def evaluate(
                 done += 1
                 if progress is not None:
                     progress(done, len(conditions) * repeats * len(estimators))
+        missing = [record.missing for record in records.values()]
+        if missing[0] is not None and None not in missing:
+            raise missing[0]  # an absent package takes out whoever needs it, and here that is all
         points.append(
             Point(
                 train=condition.train,
@@ -295,10 +298,11 @@ class _Record:
     failed: int
     failure: str | None
     ranks_only: bool
+    missing: MissingExtraError | None  # the package it could not do without
 
     def __init__(self) -> None:
         self.repeats, self.fit_s, self.train_rows = [], [], []
-        self.failed, self.failure, self.ranks_only = 0, None, False
+        self.failed, self.failure, self.ranks_only, self.missing = 0, None, False, None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -375,9 +379,9 @@ class _Judge:
                     strict=True,
                 ):
                     ape[view.asked] = np.abs(terms.sum(axis=1) / measured[view.asked] - 1.0)
-        except MissingExtraError:
-            raise
         except EnergyLensError as error:
+            if isinstance(error, MissingExtraError):
+                record.missing = error
             record.failed += 1
             record.failure = record.failure or str(error)
         judged = view.fold.judged
@@ -427,6 +431,7 @@ class _Judge:
         by_repeat = np.array([summary(m, e) for m, e in tables])
         if record.failed == len(record.train_rows):  # nothing was fitted: nothing to score
             by_repeat = np.full_like(by_repeat, np.nan)
+            marks, errors = ({k: v[:0] for k, v in table.items()} for table in (marks, errors))
         overall = np.array(
             [
                 _nan_reduce(_OVER_DRAWS.get(name, np.mean), column)
