@@ -71,8 +71,8 @@ FIGURES = (
     "ranking",
     "breakdown",
     "latency-energy",
-    "predicted-measured",
     "learning-curve",
+    "predicted-measured",
     "residuals",
 )
 CHOOSE = ("tensor_parallel", "pipeline_parallel", "batch_size")

@@ -194,6 +194,7 @@ def test_every_figure_is_seen_and_the_console_is_silent(
     browser: Browser, page: Path, scheme: str
 ) -> None:
     browser.open(page, scheme=scheme)
+    browser.ask("document.querySelectorAll('details.more').forEach(d => { d.open = true })")
     seen = browser.ask(
         "[...document.querySelectorAll('figure')].map(f => {"
         "  const box = f.querySelector('svg').getBoundingClientRect();"
@@ -214,7 +215,12 @@ def test_nothing_is_asked_of_any_network(browser: Browser, page: Path) -> None:
     assert asked == [page.as_uri()]
 
 
-@pytest.mark.parametrize("width", [320, 400])
+def test_the_page_is_six_screens_until_more_is_asked_for(browser: Browser, page: Path) -> None:
+    browser.open(page, width=1280)
+    assert browser.ask("document.documentElement.scrollHeight") <= 6 * 900
+
+
+@pytest.mark.parametrize("width", [320, 390, 400])
 def test_a_narrow_page_does_not_scroll_sideways(browser: Browser, page: Path, width: int) -> None:
     browser.open(page, width=width)
     browser.ask("document.querySelectorAll('details').forEach(d => { d.open = true })")
@@ -229,6 +235,7 @@ def test_no_table_hides_columns_on_a_desk_or_on_paper(
     spared = "yyyyyyyy" if media == "screen" else "nothing is spared"
     browser.open(page, width=width)
     browser.call("Emulation.setEmulatedMedia", media=media)
+    browser.ask("document.querySelectorAll('details.more').forEach(d => { d.open = true })")
     hidden = browser.ask(
         "[...document.querySelectorAll('.scroll:has(table)')]"
         f".filter(d => !d.textContent.includes('{spared}'))"
@@ -281,6 +288,7 @@ def test_the_keyboard_reaches_what_there_is_to_reach(browser: Browser, page: Pat
 
 def test_a_screen_reader_hears_the_figures_and_the_banner(browser: Browser, page: Path) -> None:
     browser.open(page)
+    browser.ask("document.querySelectorAll('details.more').forEach(d => { d.open = true })")
     nodes = browser.call("Accessibility.getFullAXTree")["nodes"]
     heard: dict[str, list[str]] = {}
     for node in nodes:

@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from energylens import files
+from energylens.cases import Cases
 from energylens.cli import main
 from energylens.discovery import Expression, Front, FrontPoint, FrontTerm, Reference
 from energylens.errors import MissingExtraError, UsageError
 from energylens.evaluation import judge
 from energylens.fitting import FitOptions, diagnose, fit
 from energylens.formula import NAMES, TERMS, datasheet
+from energylens.model import EnergyModel
 from energylens.records import Boundary, Configuration, Engine, Source
 from energylens.report import drawing, figures
 from energylens.report.content import gather
@@ -28,6 +30,7 @@ from energylens.report.drawing import PALETTE, Picture
 from energylens.report.html import report_html
 from energylens.report.text import report_text
 from energylens.selection import Candidates, Ranking, select
+from energylens.table import read, write
 from energylens.words import likelihood, percent, si
 from report_sample import (
     A100,
@@ -211,7 +214,7 @@ def test_the_summary_gives_the_numbers_of_the_ranking(full: Sample, text: str) -
     assert best.probability_best_ratio is not None
     assert squeezed(likelihood(best.probability_best_ratio)) in head
     assert f"{best.energy_per_request_j / 3.6:,.1f} kWh" in text
-    ours = full.evaluations[1].estimators["energylens"].metrics
+    ours = full.evaluations[0].estimators["energylens"].metrics
     assert squeezed(percent(ours.top1_within_noise_ratio)) in head
     assert squeezed(percent(ours.mape_ratio)) in head
 
@@ -433,7 +436,7 @@ def test_the_command_shows_a_front_and_refuses_what_is_none(
     monkeypatch.setattr(judge, "evaluate", lambda *_, **__: full.evaluations[0])
     measured = Path(figures.__file__).parents[1] / "data" / "simulated-demo.csv"
     page = tmp_path / "page.html"
-    asked = ["report", str(measured), "-o", str(page), "--front"]
+    asked = ["report", str(measured), "-o", str(page), "--text", "--front"]
     files.write_json(tmp_path / "model.json", {"format": "energylens-model"})
     assert main([*asked, str(tmp_path / "model.json")]) == 1
     assert "must be a front written by energylens discover" in capsys.readouterr().err
@@ -720,7 +723,7 @@ def test_who_does_as_well_as_the_law_is_named(full: Sample) -> None:
         }
         points = tuple(replace(point, scores=scores) for point in evaluation.points)
         changed = replace(evaluation, points=points)
-        return " ".join(in_words(full, evaluations=(changed,), brief=True).split())
+        return " ".join(in_words(full, evaluations=(changed,)).split())
 
     said = judged(energylens=0.02, log_linear=0.05, random=0.5)
     assert "Next by regret is log-linear" in said
@@ -736,7 +739,7 @@ def test_a_learning_curve_is_told_along_its_length_and_its_band_by_its_draws(
 ) -> None:
     few = full.evaluations[0]
     along = [p.scores["energylens"].metrics.top1_within_noise_ratio for p in few.points]
-    brief = " ".join(in_words(full, brief=True).split())
+    brief = " ".join(in_words(full).split())
     assert f"With 10 and 30 rows it is within 2 % in {percent(along[0])} and" in brief
     many = replace(few, repeats=figures.FEW_DRAWS)
     assert "as wide as the 2 draws of energylens are apart" in figures.learning_curves(few).caption
@@ -914,3 +917,78 @@ def test_configurations_are_named_by_what_differs(full: Sample) -> None:
     both = figures.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
     assert both == ("H100", "A100")
     assert DENSE.id.endswith(figures.short_name(DENSE.id))
+
+
+# ------------------------------------------------------------------------- what is asked, and how
+
+
+CASE = (
+    "--llm",
+    "Qwen/Qwen3-8B",
+    "--gpu",
+    "H100",
+    "--input-tokens",
+    "500",
+    "--output-tokens",
+    "300",
+)
+
+
+@pytest.fixture
+def demo_rows(tmp_path: Path) -> Path:
+    every = read(Path(figures.__file__).parents[1] / "data" / "simulated-demo.csv")
+    path = tmp_path / "rows.csv"
+    write(every.take(np.linspace(0, len(every) - 1, 40).astype(np.intp)), path)
+    return path
+
+
+def test_the_scenario_is_the_one_asked_for_or_is_said_to_be_taken(
+    full: Sample,
+    demo_rows: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
+) -> None:
+    monkeypatch.setattr(judge, "evaluate", lambda *_, **__: full.evaluations[0])
+    asked = ["report", str(demo_rows), "-o", str(tmp_path / "page.html")]
+    assert main([*asked, *CASE]) == 0
+    said = capsys.readouterr().out
+    assert "Qwen/Qwen3-8B at bf16" in said
+    assert "as asked" in " ".join(said.split())
+    assert len(said.splitlines()) <= 25
+    assert main([*asked, *CASE[:4]]) == 1
+    assert "--input-tokens and --output-tokens too" in capsys.readouterr().err
+    assert main(asked) == 0
+    assert "taken because" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_row_and_a_model_make_a_report(
+    demo_rows: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], undrawn: None
+) -> None:
+    one = tmp_path / "one.csv"
+    one.write_text("".join(demo_rows.read_text().splitlines(keepends=True)[:2]))
+    page = tmp_path / "page.html"
+    assert main(["report", str(one), "--model", "h100-vllm-0.11", "-o", str(page), *CASE]) == 0
+    assert "Run " in capsys.readouterr().out
+    assert "as asked" in Page(page.read_text(encoding="utf-8")).text
+
+
+def test_no_table_is_predicted_twice_in_one_report(
+    full: Sample,
+    demo_rows: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    undrawn: None,
+) -> None:
+    monkeypatch.setattr(judge, "evaluate", lambda *_, **__: full.evaluations[0])
+    computed: list[int] = []
+    compute = EnergyModel._predict
+
+    def counted(model: EnergyModel, cases: Cases) -> np.ndarray:
+        computed.append(len(cases))
+        return compute(model, cases)
+
+    monkeypatch.setattr(EnergyModel, "_predict", counted)
+    assert main(["report", str(demo_rows), "-o", str(tmp_path / "page.html")]) == 0
+    assert computed.count(40) == 1

@@ -615,9 +615,8 @@ def report(
     """
     from energylens import files
     from energylens.cli.report import judged
-    from energylens.report.html import report_html
+    from energylens.report.content import gather
+    from energylens.report.html import page
 
-    page = report_html(
-        **judged(read(rows), choose=tuple(choose), repeats=repeats, seed=seed), front=front
-    )
-    files.write_text(output, page)
+    found = judged(read(rows), choose=tuple(choose), repeats=repeats, seed=seed)
+    files.write_text(output, page(gather(**found, front=front)))

@@ -20,8 +20,9 @@ from energylens.cli.judging import contestants
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
     from energylens.discovery import Front
+    from energylens.evaluation.result import Evaluation
     from energylens.model import EnergyModel
-    from energylens.selection import Ranking
+    from energylens.selection import Ranking, Scenario
 
 
 def add_verbs(verbs: Any) -> None:
@@ -33,7 +34,9 @@ def add_verbs(verbs: Any) -> None:
         _report,
         (
             "energylens report runs.csv -o report.html --choose parallelism,batch_size",
-            "energylens report runs.csv -o report.html --repeats 5",
+            "energylens report runs.csv -o report.html --llm Qwen/Qwen3-32B --gpu H100 "
+            "--input-tokens 500 --output-tokens 300 --max-gpus 4",
+            "energylens report mine.csv --model model.json -o report.html",
             "energylens report runs.csv -o report.html --front front.json",
         ),
     )
@@ -48,6 +51,26 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--repeats", type=int, default=10, metavar="N", help="draws of the learning curve"
+    )
+    group = parser.add_argument_group(
+        "the scenario (by default that of the rows with the most candidates)"
+    )
+    group.add_argument("--llm", help="a name from energylens llm list")
+    group.add_argument("--gpu", help="a name from energylens gpu list")
+    group.add_argument("--precision", help="a number format; the LLM's own by default")
+    group.add_argument("--input-tokens", type=float, metavar="N")
+    group.add_argument("--output-tokens", type=float, metavar="N")
+    group.add_argument("--engine", metavar="'NAME VERSION'")
+    group.add_argument(
+        "--max-gpus", type=int, default=8, metavar="N", help="GPUs to use at most (default: 8)"
+    )
+    parser.add_argument(
+        "--model",
+        metavar="MODEL",
+        help="show the rows against this model, not one fitted to them; one row is enough",
+    )
+    parser.add_argument(
+        "--text", action="store_true", help="print the whole report, not the answer alone"
     )
     parser.add_argument(
         "--front",
@@ -90,6 +113,7 @@ REPORTED = (
     "largest-batch-per-gpu",
 )
 REPORT_CURVE = (10, 25, 50, 100, 200)
+FEW_ROWS = 60  # with no more of them a report goes without a judgement, if none is possible
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -98,15 +122,54 @@ def _report(arguments: argparse.Namespace) -> None:
 
     path = arguments.front
     _require_page(arguments.output)
+    asked = _scenario(arguments)
     _tell(
-        read_tables(arguments),
+        judged(
+            read_tables(arguments),
+            choose=arguments.choose,
+            repeats=arguments.repeats,
+            seed=arguments.seed,
+            model=arguments.model,
+            asked=asked,
+        ),
         arguments.output,
-        choose=arguments.choose,
-        repeats=arguments.repeats,
-        seed=arguments.seed,
         as_json=arguments.json,
-        brief=False,
+        whole=arguments.text,
         front=Front.from_json(files.read_json(path), path) if path else None,
+    )
+
+
+#: What names a scenario: all of these, or none.
+ASKED = ("llm", "gpu", "input_tokens", "output_tokens")
+
+
+def _scenario(arguments: argparse.Namespace) -> Scenario | None:
+    """Make the scenario that is asked for; None if none is."""
+    from energylens import catalog
+    from energylens.cli.console import engine_of
+    from energylens.errors import UsageError
+    from energylens.records import UNKNOWN_ENGINE, Configuration, Workload
+    from energylens.selection import Scenario
+
+    missing = [name for name in ASKED if getattr(arguments, name) is None]
+    if len(missing) == len(ASKED):
+        return None
+    if missing:
+        flags = " and ".join("--" + name.replace("_", "-") for name in missing)
+        raise UsageError(f"a scenario needs --llm, --gpu, --input-tokens and --output-tokens; give "
+                         f"{flags} too, or none of them")  # fmt: skip
+    llm = catalog.llm(arguments.llm)
+    stated = catalog.split_precision(arguments.llm)[1]
+    return Scenario(
+        llm=llm,
+        gpu=catalog.gpu(arguments.gpu),
+        precision=catalog.precision(arguments.precision or stated or llm.native_precision),
+        workload=Workload(
+            input_tokens=arguments.input_tokens, output_tokens=arguments.output_tokens
+        ),
+        configuration=Configuration(batch_size=32),
+        max_gpus=arguments.max_gpus,
+        engine=engine_of(arguments.engine) if arguments.engine else UNKNOWN_ENGINE,
     )
 
 
@@ -119,13 +182,9 @@ def _demo(arguments: argparse.Namespace) -> None:
     with as_file(files("energylens") / "data" / "simulated-demo.csv") as path:
         dataset = table.read(path)
     _tell(
-        dataset,
+        judged(dataset, choose=("parallelism", "batch_size"), repeats=2, seed=0),
         arguments.output,
-        choose=("parallelism", "batch_size"),
-        repeats=2,
-        seed=0,
         as_json=arguments.json,
-        brief=True,
     )
 
 
@@ -135,84 +194,107 @@ def _require_page(output: str) -> None:
 
     if not output.lower().endswith((".html", ".htm")):
         raise UsageError(
-            f"-o names the page and must end in .html or .htm, not {output!r}; the same report as "
-            "text is printed, so > report.txt keeps that"
+            f"-o names the page and must end in .html or .htm, not {output!r}; --text prints the "
+            "same report, so > report.txt keeps that"
         )
 
 
 def _tell(
-    dataset: Dataset,
+    found: dict[str, Any],
     output: str,
     *,
-    choose: tuple[str, ...],
-    repeats: int,
-    seed: int,
     as_json: bool,
-    brief: bool,
+    whole: bool = False,
     front: Front | None = None,
 ) -> None:
-    """Fit, choose and judge on a dataset; write the page and print it as text."""
+    """Gather once; write the page, and print the answer, the whole report or JSON."""
     from energylens import files
-    from energylens.report.html import report_html
-    from energylens.report.text import report_text
+    from energylens.report.content import gather
+    from energylens.report.html import page
+    from energylens.report.text import lines_of, shortest
 
-    found = judged(dataset, choose=choose, repeats=repeats, seed=seed)
-    files.write_text(output, report_html(**found, front=front))
-    ranking, (evaluation,) = found["ranking"], found["evaluations"]
+    report = gather(**found, front=front)
+    files.write_text(output, page(report))
+    ranking, evaluations = found["ranking"], found["evaluations"]
     if as_json:
+        dataset = found["dataset"]
         print_json(
             {
                 "report": output,
                 "rows": len(dataset),
                 "source_counts": dataset.source_counts(),
                 "ranking": None if ranking is None else ranking.to_json(),
-                "evaluation": evaluation.to_json(),
+                "evaluation": evaluations[0].to_json() if evaluations else None,
                 "front": None if front is None else front.to_json(),
             }
         )
         return
-    print(report_text(**found, front=front, brief=brief), end="")
+    print(lines_of(report) if whole else shortest(report), end="")
     print(f"\nThe whole report, with its figures: {output}")
 
 
-def judged(dataset: Dataset, *, choose: tuple[str, ...], repeats: int, seed: int) -> dict[str, Any]:
-    """Fit, choose and judge on a dataset: what a report is written of."""
-    from energylens import fitting
-    from energylens.evaluation.judge import evaluate
+def judged(
+    dataset: Dataset,
+    *,
+    choose: tuple[str, ...],
+    repeats: int,
+    seed: int,
+    model: str | None = None,
+    asked: Scenario | None = None,
+) -> dict[str, Any]:
+    """Fit, choose and judge on a dataset: what a report is gathered from.
 
-    model = fitting.fit(dataset)
-    ranking = _largest_scenario(model, dataset, choose, seed)
+    Rows too few to be judged are shown without a judgement.
+    """
+    from energylens import fitting
+    from energylens.cli.serving import model_for
+    from energylens.errors import EnergyLensError
+    from energylens.evaluation.judge import evaluate
+    from energylens.selection import select
+
+    shown = fitting.fit(dataset) if model is None else model_for(model, "", None)[0]
+    if asked is None:
+        ranking, taken = _largest_scenario(shown, dataset, choose, seed)
+    else:
+        ranking, taken = select(shown, asked, choose=choose, seed=seed), ", as asked"
     estimators, _ = contestants(None)
     progress = Progress("judging")
+    evaluations: tuple[Evaluation, ...] = ()
     try:
-        evaluation = evaluate(
-            dataset,
-            {name: make for name, make in estimators.items() if name in REPORTED},
-            protocol="learning-curve",
-            choose=choose,
-            train=50,
-            curve=REPORT_CURVE,
-            repeats=repeats,
-            seed=seed,
-            allow_simulated=True,
-            progress=progress,
+        evaluations = (
+            evaluate(
+                dataset,
+                {name: make for name, make in estimators.items() if name in REPORTED},
+                protocol="learning-curve",
+                choose=choose,
+                train=50,
+                curve=REPORT_CURVE,
+                repeats=repeats,
+                seed=seed,
+                allow_simulated=True,
+                progress=progress,
+            ),
         )
+    except EnergyLensError:
+        if len(dataset) > FEW_ROWS:
+            raise
     finally:
         progress.close()
     return {
-        "model": model,
+        "model": shown,
         "dataset": dataset,
-        "diagnostics": fitting.diagnose(model, dataset),
-        "evaluations": (evaluation,),
+        "diagnostics": fitting.diagnose(shown, dataset) if model is None else None,
+        "evaluations": evaluations,
         "ranking": ranking,
         "choose": choose,
+        "taken": taken,
     }
 
 
 def _largest_scenario(
     model: EnergyModel, dataset: Dataset, choose: tuple[str, ...], seed: int
-) -> Ranking | None:
-    """Rank the configurations of the scenario with the most measured candidates.
+) -> tuple[Ranking | None, str]:
+    """Rank the configurations of the scenario with the most measured candidates; say so.
 
     The saving is stated against the one with the least latency of the rows, where there is one.
     No batch is larger than the largest among the rows, so that the choice is one that they can
@@ -225,8 +307,12 @@ def _largest_scenario(
 
     scenarios = dataset.scenarios(choose)
     if not scenarios:
-        return None
+        return None, ""
     rows = max(scenarios, key=len)
+    taken = (
+        f" (taken because {len(rows)} rows are of it, the most of {len(scenarios)} scenarios; "
+        "--llm --gpu --input-tokens --output-tokens ask for another)"
+    )
     case = dataset.cases.case(int(rows[0]))
     node_gpus = case.node_gpus
     latency = dataset.cases.request_latency_s[rows]
@@ -238,7 +324,7 @@ def _largest_scenario(
     if not np.isnan(latency).all():
         fastest = dataset.cases.case(int(rows[np.nanargmin(latency)])).configuration
     try:
-        return select(
+        ranking = select(
             model,
             Scenario(
                 llm=case.llm,
@@ -258,4 +344,5 @@ def _largest_scenario(
         )
     except EnergyLensError:
         # The table stands without a choice, as where a free knob has nothing to choose from.
-        return None
+        return None, ""
+    return ranking, taken

@@ -109,8 +109,12 @@ def gather(
     explanation: Explained | None = None,
     choose: Sequence[str] | None = None,
     front: Front | None = None,
+    taken: str = "",
 ) -> Report:
-    """Gather what a report says; parameters as in :func:`report_html`."""
+    """Gather what a report says, once for the page, the text and the terminal.
+
+    Parameters as in :func:`report_html`; ``taken`` says why the scenario is the one it is.
+    """
     if len(dataset) == 0:
         raise UsageError("a report needs one row or more to show; the dataset has none")
     if ranking is not None:
@@ -143,7 +147,7 @@ def gather(
             else f"What a request costs: {plural(llms, 'LLM')} on {gpus}"
         ),
         subtitle=(
-            _scenario_words(ranking.scenario)
+            _scenario_words(ranking.scenario) + taken
             if ranking is not None
             else (
                 f"A law of {len(model.terms)} coefficients, fitted to "
@@ -271,11 +275,11 @@ def _summary(
         reasons += explanation.sentences
     if reasons:
         blocks.append(Items(title="Why", items=tuple(reasons)))
-    trust = [_evaluation_words(evaluation) for evaluation in evaluations]
-    if ranking is not None:
-        trust += scope_notes(model, ranking.cases.case(0))
+    trust = _sure_words(evaluations, ranking)
     if trust:
-        blocks.append(Items(title="How sure", items=tuple(trust)))
+        blocks.append(Items(title="How sure", items=trust))
+    if ranking is not None and (notes := scope_notes(model, ranking.cases.case(0))):
+        blocks.append(Items(title="Know before", items=tuple(notes)))
     return Section(name="summary", title="In brief", blocks=tuple(blocks))
 
 
@@ -473,6 +477,43 @@ def _reference_case(ranking: Ranking) -> Case:
     )
 
 
+def _sure_words(evaluations: Sequence[Evaluation], ranking: Ranking | None) -> tuple[str, ...]:
+    """Say in two sentences how sure the choice is, and how often such choices are right."""
+    said = []
+    if ranking is not None and ranking.best.probability_best_ratio is not None:
+        best = ranking.served()[0]
+        regret = ranking.expected_regret_ratio
+        said.append(
+            "By the model it is the best with probability "
+            f"{likelihood(best.probability_best_ratio)}"
+            + ("" if regret is None else f", and costs {percent(regret)} over the true best")
+            + "."
+        )
+    judged = [e for e in evaluations if OURS in e.estimators]
+    if judged:
+        evaluation = judged[0]
+        ours = evaluation.estimators[OURS].metrics
+        others = [name for name in _by_regret(evaluation) if name != OURS]
+        parts = [
+            f"{percent(ours.top1_within_noise_ratio)} of its choices in "
+            f"{plural(evaluation.scenarios, 'scenario')} are within "
+            f"{percent(evaluation.noise_ratio, 0)} of the best",
+            f"a choice costs {percent(ours.regret_mean_ratio, 2)} too much",
+            f"joules are off by {percent(ours.mape_ratio)}",
+        ]
+        against = (
+            f" (least of the others: {others[0]}, "
+            f"{percent(evaluation.estimators[others[0]].metrics.regret_mean_ratio, 2)} too much)"
+            if others
+            else ""
+        )
+        said.append(
+            f"{_protocol_title(evaluation)}: {listed(parts)}{against}"
+            + ("." if evaluation.accuracy_claim else "; no accuracy claim rests on this.")
+        )
+    return tuple(said)
+
+
 def _evaluation_words(evaluation: Evaluation) -> str:
     scores = evaluation.estimators
     said = f"{_protocol_title(evaluation)}: "
@@ -598,7 +639,10 @@ def _choice(
     if trade is not None:
         blocks.append(_figure(trade))
     title = "Where the joules go" if ranking is None else "The choice"
-    return Section(name="choice", title=title, blocks=tuple(blocks))
+    # What was ruled out, and the latencies of all scenarios, are looked up, not read.
+    shown = [b for b in blocks if isinstance(b, Figure) and b.picture.name != "latency-energy"]
+    folded = [block for block in blocks if block not in shown]
+    return Section(name="choice", title=title, blocks=(*shown, *folded), open_blocks=len(shown))
 
 
 def _disagreement(ranking: Ranking, times: _Times, dataset: Dataset) -> str:
@@ -619,27 +663,30 @@ def _disagreement(ranking: Ranking, times: _Times, dataset: Dataset) -> str:
 
 
 def _ruled_out(ranking: Ranking) -> Table:
-    """Group by layout: the smallest batch that is ruled out tells why."""
-    layouts: dict[str, list[Infeasible]] = {}
-    entries = sorted(ranking.infeasible(200), key=lambda entry: entry.configuration.batch_size)
+    """Group by reason: how many fail for each, and what the one with the smallest batch lacks."""
+    causes: dict[str, list[Infeasible]] = {}
+    entries = sorted(ranking.infeasible(2000), key=lambda entry: entry.configuration.batch_size)
     for entry in entries:
-        degrees = entry.configuration.describe().rsplit(" ", 1)[0]
-        layouts.setdefault(f"{degrees}, {entry.gpu} {entry.precision}", []).append(entry)
-    counts = listed(f"{n:,} by {cause}" for cause, n in ranking.infeasible_counts().items())
+        causes.setdefault(entry.cause, []).append(entry)
+    counts = ranking.infeasible_counts()
+
+    def layouts(group: Sequence[Infeasible]) -> str:
+        names = dict.fromkeys(e.configuration.describe().partition(" B")[0] for e in group)
+        more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+        return ", ".join(list(names)[:4]) + more
+
     return Table(
         title="What was ruled out",
-        caption=f"{plural(len(ranking.ruled_out), 'configuration')}: {counts}. The reason is that "
-        "of the smallest batch."
-        + (f" From the first {len(entries)}." if len(entries) < len(ranking.ruled_out) else ""),
-        columns=("Layout", "Batch sizes", "Why not"),
+        caption=f"{plural(len(ranking.ruled_out), 'configuration')}, by reason.",
+        columns=("Reason", "Configurations", "Layouts", "As of the smallest batch"),
         rows=tuple(
             (
-                name,
-                f"{group[0].configuration.batch_size:g}"
-                + (f" to {group[-1].configuration.batch_size:g}" if len(group) > 1 else ""),
-                group[0].reason,
+                cause,
+                f"{counts[cause]:,}",
+                layouts(group),
+                f"{group[0].configuration.describe()}: {group[0].reason}",
             )
-            for name, group in list(layouts.items())[:BARS]
+            for cause, group in causes.items()
         ),
     )
 
@@ -673,7 +720,12 @@ def _judgement(model: EnergyModel, dataset: Dataset, evaluations: Sequence[Evalu
     worst = figures.residuals_by_scenario(dataset, errors, held_out=held_out)
     if worst is not None:
         blocks.append(_figure(worst))
-    return Section(name="judgement", title="How far to trust it", blocks=tuple(blocks))
+    curve = [b for b in blocks if isinstance(b, Figure) and b.picture.name == "learning-curve"]
+    first = curve[:1] or blocks[:1]
+    blocks = [*first, *(block for block in blocks if block not in first)]
+    return Section(
+        name="judgement", title="How far to trust it", blocks=tuple(blocks), open_blocks=1
+    )
 
 
 def _errors(
@@ -708,6 +760,7 @@ def _evaluation_blocks(evaluation: Evaluation, dataset: Dataset) -> list[Block]:
     if evaluation.dataset_digest != dataset.digest:
         caption += f" Judged on other rows than those shown ({evaluation.dataset_digest[:16]})."
     blocks: list[Block] = [
+        Prose(text=_evaluation_words(evaluation)),
         Table(
             title=_protocol_title(evaluation),
             caption=caption,
@@ -722,11 +775,10 @@ def _evaluation_blocks(evaluation: Evaluation, dataset: Dataset) -> list[Block]:
                 "Mean error",
                 "Median error",
                 f"{percent(evaluation.interval_ratio, 0)} interval covers",
-                "Fit",
             ),
             rows=tuple(_score_row(name, scores[name]) for name in _by_regret(evaluation)),
             highlight=OURS,
-        )
+        ),
     ]
     failures = tuple(
         f"{name}: {score.failed_fits} of {plural(score.fits, 'fit')} failed ({score.failure})."
@@ -774,7 +826,6 @@ def _score_row(name: str, score: Score) -> tuple[str, ...]:
         percent(m.mape_ratio),
         percent(m.median_ape_ratio),
         percent(m.interval_coverage_ratio),
-        "-" if score.fit_s is None else si(score.fit_s, "s"),
     )
 
 
@@ -865,7 +916,7 @@ def _law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) 
                 ),
             )
         )
-    return Section(name="law", title="The law", blocks=tuple(blocks))
+    return Section(name="law", title="The law", blocks=tuple(blocks), open_blocks=2)
 
 
 def _grouping(model: EnergyModel) -> str:
@@ -1095,7 +1146,9 @@ def _fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Sect
             f"energylens {model.energylens_version or 'of unknown version'}."
         )
     )
-    return Section(name="fit", title="The fit, and its weak points", blocks=tuple(blocks))
+    return Section(
+        name="fit", title="The fit, and its weak points", blocks=tuple(blocks), open_blocks=0
+    )
 
 
 def _row_words(dataset: Dataset, row: int) -> str:
@@ -1151,4 +1204,4 @@ def _rows(model: EnergyModel, dataset: Dataset) -> Section:
         ),
         Items(items=tuple(lines)),
     ]
-    return Section(name="rows", title="The rows behind it", blocks=tuple(blocks))
+    return Section(name="rows", title="The rows behind it", blocks=tuple(blocks), open_blocks=0)

@@ -94,11 +94,27 @@ Block = Prose | Items | Facts | Table | Equation | Figure
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """A headed part of the report."""
+    """A headed part of the report; a page folds away all but its first ``open_blocks``."""
 
     name: str
     title: str
     blocks: tuple[Block, ...]
+    open_blocks: int | None = None
+
+    @property
+    def folded(self) -> tuple[Block, ...]:
+        """What a page shows only when it is asked for."""
+        return () if self.open_blocks is None else self.blocks[self.open_blocks :]
+
+    @property
+    def folded_titles(self) -> str:
+        """What is folded away, by its titles."""
+        titles = [
+            block.picture.title if isinstance(block, Figure) else getattr(block, "title", "")
+            for block in self.folded
+        ]
+        named = [title for title in titles if title]
+        return "; ".join(named) or "More"
 
 
 @dataclass(frozen=True, kw_only=True)

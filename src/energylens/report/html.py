@@ -15,6 +15,7 @@ from energylens.evaluation.result import Evaluation
 from energylens.model import EnergyModel
 from energylens.report import drawing
 from energylens.report.content import Explained, gather
+from energylens.report.document import Report
 from energylens.selection import Ranking
 
 if TYPE_CHECKING:
@@ -84,20 +85,32 @@ def report_html(
     UsageError
         If the ranking is not one by this model, or the dataset has no row.
     """
+    return page(
+        gather(
+            model,
+            dataset,
+            diagnostics=diagnostics,
+            evaluations=evaluations,
+            ranking=ranking,
+            explanation=explanation,
+            choose=choose,
+            front=front,
+        )
+    )
+
+
+def page(report: Report) -> str:
+    """Set what was gathered as one HTML page.
+
+    Raises
+    ------
+    MissingExtraError
+        If matplotlib or jinja2 is not installed.
+    """
     try:
         import jinja2
     except ImportError as error:
         raise MissingExtraError("jinja2", "report", "An HTML report") from error
-    report = gather(
-        model,
-        dataset,
-        diagnostics=diagnostics,
-        evaluations=evaluations,
-        ranking=ranking,
-        explanation=explanation,
-        choose=choose,
-        front=front,
-    )
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("energylens", "templates"),
         autoescape=True,

@@ -10,7 +10,7 @@ from energylens.dataset import Dataset
 from energylens.evaluation.result import Evaluation
 from energylens.model import EnergyModel
 from energylens.report.content import Explained, gather
-from energylens.report.document import Block, Equation, Facts, Figure, Items, Prose, Table
+from energylens.report.document import Block, Equation, Facts, Figure, Items, Prose, Report, Table
 from energylens.selection import Ranking
 from energylens.words import WIDTH, wrapped
 
@@ -39,16 +39,38 @@ def report_text(
     Figures become their text alternative and their numbers; ``brief`` leaves out all but what
     comes first. Needs no optional package.
     """
-    report = gather(
-        model,
-        dataset,
-        diagnostics=diagnostics,
-        evaluations=evaluations,
-        ranking=ranking,
-        explanation=explanation,
-        choose=choose,
-        front=front,
+    return lines_of(
+        gather(
+            model,
+            dataset,
+            diagnostics=diagnostics,
+            evaluations=evaluations,
+            ranking=ranking,
+            explanation=explanation,
+            choose=choose,
+            front=front,
+        ),
+        brief=brief,
     )
+
+
+def shortest(report: Report) -> str:
+    """Set the answer alone, in some twenty lines: what to run, how sure, on what it rests."""
+    lines = [*wrapped(report.subtitle), *wrapped(report.banner.headline)]
+    for block in report.sections[0].blocks:
+        if isinstance(block, Items) and block.title != "How sure":
+            continue
+        if isinstance(block, Items):
+            lines += ["", *(line for item in block.items for line in wrapped(item))]
+        elif isinstance(block, Prose) and not block.lead:
+            continue
+        else:
+            lines += ["", *_block_text(block)]
+    return "\n".join(line.rstrip() for line in lines) + "\n"
+
+
+def lines_of(report: Report, *, brief: bool = False) -> str:
+    """Set what was gathered as text of 80 columns."""
     edge = "!" if report.banner.loud else "|"
     lines = [*wrapped(report.title), *wrapped(report.subtitle), ""]
     for line in (report.banner.headline, *report.banner.lines):
