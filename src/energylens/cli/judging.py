@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli import timing
+from energylens.cli import front_form, timing
 from energylens.cli.console import (
     Progress,
     Subparsers,
@@ -204,6 +204,7 @@ def contestants(
 
     from energylens import baselines
     from energylens.baselines.residual import SmoothResidual
+    from energylens.discovery import Structure
     from energylens.errors import UnknownNameError
     from energylens.fitting import Datasheet, EnergyLens, FitOptions, ScaledDatasheet
 
@@ -247,6 +248,9 @@ def contestants(
             return lambda _seed: unfitted[name]
         if name in ours:
             return lambda _seed: EnergyLens(name=name, options=ours[name])
+        if front_form.is_form(name):
+            form = Structure.of(front_form.read_form(name)[1], name=name)
+            return lambda _seed: form
         if name not in known:
             raise UnknownNameError(
                 "estimator",

@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from energylens.cli import front_form
 from energylens.cli.console import (
     BATCH_SIZE,
     Subparsers,
@@ -530,6 +531,9 @@ def _explain(arguments: argparse.Namespace) -> None:
     from energylens.time_explained import explain_time
     from energylens.words import joules
 
+    if front_form.is_form(arguments.model):
+        front_form.explain_by(arguments)
+        return
     model = _model(arguments.model)
     case = _case(arguments, model)
     explanation, times = explain(model, case), explain_time(model, case)
@@ -673,6 +677,13 @@ def _select(arguments: argparse.Namespace) -> None:
     for name in ("llm", "gpu") + (() if under_load else ("input_tokens", "output_tokens")):
         if getattr(arguments, name) is None:
             raise UsageError(f"{_flag(name)} must be given")
+    if front_form.is_form(arguments.model):
+        if under_load:
+            raise UsageError(f"{arguments.model} is a form of energy alone: leave --rate out")
+        refuse_without_rate(arguments)
+        _knobs(arguments)
+        front_form.select_by(arguments)
+        return
     model, packaged_note = model_for(arguments.model, arguments.gpu, arguments.engine)
     if under_load:
         lengths = lengths_of(arguments)

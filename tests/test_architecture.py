@@ -1,0 +1,32 @@
+"""The floors are kept, and a room without a floor is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.mark.parametrize("wing", ["", "instrument", "report", "evaluation", "nextruns"])
+def test_a_room_without_a_floor_fails_lint(wing: str, tmp_path: Path) -> None:
+    pytest.importorskip("importlinter")
+    shutil.copytree(ROOT / "src", tmp_path / "src", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    room = tmp_path / "src" / "energylens" / wing / "attic.py"
+    room.write_text('"""A room that nobody placed."""\n', encoding="utf-8")
+    program = "from importlinter.cli import lint_imports; raise SystemExit(lint_imports())"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path / "src")},
+    )
+    assert done.returncode != 0
+    assert "attic" in done.stdout
