@@ -73,6 +73,7 @@ def test_the_word_auto_may_be_left_out(folder, capsys):
 def test_everything_missing_is_asked_for_at_once(folder, capsys):
     code, _, err = run(capsys, "import", "auto", "bench.json", "-o", "r.csv")
     assert code == 1
+    assert "vllm bench serve, 240 requests, 512 + 128 tokens, TTFT 0.06 s, TPOT 0.03 s" in err
     assert "does not state gpu, tensor_parallel and joules" in err
     for flag in ("--gpu", "--tensor-parallel", "--power", "--engine-version", "--setup"):
         assert flag in err
@@ -152,3 +153,15 @@ def test_a_sweep_is_read_by_its_runs(folder, capsys):
     )
     assert imported.dataset.energy_per_request_j == pytest.approx([235.0, 285.0])
     assert set(imported.dataset.cases.batch_size) == {4.0}
+
+
+def test_json_without_a_file_says_what_was_taken_and_what_is_missing(folder, capsys):
+    code, out, _ = run(capsys, "import", "auto", "bench.json", "--json")
+    assert code == 1
+    said = json.loads(out)
+    assert said["missing"] == ["gpu", "tensor_parallel", "energy"]
+    assert said["runs"][0]["format"] == "vllm bench serve"
+    assert said["runs"][0]["stated"]["tpot_s"] == pytest.approx(0.03)
+    code, out, err = run(capsys, "import", "auto", "bench.json", "--power", "smi.csv", *SERVED)
+    assert code == 0, err
+    assert out.startswith("llm,gpu")

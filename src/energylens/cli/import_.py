@@ -41,7 +41,9 @@ def add_verbs(verbs: Any) -> None:
         "source", type=_source, metavar="SOURCE", help=f"whose files they are: {', '.join(SOURCES)}"
     )
     parser.add_argument("path", nargs="*", metavar="PATH", help="the folder or file")
-    parser.add_argument("-o", "--output", required=True, metavar="FILE", help="- for stdout")
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", help="- for stdout, where import auto writes without it"
+    )
     parser.add_argument(
         "--mapping",
         metavar="FILE.toml",
@@ -56,6 +58,7 @@ def add_verbs(verbs: Any) -> None:
             help=f"{what} tokens of a task whose source does not state them",
         )
     import_auto.add_arguments(parser)
+    parser.set_defaults(refuse=parser.error)
     add_json(parser)
 
 
@@ -73,9 +76,12 @@ def _import(arguments: argparse.Namespace) -> None:
     from energylens.errors import UsageError
     from energylens.importers import table as foreign
 
+    automatic = arguments.source not in SOURCES or arguments.source == "auto"
+    if arguments.output is None and not automatic:
+        arguments.refuse("say where to write the table: -o FILE, or -o - for stdout")
     if arguments.json and arguments.output == "-":
         raise UsageError("the table and --json cannot both go to stdout: give -o a file")
-    if arguments.source not in SOURCES or arguments.source == "auto":
+    if automatic:
         _import_auto(arguments)
         return
     arguments.path = _one_path(arguments)
@@ -116,7 +122,13 @@ def _import_auto(arguments: argparse.Namespace) -> None:
     paths = list(arguments.path)
     if arguments.source != "auto":
         paths.insert(0, arguments.source)
-    imported, taken = auto.read(paths, import_auto.options_of(arguments))
+    try:
+        imported, taken = auto.read(paths, import_auto.options_of(arguments))
+    except auto.IncompleteError as error:
+        if arguments.json:
+            runs = import_auto.describe(error.taken)
+            print_json({"rows": 0, "missing": list(error.missing), "runs": runs})
+        raise
     _report(imported, arguments, {"runs": import_auto.describe(taken)}, import_auto.lines_of(taken))
 
 
@@ -128,7 +140,11 @@ def _report(
 
     from energylens import table
 
-    table.write(imported.dataset, arguments.output)
+    # With --json and no file to write, the document is all that is asked for.
+    if arguments.output is None and not arguments.json:
+        arguments.output = "-"
+    if arguments.output is not None:
+        table.write(imported.dataset, arguments.output)
     skipped = sum(s.rows for s in imported.skipped)
     if arguments.json:
         print_json(

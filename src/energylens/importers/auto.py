@@ -137,6 +137,29 @@ class Taken:
     row: Row
 
 
+class IncompleteError(InputError):
+    """Files that do not state what a row needs; what they do state is in ``taken``."""
+
+    def __init__(self, said: str, missing: Sequence[str], taken: Sequence[Taken]) -> None:
+        super().__init__(said)
+        self.missing = tuple(missing)
+        self.taken = list(taken)
+
+
+def _took(run: BenchmarkRun) -> str:
+    """Say in few words what a file was taken for."""
+    parts = [run.format]
+    if run.counted:
+        parts.append(f"{run.completed:g} requests")
+    if run.input_tokens is not None and run.output_tokens is not None:
+        parts.append(f"{run.input_tokens:.4g} + {run.output_tokens:.4g} tokens")
+    if run.ttft.mean_s is not None:
+        parts.append(f"TTFT {run.ttft.mean_s:.4g} s")
+    if run.tpot.mean_s is not None:
+        parts.append(f"TPOT {run.tpot.mean_s:.4g} s")
+    return ", ".join(parts)
+
+
 def runs_of(document: Document) -> list[BenchmarkRun]:
     """Read the runs of a file.
 
@@ -280,7 +303,10 @@ def _rows(
         where = [item.run.where for item in taken if item.row.missing]
         asides = dict.fromkeys(aside for item in taken for aside in item.row.asides)
         version = all(item.row.cells.get("engine_version") for item in taken)
-        raise InputError(question(where, missing, tuple(asides), version=version))
+        where[0] = f"{where[0]} ({_took(taken[0].run)})"
+        raise IncompleteError(
+            question(where, missing, tuple(asides), version=version), tuple(missing), taken
+        )
     rows = Collector(", ".join(dict.fromkeys(run.where.split(" run ")[0] for run in runs))[:80])
     for item in taken:
         source = f"{item.run.format} {item.run.where}"
