@@ -13,7 +13,6 @@ import pytest
 from studies.extensions import __main__ as extensions
 from studies.planning import tables as planning
 from studies.results import tables as results
-from studies.structure import __main__ as structure
 from studies.transfer import __main__ as transfer
 
 from test_results import ROOT, data, needs_data
@@ -32,7 +31,6 @@ def stated(name: str) -> dict[str, Any]:
     [
         ("results", results.TABLES, ("README.md", "docs/results.md"), "results"),
         ("planning", planning.TABLES, ("docs/studies/planning.md",), "planning"),
-        ("structure", structure.TABLES, ("docs/studies/structure-study.md",), "structure-study"),
         ("extensions", extensions.TABLES, ("docs/studies/extensions.md",), "extensions"),
         ("transfer", transfer.TABLES, ("docs/studies/transfer.md",), "transfer"),
     ],

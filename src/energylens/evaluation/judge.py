@@ -8,7 +8,7 @@ to the last convention, is written down in ``docs/evaluation.md``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -31,7 +31,7 @@ from energylens.evaluation.folds import (
 )
 from energylens.evaluation.result import Evaluation, Point, ScenarioScore, Score
 from energylens.evaluation.scoring import METRICS, Metrics, Table, join, pick, summary
-from energylens.protocols import Estimator, IntervalPredictor
+from energylens.protocols import Estimator, IntervalPredictor, Predictor
 
 #: From a seed to an estimator, so that whatever draws at random does so anew in every repeat.
 EstimatorFactory = Callable[[int], Estimator]
@@ -54,6 +54,15 @@ class PartsPredictor(Protocol):
 
     def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
         """Joules per request of prefill and of decode, term by term; each of shape (n, terms)."""
+        ...
+
+
+@runtime_checkable
+class ChoosingPredictor(Protocol):
+    """A predictor that has another one to choose by, where some knobs are free."""
+
+    def choosing(self, freed: Collection[str]) -> Predictor:
+        """Return the one to choose by."""
         ...
 
 
@@ -210,6 +219,7 @@ def evaluate(
         interval_ratio=interval_ratio,
         batch=batch,
         lengths=lengths,
+        choose=choose,
     )
     done, points = 0, []
     for condition in conditions:
@@ -322,6 +332,7 @@ class _Judge:
     interval_ratio: float
     batch: str
     lengths: str
+    choose: tuple[str, ...]
 
     def view(self, fold: Fold, condition: Condition) -> _View:
         """Take what may be seen of the rows of a fold."""
@@ -358,7 +369,7 @@ class _Judge:
     ) -> tuple[Table, Table]:
         """Fit, predict, and mark one fold. A failed fit has no answer anywhere."""
         n = len(self.setting.dataset)
-        energy, inside, prefill_ape, decode_ape = np.full((4, n), np.nan)
+        energy, ordered, inside, prefill_ape, decode_ape = np.full((5, n), np.nan)
         record.ranks_only = estimator.ranks_only
         record.train_rows.append(len(view.training))
         try:
@@ -368,6 +379,13 @@ class _Judge:
             energy[view.asked] = self._checked(
                 predictor.predict_energy_j(view.cases), view, estimator.name
             )
+            ordered = energy
+            if isinstance(predictor, ChoosingPredictor):
+                ordered = np.full(n, np.nan)
+                chooser = predictor.choosing(self.choose)
+                ordered[view.asked] = self._checked(
+                    chooser.predict_energy_j(view.cases), view, estimator.name
+                )
             if isinstance(predictor, IntervalPredictor) and not estimator.ranks_only:
                 inside[view.asked] = self._inside(predictor, view, record)
             if isinstance(predictor, PartsPredictor):
@@ -395,7 +413,7 @@ class _Judge:
             "decode_ape": decode_ape[judged],
         }
         # A score is no energy, so output tokens do not divide it.
-        ranked = energy * self.setting.board.scale if record.ranks_only else energy
+        ranked = ordered * self.setting.board.scale if record.ranks_only else ordered
         return self.setting.board.marks(ranked, view.fold.scored, self.noise_ratio), errors
 
     def _inside(self, predictor: IntervalPredictor, view: _View, record: _Record) -> FloatArray:
