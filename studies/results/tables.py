@@ -14,13 +14,15 @@ Results = Mapping[str, Any]
 Tables = Mapping[str, Callable[[Results], str]]
 MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
+_OF_EACH = {
+    "precisions": "format", "architectures": "architecture", "modalities": "modality",
+    "layouts": "layout",
+}  # fmt: skip
 #: Who stands in the README's table.
 SHOWN = (
     "energylens",
     "energylens-datasheet",
     "extra-trees-on-datasheet",
-    "gradient-boosting",
-    "log-linear",
     "largest-batch-per-gpu",
 )
 COLUMNS = (
@@ -149,7 +151,7 @@ def others(results: Results) -> str:
 def covered(results: Results) -> str:
     """What the 80 % intervals hold, group by group, with 50 rows of v3."""
     rows = [
-        [kind.removesuffix("s"), name, percent(ratio, 0)]
+        [_OF_EACH[kind], name, percent(ratio, 0)]
         for kind, groups in results["few-shot-hindsight"]["covered"].items()
         for name, ratio in groups.items()
     ]
