@@ -33,16 +33,6 @@ DrawCases = Callable[..., list[Case]]
 MakeDataset = Callable[..., Dataset]
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave soaks out unless they are asked for: with ``-m soak``."""
-    if "soak" in config.getoption("markexpr"):
-        return
-    soaks = [item for item in items if item.get_closest_marker("soak")]
-    if soaks:
-        config.hook.pytest_deselected(items=soaks)
-        items[:] = [item for item in items if not item.get_closest_marker("soak")]
-
-
 @pytest.fixture(scope="session")
 def public_data() -> Callable[[str], Path]:
     """Find one of the public data sets, or skip."""
