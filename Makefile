@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines bench docs release soak clean
+.PHONY: demo test test-engines bench docs release soak lock clean
 
 demo: $(VENV)/.installed
 	$(BIN)/energylens demo
@@ -50,6 +50,11 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	touch $@ $(VENV)/.installed
+
+# Newer versions into the lock file: run the tests after it.
+lock:
+	uv pip compile pyproject.toml --extra test --universal --python-version 3.11 \
+		--generate-hashes --no-header --quiet --upgrade -o requirements/test.lock
 
 clean:
 	rm -rf $(VENV) $(VENV)-engines build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,14 +1,18 @@
 """Tests marked ``own_process`` run in a child process: a crash there is one failed test.
 
 An engine that dies of an illegal instruction, or is killed for its memory, would else end the
-whole run, with every test after it untold. A plugin of pytest, loaded by ``conftest.py``.
+whole run, with every test after it untold. A plugin of pytest, loaded by ``conftest.py``. What the
+marker names (``own_process("torch")``) is imported once, before the first such process.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import signal
+import warnings
 
 import pytest
 from _pytest.runner import runtestprotocol
@@ -16,8 +20,14 @@ from _pytest.runner import runtestprotocol
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_protocol(item: pytest.Item, nextitem: pytest.Item | None) -> bool | None:
-    if item.get_closest_marker("own_process") is None or not hasattr(os, "fork"):
+    marker = item.get_closest_marker("own_process")
+    skipped = any(mark.args and mark.args[0] for mark in item.iter_markers("skipif"))
+    if marker is None or skipped or not hasattr(os, "fork"):
         return None
+    for name in marker.args:
+        with warnings.catch_warnings(), contextlib.suppress(ImportError):
+            warnings.simplefilter("ignore")
+            importlib.import_module(name)
     item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
     for report in _reports_of_child(item):
         item.ihook.pytest_runtest_logreport(report=report)

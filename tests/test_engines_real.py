@@ -46,6 +46,9 @@ from energylens.records import (
     Vision,
 )
 
+# Read when torch is loaded, which is before any fixture.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 HAS_TRANSFORMERS = all(importlib.util.find_spec(name) for name in ("torch", "transformers"))
 HAS_TORCHAO = importlib.util.find_spec("torchao") is not None
@@ -56,7 +59,7 @@ with_transformers = pytest.mark.skipif(
 pytestmark = [
     pytest.mark.slow,
     # an engine that crashes is one failed test, with its reason
-    pytest.mark.own_process,
+    pytest.mark.own_process("torch", "transformers"),
     # what the engines themselves warn of is not ours to mend
     pytest.mark.filterwarnings("default"),
 ]
@@ -478,3 +481,22 @@ def test_a_plan_is_measured_on_transformers_fitted_and_chosen_from(
     rows = sweep(tmp_path, DENSE, "--engine", "transformers")
     assert {row["x_decode_method"] for row in rows} == {"windows"}
     assert choose(tmp_path, rows, capsys)["ranking"]
+
+
+@with_transformers
+def test_a_campaign_on_a_cpu_engine_ends_in_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    checkpoint = write_folder(config_for(DENSE).config, tmp_path / "llm")
+    asked = ["campaign", "--minutes", "2", "--llm", str(checkpoint), "--engine", "transformers"]
+    asked += ["--gpu", "EPYC-7763", "--gpus", "1", "--meter", "estimated", "--quick"]
+    asked += ["--input-tokens", "32", "--output-tokens", "8", "--batch-sizes", "1,4"]
+    asked += ["-o", str(tmp_path / "node"), "--json"]
+    assert main(asked) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert answer["rows"] >= 3
+    assert answer["sources"] == ["estimated"]
+    records = (tmp_path / "node" / "runs.records.jsonl").read_text().splitlines()
+    cases = [r["case"] for r in map(json.loads, records) if r.get("status") == "measured"]
+    assert len(set(cases)) == len(cases) == answer["rows"]
