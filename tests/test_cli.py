@@ -1110,7 +1110,7 @@ LARGE = ("--llm", "Qwen/Qwen3-32B", *CASE[2:])
 def test_a_batch_limit_beyond_memory_is_shown_with_what_runs(run, model):
     choose = ("--choose", "batch_size", "--batch-sizes", "8,100000,200000")
     said = words(run("select", model, *LARGE, *choose))
-    assert re.search(r"Run TP1 PP1 B200000 \((\d+) run\): .* holds about \1 sequences", said)
+    assert re.search(r"Run TP1 PP1 B200000 \((\d+) at once\): .* holds about \1 sequences", said)
     assert "Note: A batch size is a limit: beyond what memory holds" in said
     explained = words(run("explain", model, *LARGE, "--batch-size", "100000"))
     assert "B100000 is a limit: memory holds about" in explained
