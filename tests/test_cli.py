@@ -1277,3 +1277,19 @@ def test_a_gpu_type_that_is_free_is_not_asked_for(run, asked):
         "--input-tokens", "100", "--output-tokens", "100", "--json",
     ).json()  # fmt: skip
     assert {entry["gpu"] for entry in document["ranking"]} == {"H100-SXM-80GB", "A100-SXM-80GB"}
+
+
+def test_a_gpu_type_is_added_like_another(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path))
+    added = run("gpu", "add", "H100-64", "--like", "H100", "--memory-gb", 64, "--json")
+    assert added.code == 0, added.err
+    shown = json.loads(run("gpu", "show", "h100-64", "--json").out)
+    assert (shown["memory_bytes"], shown["tdp_w"], shown["source"]) == (64e9, 700, "like H100")
+    assert_refused(run("gpu", "add", "New", "--memory-gb", 64), "--tdp-w", "--like GPU")
+
+
+@pytest.mark.parametrize("verb", ["discover", "plan", "fit", "select", "evaluate"])
+def test_a_negative_seed_is_wrong_usage(run, verb):
+    refused = run(verb, "runs.csv", "--seed", "-1")
+    assert refused.code == 2
+    assert "--seed: must be a whole number of 0 or more, not '-1'" in refused.err

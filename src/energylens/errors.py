@@ -19,6 +19,7 @@ Every message says what must hold, what was given, and what to do.
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -54,13 +55,55 @@ class UnknownNameError(InputError):
     """
 
     def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
-        by_lower = {entry.lower(): entry for entry in known}
-        near = [
-            by_lower[match]
-            for match in difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-        ]
+        near = _nearest(name, known)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         super().__init__(f"unknown {kind} {name!r}.{hint}{' ' + advice if advice else ''}")
+
+
+def _nearest(name: str, known: Iterable[str]) -> list[str]:
+    """The three known names most like a name, those of its family and size first.
+
+    What an LLM or GPU is called says which family it is of and how large it is, and both weigh
+    more than how many letters two names share: Llama-3.3-70B is nearer to Llama-3.1-70B than to
+    CodeLlama-70b.
+    """
+    by_lower = {entry.lower(): entry for entry in known}
+    given = name.lower()[:200]
+    family, version, sizes = _parts(given)
+    ranked = []
+    matcher = difflib.SequenceMatcher(b=given, autojunk=False)
+    for lower in by_lower:
+        matcher.set_seq1(lower)
+        if matcher.real_quick_ratio() < 0.3 or matcher.quick_ratio() < 0.4:
+            continue
+        other, other_version, other_sizes = _parts(lower)
+        alike = max(
+            matcher.ratio(),
+            difflib.SequenceMatcher(
+                None, lower.rsplit("/", 1)[-1], given.rsplit("/", 1)[-1]
+            ).ratio(),
+        )
+        if alike < 0.5:
+            continue
+        kin = bool(family) and family == other
+        alike += 0.3 * kin + 0.1 * (kin and version == other_version)
+        alike += 0.2 * (bool(sizes) and sizes == other_sizes)
+        ranked.append((-alike, lower))
+    best = sorted(ranked)[:3]
+    return [by_lower[lower] for score, lower in best if score <= best[0][0] + 0.35]
+
+
+def _parts(name: str) -> tuple[str, str, frozenset[str]]:
+    """Family, first number and sizes of a name: llama, 3.1 and {70b} of Llama-3.1-70B."""
+    short = name.rsplit("/", 1)[-1]
+    words = re.split(r"[-_ ]+", short)
+    if len(words) > 1 and words[0] in ("meta", "nvidia", "amd", "intel"):
+        words = words[1:]
+    found = re.match(r"([a-z]+)(\d+(?:\.\d+)?)?", words[0])
+    family, version = (found[1], found[2] or "") if found else ("", "")
+    if not version and len(words) > 1 and re.fullmatch(r"v?\d+(\.\d+)?", words[1]):
+        version = words[1]
+    return family, version, frozenset(re.findall(r"\d+(?:\.\d+)?(?:x\d+)?[bm]\b", short))
 
 
 class UsageError(InputError):

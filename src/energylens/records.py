@@ -60,22 +60,50 @@ def _require(condition: bool, owner: str, must: str) -> None:
         raise InputError(f"{owner}: {must}")
 
 
+def _finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return False
+
+
+def _short(value: object) -> str:
+    """What was given, cut where it fills the screen."""
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "an integer of thousands of digits"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _require_names(owner: str, *names: str) -> None:
+    for name in names:
+        if not name.strip() or not name.isprintable():
+            raise InputError(f"{owner}: names must be printable text, not {_short(name)}")
+
+
 def _require_positive(owner: str, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value > 0):
-            raise InputError(f"{owner}: {name} must be a finite number above 0, not {value!r}")
+        if value is not None and not (_finite(value) and value > 0):
+            raise InputError(
+                f"{owner}: {name} must be a finite number above 0, not {_short(value)}"
+            )
 
 
 def _require_not_negative(owner: str, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise InputError(f"{owner}: {name} must be a finite number, 0 or more, not {value!r}")
+        if value is not None and not (_finite(value) and value >= 0):
+            raise InputError(
+                f"{owner}: {name} must be a finite number, 0 or more, not {_short(value)}"
+            )
 
 
 def _require_whole(owner: str, **values: float | None) -> None:
     for name, value in values.items():
-        if value is not None and not (math.isfinite(value) and value >= 1 and value % 1 == 0):
-            raise InputError(f"{owner}: {name} must be a whole number, 1 or more, not {value!r}")
+        if value is not None and not (_finite(value) and value >= 1 and value % 1 == 0):
+            raise InputError(
+                f"{owner}: {name} must be a whole number, 1 or more, not {_short(value)}"
+            )
 
 
 # ------------------------------------------------------------------------- LLM architecture
@@ -351,6 +379,7 @@ class Llm:
     def __post_init__(self) -> None:
         owner = f"LLM {self.id!r}"
         _require(bool(self.id.strip()), "LLM", "id must not be empty")
+        _require_names("LLM", self.id, *self.aliases)
         _require_positive(
             owner,
             layers=self.layers,
@@ -479,6 +508,7 @@ class Gpu:
         )
         _require(bool(self.id.strip()), "GPU", "id must not be empty")
         _require_whole(f"GPU {self.id!r}", max_num_seqs=self.max_num_seqs)
+        _require_names("GPU", self.id, *self.aliases)
         _require_positive(
             f"GPU {self.id!r}",
             memory_bytes=self.memory_bytes,

@@ -11,6 +11,7 @@ import os
 import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
 from functools import cache, lru_cache
 from pathlib import Path
@@ -32,6 +33,7 @@ from energylens.records import (
 )
 
 __all__ = [
+    "add_gpu",
     "add_llm",
     "generation",
     "generations",
@@ -58,7 +60,8 @@ _ADVICE_LLM = (
     "To see all, run: energylens llm list; to add one, run: energylens llm add config.json"
 )
 _ADVICE_GPU = (
-    "To see all, run: energylens gpu list; to add one, write a [[gpu]] table to gpus.toml in "
+    "To see all, run: energylens gpu list; to add one, run: energylens gpu add NAME --like "
+    "ANOTHER --tdp-w 400 (see energylens gpu --help), or write a [[gpu]] table to gpus.toml in "
     "{folder}"
 )
 
@@ -203,24 +206,63 @@ def add_llm(row: Llm) -> Path:
     ArtefactError
         If the file that is there cannot be read.
     """
-    path = user_folder() / "llms.toml"
-    present = dict(_read(Llm, path, _packaged_llms())) if path.exists() else {}
-    if row.id in present:  # its table may be anywhere in the file: write all of them anew
-        present[row.id] = row
-        text = "\n".join(map(_to_toml, present.values()))
-    else:
-        before = path.read_text(encoding="utf-8").strip("\n") if path.exists() else ""
-        text = (before + "\n\n" if before else "") + _to_toml(row)
+    return _add(row, "llms.toml", _packaged_llms())
+
+
+def add_gpu(row: Gpu) -> Path:
+    """Write a GPU type to the user's catalog, over a row of the same id.
+
+    Parameters
+    ----------
+    row : Gpu
+
+    Returns
+    -------
+    Path
+        The file written, whole or not at all.
+
+    Raises
+    ------
+    ArtefactError
+        If the file that is there cannot be read.
+    """
+    return _add(row, "gpus.toml", _packaged_gpus())
+
+
+def _add(row: Llm | Gpu, name: str, packaged: Mapping[str, Any]) -> Path:
+    """Add a row to a user's file, one process at a time."""
+    path = user_folder() / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".llms-", suffix=".toml")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    with _locked(path.parent):
+        present = dict(_read(type(row), path, packaged)) if path.exists() else {}
+        if row.id in present:  # its table may be anywhere in the file: write all of them anew
+            present[row.id] = row
+            text = "\n".join(map(_to_toml, present.values()))
+        else:
+            before = path.read_text(encoding="utf-8").strip("\n") if path.exists() else ""
+            text = (before + "\n\n" if before else "") + _to_toml(row)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".catalog-", suffix=".toml")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
     return path
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the lock of a folder, waiting for whoever has it."""
+    import fcntl
+
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------ finding by name
@@ -338,8 +380,11 @@ def _read(kind: type[Row], path: Path, base: Mapping[str, Row] | None = None) ->
 
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ArtefactError(f"{path} cannot be read as TOML: {error}. Mend or remove it.") from None
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, no TOML, endless integers
+        why = " ".join(str(error).split())[:300]
+        raise ArtefactError(f"{path} cannot be read as TOML: {why}. Mend or remove it.") from None
+    except RecursionError:
+        raise ArtefactError(f"{path} is nested too deeply to be a catalog. Mend it.") from None
     table = kind.__name__.lower()
     entries = document.pop(table, [])
     if document or not isinstance(entries, list):
@@ -408,6 +453,8 @@ def _value(key: str, declared: str, given: Any) -> Any:
     expected = kinds.get(declared.split(" ")[0])
     if expected is None or not isinstance(given, expected):
         raise InputError(f"{key} must be of type {declared}, not {given!r}")
+    if isinstance(given, int) and given.bit_length() > 64:
+        raise InputError(f"{key} must be a number that something real has, not one of 20 digits")
     if isinstance(given, bool) and declared != "bool":
         raise InputError(f"{key} must be of type {declared}, not {given!r}")
     return given
@@ -416,9 +463,9 @@ def _value(key: str, declared: str, given: Any) -> Any:
 # ------------------------------------------------------------------------------ writing a record
 
 
-def _to_toml(row: Llm) -> str:
+def _to_toml(row: Llm | Gpu) -> str:
     lines = [f"{key} = {_literal(value)}" for key, value in _stated(row)]
-    return "\n".join(["[[llm]]", *lines, ""])
+    return "\n".join([f"[[{type(row).__name__.lower()}]]", *lines, ""])
 
 
 def _stated(record: Any) -> Iterator[tuple[str, Any]]:

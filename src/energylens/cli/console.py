@@ -226,14 +226,14 @@ def add_case(parser: argparse.ArgumentParser) -> None:
         "--batch-size", type=positive_int, metavar="N", help=f"default: {BATCH_SIZE}"
     )
     group.add_argument(
-        "--power-cap-w", type=_positive, metavar="W", help="power limit of each GPU; default: none"
+        "--power-cap-w", type=positive, metavar="W", help="power limit of each GPU; default: none"
     )
     add_memory(group)
-    group.add_argument("--input-tokens", type=_positive, required=True, metavar="N")
-    group.add_argument("--output-tokens", type=_positive, required=True, metavar="N")
+    group.add_argument("--input-tokens", type=positive, required=True, metavar="N")
+    group.add_argument("--output-tokens", type=positive, required=True, metavar="N")
     group.add_argument(
         "--vision-tokens",
-        type=_positive,
+        type=positive,
         metavar="N",
         help="those of images or frames among the input tokens; by default what the catalog "
         "says, on top of them",
@@ -404,7 +404,8 @@ def _whole(text: str, low: int) -> int:
     return value
 
 
-def _positive(text: str) -> float:
+def positive(text: str) -> float:
+    """Read a number above 0 (an argparse type)."""
     try:
         value = float(text)
     except ValueError:

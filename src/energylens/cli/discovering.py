@@ -8,6 +8,7 @@ from typing import Any
 from energylens.cli.console import (
     Subparsers,
     add_json,
+    add_seed,
     add_tables,
     comma_list,
     print_json,
@@ -51,7 +52,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--samples", type=int, metavar="N", help="resamples to count stability over"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     parser.add_argument(
         "--show", choices=("text", "latex", "python"), default="text", help="how to print the knee"
     )

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 import re
-from dataclasses import asdict
-from typing import Any
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import Subparsers, add_json, print_json, print_paragraph, print_table
+from energylens.cli.console import (
+    Subparsers,
+    add_json,
+    positive,
+    print_json,
+    print_paragraph,
+    print_table,
+)
+
+if TYPE_CHECKING:
+    from energylens.records import Gpu
 
 
 def add_verbs(verbs: Any) -> None:
@@ -34,13 +44,41 @@ def add_verbs(verbs: Any) -> None:
     add_json(parser)
     parser = subparsers.add(
         "gpu",
-        "list or show GPU types",
+        "list, show or add GPU types",
         _gpu,
-        ("energylens gpu list", "energylens gpu show H100"),
+        (
+            "energylens gpu list",
+            "energylens gpu show H100",
+            "energylens gpu add H100-SXM-64GB --like H100 --memory-gb 68.7 --source 'vendor brief'",
+        ),
     )
-    parser.add_argument("action", choices=("list", "show"))
+    parser.add_argument("action", choices=("list", "show", "add"))
     parser.add_argument("what", nargs="?", metavar="NAME", help="part of a name, or a name")
+    group = parser.add_argument_group("what a GPU type that is added has, per GPU")
+    group.add_argument("--like", metavar="GPU", help="take what is not given from this GPU type")
+    for flag, (_, _, unit, meaning) in _GPU_FLAGS.items():
+        group.add_argument(f"--{flag}", type=positive, metavar=unit, help=meaning)
+    group.add_argument(
+        "--alias", action="append", default=[], metavar="NAME", help="another name, as NVML has it"
+    )
+    group.add_argument("--source", default="", metavar="TEXT", help="where the numbers are from")
     add_json(parser)
+
+
+# Flag, field of the record, factor to its unit, unit of the flag, meaning.
+_GPU_FLAGS: dict[str, tuple[str, float, str, str]] = {
+    "memory-gb": ("memory_bytes", 1e9, "GB", "memory that the driver reports (1e9 bytes)"),
+    "memory-bandwidth-gb-per-s": ("memory_bandwidth_bytes_per_s", 1e9, "GB/s", "of its memory"),
+    "bf16-tflop-per-s": ("bf16_flop_per_s", 1e12, "TFLOP/s", "dense peak in bf16"),
+    "fp8-tflop-per-s": ("fp8_flop_per_s", 1e12, "TFLOP/s", "dense peak in FP8; none: no unit"),
+    "int8-top-per-s": ("int8_op_per_s", 1e12, "TOP/s", "dense peak in INT8; none: no unit"),
+    "fp4-tflop-per-s": ("fp4_flop_per_s", 1e12, "TFLOP/s", "dense peak in FP4; none: no unit"),
+    "tdp-w": ("tdp_w", 1.0, "W", "power limit it ships with"),
+    "idle-power-w": ("idle_power_w", 1.0, "W", "power without weights and requests"),
+    "link-bandwidth-gb-per-s": (
+        "link_bandwidth_bytes_per_s", 1e9, "GB/s", "of all links, both directions",
+    ),
+}  # fmt: skip
 
 
 def _named(arguments: argparse.Namespace) -> str:
@@ -115,8 +153,15 @@ def _llm(arguments: argparse.Namespace) -> None:
 def _gpu(arguments: argparse.Namespace) -> None:
     from energylens import catalog
 
-    if arguments.action == "show":
-        gpu = catalog.gpu(_named(arguments))
+    if arguments.action in ("show", "add"):
+        name = _named(arguments)
+        if arguments.action == "show":
+            gpu = catalog.gpu(name)
+        else:
+            gpu = _new_gpu(name, arguments)
+            where = catalog.add_gpu(gpu)
+            if not arguments.json:
+                print(f"{gpu.id} added to {where}.")
         if arguments.json:
             print_json(asdict(gpu))
         else:
@@ -141,6 +186,40 @@ def _gpu(arguments: argparse.Namespace) -> None:
             for g in found
         ],
     )
+
+
+def _new_gpu(name: str, arguments: argparse.Namespace) -> Gpu:
+    """Make a GPU type of the flags, and of another one where they are silent."""
+    from datetime import date
+
+    from energylens import catalog
+    from energylens.errors import UsageError
+    from energylens.records import Gpu
+
+    given: dict[str, Any] = {}
+    for flag, (field, factor, _, _) in _GPU_FLAGS.items():
+        value = getattr(arguments, flag.replace("-", "_"))
+        if value is not None:
+            given[field] = value * factor
+    given |= {
+        "id": name.strip(),
+        "aliases": tuple(arguments.alias),
+        "source": arguments.source or (f"like {arguments.like}" if arguments.like else ""),
+        "date": date.today().isoformat(),
+    }
+    if arguments.like:
+        return replace(catalog.gpu(arguments.like), **given)
+    missing = [
+        f"--{flag}"
+        for flag, (field, *_) in _GPU_FLAGS.items()
+        if field not in given
+        and field in ("memory_bytes", "memory_bandwidth_bytes_per_s", "bf16_flop_per_s", "tdp_w")
+    ]
+    if missing:
+        raise UsageError(
+            f"a GPU type needs {', '.join(missing)} too, or --like GPU to take them from another"
+        )
+    return Gpu(**given)
 
 
 def _print_record(record: dict[str, Any], indent: str = "") -> None:

@@ -10,6 +10,7 @@ from energylens.cli.console import (
     Subparsers,
     about_minutes,
     add_json,
+    add_seed,
     comma_list,
     counted,
     name_value_pairs,
@@ -122,7 +123,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs that there are")
     parser.add_argument("--repeats", type=int, default=1, metavar="N")
     parser.add_argument("--order", choices=("shuffled", "interleaved", "given"), default="shuffled")
-    parser.add_argument("--seed", type=int, default=0)
+    add_seed(parser)
     parser.add_argument(
         "--next",
         type=int,
