@@ -195,7 +195,7 @@ def test_a_sweep_says_what_is_simulated_and_what_was_there_already(
     assert "4 runs of 2 cases of 2 feasible ones, about 1 minute, written to" in said
     assert "1 left out: the LLM cannot be laid out so: tensor parallel 3 does not divide" in said
     measure = ("measure", path, "-o", runs)
-    said = said_by(capsys, *measure, "--gpus", "1")
+    said = said_by(capsys, *measure, "--gpus", "1", code=1)  # two cases failed
     assert "2 of 4 cases measured, 0 of them unstable, 2 failed; " in said
     assert "J simulated. " in said
     assert "and 1 other: the case needs 2 GPUs, and there is 1." in said

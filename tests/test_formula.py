@@ -136,7 +136,8 @@ def test_extensions_add_to_the_equation(cases):
     assert (prefill + decode).sum(axis=1) == pytest.approx(joules)
     assert model.sample_energy_j(cases.take(slice(0, 3)), 5, 0).shape == (5, 3)
     theta[12:] = 0.0
-    assert model.predict_energy_j(cases) == pytest.approx(
+    none = replace(model, pooled=replace(wide, theta=theta))
+    assert none.predict_energy_j(cases) == pytest.approx(
         model_of(theta[:12]).predict_energy_j(cases)
     )
 

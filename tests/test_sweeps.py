@@ -303,7 +303,7 @@ def test_a_hang_past_its_limit_is_killed_and_recorded(tmp_path: Path) -> None:
 def _writes_garbage(payload: bytes, place: Place) -> Iterator[Any]:
     """As an engine that writes to the descriptors it finds open."""
     yield {"kind": "start"}
-    for descriptor in range(3, 64):
+    for descriptor in range(3, 4096):
         with contextlib.suppress(OSError):
             os.write(descriptor, payload)
     time.sleep(3600)

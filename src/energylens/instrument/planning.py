@@ -249,7 +249,12 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
         return f"the LLM cannot be laid out so: {layout}"
     if (refused := capacity.format_problem(case.gpu, case.precision)) is not None:
         return refused
-    return None if memory_of(planned).runs else "does not fit in memory"
+    memory = memory_of(planned)
+    # A batch that starts together has to be in memory at once; a server lets the rest wait.
+    if planned.mode is Mode.PHASES and not memory.fits:
+        waits = " at once (--mode steady lets the rest wait)" if memory.runs else ""
+        return f"does not fit in memory{waits}"
+    return None if memory.runs else "does not fit in memory"
 
 
 def memory_of(planned: PlannedCase) -> capacity.Memory:
