@@ -1293,3 +1293,18 @@ def test_a_negative_seed_is_wrong_usage(run, verb):
     refused = run(verb, "runs.csv", "--seed", "-1")
     assert refused.code == 2
     assert "--seed: must be a whole number of 0 or more, not '-1'" in refused.err
+
+
+def test_check_doubts_rows_that_cannot_be_right(run, runs, tmp_path):
+    assert run("check", runs, "--json").json()["doubts"] == []
+    rows = rows_of(runs)
+    columns = [i for i, name in enumerate(rows[0]) if name.endswith("energy_per_request_j")]
+    for row in rows[1:]:
+        for column in columns:
+            row[column] = repr(float(row[column]) * 1000) if row[column] else ""
+    path = tmp_path / "milli.csv"
+    path.write_text("\n".join(map(",".join, rows)) + "\n")
+    said = run("check", path, "--json").json()
+    assert said["valid"]
+    assert any("datasheet suggests" in doubt["what"] for doubt in said["doubts"])
+    assert "Doubt: joules are" in run("check", path).out

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
+from energylens.capacity import laid_out
 from energylens.cases import FloatArray, IntArray
-from energylens.dataset import Dataset
+from energylens.dataset import Dataset, group_rows
 
 #: Power x time may differ from the joules by this before a row contradicts itself.
 AGREEMENT_RATIO = 0.1
@@ -27,6 +28,12 @@ WEIGHTS_SHARE = 0.8
 
 #: Mean watts that fall by more than this share while the batch grows.
 FALL_RATIO = 0.1
+
+#: Prefill and decode have windows of their own: together they may exceed the whole by so much.
+PHASES_RATIO = 0.1
+
+#: Joules of one configuration, measured again, that differ by more are not of one thing.
+REPEAT_RATIO = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +93,7 @@ def audit(dataset: Dataset, name: str) -> Audit:
         batch_free=_divergence(dataset, ("parallelism", "batch_size"), "layout and batch"),
         idle=_idle(dataset),
         precisions=_precisions(dataset),
-        contradictions=_contradictions(dataset),
+        contradictions=contradictions(dataset),
         unanswered=_unanswered(dataset),
         runs=_runs(dataset),
     )
@@ -183,7 +190,8 @@ def _precisions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
     )
 
 
-def _contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
+def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
+    """Say what cannot be true of some rows: ``what``, how many ``rows``, and an ``example``."""
     cases = dataset.cases
     watts, rates = cases.average_power_w, rate_per_s(dataset)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -203,6 +211,35 @@ def _contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
             highest = np.maximum.accumulate(watts[known])
             falls[known] |= watts[known] < (1 - FALL_RATIO) * highest
     found.append(_finding(dataset, falls, "watts fall by more than 10 % while the batch grows"))
+    joules = dataset.energy_per_request_j
+    phases = np.nansum(
+        [dataset.prefill_energy_per_request_j, dataset.decode_energy_per_request_j], axis=0
+    )
+    found.append(
+        _finding(
+            dataset, phases > (1 + PHASES_RATIO) * joules, "prefill and decode exceed the whole"
+        )
+    )
+    late = cases.ttft_s > cases.request_latency_s
+    found.append(_finding(dataset, late, "the first token comes after the request has ended"))
+    found.append(_finding(dataset, ~laid_out(cases), "the LLM cannot be laid out so"))
+    twice = np.zeros(len(dataset), dtype=np.bool_)
+    keys = [cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index]
+    keys += [
+        np.unique(np.nan_to_num(values, nan=-1.0), return_inverse=True)[1]
+        for values in (
+            cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
+            cases.data_parallel, cases.batch_size, cases.mean_batch_size, cases.input_tokens,
+            cases.output_tokens, cases.node_boundary, cases.power_cap_w, cases.request_rate_per_s,
+        )
+    ]  # fmt: skip
+    group = group_rows(keys)
+    for place in np.flatnonzero(np.bincount(group) > 1):
+        rows = np.flatnonzero(group == place)
+        twice[rows] = joules[rows].max() > REPEAT_RATIO * joules[rows].min()
+    found.append(
+        _finding(dataset, twice, f"the same configuration with joules {REPEAT_RATIO:g} times apart")
+    )
     return tuple(item for item in found if item["rows"])
 
 

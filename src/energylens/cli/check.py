@@ -9,9 +9,11 @@ from energylens.cli.console import Subparsers, add_json, print_json, print_parag
 from energylens.errors import TableError
 
 if TYPE_CHECKING:
+    from energylens.dataset import Dataset
     from energylens.files import RawTable
 
 LISTED = 20
+FAR_RATIO = 10.0  # from what the datasheet suggests, beyond which joules are doubted
 
 
 def add_verbs(verbs: Any) -> None:
@@ -42,6 +44,7 @@ def _check(arguments: argparse.Namespace) -> None:
         if not problems:
             dataset = table.dataset_from_table(raw)
             document |= {"rows": len(dataset), "sources": dataset.source_counts()}
+            document["doubts"] = doubts(dataset)
         print_json(document)
         if problems:
             raise TableError(f"{len(problems)} problems, listed above")
@@ -71,11 +74,40 @@ def _check(arguments: argparse.Namespace) -> None:
     assumed = int((dataset.assumed != "").sum())
     if assumed:
         print_paragraph(f"rows that rest on an assumed length: {assumed}", "  ")
+    for item in doubts(dataset):
+        print_paragraph(
+            f"Doubt: {item['what']} (rows: {item['rows']}; {item['example']}).", "  ", "  "
+        )
     if not dataset.carries_accuracy_claim.all():
         print_paragraph(
             "Some rows are neither measured nor published: no accuracy claim may rest on them.",
             "  ",
         )
+
+
+def doubts(dataset: Dataset) -> list[dict[str, Any]]:
+    """Say of which valid rows the numbers cannot all be right, or are far from the datasheet's."""
+    import numpy as np
+
+    from energylens.audit import contradictions
+    from energylens.fitting import Datasheet
+
+    found = [dict(item) for item in contradictions(dataset)]
+    expected = Datasheet().fit(dataset).predict_energy_j(dataset.cases)
+    ratio = dataset.energy_per_request_j / expected
+    for far, word in ((ratio > FAR_RATIO, "above"), (ratio < 1 / FAR_RATIO, "below")):
+        if far.any():
+            by = float(np.median(np.maximum(ratio, 1 / ratio)[far]))
+            case = dataset.cases.case(int(np.flatnonzero(far)[0]))
+            found.append(
+                {
+                    "what": f"joules are {by:.3g} times {word} what the GPU's datasheet suggests: "
+                    "another unit, or those of a whole run?",
+                    "rows": int(far.sum()),
+                    "example": f"{case.llm.id} on {case.gpu.id}, {case.configuration.describe()}",
+                }
+            )
+    return found
 
 
 def _if_foreign(path: str, raw: RawTable) -> str:
