@@ -2,6 +2,7 @@ import gzip
 import io
 import os
 import stat
+import subprocess
 import sys
 
 import pytest
@@ -350,3 +351,25 @@ def test_toml_is_read_and_what_is_none_is_refused(tmp_path):
     path.write_text("a = \n")
     with pytest.raises(ArtefactError, match="not valid TOML"):
         files.read_toml(path)
+
+
+def test_cells_of_lists_and_whole_numbers_beyond_use_are_refused(tmp_path):
+    arrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(arrow.table({"llm": [["a", "b"], []]}), tmp_path / "nested.parquet")
+    with pytest.raises(TableError, match="column 'llm' holds list"):
+        files.read_table(tmp_path / "nested.parquet")
+    (tmp_path / "long.json").write_text('{"seed": ' + "9" * 400 + "}")
+    with pytest.raises(ArtefactError, match="too large"):
+        files.read_json(tmp_path / "long.json")
+
+
+def test_a_locale_without_the_letters_shows_them_escaped(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "energylens", "check", "µ.csv"],
+        capture_output=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONIOENCODING": "ascii", "PYTHONUTF8": "0"},
+    )
+    assert done.returncode == 1
+    assert b"Traceback" not in done.stderr

@@ -32,6 +32,8 @@ from energylens.errors import (
 #: Guards against files that would exhaust memory or the stack rather than mean anything.
 MAX_TABLE_BYTES = 2 << 30
 MAX_JSON_BYTES = 256 << 20
+MAX_CELLS = 40_000_000  # of a table: some gigabytes in memory
+MAX_INTEGER_BITS = 1024  # as large as a float can be
 MAX_JSON_DEPTH = 64
 MAX_NAME_CHARACTERS = 200
 
@@ -246,9 +248,22 @@ def _parse_json_lines(text: str, name: str) -> RawTable:
 def _parse_parquet(data: bytes, name: str) -> RawTable:
     arrow, parquet = _pyarrow("reading a Parquet file")
     try:
-        table = parquet.read_table(arrow.BufferReader(data))
-        names = [str(column) for column in table.column_names]
+        file = parquet.ParquetFile(arrow.BufferReader(data))
+        schema, shape = file.schema_arrow, file.metadata
+        names = [str(column) for column in schema.names]
         _check_header(names, name)
+        for field in schema:
+            if arrow.types.is_nested(field.type):
+                raise TableError(
+                    f"{name}: the column {field.name!r} holds {field.type}, where each cell must "
+                    "be one number or text; write its parts as columns of their own."
+                )
+        if shape.num_rows * len(names) > MAX_CELLS:  # a small file may unfold to any size
+            raise TableError(
+                f"{name}: {shape.num_rows:,} rows of {len(names)} columns are more than the "
+                f"{MAX_CELLS:,} cells that a table may have; split it."
+            )
+        table = file.read()
         columns = {column: table.column(i).to_pylist() for i, column in enumerate(names)}
     except EnergyLensError:
         raise
@@ -575,6 +590,8 @@ def _check_json(document: Any, where: str, error: type[InputError]) -> None:
                     _encode(item, where, error)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise error(f"{where}: a number is too large.")
+            elif isinstance(item, int) and item.bit_length() > MAX_INTEGER_BITS:
+                raise error(f"{where}: a whole number is too large.")
         if not following:
             return
         level = following

@@ -66,6 +66,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code.
     """
     program = "energylens"
+    for stream in (sys.stdout, sys.stderr):
+        # Whatever a terminal cannot show, in its locale or of a file's name, is shown escaped.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             parsed = build_parser().parse_args(arguments)
