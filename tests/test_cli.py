@@ -395,6 +395,7 @@ def test_a_valid_table_is_summed_up(run, runs):
         "problems": [],
         "rows": n,
         "sources": {"simulated": n},
+        "doubts": [],
     }
 
 
