@@ -191,3 +191,18 @@ def test_case_is_described_in_full_or_refused():
 def test_model_of_the_package_answers_where_none_is_given():
     told = el.explain(llm="Qwen/Qwen3-8B", gpu="H100", input_tokens=500, output_tokens=300)
     assert told.energy_per_request_j > 0
+
+
+def test_a_choice_that_rests_on_simulated_rows_says_so() -> None:
+    from pathlib import Path
+
+    import energylens as el
+
+    rows = el.read(Path(el.__file__).parent / "data" / "simulated-demo.csv")
+    simulated = el.select(
+        el.fit(rows), llm="Qwen/Qwen3-32B", gpu="H100", input_tokens=500, output_tokens=300
+    )
+    assert "simulated: nothing here is a claim" in " ".join(str(simulated).split())
+    assert "simulated" in simulated._repr_html_()
+    published = el.select(llm="Qwen/Qwen3-32B", gpu="H100", input_tokens=500, output_tokens=300)
+    assert not published.caution

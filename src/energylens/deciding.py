@@ -280,8 +280,9 @@ class Decision:
             f"{NAMES[limit.measure]} {seconds(value)}"
             for limit, value in zip(self.limits, near.values_s, strict=True)
         )
+        values += ", met" if values else "met"
         return (
-            f"{message}. Nearest is {near.describe()} ({values}, met with probability "
+            f"{message}. Nearest is {near.describe()} ({values} with probability "
             f"{near.probability_of_meeting_ratio:.2f}). Relax a limit, lower --meet, or allow more "
             "GPUs."
         )

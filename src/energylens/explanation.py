@@ -12,7 +12,7 @@ from energylens.capacity import as_run
 from energylens.cases import Cases, FloatArray
 from energylens.formula import design_by_phase, slopes
 from energylens.model import Coefficients, EnergyModel, known_engine, physics_flags
-from energylens.records import Case, Configuration, Source, Workload
+from energylens.records import Case, Configuration, Workload
 from energylens.viewing import Shown
 from energylens.words import joules
 
@@ -280,12 +280,8 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
             "energylens-datasheet).",
             *notes,
         )
-    notes += [
-        f"{count} of {sum(model.sources.values())} rows of the fit are {name}: nothing here is "
-        "a claim about real GPUs."
-        for name, count in model.sources.items()
-        if not Source(name).carries_accuracy_claim
-    ]
+    if model.caution:
+        notes.append(model.caution)
     if assumed := model.options.get("assumed_rows"):
         notes.append(
             f"{assumed} of {sum(model.sources.values())} rows of the fit rest on a prompt length "

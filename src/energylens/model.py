@@ -28,7 +28,7 @@ from energylens.formula import (
     terms_of,
     with_power_caps,
 )
-from energylens.records import Engine
+from energylens.records import Engine, Source
 from energylens.viewing import Shown, shown_by
 
 if TYPE_CHECKING:
@@ -137,6 +137,18 @@ class EnergyModel(Shown):
     extensions: tuple[str, ...] = ()
     energylens_version: str = ""
     time: TimeModel | None = None  # seconds of the same rows, where they had any
+
+    @property
+    def caution(self) -> str:
+        """Say so where rows of the fit carry no accuracy claim; empty where all do."""
+        rows = sum(self.sources.values())
+        unfit = [
+            f"{count} of {rows} rows of the fit are {name}: nothing here is "
+            "a claim about real GPUs."
+            for name, count in self.sources.items()
+            if not Source(name).carries_accuracy_claim
+        ]
+        return " ".join(unfit)
 
     @property
     def terms(self) -> tuple[Term, ...]:

@@ -408,6 +408,7 @@ class Ranking(Shown):
     ruled_out_because: IntArray
     causes: tuple[str, ...]
     limits: tuple[Limit, ...] = field(repr=False)
+    caution: str = ""  # what the predictor says of the rows that it rests on
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -677,6 +678,7 @@ def select(
         ruled_out_because=because[ruled_out],
         causes=causes,
         limits=tuple(limits),
+        caution=str(getattr(predictor, "caution", "")),
     )
 
 

@@ -300,7 +300,8 @@ def ranking_cells(ranking: Ranking, count: int) -> Cells:
 @_parts.register
 def _(record: Ranking) -> Parts:
     header, rows = ranking_cells(record, SHOWN)
-    return record.describe(), header, rows, (advice(record),)
+    said = (advice(record), *((record.caution,) if record.caution else ()))
+    return record.describe(), header, rows, said
 
 
 @columns.register

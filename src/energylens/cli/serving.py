@@ -535,10 +535,11 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     from energylens.deciding import NAMES, seconds
 
     w, load = decision.load.lengths, decision.load
-    asked = ", ".join(x.describe() for x in decision.limits) or "no limit on latency"
+    limits = ", ".join(x.describe() for x in decision.limits)
+    met = f"{limits}, met with probability {decision.meet:g}" if limits else "no limit on latency"
     print_paragraph(
         f"{decision.scenario.llm.id} at {load.rate_per_s:g} requests/s, {w.input_tokens:.0f} "
-        f"tokens in and {w.output_tokens:.0f} out; {asked}, met with probability {decision.meet:g}"
+        f"tokens in and {w.output_tokens:.0f} out; {met}"
     )
     best = decision.best
     words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request, "
