@@ -11,19 +11,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
 
 import numpy as np
 
 from energylens import latency, service
 from energylens.capacity import layout_possible
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
+from energylens.decisions import (
+    NAMES,
+    Decision,
+    Entry,
+    LatencyLimit,
+    Load,
+    Shadow,
+    seconds,
+)
 from energylens.errors import InfeasibleError, UsageError
 from energylens.latency import Steps, TimeModel
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration
 from energylens.selection import Candidates, Scenario, enumerate_configurations
-from energylens.service import JouleSteps, Lengths, Service
+from energylens.service import JouleSteps, Service
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel", "data_parallel", "batch_size")
 #: Batch limits of one replica, four to a doubling.
@@ -35,101 +43,8 @@ ALIKE_RATIO = 1e-3  # joules so close are the same: the larger batch limit is th
 RELAXED_RATIOS = (1.1, 1.2, 1.5, 2.0, 3.0)  # by which a limit is relaxed to say what it costs
 WORTH_RATIO = 0.01  # joules that a relaxed limit must save to be worth a word
 NEEDLESS_FACTOR = 3.0  # configurations over a limit by more are not looked at again
-RATES = 48  # at which the largest sustainable rate is looked for
-
-# Standard deviation, as a log, of what the closed form makes of the queue, against the simulation
-# (docs/service.md): means, and percentiles.
-QUEUE_ERROR = {"tpot": 0.05, "ttft": 0.13, "latency": 0.06}
-QUEUE_ERROR_PERCENTILE = {"tpot": 0.13, "ttft": 0.33, "latency": 0.15}
-
-Measure = Literal["tpot", "ttft", "latency"]
-NAMES: dict[Measure, str] = {"tpot": "TPOT", "ttft": "TTFT", "latency": "request latency"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class LatencyLimit:
-    """What one time may be at most, on average or for a share of the requests."""
-
-    measure: Measure
-    seconds: float
-    quantile: float | None = None  # None: the mean
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.seconds) and self.seconds > 0):
-            raise UsageError(
-                f"a limit on {NAMES[self.measure]} must be above 0 s, not {self.seconds!r}"
-            )
-        if self.quantile is not None and not 0.0 < self.quantile < 1.0:
-            raise UsageError(
-                f"the percentile of a limit must lie between p1 and p99.9, not {self.quantile!r}"
-            )
-
-    def describe(self) -> str:
-        """Give a short human name, as in ``TTFT p99 <= 1 s``."""
-        of = "" if self.quantile is None else f" p{100 * self.quantile:g}"
-        return f"{NAMES[self.measure]}{of} <= {seconds(self.seconds)}"
-
-    def value(self, state: Service) -> FloatArray:
-        """Read what is limited off a steady state; shape (n,)."""
-        if self.quantile is None:
-            means = {
-                "tpot": state.tpot_s,
-                "ttft": state.ttft_s,
-                "latency": state.request_latency_s,
-            }
-            return means[self.measure]
-        reads = {
-            "tpot": state.tpot_quantile_s,
-            "ttft": state.ttft_quantile_s,
-            "latency": state.latency_quantile_s,
-        }
-        return reads[self.measure](self.quantile)
-
-    @property
-    def queue_error(self) -> float:
-        """Standard deviation of what the queue's closed form is off by, as a log."""
-        table = QUEUE_ERROR if self.quantile is None else QUEUE_ERROR_PERCENTILE
-        return table[self.measure]
-
-
-def seconds(value: float) -> str:
-    """Write seconds, or milliseconds below one."""
-    if not np.isfinite(value):
-        return "unbounded"
-    if value < 0.9995:
-        return f"{1000 * value:.3g} ms"
-    return f"{value:.3g} s"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What arrives: requests a second over all replicas, and their lengths.
-
-    ``cached_share`` of each prompt is found in the prefix cache: it is not computed, but held.
-    """
-
-    rate_per_s: float
-    lengths: Lengths
-    cached_share: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not (np.isfinite(self.rate_per_s) and self.rate_per_s > 0):
-            raise UsageError(f"the rate must be above 0 requests/s, not {self.rate_per_s!r}")
-        if not 0.0 <= self.cached_share < 1.0:
-            raise UsageError(
-                f"the cached share of prompts must be from 0 to below 1, not {self.cached_share!r}"
-            )
-
-    @property
-    def computed(self) -> Lengths:
-        """Lengths of what has to be computed."""
-        each = self.lengths
-        return Lengths(
-            input_tokens=max(each.input_tokens * (1.0 - self.cached_share), 1.0),
-            output_tokens=each.output_tokens,
-            input_cv=each.input_cv,
-            output_cv=each.output_cv,
-        )
+RATES = 32  # at which the largest sustainable rate is looked for at once
+RATE_RATIO = 1.005  # how close it is found
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,188 +59,6 @@ class _Slower:
 
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         return self.factor * self.steps.prompts_s(tokens, running)
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Entry:
-    """One configuration under the load. Joules and watts are those of the whole deployment.
-
-    ``batch_limit`` is that of one replica (``max_num_seqs``), ``mean_batch_size`` what runs there.
-    ``values_s`` has the time that each limit is about, ``saving_ratio`` the joules saved against
-    the current configuration (None: none was named).
-    """
-
-    configuration: Configuration
-    gpu: str
-    precision: str
-    batch_limit: float
-    mean_batch_size: float
-    energy_per_request_j: float
-    lower_j: float
-    upper_j: float
-    power_w: float
-    utilisation_ratio: float
-    saturation_rate_per_s: float
-    tpot_s: float
-    ttft_s: float
-    request_latency_s: float
-    values_s: tuple[float, ...]
-    probability_of_meeting_ratio: float
-    probabilities: tuple[float, ...]  # of each limit by itself
-    saving_ratio: float | None = None
-
-    def describe(self) -> str:
-        """Give a short human name: replicas, layout and the batch limit of each."""
-        c = self.configuration
-        name = f"TP{c.tensor_parallel}"
-        name += f" PP{c.pipeline_parallel}" if c.pipeline_parallel > 1 else ""
-        name += f" EP{c.expert_parallel}" if c.expert_parallel > 1 else ""
-        name = f"{c.data_parallel} x {name}" if c.data_parallel > 1 else name
-        name += f", batch limit {self.batch_limit:g}"
-        return name + ("" if c.power_cap_w is None else f", {c.power_cap_w:g} W")
-
-    def to_json(self) -> dict[str, Any]:
-        """Names and values."""
-        c = self.configuration
-        return {
-            "tensor_parallel": c.tensor_parallel,
-            "pipeline_parallel": c.pipeline_parallel,
-            "expert_parallel": c.expert_parallel,
-            "data_parallel": c.data_parallel,
-            "batch_size": c.batch_size,
-            "batch_limit_per_replica": self.batch_limit,
-            "power_cap_w": c.power_cap_w,
-            "gpu": self.gpu,
-            "precision": self.precision,
-            "gpus": c.gpus,
-            "mean_batch_size": self.mean_batch_size,
-            "energy_per_request_j": self.energy_per_request_j,
-            "lower_j": self.lower_j,
-            "upper_j": self.upper_j,
-            "tpot_s": _finite(self.tpot_s),
-            "ttft_s": _finite(self.ttft_s),
-            "request_latency_s": _finite(self.request_latency_s),
-            "power_w": self.power_w,
-            "utilisation_ratio": self.utilisation_ratio,
-            "saturation_rate_per_s": self.saturation_rate_per_s,
-            "probability_of_meeting_ratio": self.probability_of_meeting_ratio,
-            "limit_values_s": [_finite(value) for value in self.values_s],
-            "saving_ratio": self.saving_ratio,
-        }
-
-
-def _finite(value: float) -> float | None:
-    return value if np.isfinite(value) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shadow:
-    """What one limit costs: relaxed to ``relaxed_s`` it would save ``saving_ratio``."""
-
-    limit: LatencyLimit
-    relaxed_s: float
-    saving_ratio: float
-    configuration: str
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Decision:
-    """Configurations that meet the limits with the probability asked, fewest joules first.
-
-    ``entries`` has the best batch limit of each layout. ``missed`` those whose odds are too low,
-    likeliest first. ``fewest_gpus`` is the best of those that meet with the fewest GPUs,
-    ``breaks_at_per_s`` the rate up to which the first choice meets, ``front`` the choices that no
-    other beats in both joules and the probability-weighted time of the first limit.
-    """
-
-    scenario: Scenario
-    load: Load
-    limits: tuple[LatencyLimit, ...]
-    meet: float
-    entries: tuple[Entry, ...]
-    missed: tuple[Entry, ...]
-    current: Entry | None
-    fewest_gpus: Entry | None
-    shadows: tuple[Shadow, ...]
-    breaks_at_per_s: float | None
-    front: tuple[Entry, ...]
-    considered: int
-    ruled_out: int
-    notes: tuple[str, ...] = ()
-
-    @property
-    def best(self) -> Entry:
-        """The choice.
-
-        Raises
-        ------
-        InfeasibleError
-            If nothing meets the limits.
-        """
-        if not self.entries:
-            raise InfeasibleError(self.why_none())
-        return self.entries[0]
-
-    def why_none(self) -> str:
-        """Say what comes nearest where nothing meets."""
-        said = " and ".join(limit.describe() for limit in self.limits) or "the rate"
-        message = (
-            f"nothing on up to {self.scenario.max_gpus} GPUs meets {said} at "
-            f"{self.load.rate_per_s:g} requests/s with probability {self.meet:g}"
-        )
-        if not self.missed:
-            return f"{message}: every configuration is over its capacity. Allow more GPUs."
-        near = self.missed[0]
-        values = ", ".join(
-            f"{NAMES[limit.measure]} {seconds(value)}"
-            for limit, value in zip(self.limits, near.values_s, strict=True)
-        )
-        values += ", met" if values else "met"
-        return (
-            f"{message}. Nearest is {near.describe()} ({values} with probability "
-            f"{near.probability_of_meeting_ratio:.2f}). Relax a limit, lower --meet, or allow more "
-            "GPUs."
-        )
-
-    def to_json(self) -> dict[str, Any]:
-        """Names and values."""
-        w = self.load.lengths
-        return {
-            "question": {
-                "llm": self.scenario.llm.id,
-                "rate_per_s": self.load.rate_per_s,
-                "input_tokens": w.input_tokens,
-                "output_tokens": w.output_tokens,
-                "input_cv": w.input_cv,
-                "output_cv": w.output_cv,
-                "cached_share": self.load.cached_share,
-                "meet": self.meet,
-                "max_gpus": self.scenario.max_gpus,
-                "node_gpus": self.scenario.node_gpus,
-                "limits": [
-                    {"of": x.measure, "seconds": x.seconds, "quantile": x.quantile}
-                    for x in self.limits
-                ],
-            },
-            "configurations": [entry.to_json() for entry in self.entries],
-            "missed": [entry.to_json() for entry in self.missed],
-            "current": None if self.current is None else self.current.to_json(),
-            "fewest_gpus": None if self.fewest_gpus is None else self.fewest_gpus.to_json(),
-            "shadow_prices": [
-                {
-                    "limit": s.limit.describe(),
-                    "relaxed_s": s.relaxed_s,
-                    "saving_ratio": s.saving_ratio,
-                    "configuration": s.configuration,
-                }
-                for s in self.shadows
-            ],
-            "breaks_at_rate_per_s": self.breaks_at_per_s,
-            "front": [entry.to_json() for entry in self.front],
-            "considered": self.considered,
-            "ruled_out": self.ruled_out,
-            "notes": list(self.notes),
-        }
 
 
 # --------------------------------------------------------------------------------- candidates
@@ -413,7 +146,7 @@ def case_of(scenario: Scenario, configuration: Configuration | None = None) -> C
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class _Solved:
+class Solved:
     """Cases under the load: their states, and those at each factor of the time law's error."""
 
     cases: Cases
@@ -421,6 +154,17 @@ class _Solved:
     values: FloatArray  # (limits, factors, n)
     energy_j: FloatArray
     power_w: FloatArray
+    certain: bool  # whether the values are those of all factors, or of the mean alone
+
+    def meets(self, limits: Sequence[LatencyLimit], meet: float) -> BoolArray:
+        """Whether each case is likely enough to meet all limits, or does by its means."""
+        odds = self.probabilities(limits)[0]
+        if not self.certain:
+            odds, meet = np.ones(len(self.cases)), 0.5
+            for limit, value in zip(limits, self.values[:, 0], strict=True):
+                odds = odds * (value <= limit.seconds)
+        likely: BoolArray = (odds >= meet) & ~self.state.saturated
+        return likely
 
     def probabilities(self, limits: Sequence[LatencyLimit]) -> tuple[FloatArray, FloatArray]:
         """Probability of meeting all limits (n,), and each alone (limits, n)."""
@@ -462,14 +206,21 @@ class Engine:
         self.certain = 1.0  # share of the time law's spread that is left once it was corrected
 
     def solve(
-        self, cases: Cases, load: Load, limits: Sequence[LatencyLimit], *, odds: bool = True
-    ) -> _Solved:
-        """Put n cases under the load."""
+        self,
+        cases: Cases,
+        load: Load,
+        limits: Sequence[LatencyLimit],
+        *,
+        odds: bool = True,
+        rates_per_s: FloatArray | None = None,
+    ) -> Solved:
+        """Put n cases under the load, or each under a rate of its own."""
         lengths = load.computed
         steps = self.time.without_factors().steps(cases, load.lengths.output_cv)
         joules = JouleSteps.of(self.energy, cases, load.lengths)
         held = np.maximum(service.slots(cases, load.lengths), 1.0)
-        rate = load.rate_per_s / cases.data_parallel
+        offered = np.asarray(load.rate_per_s) if rates_per_s is None else rates_per_s
+        rate = offered / cases.data_parallel
 
         def at(factor: FloatArray) -> Service:
             return service.steady_state(
@@ -485,7 +236,7 @@ class Engine:
             joules=joules,
         )
         power = service.node_power_w(cases, state.power_w) * self.energy_factor
-        served = np.minimum(load.rate_per_s, state.saturation_rate_per_s * cases.data_parallel)
+        served = np.minimum(offered, state.saturation_rate_per_s * cases.data_parallel)
         values = np.empty((len(limits), FACTORS if odds else 1, len(cases)))
         if limits and odds:
             law = self.time.without_factors()
@@ -500,13 +251,18 @@ class Engine:
         else:
             for i, limit in enumerate(limits):
                 values[i, 0] = limit.value(state)
-        return _Solved(
-            cases=cases, state=state, values=values, energy_j=power / served, power_w=power
+        return Solved(
+            cases=cases,
+            state=state,
+            values=values,
+            energy_j=power / served,
+            power_w=power,
+            certain=odds,
         )
 
     def entries(
         self,
-        solved: _Solved,
+        solved: Solved,
         rows: IntArray,
         limits: Sequence[LatencyLimit],
         current_j: float | None = None,
@@ -515,6 +271,8 @@ class Engine:
         if not len(rows):
             return ()
         odds, each = solved.probabilities(limits)
+        if not solved.certain:
+            odds, each = np.full_like(odds, np.nan), np.full_like(each, np.nan)
         state, cases = solved.state, solved.cases.take(rows)
         mean = state.mean_batch_size[rows]
         running = np.maximum(mean, 1.0) * cases.data_parallel
@@ -565,6 +323,7 @@ def decide(
     cases: Cases | None = None,
     current: Configuration | None = None,
     front: bool = False,
+    odds: bool = True,
 ) -> Decision:
     """Find the configuration with the fewest joules a request that meets the limits.
 
@@ -589,6 +348,8 @@ def decide(
         What runs today: savings are against it.
     front : bool
         Whether to list the energy-latency front.
+    odds : bool
+        Without, what meets its limits by its means counts as meeting them: a tenth of the work.
 
     Returns
     -------
@@ -617,24 +378,24 @@ def decide(
     considered = len(cases)
     if len(cases) > SOLVED_AT_ONCE:
         cases = _promising(engine, cases, load, limits)
-    solved = engine.solve(cases, load, limits)
-    odds, _ = solved.probabilities(limits)
-    meets = (odds >= meet) & ~solved.state.saturated
+    solved = engine.solve(cases, load, limits, odds=odds)
+    likely, _ = solved.probabilities(limits)
+    meets = solved.meets(limits, meet)
     today = None
     if current is not None:
-        today = _today(engine, scenario, load, limits, current)
+        today = _today(engine, scenario, load, limits, current, odds=odds)
     current_j = None if today is None else today.energy_per_request_j
     order = _ranked(solved, meets)
     entries = engine.entries(solved, order, limits, current_j)
     layout = _layout(solved.cases)
     hopeless = ~np.isin(layout, layout[meets])
-    near = _of_layouts(solved, np.lexsort((solved.energy_j, -odds)), hopeless)[:5]
+    near = _of_layouts(solved, np.lexsort((solved.energy_j, -likely)), hopeless)[:5]
     missed = engine.entries(solved, near, limits, current_j)
     fewest = None
     if len(order):
         gpus = solved.cases.occupied_gpus[order]
         fewest = entries[int(np.argmin(gpus))]
-    shadows = _shadows(engine, solved, limits, meet, entries)
+    shadows = _shadows(engine, solved, limits, meet, entries) if odds else ()
     return Decision(
         scenario=scenario,
         load=load,
@@ -647,12 +408,14 @@ def decide(
         shadows=shadows,
         breaks_at_per_s=(
             _breaks_at(engine, solved.cases.take(order[:1]), load, limits, meet)
-            if len(order)
+            if len(order) and odds
             else None
         ),
         front=_front(engine, solved, limits, current_j) if front else (),
         considered=considered,
         ruled_out=ruled_out,
+        certain=odds,
+        solved=solved,
     )
 
 
@@ -679,7 +442,7 @@ def _layout(cases: Cases) -> IntArray:
     )  # fmt: skip
 
 
-def _of_layouts(solved: _Solved, order: IntArray, among: BoolArray) -> IntArray:
+def _of_layouts(solved: Solved, order: IntArray, among: BoolArray) -> IntArray:
     """Keep the first row of each layout, in order."""
     layout = _layout(solved.cases)
     rows = order[among[order]]
@@ -687,7 +450,7 @@ def _of_layouts(solved: _Solved, order: IntArray, among: BoolArray) -> IntArray:
     return rows[np.sort(first)]
 
 
-def _ranked(solved: _Solved, meets: BoolArray) -> IntArray:
+def _ranked(solved: Solved, meets: BoolArray) -> IntArray:
     """Best row of each layout, fewest joules first; of joules alike the larger batch limit."""
     joules, cases = solved.energy_j, solved.cases
     layout = _layout(cases)
@@ -704,6 +467,8 @@ def _today(
     load: Load,
     limits: Sequence[LatencyLimit],
     current: Configuration,
+    *,
+    odds: bool,
 ) -> Entry:
     cases = Cases.of([case_of(scenario, current)])
     if service.slots(cases, load.lengths)[0] < 1:
@@ -711,13 +476,13 @@ def _today(
             f"the current configuration {current.describe()} has no room in memory for one "
             f"request of {scenario.llm.id}: check what runs today"
         )
-    solved = engine.solve(cases, load, limits)
+    solved = engine.solve(cases, load, limits, odds=odds)
     return engine.entries(solved, np.zeros(1, dtype=np.intp), limits)[0]
 
 
 def _shadows(
     engine: Engine,
-    solved: _Solved,
+    solved: Solved,
     limits: tuple[LatencyLimit, ...],
     meet: float,
     entries: Sequence[Entry],
@@ -756,19 +521,22 @@ def _breaks_at(
     high = float(state.saturation_rate_per_s[0] * case.data_parallel[0])
     if high <= low:
         return None
-    for _ in range(RATES):
-        middle = float(np.sqrt(low * high))
-        solved = engine.solve(case, replace(load, rate_per_s=middle), limits)
-        met = solved.probabilities(limits)[0][0] >= meet and not solved.state.saturated[0]
-        low, high = (middle, high) if met else (low, middle)
-        if high / low < 1.005:
-            break
+    many = case.take(np.zeros(RATES, dtype=np.intp))
+    while high / low >= RATE_RATIO:
+        rates = np.geomspace(low, high, RATES + 1)[1:]
+        met = engine.solve(many, load, limits, rates_per_s=rates).meets(limits, meet)
+        first = int(np.argmin(met)) if not met.all() else RATES
+        low, high = (
+            (float(rates[k]) for k in (first - 1, min(first, RATES - 1)))
+            if first
+            else (low, float(rates[0]))
+        )
     return low
 
 
 def _front(
     engine: Engine,
-    solved: _Solved,
+    solved: Solved,
     limits: Sequence[LatencyLimit],
     current_j: float | None,
 ) -> tuple[Entry, ...]:

@@ -7,11 +7,14 @@ from typing import Any
 
 import numpy as np
 
+from energylens.capacity import Memory
 from energylens.cases import Cases
 from energylens.counts import in_flight
+from energylens.explanation import Explanation
 from energylens.latency import NAMES, TERMS
 from energylens.model import EnergyModel
 from energylens.records import Case
+from energylens.schemas import EXPLANATION
 from energylens.service import loaded_idle_w
 
 # What the hardware does, with the terms of the two laws that are about it.
@@ -130,3 +133,15 @@ def explain_time(model: EnergyModel, case: Case) -> ExplainedTime | None:
         terms_s={term.name: float(np.round(s, 9)) for term, s in zip(TERMS, parts, strict=True)},
         kinds=tuple(kinds),
     )
+
+
+def explanation_document(
+    explanation: Explanation, memory: Memory, times: ExplainedTime | None
+) -> dict[str, Any]:
+    """Put joules, memory and seconds of a case in the document of `energylens.schemas`."""
+    return {
+        "schema": EXPLANATION,
+        **explanation.to_json(),
+        "memory": memory.to_json(),
+        "time": None if times is None else times.to_json(),
+    }

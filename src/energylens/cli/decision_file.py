@@ -7,92 +7,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from energylens.errors import ArtefactError, InputError
-
-Knob = Literal[
-    "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "parallelism",
-    "batch_size", "precision", "gpu", "power_cap",
-]  # fmt: skip
-
-
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Serve(_Strict):
-    """What is served, and on what."""
-
-    llm: str
-    gpu: str
-    precision: str | None = None
-    engine: str | None = None
-    model: str | None = Field(default=None, description="a model.json, or a packaged model's name")
-    max_gpus: int | None = Field(default=None, ge=1)
-    node_gpus: int | None = Field(default=None, ge=1, description="count idle GPUs of such a node")
-
-
-class Load(_Strict):
-    """What arrives."""
-
-    rate_per_s: float = Field(gt=0)
-    input_tokens: float | None = Field(default=None, gt=0)
-    output_tokens: float | None = Field(default=None, gt=0)
-    input_cv: float | None = Field(default=None, ge=0)
-    output_cv: float | None = Field(default=None, ge=0)
-    lengths: str | None = Field(default=None, description="a trace in CSV, in place of the means")
-    mix: str | None = None
-    cached_share: float | None = Field(default=None, ge=0, lt=1)
-    profile: str | None = Field(default=None, description="a day's rates in CSV")
-
-
-class Limits(_Strict):
-    """Times as in 50ms or 1s:p99, and the probability with which they must be met."""
-
-    tpot: str | None = None
-    ttft: str | None = None
-    latency: str | None = None
-    meet: float | None = Field(default=None, gt=0, lt=1)
-
-
-class Choose(_Strict):
-    """The free knobs, and their values."""
-
-    knobs: list[Knob] | None = None
-    batch_sizes: list[float] | None = Field(default=None, description="batch limits of one replica")
-    gpus: list[str] = []
-    precisions: list[str] = []
-    power_caps: list[float] | None = None
-
-
-class Current(_Strict):
-    """What runs today, as TP8 B256 or a vllm serve command line."""
-
-    configuration: str
-    at_most_percent_above_best: float | None = Field(default=None, ge=0)
-
-
-class Prices(_Strict):
-    """Per kWh and GPU hour."""
-
-    price: float | None = Field(default=None, ge=0)
-    carbon: float | None = Field(default=None, ge=0)
-    pue: float | None = Field(default=None, ge=1)
-    gpu_hour: float | None = Field(default=None, ge=0)
-
-
-class DecisionFile(_Strict):
-    """A question to ``energylens select``."""
-
-    serve: Serve
-    load: Load
-    limits: Limits = Limits()
-    choose: Choose = Choose()
-    current: Current | None = None
-    prices: Prices = Prices()
+from energylens.schemas import DecisionFile
 
 
 def parse(path: str) -> DecisionFile:
@@ -133,7 +53,8 @@ def parse(path: str) -> DecisionFile:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the document"
         raise InputError(
-            f"{path}: {where}: {first['msg']} (docs/decision.schema.json has every key)"
+            f"{path}: {where}: {first['msg']} "
+            "(docs/schemas/v1/decision-file.schema.json has every key)"
         ) from error
 
 

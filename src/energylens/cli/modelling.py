@@ -18,7 +18,6 @@ from energylens.cli.console import (
     add_tables,
     case_of,
     comma_list,
-    engine_of,
     gpu_of,
     not_negative_int,
     numbers,
@@ -495,8 +494,8 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
     from dataclasses import replace
 
     from energylens import catalog
+    from energylens.answering import engine_meant
     from energylens.errors import UsageError
-    from energylens.records import UNKNOWN_ENGINE
 
     for name in DEGREES:
         if getattr(arguments, name) > MOST_GPUS:
@@ -512,13 +511,7 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
                 f"of the two out (the LLM without a format is {llm})"
             )
     case = case_of(arguments)
-    # People write vLLM where tables say vllm, and leave out the version where there is one.
-    asked = case.engine.id.casefold()
-    meant = [e for e in model.scope.engines if asked in (e.casefold(), e.casefold().split(" ")[0])]
-    if not meant:
-        return case
-    # Of several versions none is meant: a note names them.
-    return replace(case, engine=engine_of(meant[0]) if len(meant) == 1 else UNKNOWN_ENGINE)
+    return replace(case, engine=engine_meant(case.engine, model))
 
 
 def _flag(name: str) -> str:
@@ -528,7 +521,7 @@ def _flag(name: str) -> str:
 def _explain(arguments: argparse.Namespace) -> None:
     from energylens import capacity
     from energylens.explanation import SUBJECTS, explain
-    from energylens.time_explained import explain_time
+    from energylens.time_explained import explain_time, explanation_document
     from energylens.words import joules
 
     if front_form.is_form(arguments.model):
@@ -539,9 +532,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     explanation, times = explain(model, case), explain_time(model, case)
     memory = capacity.memory(case)
     if arguments.json:
-        document = explanation.to_json() | {"memory": memory.to_json()}
-        document["time"] = None if times is None else times.to_json()
-        print_json(document)
+        print_json(explanation_document(explanation, memory, times))
         return
     print_paragraph(explanation.case)
     print()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -152,36 +151,12 @@ def model_for(
     return modelfile.load(name), ()
 
 
-def limit(text: str, measure: Any) -> LatencyLimit:
-    """Read ``50ms``, ``1s`` or ``0.05:p90`` (seconds without a unit).
-
-    Raises
-    ------
-    UsageError
-        If the text is no time.
-    """
-    from energylens.deciding import LatencyLimit
-    from energylens.errors import UsageError
-
-    match = re.fullmatch(
-        r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min)?\s*(?::\s*p(\d+(?:\.\d+)?))?\s*",
-        text,
-        re.IGNORECASE,
-    )
-    if not match:
-        raise UsageError(
-            f"--{measure} must be a time, with a percentile or not, as in 50ms, 1s or 50ms:p90; "
-            f"not {text!r}"
-        )
-    scale = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}[(match[2] or "s").lower()]
-    quantile = None if match[3] is None else float(match[3]) / 100.0
-    return LatencyLimit(measure=measure, seconds=float(match[1]) * scale, quantile=quantile)
-
-
 def limits_of(arguments: argparse.Namespace) -> tuple[LatencyLimit, ...]:
     """Read all limits given."""
+    from energylens.answering import parse_limit
+
     given = ((name, getattr(arguments, name)) for name in ("tpot", "ttft", "latency"))
-    return tuple(limit(text, name) for name, text in given if text)
+    return tuple(parse_limit(text, name, f"--{name}") for name, text in given if text)
 
 
 def lengths_of(arguments: argparse.Namespace) -> Lengths:
@@ -257,6 +232,7 @@ def answer(
     notes: Sequence[str],
 ) -> None:
     """Decide and print."""
+    from energylens.answering import bills, document, notes_of
     from energylens.deciding import MEET, Engine, Load, decide
     from energylens.deploying import emit, read_configuration
     from energylens.errors import InfeasibleError, UsageError
@@ -267,12 +243,7 @@ def answer(
         cached_share=arguments.cached_share or 0.0,
     )
     limits = limits_of(arguments)
-    if model.time is None:
-        notes = [
-            *notes,
-            "The model was fitted to joules alone: times are those of the datasheet, which may be "
-            "off by half. Fit rows that have request_latency_s or tpot_s.",
-        ]
+    notes = notes_of(model, notes)
     scenario = scenario_of(arguments, case)
     question: dict[str, Any] = {
         "meet": MEET if arguments.meet is None else arguments.meet,
@@ -294,16 +265,15 @@ def answer(
         return
     if arguments.check is not None and decision.current is None:
         raise UsageError("--check compares what runs today with the best: --current must be given")
-    bills = _bills(arguments, model, decision)
+    rates = read_profile(arguments.profile) if arguments.profile else ()
+    month = bills(model, decision, prices_of(arguments), rates)
     if arguments.json:
-        document = decision.to_json()
-        document["notes"] = [*document["notes"], *notes]
-        document["month"] = {name: bill.to_json() for name, bill in bills.items()}
+        made = document(decision, month, notes)
         if arguments.check is not None:
-            document["check"] = wanting(decision, arguments.check) or "passed"
-        print_json(document)
+            made["check"] = wanting(decision, arguments.check) or "passed"
+        print_json(made)
     else:
-        show(decision, bills, notes)
+        show(decision, month, notes)
     if arguments.check is not None and (reason := wanting(decision, arguments.check)):
         raise InfeasibleError(f"check failed: {reason}")
 
@@ -430,71 +400,6 @@ def candidates_of(arguments: argparse.Namespace) -> Any:
 
 
 # ------------------------------------------------------------------------------- the bill
-
-
-def _bills(
-    arguments: argparse.Namespace, model: EnergyModel, decision: Decision
-) -> dict[str, Bill]:
-    """Bills of the choice and of what runs today."""
-    if not decision.entries:
-        return {}
-    prices, load = prices_of(arguments), decision.load
-    named = {"best": decision.best}
-    if decision.current is not None:
-        named["current"] = decision.current
-    rates = read_profile(arguments.profile) if arguments.profile else ()
-    return {
-        name: _bill(model, decision, entry, load, rates, prices) for name, entry in named.items()
-    }
-
-
-def _bill(
-    model: EnergyModel,
-    decision: Decision,
-    entry: Entry,
-    load: Load,
-    rates: Sequence[float],
-    prices: Prices,
-) -> Bill:
-    from dataclasses import replace
-
-    from energylens import catalog
-    from energylens.cases import Cases
-    from energylens.deciding import Engine
-    from energylens.records import Case
-    from energylens.savings import bill
-
-    power, rate = entry.power_w, load.rate_per_s
-    if rates:
-        scenario = decision.scenario
-        case = Cases.of(
-            [
-                Case(
-                    llm=scenario.llm,
-                    gpu=catalog.gpu(entry.gpu),
-                    precision=catalog.precision(entry.precision),
-                    workload=scenario.workload,
-                    configuration=entry.configuration,
-                    boundary=scenario.boundary,
-                    node_gpus=scenario.node_gpus,
-                    engine=scenario.engine,
-                )
-            ]
-        )
-        engine = Engine(model)
-        drawn = [
-            float(engine.solve(case, replace(load, rate_per_s=r), (), odds=False).power_w[0])
-            for r in rates
-        ]
-        power, rate = sum(drawn) / len(drawn), sum(rates) / len(rates)
-    return bill(
-        power,
-        entry.configuration.gpus,
-        rate_per_s=rate,
-        input_tokens=load.lengths.input_tokens,
-        output_tokens=load.lengths.output_tokens,
-        prices=prices,
-    )
 
 
 def read_profile(path: str) -> list[float]:

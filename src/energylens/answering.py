@@ -1,0 +1,323 @@
+"""A question as a document, answered as a document: what the command and the API share.
+
+A :class:`energylens.schemas.DecisionFile` and a model make a :class:`Query`; what is decided
+becomes the document that ``select --json`` prints and ``/v1/select`` gives.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from energylens import capacity, catalog
+from energylens.cases import Cases
+from energylens.deciding import (
+    BATCH_LIMITS,
+    DEFAULT_CHOOSE,
+    MEET,
+    Decision,
+    Engine,
+    Entry,
+    LatencyLimit,
+    Load,
+    decide,
+)
+from energylens.deploying import read_configuration
+from energylens.errors import UsageError
+from energylens.lengths import MIXES
+from energylens.model import EnergyModel
+from energylens.records import (
+    UNKNOWN_ENGINE,
+    Boundary,
+    Case,
+    Configuration,
+    Gpu,
+    Workload,
+)
+from energylens.records import Engine as Served
+from energylens.savings import Bill, Prices, bill
+from energylens.schemas import DECISION, DecisionFile
+from energylens.selection import Candidates, Scenario
+from energylens.service import Lengths
+
+BATCH_SIZE = 32.0  # where none is named
+NO_TIMES = (
+    "The model was fitted to joules alone: times are those of the datasheet, which may be off by "
+    "half. Fit rows that have request_latency_s or tpot_s."
+)
+
+
+def parse_limit(text: str, measure: Any, where: str = "") -> LatencyLimit:
+    """Read ``50ms``, ``1s`` or ``0.05:p90`` (seconds without a unit).
+
+    Parameters
+    ----------
+    text : str
+    measure : {"tpot", "ttft", "latency"}
+    where : str
+        What the limit is called where it was given; its measure by default.
+
+    Raises
+    ------
+    UsageError
+        If the text is no time.
+    """
+    match = re.fullmatch(
+        r"\s*(\d+(?:\.\d*)?|\.\d+)\s*(us|ms|s|min)?\s*(?::\s*p(\d+(?:\.\d+)?))?\s*",
+        text,
+        re.IGNORECASE | re.ASCII,
+    )
+    if not match:
+        raise UsageError(
+            f"{where or measure} must be a time, with a percentile or not, as in 50ms, 1s or "
+            f"50ms:p90; not {text!r}"
+        )
+    scale = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}[(match[2] or "s").lower()]
+    quantile = None if match[3] is None else float(match[3]) / 100.0
+    return LatencyLimit(measure=measure, seconds=float(match[1]) * scale, quantile=quantile)
+
+
+def served_by(text: str) -> Served:
+    """Read an engine and its version, as in ``vllm 0.11.1`` or ``vllm==0.11.1``."""
+    name, _, version = text.replace("==", " ").strip().partition(" ")
+    return Served(name=name, version=version.strip())
+
+
+def engine_meant(engine: Served, model: EnergyModel) -> Served:
+    """Find the engine version of a model's rows that is meant; of several none is.
+
+    People write vLLM where tables say vllm, and leave out the version where there is one.
+    """
+    asked = engine.id.casefold()
+    meant = [e for e in model.scope.engines if asked in (e.casefold(), e.casefold().split(" ")[0])]
+    if not meant:
+        return engine
+    return served_by(meant[0]) if len(meant) == 1 else UNKNOWN_ENGINE
+
+
+# ---------------------------------------------------------------------------- the question
+
+
+@dataclass(frozen=True, kw_only=True)
+class Query:
+    """A question with its names looked up: what :func:`energylens.deciding.decide` takes."""
+
+    model: EnergyModel
+    scenario: Scenario
+    load: Load
+    limits: tuple[LatencyLimit, ...]
+    meet: float
+    choose: tuple[str, ...]
+    candidates: Candidates
+    batch_limits: tuple[float, ...]
+    current: Configuration | None
+    prices: Prices
+    notes: tuple[str, ...]
+
+    def decide(self, *, front: bool = False, odds: bool = True) -> Decision:
+        """Answer it, with probabilities or by the means alone."""
+        return decide(
+            Engine(self.model),
+            self.scenario,
+            self.load,
+            self.limits,
+            meet=self.meet,
+            choose=self.choose,
+            candidates=self.candidates,
+            batch_limits=self.batch_limits,
+            current=self.current,
+            front=front,
+            odds=odds,
+        )
+
+
+def _lengths(asked: DecisionFile) -> Lengths:
+    load = asked.load
+    if load.mix is not None:
+        if load.input_tokens is not None or load.output_tokens is not None:
+            raise UsageError(
+                "lengths come from one place: input_tokens and output_tokens, or mix; given both"
+            )
+        if load.mix not in MIXES:
+            raise UsageError(f"mix must be one of {', '.join(MIXES)}, not {load.mix!r}")
+        return MIXES[load.mix]
+    if load.input_tokens is None or load.output_tokens is None:
+        raise UsageError("input_tokens and output_tokens must be given, or mix")
+    return Lengths(
+        input_tokens=load.input_tokens,
+        output_tokens=load.output_tokens,
+        input_cv=1.0 if load.input_cv is None else load.input_cv,
+        output_cv=1.0 if load.output_cv is None else load.output_cv,
+    )
+
+
+def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) -> Query:
+    """Look up what a document names.
+
+    Parameters
+    ----------
+    asked : DecisionFile
+        Without files: its lengths are means or a named mix.
+    model : EnergyModel
+    notes : sequence of str
+        What the reader must know of the model.
+
+    Raises
+    ------
+    UnknownNameError
+        If no catalog holds a name.
+    UsageError
+        If parts of the question contradict each other, or one needs a file.
+    """
+    for name, path in (("lengths", asked.load.lengths), ("profile", asked.load.profile)):
+        if path is not None:
+            raise UsageError(
+                f"load.{name} names a file, which is read by the command alone: give numbers"
+            )
+    serve, load = asked.serve, asked.load
+    llm, stated = catalog.llm(serve.llm), catalog.split_precision(serve.llm)
+    if serve.precision and stated[1] and serve.llm != stated[0]:
+        given = catalog.precision(serve.precision).id
+        if given != stated[1]:
+            raise UsageError(
+                f"precision is {given}, but the name {serve.llm} says {stated[1]}: leave one of "
+                f"the two out (the LLM without a format is {stated[0]})"
+            )
+    choose: tuple[str, ...] = tuple(asked.choose.knobs or DEFAULT_CHOOSE)
+    for knob, values in (
+        ("gpu", asked.choose.gpus),
+        ("precision", asked.choose.precisions),
+        ("power_cap", asked.choose.power_caps),
+    ):
+        if bool(values) != (knob in choose):
+            raise UsageError(
+                f"to choose the {knob} freely it must be among the knobs, and its values listed; "
+                "give both or neither"
+            )
+    lengths = _lengths(asked)
+    gpu = catalog.gpu(serve.gpu)
+
+    def told(gpu: Gpu) -> Gpu:
+        if "batch_size" in choose:
+            return gpu
+        return replace(gpu, max_num_seqs=capacity.default_sequences(gpu))
+
+    engine = served_by(serve.engine) if serve.engine else UNKNOWN_ENGINE
+    scenario = Scenario(
+        llm=llm,
+        gpu=told(gpu),
+        precision=catalog.precision(serve.precision or stated[1] or llm.native_precision),
+        workload=Workload(input_tokens=lengths.input_tokens, output_tokens=lengths.output_tokens),
+        configuration=Configuration(batch_size=BATCH_SIZE),
+        boundary=Boundary.NODE if serve.node_gpus else Boundary.ACTIVE_GPUS,
+        node_gpus=serve.node_gpus,
+        max_gpus=8 if serve.max_gpus is None else serve.max_gpus,
+        engine=engine_meant(engine, model),
+    )
+    given_limits = (
+        (measure, getattr(asked.limits, measure)) for measure in ("tpot", "ttft", "latency")
+    )
+    prices = {
+        "price_per_kwh": asked.prices.price,
+        "carbon_kg_per_kwh": asked.prices.carbon,
+        "pue": asked.prices.pue,
+        "gpu_hour": asked.prices.gpu_hour,
+    }
+    current = asked.current
+    return Query(
+        model=model,
+        scenario=scenario,
+        load=Load(
+            rate_per_s=load.rate_per_s, lengths=lengths, cached_share=load.cached_share or 0.0
+        ),
+        limits=tuple(parse_limit(text, measure) for measure, text in given_limits if text),
+        meet=MEET if asked.limits.meet is None else asked.limits.meet,
+        choose=choose,
+        candidates=Candidates(
+            gpus=tuple(told(catalog.gpu(name)) for name in asked.choose.gpus),
+            precisions=tuple(catalog.precision(name) for name in asked.choose.precisions),
+            power_caps_w=tuple(map(float, asked.choose.power_caps or ())),
+        ),
+        batch_limits=tuple(map(float, asked.choose.batch_sizes or BATCH_LIMITS)),
+        current=None if current is None else read_configuration(current.configuration),
+        prices=Prices(**{name: value for name, value in prices.items() if value is not None}),
+        notes=tuple(notes),
+    )
+
+
+def notes_of(model: EnergyModel, notes: Sequence[str]) -> list[str]:
+    """Add what a model's fit leaves open to what is said of it already."""
+    more = [model.caution] if model.caution else []
+    return [*notes, *more, *([NO_TIMES] if model.time is None else [])]
+
+
+# ------------------------------------------------------------------------------ the answer
+
+
+def bills(
+    model: EnergyModel, decision: Decision, prices: Prices, rates: Sequence[float] = ()
+) -> dict[str, Bill]:
+    """Work out a month of the choice and of what runs today.
+
+    Parameters
+    ----------
+    model : EnergyModel
+    decision : Decision
+    prices : Prices
+    rates : sequence of float
+        A day's rates in place of the one asked.
+    """
+    if not decision.entries:
+        return {}
+    named = {"best": decision.best}
+    if decision.current is not None:
+        named["current"] = decision.current
+    return {name: _bill(model, decision, entry, rates, prices) for name, entry in named.items()}
+
+
+def case_of_entry(decision: Decision, entry: Entry) -> Case:
+    """Make the case that an entry of a decision is about."""
+    scenario = decision.scenario
+    return Case(
+        llm=scenario.llm,
+        gpu=catalog.gpu(entry.gpu),
+        precision=catalog.precision(entry.precision),
+        workload=scenario.workload,
+        configuration=entry.configuration,
+        boundary=scenario.boundary,
+        node_gpus=scenario.node_gpus,
+        engine=scenario.engine,
+    )
+
+
+def _bill(
+    model: EnergyModel, decision: Decision, entry: Entry, rates: Sequence[float], prices: Prices
+) -> Bill:
+    load = decision.load
+    power, rate = entry.power_w, load.rate_per_s
+    if rates:
+        case = Cases.of([case_of_entry(decision, entry)])
+        engine = Engine(model)
+        drawn = [
+            float(engine.solve(case, replace(load, rate_per_s=r), (), odds=False).power_w[0])
+            for r in rates
+        ]
+        power, rate = sum(drawn) / len(drawn), sum(rates) / len(rates)
+    return bill(
+        power,
+        entry.configuration.gpus,
+        rate_per_s=rate,
+        input_tokens=load.lengths.input_tokens,
+        output_tokens=load.lengths.output_tokens,
+        prices=prices,
+    )
+
+
+def document(decision: Decision, month: Mapping[str, Bill], notes: Sequence[str]) -> dict[str, Any]:
+    """Say a decision as the document that :class:`energylens.schemas.Decision` describes."""
+    made = {"schema": DECISION, **decision.to_json()}
+    made["notes"] = [*made["notes"], *notes]
+    made["month"] = {name: each.to_json() for name, each in month.items()}
+    return made

@@ -1,0 +1,297 @@
+"""What is asked of a service under load, and what is decided: limits, loads, entries, decisions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from energylens.cases import FloatArray
+from energylens.errors import InfeasibleError, UsageError
+from energylens.records import Configuration
+from energylens.selection import Scenario
+from energylens.service import Lengths, Service
+
+if TYPE_CHECKING:
+    from energylens.deciding import Solved
+
+# Standard deviation, as a log, of what the closed form makes of the queue, against the simulation
+# (docs/service.md): means, and percentiles.
+QUEUE_ERROR = {"tpot": 0.05, "ttft": 0.13, "latency": 0.06}
+QUEUE_ERROR_PERCENTILE = {"tpot": 0.13, "ttft": 0.33, "latency": 0.15}
+
+Measure = Literal["tpot", "ttft", "latency"]
+NAMES: dict[Measure, str] = {"tpot": "TPOT", "ttft": "TTFT", "latency": "request latency"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyLimit:
+    """What one time may be at most, on average or for a share of the requests."""
+
+    measure: Measure
+    seconds: float
+    quantile: float | None = None  # None: the mean
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.seconds) and self.seconds > 0):
+            raise UsageError(
+                f"a limit on {NAMES[self.measure]} must be above 0 s, not {self.seconds!r}"
+            )
+        if self.quantile is not None and not 0.0 < self.quantile < 1.0:
+            raise UsageError(
+                f"the percentile of a limit must lie between p1 and p99.9, not {self.quantile!r}"
+            )
+
+    def describe(self) -> str:
+        """Give a short human name, as in ``TTFT p99 <= 1 s``."""
+        of = "" if self.quantile is None else f" p{100 * self.quantile:g}"
+        return f"{NAMES[self.measure]}{of} <= {seconds(self.seconds)}"
+
+    def value(self, state: Service) -> FloatArray:
+        """Read what is limited off a steady state; shape (n,)."""
+        if self.quantile is None:
+            means = {
+                "tpot": state.tpot_s,
+                "ttft": state.ttft_s,
+                "latency": state.request_latency_s,
+            }
+            return means[self.measure]
+        reads = {
+            "tpot": state.tpot_quantile_s,
+            "ttft": state.ttft_quantile_s,
+            "latency": state.latency_quantile_s,
+        }
+        return reads[self.measure](self.quantile)
+
+    @property
+    def queue_error(self) -> float:
+        """Standard deviation of what the queue's closed form is off by, as a log."""
+        table = QUEUE_ERROR if self.quantile is None else QUEUE_ERROR_PERCENTILE
+        return table[self.measure]
+
+
+def seconds(value: float) -> str:
+    """Write seconds, or milliseconds below one."""
+    if not np.isfinite(value):
+        return "unbounded"
+    if value < 0.9995:
+        return f"{1000 * value:.3g} ms"
+    return f"{value:.3g} s"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What arrives: requests a second over all replicas, and their lengths.
+
+    ``cached_share`` of each prompt is found in the prefix cache: it is not computed, but held.
+    """
+
+    rate_per_s: float
+    lengths: Lengths
+    cached_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.rate_per_s) and self.rate_per_s > 0):
+            raise UsageError(f"the rate must be above 0 requests/s, not {self.rate_per_s!r}")
+        if not 0.0 <= self.cached_share < 1.0:
+            raise UsageError(
+                f"the cached share of prompts must be from 0 to below 1, not {self.cached_share!r}"
+            )
+
+    @property
+    def computed(self) -> Lengths:
+        """Lengths of what has to be computed."""
+        each = self.lengths
+        return Lengths(
+            input_tokens=max(each.input_tokens * (1.0 - self.cached_share), 1.0),
+            output_tokens=each.output_tokens,
+            input_cv=each.input_cv,
+            output_cv=each.output_cv,
+        )
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Entry:
+    """One configuration under the load. Joules and watts are those of the whole deployment.
+
+    ``batch_limit`` is that of one replica (``max_num_seqs``), ``mean_batch_size`` what runs there.
+    ``values_s`` has the time that each limit is about, ``saving_ratio`` the joules saved against
+    the current configuration (None: none was named).
+    """
+
+    configuration: Configuration
+    gpu: str
+    precision: str
+    batch_limit: float
+    mean_batch_size: float
+    energy_per_request_j: float
+    lower_j: float
+    upper_j: float
+    power_w: float
+    utilisation_ratio: float
+    saturation_rate_per_s: float
+    tpot_s: float
+    ttft_s: float
+    request_latency_s: float
+    values_s: tuple[float, ...]
+    probability_of_meeting_ratio: float
+    probabilities: tuple[float, ...]  # of each limit by itself
+    saving_ratio: float | None = None
+
+    def describe(self) -> str:
+        """Give a short human name: replicas, layout and the batch limit of each."""
+        c = self.configuration
+        name = f"TP{c.tensor_parallel}"
+        name += f" PP{c.pipeline_parallel}" if c.pipeline_parallel > 1 else ""
+        name += f" EP{c.expert_parallel}" if c.expert_parallel > 1 else ""
+        name = f"{c.data_parallel} x {name}" if c.data_parallel > 1 else name
+        name += f", batch limit {self.batch_limit:g}"
+        return name + ("" if c.power_cap_w is None else f", {c.power_cap_w:g} W")
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        c = self.configuration
+        return {
+            "tensor_parallel": c.tensor_parallel,
+            "pipeline_parallel": c.pipeline_parallel,
+            "expert_parallel": c.expert_parallel,
+            "data_parallel": c.data_parallel,
+            "batch_size": c.batch_size,
+            "batch_limit_per_replica": self.batch_limit,
+            "power_cap_w": c.power_cap_w,
+            "gpu": self.gpu,
+            "precision": self.precision,
+            "gpus": c.gpus,
+            "mean_batch_size": self.mean_batch_size,
+            "energy_per_request_j": self.energy_per_request_j,
+            "lower_j": self.lower_j,
+            "upper_j": self.upper_j,
+            "tpot_s": _finite(self.tpot_s),
+            "ttft_s": _finite(self.ttft_s),
+            "request_latency_s": _finite(self.request_latency_s),
+            "power_w": self.power_w,
+            "utilisation_ratio": self.utilisation_ratio,
+            "saturation_rate_per_s": self.saturation_rate_per_s,
+            "probability_of_meeting_ratio": _finite(self.probability_of_meeting_ratio),
+            "limit_values_s": [_finite(value) for value in self.values_s],
+            "saving_ratio": self.saving_ratio,
+        }
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shadow:
+    """What one limit costs: relaxed to ``relaxed_s`` it would save ``saving_ratio``."""
+
+    limit: LatencyLimit
+    relaxed_s: float
+    saving_ratio: float
+    configuration: str
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Decision:
+    """Configurations that meet the limits with the probability asked, fewest joules first.
+
+    ``entries`` has the best batch limit of each layout. ``missed`` those whose odds are too low,
+    likeliest first. ``fewest_gpus`` is the best of those that meet with the fewest GPUs,
+    ``breaks_at_per_s`` the rate up to which the first choice meets, ``front`` the choices that no
+    other beats in both joules and the probability-weighted time of the first limit. Not ``certain``
+    is what means alone say: then no probability was worked out. ``solved`` has all candidates.
+    """
+
+    scenario: Scenario
+    load: Load
+    limits: tuple[LatencyLimit, ...]
+    meet: float
+    entries: tuple[Entry, ...]
+    missed: tuple[Entry, ...]
+    current: Entry | None
+    fewest_gpus: Entry | None
+    shadows: tuple[Shadow, ...]
+    breaks_at_per_s: float | None
+    front: tuple[Entry, ...]
+    considered: int
+    ruled_out: int
+    notes: tuple[str, ...] = ()
+    certain: bool = True
+    solved: Solved
+
+    @property
+    def best(self) -> Entry:
+        """The choice.
+
+        Raises
+        ------
+        InfeasibleError
+            If nothing meets the limits.
+        """
+        if not self.entries:
+            raise InfeasibleError(self.why_none())
+        return self.entries[0]
+
+    def why_none(self) -> str:
+        """Say what comes nearest where nothing meets."""
+        said = " and ".join(limit.describe() for limit in self.limits) or "the rate"
+        message = (
+            f"nothing on up to {self.scenario.max_gpus} GPUs meets {said} at "
+            f"{self.load.rate_per_s:g} requests/s with probability {self.meet:g}"
+        )
+        if not self.missed:
+            return f"{message}: every configuration is over its capacity. Allow more GPUs."
+        near = self.missed[0]
+        values = ", ".join(
+            f"{NAMES[limit.measure]} {seconds(value)}"
+            for limit, value in zip(self.limits, near.values_s, strict=True)
+        )
+        values += ", met" if values else "met"
+        return (
+            f"{message}. Nearest is {near.describe()} ({values} with probability "
+            f"{near.probability_of_meeting_ratio:.2f}). Relax a limit, lower --meet, or allow more "
+            "GPUs."
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Names and values."""
+        w = self.load.lengths
+        return {
+            "question": {
+                "llm": self.scenario.llm.id,
+                "rate_per_s": self.load.rate_per_s,
+                "input_tokens": w.input_tokens,
+                "output_tokens": w.output_tokens,
+                "input_cv": w.input_cv,
+                "output_cv": w.output_cv,
+                "cached_share": self.load.cached_share,
+                "meet": self.meet,
+                "max_gpus": self.scenario.max_gpus,
+                "node_gpus": self.scenario.node_gpus,
+                "limits": [
+                    {"of": x.measure, "seconds": x.seconds, "quantile": x.quantile}
+                    for x in self.limits
+                ],
+            },
+            "configurations": [entry.to_json() for entry in self.entries],
+            "missed": [entry.to_json() for entry in self.missed],
+            "current": None if self.current is None else self.current.to_json(),
+            "fewest_gpus": None if self.fewest_gpus is None else self.fewest_gpus.to_json(),
+            "shadow_prices": [
+                {
+                    "limit": s.limit.describe(),
+                    "relaxed_s": s.relaxed_s,
+                    "saving_ratio": s.saving_ratio,
+                    "configuration": s.configuration,
+                }
+                for s in self.shadows
+            ],
+            "breaks_at_rate_per_s": self.breaks_at_per_s,
+            "front": [entry.to_json() for entry in self.front],
+            "considered": self.considered,
+            "ruled_out": self.ruled_out,
+            "certain": self.certain,
+            "notes": list(self.notes),
+        }

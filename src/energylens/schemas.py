@@ -1,0 +1,496 @@
+"""Questions and answers as documents: one schema for the command, the API and the files.
+
+``select --json``, ``explain --json``, ``models --json`` and the API give these answers, and a
+decision file or the body of a request asks in the terms of :class:`DecisionFile`. The schemas are
+published in docs/schemas; a number that is not known is null, never NaN.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: What the answers call themselves: the number goes up with a change that breaks a reader.
+DECISION = "energylens/decision/1"
+EXPLANATION = "energylens/explanation/1"
+SERVICE = "energylens/service/1"
+PARETO = "energylens/pareto/1"
+
+Knob = Literal[
+    "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "parallelism",
+    "batch_size", "precision", "gpu", "power_cap",
+]  # fmt: skip
+
+MOST_TOKENS = 1e8
+MOST_RATE = 1e6
+MOST_GPUS = 1024
+Name = Annotated[str, Field(min_length=1, max_length=200)]
+Text = Annotated[str, Field(max_length=4000)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+# ------------------------------------------------------------------------------- questions
+
+
+class Serve(_Strict):
+    """What is served, and on what."""
+
+    llm: str
+    gpu: str
+    precision: str | None = None
+    engine: str | None = None
+    model: str | None = Field(default=None, description="a model.json, or a packaged model's name")
+    max_gpus: int | None = Field(default=None, ge=1)
+    node_gpus: int | None = Field(default=None, ge=1, description="count idle GPUs of such a node")
+
+
+class Load(_Strict):
+    """What arrives."""
+
+    rate_per_s: float = Field(gt=0)
+    input_tokens: float | None = Field(default=None, gt=0)
+    output_tokens: float | None = Field(default=None, gt=0)
+    input_cv: float | None = Field(default=None, ge=0)
+    output_cv: float | None = Field(default=None, ge=0)
+    lengths: str | None = Field(default=None, description="a trace in CSV, in place of the means")
+    mix: str | None = None
+    cached_share: float | None = Field(default=None, ge=0, lt=1)
+    profile: str | None = Field(default=None, description="a day's rates in CSV")
+
+
+class Limits(_Strict):
+    """Times as in 50ms or 1s:p99, and the probability with which they must be met."""
+
+    tpot: str | None = None
+    ttft: str | None = None
+    latency: str | None = None
+    meet: float | None = Field(default=None, gt=0, lt=1)
+
+
+class Choose(_Strict):
+    """The free knobs, and their values."""
+
+    knobs: list[Knob] | None = None
+    batch_sizes: list[float] | None = Field(default=None, description="batch limits of one replica")
+    gpus: list[str] = []
+    precisions: list[str] = []
+    power_caps: list[float] | None = None
+
+
+class Current(_Strict):
+    """What runs today, as TP8 B256 or a vllm serve command line."""
+
+    configuration: str
+    at_most_percent_above_best: float | None = Field(default=None, ge=0)
+
+
+class Prices(_Strict):
+    """Per kWh and GPU hour."""
+
+    price: float | None = Field(default=None, ge=0)
+    carbon: float | None = Field(default=None, ge=0)
+    pue: float | None = Field(default=None, ge=1)
+    gpu_hour: float | None = Field(default=None, ge=0)
+
+
+class DecisionFile(_Strict):
+    """A question to ``energylens select``."""
+
+    serve: Serve
+    load: Load
+    limits: Limits = Limits()
+    choose: Choose = Choose()
+    current: Current | None = None
+    prices: Prices = Prices()
+
+
+class Question(_Strict):
+    """The same question as one flat list of names, those of the command's options.
+
+    Several GPU types, or precisions, are chosen among.
+    """
+
+    llm: Name
+    gpu: list[Name] = Field(default=["H100-SXM-80GB"], min_length=1, max_length=8)
+    precision: list[Name] = Field(default=[], max_length=8, description="the LLM's own if none")
+    engine: Name | None = Field(default=None, description="as in vllm 0.11.1")
+    model: Name | None = Field(default=None, description="a name that /v1/models lists")
+    max_gpus: int = Field(default=8, ge=1, le=MOST_GPUS)
+    node_gpus: int | None = Field(default=None, ge=1, le=MOST_GPUS)
+    rate: float = Field(gt=0, le=MOST_RATE, description="requests a second, over all replicas")
+    input_tokens: float | None = Field(default=None, gt=0, le=MOST_TOKENS)
+    output_tokens: float | None = Field(default=None, gt=0, le=MOST_TOKENS)
+    input_cv: float | None = Field(default=None, ge=0, lt=100)
+    output_cv: float | None = Field(default=None, ge=0, lt=100)
+    mix: Name | None = Field(default=None, description="conversation or code, for the lengths")
+    cached_share: float | None = Field(default=None, ge=0, lt=1)
+    tpot: Name | None = Field(default=None, description="as in 50ms or 50ms:p90")
+    ttft: Name | None = Field(default=None, description="as in 1s or 1s:p99")
+    latency: Name | None = None
+    meet: float | None = Field(default=None, gt=0, lt=1)
+    choose: list[Knob] = Field(default=[], max_length=9)
+    batch_sizes: list[float] = Field(default=[], max_length=64)
+    power_caps: list[float] = Field(default=[], max_length=16)
+    current: Text | None = Field(default=None, description="as TP8 B256, or a command line")
+    price: float | None = Field(default=None, ge=0, le=1e6)
+    carbon: float | None = Field(default=None, ge=0, le=1e6)
+    pue: float | None = Field(default=None, ge=1, le=1e3)
+    gpu_hour: float | None = Field(default=None, ge=0, le=1e6)
+
+    def document(self) -> DecisionFile:
+        """Say it as a decision file does."""
+        knobs: list[Knob] = list(self.choose)
+        if not knobs:
+            knobs = ["tensor_parallel", "pipeline_parallel", "data_parallel", "batch_size"]
+        if len(self.gpu) > 1 and "gpu" not in knobs:
+            knobs.append("gpu")
+        if len(self.precision) > 1 and "precision" not in knobs:
+            knobs.append("precision")
+        free = "precision" in knobs
+        return DecisionFile(
+            serve=Serve(
+                llm=self.llm,
+                gpu=self.gpu[0],
+                precision=self.precision[0] if self.precision and not free else None,
+                engine=self.engine,
+                model=self.model,
+                max_gpus=self.max_gpus,
+                node_gpus=self.node_gpus,
+            ),
+            load=Load(
+                rate_per_s=self.rate,
+                input_tokens=self.input_tokens,
+                output_tokens=self.output_tokens,
+                input_cv=self.input_cv,
+                output_cv=self.output_cv,
+                mix=self.mix,
+                cached_share=self.cached_share,
+            ),
+            limits=Limits(tpot=self.tpot, ttft=self.ttft, latency=self.latency, meet=self.meet),
+            choose=Choose(
+                knobs=knobs,
+                batch_sizes=self.batch_sizes or None,
+                gpus=self.gpu if "gpu" in knobs else [],
+                precisions=self.precision if free else [],
+                power_caps=self.power_caps or None,
+            ),
+            current=Current(configuration=self.current) if self.current else None,
+            prices=Prices(
+                price=self.price, carbon=self.carbon, pue=self.pue, gpu_hour=self.gpu_hour
+            ),
+        )
+
+
+class CaseQuestion(_Strict):
+    """One configuration to explain, by the names of the options of ``energylens explain``."""
+
+    llm: Name
+    gpu: Name = "H100-SXM-80GB"
+    model: Name | None = Field(default=None, description="a name that /v1/models lists")
+    precision: Name | None = None
+    engine: Name | None = None
+    tensor_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
+    pipeline_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
+    expert_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
+    data_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
+    batch_size: int = Field(default=32, ge=1, le=1_000_000)
+    input_tokens: float = Field(gt=0, le=MOST_TOKENS)
+    output_tokens: float = Field(gt=0, le=MOST_TOKENS)
+    node_gpus: int | None = Field(default=None, ge=1, le=MOST_GPUS)
+
+
+# --------------------------------------------------------------------------------- answers
+
+
+class Answer(BaseModel):
+    """What all answers allow: fields that a later version adds."""
+
+    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+
+
+class Entry(Answer):
+    """One configuration under the load; joules and watts are those of the whole deployment."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+    expert_parallel: int
+    data_parallel: int
+    batch_size: float = Field(description="summed over replicas")
+    batch_limit_per_replica: float
+    power_cap_w: float | None
+    gpu: str
+    precision: str
+    gpus: int
+    mean_batch_size: float = Field(description="sequences that run in a replica, on average")
+    energy_per_request_j: float
+    lower_j: float
+    upper_j: float
+    tpot_s: float | None
+    ttft_s: float | None
+    request_latency_s: float | None
+    power_w: float
+    utilisation_ratio: float
+    saturation_rate_per_s: float
+    probability_of_meeting_ratio: float | None = Field(description="null: not worked out")
+    limit_values_s: list[float | None]
+    saving_ratio: float | None
+
+
+class Limited(Answer):
+    """One limit on a time."""
+
+    of: Literal["tpot", "ttft", "latency"]
+    seconds: float
+    quantile: float | None = Field(description="null: the mean")
+
+
+class Asked(Answer):
+    """The question as it was understood."""
+
+    llm: str
+    rate_per_s: float
+    input_tokens: float
+    output_tokens: float
+    input_cv: float
+    output_cv: float
+    cached_share: float
+    meet: float
+    max_gpus: int
+    node_gpus: int | None
+    limits: list[Limited]
+
+
+class ShadowPrice(Answer):
+    """What one limit costs: relaxed to ``relaxed_s`` it would save ``saving_ratio``."""
+
+    limit: str
+    relaxed_s: float
+    saving_ratio: float
+    configuration: str
+
+
+class Month(Answer):
+    """A month of one deployment."""
+
+    kwh_per_month: float
+    cost_per_month: float
+    co2_kg_per_month: float
+    energy_per_output_token_j: float
+    energy_per_total_token_j: float
+    cost_per_million_output_tokens: float
+    cost_per_million_total_tokens: float
+    co2_kg_per_million_total_tokens: float
+
+
+class Decision(Answer):
+    """Answer to ``select --rate``: configurations within the limits, fewest joules first."""
+
+    document: Literal["energylens/decision/1"] = Field(alias="schema")
+    question: Asked
+    configurations: list[Entry]
+    missed: list[Entry]
+    current: Entry | None
+    fewest_gpus: Entry | None
+    shadow_prices: list[ShadowPrice]
+    breaks_at_rate_per_s: float | None
+    front: list[Entry]
+    considered: int
+    ruled_out: int
+    certain: bool = Field(description="whether probabilities were worked out")
+    notes: list[str]
+    month: dict[Literal["best", "current"], Month]
+    check: str | None = None
+
+
+class TermShare(Answer):
+    """Joules a request of one term."""
+
+    prefill_j: float
+    decode_j: float
+    interval_80_j: tuple[float, float]
+
+
+class Change(Answer):
+    """What another setting would cost."""
+
+    what: str
+    energy_per_request_j: float
+    difference_j: float
+    feasible: bool
+    reason: str
+    running_batch_size: float | None
+
+
+class KindOfTime(Answer):
+    """Seconds and joules of a request in which GPUs do one thing."""
+
+    seconds: float
+    joules: float
+    watts_per_gpu: float | None
+    plausible: bool
+
+
+class ExplainedTime(Answer):
+    """Where the seconds of a full batch go."""
+
+    tpot_s: float
+    request_latency_s: float
+    requests_per_s: float
+    terms_s: dict[str, float]
+    watts: dict[str, KindOfTime]
+
+
+class Explanation(Answer):
+    """Answer to ``explain``: what a configuration costs at a full batch, and why."""
+
+    document: Literal["energylens/explanation/1"] = Field(alias="schema")
+    case: str
+    energy_per_request_j: float
+    interval_80_j: tuple[float, float]
+    prefill_energy_per_request_j: float
+    decode_energy_per_request_j: float
+    terms: dict[str, TermShare]
+    input_token_j: float
+    output_token_j: float
+    factors: dict[str, float]
+    changes: list[Change]
+    notes: list[str]
+    sentences: list[str]
+    memory: dict[str, Any]
+    time: ExplainedTime | None
+
+
+class Service(Answer):
+    """One configuration at many rates: joules, watts and times in columns of one length.
+
+    A time is null where more arrives than is served. ``breaks_at_rate_per_s`` is the rate up to
+    which the limits are met with the probability asked; null where none is named or none meets.
+    """
+
+    document: Literal["energylens/service/1"] = Field(alias="schema")
+    configuration: str
+    gpu: str
+    precision: str
+    rate_per_s: list[float]
+    energy_per_request_j: list[float]
+    power_w: list[float]
+    tpot_s: list[float]
+    ttft_s: list[float | None]
+    request_latency_s: list[float | None]
+    mean_batch_size: list[float]
+    utilisation_ratio: list[float]
+    saturation_rate_per_s: float
+    breaks_at_rate_per_s: float | None
+    notes: list[str]
+
+
+class Columns(Answer):
+    """All candidates, in columns of one length."""
+
+    configuration: list[str]
+    gpu: list[str]
+    precision: list[str]
+    gpus: list[int]
+    energy_per_request_j: list[float]
+    tpot_s: list[float]
+    ttft_s: list[float | None]
+    power_w: list[float]
+    meets: list[bool]
+    probability_of_meeting_ratio: list[float] | None
+
+
+class Pareto(Answer):
+    """Every candidate, and the places of those that none beats in joules and time per token."""
+
+    document: Literal["energylens/pareto/1"] = Field(alias="schema")
+    certain: bool = Field(description="whether meets rests on probabilities, or on means alone")
+    candidates: Columns
+    front: list[int]
+    considered: int
+    ruled_out: int
+    notes: list[str]
+
+
+class Model(Answer):
+    """A fitted model that answers; ``models --json`` lists those that come with the package."""
+
+    name: str
+    source: str
+    licence: str
+    date: str
+    rows: int
+    llms: int
+    gpus: list[str]
+    engine: str
+    dataset_digest: str
+
+
+class Gpu(Answer):
+    """A GPU type of the catalog, as ``gpu list --json`` has it."""
+
+    id: str
+    memory_bytes: float
+    memory_bandwidth_bytes_per_s: float
+    bf16_flop_per_s: float
+    tdp_w: float
+    aliases: list[str]
+    source: str
+    date: str
+
+
+class Llm(Answer):
+    """An LLM of the catalog, as ``llm list --json`` has it."""
+
+    id: str
+    layers: int
+    hidden_size: int
+    total_parameters: float | None
+    active_parameters: float | None
+    native_precision: str
+    aliases: list[str]
+    source: str
+    date: str
+
+
+class Problem(Answer):
+    """What went wrong, as RFC 9457 has it."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+
+
+#: Everything that is published, by the name of its file in docs/schemas.
+PUBLISHED: dict[str, type[BaseModel]] = {
+    "decision-file": DecisionFile,
+    "question": Question,
+    "case-question": CaseQuestion,
+    "decision": Decision,
+    "explanation": Explanation,
+    "service": Service,
+    "pareto": Pareto,
+    "model": Model,
+    "gpu": Gpu,
+    "llm": Llm,
+    "problem": Problem,
+}
+
+
+def schema_of(name: str) -> dict[str, Any]:
+    """JSON Schema of a published document.
+
+    Parameters
+    ----------
+    name : str
+        A key of :data:`PUBLISHED`.
+    """
+    made = PUBLISHED[name].model_json_schema(by_alias=True)
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
+
+
+__all__ = ["PUBLISHED", "DecisionFile", "Question", "schema_of"]
