@@ -184,7 +184,7 @@ def test_a_precision_is_found_as_result_files_spell_it(name: str, row_id: str) -
     [
         (
             "Qwen/Qwen3-235B-A22B-Instruct-2507-FP8",
-            ("Qwen/Qwen3-235B-A22B-Instruct-2507", "fp8"),
+            ("Qwen/Qwen3-235B-A22B-Instruct-2507", "fp8-block"),
         ),
         ("Qwen/Qwen3-8B", ("Qwen/Qwen3-8B", None)),
         (

@@ -198,6 +198,29 @@ def test_what_is_emitted_says_the_choice(kind: str) -> None:
         emit("bash", LLAMA, best)
 
 
+@pytest.mark.parametrize(
+    ("asked", "precision", "loaded", "flags"),
+    [
+        ("Qwen/Qwen3-32B-FP8", "fp8-block", "Qwen/Qwen3-32B-FP8 ", False),
+        ("qwen3-32b-fp8", "fp8-block", "Qwen/Qwen3-32B-FP8 ", False),
+        ("Qwen/Qwen3-32B", "fp8", "Qwen/Qwen3-32B ", True),
+        ("Qwen/Qwen3-32B", "bf16", "Qwen/Qwen3-32B ", False),
+        ("deepseek-ai/DeepSeek-V3", "fp8-block", "deepseek-ai/DeepSeek-V3 ", False),
+        ("Qwen/Qwen3-32B", "awq-int4", "awq-int4 in place of Qwen/Qwen3-32B", False),
+    ],
+)
+def test_what_is_emitted_loads_the_checkpoint_of_the_format(
+    asked: str, precision: str, loaded: str, flags: bool
+) -> None:
+    best = replace(ask([TPOT]).best, precision=precision)
+    text = emit("vllm", asked, best)
+    assert loaded in text
+    assert ("--quantization fp8" in text) is flags
+    # An engine that narrows nothing as it loads is told so.
+    remark = "Put a checkpoint in" in emit("trtllm", asked, best)
+    assert remark is (flags or "in place of" in loaded)
+
+
 def test_a_month_of_a_kilowatt() -> None:
     month = bill(
         1000.0, 4, rate_per_s=2.0, input_tokens=900, output_tokens=100,

@@ -10,6 +10,7 @@ import importlib.util
 import itertools
 import json
 import os
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -331,6 +332,29 @@ def test_vllm_spreads_an_llm_over_processes(
     assert int(facts["weight_bytes_bfloat16"]) == pytest.approx(
         2 * DENSE.counted_parameters, rel=0.05
     )
+
+
+@with_vllm
+@pytest.mark.parametrize("precision", ["bf16", "fp8"])
+def test_vllm_reads_the_command_line_that_a_decision_prints(
+    precision: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    llm = "Qwen/Qwen3-30B-A3B"
+    asked = ["select", "--llm", llm, "--gpu", "H100", "--precision", precision, "--rate", "20"]
+    asked += ["--input-tokens", "2000", "--output-tokens", "300", "--max-gpus", "8"]
+    assert main([*asked, "--json"]) == 0
+    best = json.loads(capsys.readouterr().out)["configurations"][0]
+    assert main([*asked, "--emit", "vllm"]) == 0
+    words = shlex.split(capsys.readouterr().out.replace("\\\n", " "))
+    assert words[:2] == ["vllm", "serve"]
+    read = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
+    assert (read.model_tag, read.quantization) == (llm, "fp8" if precision == "fp8" else None)
+    for name in ("tensor_parallel", "pipeline_parallel", "data_parallel"):
+        assert getattr(read, f"{name}_size") == best[name]
+    assert read.max_num_seqs == int(best["batch_limit_per_replica"])
 
 
 @with_vllm

@@ -106,7 +106,7 @@ def test_v3_takes_any_gpu_and_precision_that_the_catalog_knows():
     configuration = v3_configuration(gpu_model="B200")
     data = v3(configuration, llm="Qwen/Qwen3-32B-FP8", precision="fp8").dataset
     assert (data.gpu_ids[0], data.llm_ids[0]) == ("B200", "Qwen/Qwen3-32B")
-    assert data.precision_ids[0] == "fp8"
+    assert data.precision_ids[0] == "fp8-block"
 
 
 @pytest.mark.parametrize(
@@ -507,7 +507,7 @@ def test_all_of_ml_energy_v3_is_read():
     scenarios = data.scenarios(["batch_size", "parallelism"])
     assert (len(scenarios), sum(map(len, scenarios))) == (44, 405)
     assert set(data.gpu_ids) == {"H100-SXM-80GB"}
-    assert set(data.precision_ids) == {"bf16", "fp8", "mxfp4"}
+    assert set(data.precision_ids) == {"bf16", "fp8", "fp8-block", "mxfp4"}
     assert sorted(set(data.cases.occupied_gpus)) == [1, 2, 4, 8]
     assert (data.cases.expert_parallel > 1).sum() == 176
     assert all("input_tokens" in value for value in data.assumed)

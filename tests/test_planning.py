@@ -396,8 +396,9 @@ def test_more_work_is_never_estimated_shorter(batch: int, prompt: int, output: i
 @pytest.mark.parametrize(
     ("name", "precision"),
     [
-        ("Qwen/Qwen3-30B-A3B-FP8", "fp8"),
-        ("deepseek-ai/DeepSeek-V3", "fp8"),
+        ("Qwen/Qwen3-30B-A3B-FP8", "fp8-block"),
+        ("meta-llama/Llama-3.1-8B-Instruct-FP8", "fp8"),
+        ("deepseek-ai/DeepSeek-V3", "fp8-block"),
         ("Qwen/Qwen3-8B", "bf16"),
     ],
 )

@@ -72,10 +72,12 @@ def test_a_minimal_row_takes_the_documented_defaults():
 
 def test_an_absent_precision_is_the_one_the_checkpoint_or_its_name_says():
     assert one(llm="openai/gpt-oss-20b").precision_ids[0] == "mxfp4"
-    assert one(llm="Qwen/Qwen3-8B-FP8").precision_ids[0] == "fp8"
+    assert one(llm="Qwen/Qwen3-8B-FP8").precision_ids[0] == "fp8-block"
     assert one(llm="Qwen/Qwen3-8B-FP8").llm_ids[0] == "Qwen/Qwen3-8B"
-    assert one(llm="Qwen/Qwen3-8B-FP8", precision="float8").precision_ids[0] == "fp8"
-    assert "the name of the LLM says fp8" in refusal(llm="Qwen/Qwen3-8B-FP8", precision="bf16")
+    assert one(llm="Qwen/Qwen3-8B-FP8", precision="float8").precision_ids[0] == "fp8-block"
+    assert "the name of the LLM says fp8-block" in refusal(
+        llm="Qwen/Qwen3-8B-FP8", precision="bf16"
+    )
 
 
 def test_an_id_that_ends_in_a_format_does_not_bind_the_precision():

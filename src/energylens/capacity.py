@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from energylens import catalog
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError
 from energylens.records import Case, Gpu, Llm, Precision
@@ -483,20 +484,11 @@ def _rules(
     ]
 
 
-# Publishers whose FP8 checkpoints scale weights in blocks of 128 x 128, as their cards say; FP8
-# of others has a scale a tensor or channel, which any layout may cut.
-_BLOCK_FP8_PUBLISHERS = ("deepseek-ai/", "qwen/", "zai-org/", "minimaxai/", "xiaomimimo/")
-_FP8_BLOCK = 128
-
-
 def scale_block(llm: Llm, precision: Precision) -> int | None:
     """Weights in a row that share a scale in this LLM's checkpoints of a format; None: all do."""
-    if precision.block_size is not None:
-        return precision.block_size
-    block_fp8 = precision.compute_bits == 8 and not precision.integer
-    if block_fp8 and llm.id.casefold().startswith(_BLOCK_FP8_PUBLISHERS):
-        return _FP8_BLOCK
-    return None
+    if precision.compute_bits == 8 and not precision.integer:
+        return precision.block_size or catalog.published_fp8(llm).block_size
+    return precision.block_size
 
 
 def _blocks(

@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 
+from energylens import catalog
 from energylens.deciding import Entry
 from energylens.errors import UsageError
 from energylens.records import Configuration
@@ -96,7 +97,8 @@ def _of_command_line(text: str) -> Configuration:
 def _vllm_arguments(llm: str, entry: Entry, *, replicas: bool) -> list[str]:
     """Arguments of ``vllm serve``, of one replica or of all (0.11)."""
     c = entry.configuration
-    arguments = [llm]
+    name, narrowed, _ = _checkpoint(llm, entry.precision)
+    arguments = [name]
     arguments += ["--tensor-parallel-size", f"{c.tensor_parallel}"]
     if c.pipeline_parallel > 1:
         arguments += ["--pipeline-parallel-size", f"{c.pipeline_parallel}"]
@@ -106,14 +108,22 @@ def _vllm_arguments(llm: str, entry: Entry, *, replicas: bool) -> list[str]:
         arguments += ["--enable-expert-parallel"]
     arguments += ["--max-num-seqs", f"{max(int(entry.batch_limit), 1)}"]
     arguments += ["--max-num-batched-tokens", f"{TOKENS_PER_PASS}"]
-    if _online(llm, entry.precision):
-        arguments += ["--quantization", "fp8"]
-    return arguments
+    return arguments + (["--quantization", "fp8"] if narrowed else [])
 
 
-def _online(llm: str, precision: str) -> bool:
-    """Whether the engine has to narrow 16-bit weights as it loads them."""
-    return precision.startswith("fp8") and not re.search(r"fp8|w8a8", llm, re.IGNORECASE)
+def _checkpoint(asked: str, precision: str) -> tuple[str, bool, str]:
+    """What to load: its name, whether the engine narrows it to FP8, and what to look after."""
+    llm_id, stated = catalog.split_precision(asked)
+    llm, short = catalog.llm(llm_id), llm_id.rpartition("/")[2]
+    if stated == precision:
+        known = "/" not in asked and asked.casefold().startswith(short.casefold())
+        return (llm_id + asked[len(short) :].upper() if known else asked), False, ""
+    if precision == llm.native_precision:
+        return llm_id, False, ""
+    if precision in ("fp8", "fp8-block"):
+        return llm_id, True, ""
+    remark = f"# Put a checkpoint in {precision} in place of {llm_id}, which holds "
+    return llm_id, False, f"{remark}{llm.native_precision}.\n"
 
 
 def _command(words: list[str]) -> str:
@@ -136,21 +146,22 @@ def vllm(llm: str, entry: Entry) -> str:
 def sglang(llm: str, entry: Entry) -> str:
     """Command line of ``python -m sglang.launch_server``; it divides the limit over replicas."""
     c = entry.configuration
-    words = ["python", "-m", "sglang.launch_server", "--model-path", llm]
+    name, narrowed, _ = _checkpoint(llm, entry.precision)
+    words = ["python", "-m", "sglang.launch_server", "--model-path", name]
     words += ["--tp-size", f"{c.tensor_parallel}"]
     words += ["--pp-size", f"{c.pipeline_parallel}"] if c.pipeline_parallel > 1 else []
     words += ["--dp-size", f"{c.data_parallel}"] if c.data_parallel > 1 else []
     words += ["--ep-size", f"{c.expert_parallel}"] if c.expert_parallel > 1 else []
     limit = max(int(entry.batch_limit), 1) * c.data_parallel
     words += ["--max-running-requests", f"{limit}", "--chunked-prefill-size", f"{TOKENS_PER_PASS}"]
-    words += ["--quantization", "fp8"] if _online(llm, entry.precision) else []
-    return _command(words)
+    return _command(words + (["--quantization", "fp8"] if narrowed else []))
 
 
 def trtllm(llm: str, entry: Entry) -> str:
     """Command line of ``trtllm-serve``, which serves one replica."""
     c = entry.configuration
-    words = ["trtllm-serve", llm, "--tp_size", f"{c.tensor_parallel}"]
+    name, narrowed, _ = _checkpoint(llm, entry.precision)
+    words = ["trtllm-serve", name, "--tp_size", f"{c.tensor_parallel}"]
     words += ["--pp_size", f"{c.pipeline_parallel}"] if c.pipeline_parallel > 1 else []
     words += ["--ep_size", f"{c.expert_parallel}"] if c.expert_parallel > 1 else []
     words += ["--max_batch_size", f"{max(int(entry.batch_limit), 1)}"]
@@ -158,6 +169,8 @@ def trtllm(llm: str, entry: Entry) -> str:
     text = _command(words)
     if c.data_parallel > 1:
         text = f"# {c.data_parallel} of these, behind a load balancer\n{text}"
+    if narrowed:
+        text = f"# Put a checkpoint in {entry.precision} in place of {name}.\n{text}"
     return text
 
 
@@ -224,13 +237,15 @@ def emit(kind: str, llm: str, entry: Entry) -> str:
     ----------
     kind : {"vllm", "sglang", "trtllm", "kubernetes", "compose"}
     llm : str
-        As the engine loads it.
+        As asked for: a name of the catalog, with or without a precision suffix.
     entry : Entry
 
     Raises
     ------
     UsageError
         If there is no such kind, or the engine has no such layout.
+    UnknownNameError
+        If the LLM is in no catalog.
     """
     if kind not in EMITTERS:
         raise UsageError(f"--emit must be one of {', '.join(EMITTERS)}, not {kind!r}")
@@ -240,4 +255,4 @@ def emit(kind: str, llm: str, entry: Entry) -> str:
         raise UsageError(
             f"vLLM spreads experts over all {whole} GPUs or none, not over {c.expert_parallel}"
         )
-    return EMITTERS[kind](llm, entry)
+    return _checkpoint(llm, entry.precision)[2] + EMITTERS[kind](llm, entry)

@@ -560,6 +560,7 @@ class Precision:
     ``integer`` formats multiply as integers. ``block_size`` weights in a row share a scale
     (None: a tensor, a channel or a token does); where both factors are so scaled, as in
     block-scaled FP8, every product is an own kernel and an extra one to scale its input.
+    ``publishers`` are those whose FP8 checkpoints have this format.
     """
 
     id: str
@@ -569,6 +570,7 @@ class Precision:
     scope: str = "linear"
     kv_bits: float = 16.0
     block_size: int | None = None
+    publishers: tuple[str, ...] = ()
     aliases: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

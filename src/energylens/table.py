@@ -656,7 +656,7 @@ def _llm_and_precision(llm: str, precision: str) -> tuple[Llm, Precision] | _Fau
     except InputError as error:
         return _Fault("llm", f"names an {error}")
     try:
-        given = catalog.precision(precision or stated or record.native_precision)
+        given = catalog.checkpoint_precision(llm, precision)
     except InputError as error:
         return _Fault("precision", f"names an {error}")
     # The id of a few checkpoints ends in a format; only a name that says more than the id binds.

@@ -35,6 +35,7 @@ from energylens.records import (
 __all__ = [
     "add_gpu",
     "add_llm",
+    "checkpoint_precision",
     "generation",
     "generations",
     "gpu",
@@ -43,11 +44,14 @@ __all__ = [
     "llms",
     "precision",
     "precisions",
+    "published_fp8",
     "split_precision",
     "user_folder",
 ]
 
 Row = TypeVar("Row", bound=Llm | Gpu | Precision | Generation)
+
+_FP8 = "fp8"
 
 _PARTS: dict[str, type[Any]] = {
     "attention": Attention,
@@ -99,7 +103,8 @@ def split_precision(llm_name: str) -> tuple[str, str | None]:
     -------
     tuple of str and (str or None)
         The id of the LLM, and of the precision that the name states: here
-        ``("Qwen/Qwen3-235B-A22B-Instruct-2507", "fp8")``. None where it states none;
+        ``("Qwen/Qwen3-235B-A22B-Instruct-2507", "fp8-block")``, for that is what this
+        publisher's FP8 checkpoints hold. None where it states none;
         ``Llm.native_precision`` is then what the checkpoint holds.
 
     Raises
@@ -109,6 +114,44 @@ def split_precision(llm_name: str) -> tuple[str, str | None]:
     """
     row, stated = _split(llm_name)
     return row.id, stated
+
+
+def checkpoint_precision(llm_name: str, given: str = "") -> Precision:
+    """Find the number format that a checkpoint is served in.
+
+    Parameters
+    ----------
+    llm_name : str
+        The name of the checkpoint, with or without a precision suffix.
+    given : str
+        The format that a row or flag states, if one does. Where it says FP8 of a checkpoint
+        whose own FP8 is scaled by blocks, that is what it means.
+
+    Returns
+    -------
+    Precision
+        What is given; else what the name states; else what the checkpoint holds.
+
+    Raises
+    ------
+    UnknownNameError
+        If the LLM or the format is in no catalog.
+    """
+    row, stated = _split(llm_name)
+    own = precision(stated or row.native_precision)
+    if not given:
+        return own
+    asked = precision(given)
+    return own if asked.id == _FP8 and own.publishers else asked
+
+
+def published_fp8(llm: Llm) -> Precision:
+    """What the publisher of an LLM calls FP8: scaled by blocks, or by tensor or channel."""
+    publisher = llm.id.partition("/")[0].casefold()
+    for row in _precision_shelf().rows.values():
+        if publisher in map(str.casefold, row.publishers):
+            return row
+    return precision(_FP8)
 
 
 def gpu(name: str) -> Gpu:
@@ -322,7 +365,7 @@ def _split(name: str) -> tuple[Llm, str | None]:
         stated = formats.names.get(key[cut.end() :])
         row = whole or (shelf.find(key[: cut.start()]) if stated else None)
         if stated and row:
-            return row, stated
+            return row, published_fp8(row).id if key[cut.end() :] == _FP8 else stated
     return whole or shelf.refuse("LLM", name, _ADVICE_LLM), None
 
 

@@ -332,8 +332,8 @@ def case_of(arguments: argparse.Namespace) -> Case:
         # Who names no limit starts an engine that takes its own.
         arguments.batch_size, arguments.engine_default_limit = BATCH_SIZE, True
     llm = catalog.llm(arguments.llm)
-    suffix = catalog.split_precision(arguments.llm)[1]
-    precision = precision_of(arguments, arguments.precision or suffix or llm.native_precision)
+    stated = catalog.checkpoint_precision(arguments.llm, arguments.precision or "")
+    precision = precision_of(arguments, stated.id)
     tokens, vision = arguments.input_tokens, arguments.vision_tokens
     if arguments.images or arguments.frames or vision:
         if llm.vision is None:

@@ -504,7 +504,7 @@ def _case(arguments: argparse.Namespace, model: EnergyModel) -> Case:
             )
     llm, stated = catalog.split_precision(arguments.llm)
     if arguments.precision and stated and arguments.llm != llm:
-        given = catalog.precision(arguments.precision).id
+        given = catalog.checkpoint_precision(arguments.llm, arguments.precision).id
         if given != stated:
             raise UsageError(
                 f"--precision is {given}, but the name {arguments.llm} says {stated}: leave one "

@@ -159,11 +159,10 @@ def _scenario(arguments: argparse.Namespace) -> Scenario | None:
         raise UsageError(f"a scenario needs --llm, --gpu, --input-tokens and --output-tokens; give "
                          f"{flags} too, or none of them")  # fmt: skip
     llm = catalog.llm(arguments.llm)
-    stated = catalog.split_precision(arguments.llm)[1]
     return Scenario(
         llm=llm,
         gpu=catalog.gpu(arguments.gpu),
-        precision=catalog.precision(arguments.precision or stated or llm.native_precision),
+        precision=catalog.checkpoint_precision(arguments.llm, arguments.precision or ""),
         workload=Workload(
             input_tokens=arguments.input_tokens, output_tokens=arguments.output_tokens
         ),

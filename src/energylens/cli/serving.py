@@ -261,7 +261,7 @@ def answer(
         return
     decision = decide(Engine(model), scenario, load, limits, **question)
     if arguments.emit:
-        print(emit(arguments.emit, case.llm.id, decision.best))
+        print(emit(arguments.emit, arguments.llm or case.llm.id, decision.best))
         return
     if arguments.check is not None and decision.current is None:
         raise UsageError("--check compares what runs today with the best: --current must be given")
@@ -341,7 +341,7 @@ def _verify(
             "run to a table and give it with --measured."
         )
         print()
-        print(emit("vllm", scenario.llm.id, verdict.next))
+        print(emit("vllm", arguments.llm or scenario.llm.id, verdict.next))
     for note in notes:
         print_paragraph(f"Note: {note}")
 

@@ -141,8 +141,8 @@ def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
     gpus = [catalog.gpu(name) for name in space.gpus]
     lengths = list(itertools.product(space.media, space.input_tokens, space.output_tokens))
     for (llm, path), asked in zip(llms, space.llms, strict=True):
-        stated = (None if path else catalog.split_precision(asked)[1]) or llm.native_precision
-        precisions = [catalog.precision(name) for name in space.precisions or (stated,)]
+        named = llm.native_precision if path else catalog.checkpoint_precision(asked).id
+        precisions = [catalog.precision(name) for name in space.precisions or (named,)]
         loads = [
             (media, _workload(llm, media, prompt, output)) for media, prompt, output in lengths
         ]

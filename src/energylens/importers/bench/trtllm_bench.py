@@ -24,7 +24,7 @@ _PRECISIONS: Mapping[str, str] = {
     "W4A16_AWQ": "awq-int4",
     "W4A16_GPTQ": "gptq-int4",
     "W8A16": "w8a16",
-    "FP8_BLOCK_SCALES": "fp8",
+    "FP8_BLOCK_SCALES": "fp8-block",
     "W8A8_SQ_PER_CHANNEL": "int8",
     "MXFP4": "mxfp4",
     "W4A16_MXFP4": "mxfp4",
