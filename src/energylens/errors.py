@@ -10,6 +10,7 @@
     │   └── UsageError         arguments that contradict each other
     ├── FitError               the rows cannot determine a model
     ├── InfeasibleError        no configuration is left to choose from
+    ├── CheckError             what was asked to hold does not: a verdict, not a fault
     ├── MeasurementError       an instrument gave nothing that may be called a measurement
     └── MissingExtraError      an optional package is absent; the message names the extra
 
@@ -116,6 +117,10 @@ class FitError(EnergyLensError):
 
 class InfeasibleError(EnergyLensError):
     """No configuration is left to choose from."""
+
+
+class CheckError(EnergyLensError):
+    """What a command was asked to check does not hold: a verdict, not a fault."""
 
 
 class MeasurementError(EnergyLensError):

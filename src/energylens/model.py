@@ -360,11 +360,34 @@ class EnergyModel(Shown):
         sets: list[Coefficients],
         set_index: NDArray[np.intp],
     ) -> FloatArray:
-        """Spread of each case over that of a residual with known coefficients, shape (n,).
+        """Spread of each case over that of a residual with known coefficients, shape (n,)."""
+        spread = np.array([s.spread_ratio for s in sets])[set_index]
+        widening: FloatArray = np.sqrt(
+            1.0 + self._log_variance(cases, joules, sets, set_index) / spread**2
+        )
+        return widening
 
-        Both add up as variances. A GPU type or engine that no row speaks of may have coefficients
-        of its own besides: each as far from the fitted ones as ``UNSEEN_GPU_SPREAD`` or
-        ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named is one of those seen.
+    def log_variance(self, cases: Cases) -> FloatArray:
+        """Variance of the logarithm of each prediction, shape (n,): what the fit left uncertain.
+
+        That of a new measurement comes on top (`interval_energy_j` has both).
+        """
+        sets, set_index = self._sets(cases)
+        return self._log_variance(cases, self.predict_energy_j(cases), sets, set_index)
+
+    def _log_variance(
+        self,
+        cases: Cases,
+        joules: FloatArray,
+        sets: list[Coefficients],
+        set_index: NDArray[np.intp],
+    ) -> FloatArray:
+        """Variance of the logarithm of each prediction, shape (n,).
+
+        That of the coefficients and that of the factors. A GPU type or engine that no row speaks
+        of may have coefficients of its own besides: each as far from the fitted ones as
+        ``UNSEEN_GPU_SPREAD`` or ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named
+        is one of those seen.
         """
         logs, of_factors = self._factors(cases, sets, set_index)
         x = design(cases, self.terms) * np.exp(logs)[:, None]
@@ -372,15 +395,14 @@ class EnergyModel(Shown):
             x = x * power_ratio(cases)[:, None]
         apart = self._strangeness(cases) ** 2
         spreads = np.array([term.spread for term in self.terms])
-        ratio = np.ones(len(cases))
+        variance = np.zeros(len(cases))
         for s, coefficients in enumerate(sets):
             mine = set_index == s
             steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
             of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
             of_strangers = apart[mine] * ((steep * spreads) ** 2).sum(axis=1)
-            added = coefficients.design_effect * of_theta + of_strangers + of_factors[mine]
-            ratio[mine] = np.sqrt(1.0 + added / coefficients.spread_ratio**2)
-        return ratio
+            variance[mine] = coefficients.design_effect * of_theta + of_strangers + of_factors[mine]
+        return variance
 
     def _strangeness(self, cases: Cases) -> FloatArray:
         """How far coefficients of a GPU type or engine without rows may lie from the fitted ones.

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 WIDTH = 80  # columns of a terminal
 SURE_RATIO = 0.994  # above it a share or a probability is "over 99 %": never the whole
 TEN_PERCENT = 0.0949  # above it a saving needs no digit behind the point
+J_PER_KWH = 3.6e6
 _PREFIXES = ("f", "p", "n", "µ", "m", "", "k", "M", "G", "T")
 
 
@@ -31,6 +32,23 @@ def si(value: float, unit: str) -> str:
 def joules(value: float) -> str:
     """Write joules with three digits and the prefix that keeps them short."""
     return si(value, "J")
+
+
+def energies(request_j: float, input_tokens: float, output_tokens: float) -> str:
+    """Write joules of a request by what they are told of, side by side, with kWh.
+
+    A token of output and a token of either kind are two units that are often taken for one.
+
+    Examples
+    --------
+    >>> energies(360.0, 300.0, 100.0)
+    '360 J/request, 3.6 J/output token, 900 mJ/total token, 100 mWh/request'
+    """
+    return (
+        f"{joules(request_j)}/request, {joules(request_j / output_tokens)}/output token, "
+        f"{joules(request_j / (input_tokens + output_tokens))}/total token, "
+        f"{si(request_j / J_PER_KWH * 1e3, 'Wh')}/request"
+    )
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:

@@ -20,6 +20,7 @@ _MODULES = (
     "import_",
     "check",
     "audit",
+    "compare",
     "modelling",
     "models",
     "judging",
