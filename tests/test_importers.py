@@ -388,14 +388,16 @@ def test_a_mapping_renames_columns_and_names_and_converts_units(tmp_path):
     assert data.energy_per_request_j[0] == 0.5 * 3600 / 10
     assert (data.llm_ids[0], data.gpu_ids[0]) == ("Qwen/Qwen3-8B", "H100-SXM-80GB")
     assert reasons(imported) == {"the LLM 'nobody' is in no catalog": 1}
-    assert imported.notes == ("Columns of the file that are left out: memo, requests.",)
+    assert imported.notes[0] == "Columns of the file that are left out: memo."
 
 
 def test_a_mapped_row_without_a_length_takes_the_assumed_one_and_says_so(tmp_path):
     rows = "qwen 8,,200,8,chat,0.5,10,\nqwen 8,70,200,8,chat,0.5,10,\n"
     data = mapped(tmp_path, rows, assume_input_tokens={"chat": 50.0}).dataset
     assert data.cases.input_tokens.tolist() == [50, 70]
-    assert data.assumed.tolist() == ["input_tokens", ""]
+    # Neither layout nor boundary is anywhere.
+    unsaid = "tensor_parallel boundary"
+    assert data.assumed.tolist() == [f"{unsaid} input_tokens", unsaid]
     assert reasons(mapped(tmp_path, rows)) == {"its input_tokens cannot be right": 1}
 
 

@@ -229,6 +229,13 @@ class Dataset(Shown):
         parts = {e: ratio[self.engine_ids == e] for e in set(self.engine_ids)} | {"": ratio}
         return {name: float(part.sum() / (part @ part)) for name, part in parts.items()}
 
+    @property
+    def lengths_assumed(self) -> BoolArray:
+        """Rows with a length that is assumed; shape (n,)."""
+        lengths = {"input_tokens", "output_tokens", "vision_tokens", "images", "frames"}
+        said = {text: not lengths.isdisjoint(str(text).split()) for text in set(self.assumed)}
+        return np.array([said[text] for text in self.assumed], dtype=np.bool_)
+
     @cached_property
     def carries_accuracy_claim(self) -> BoolArray:
         """Whether an accuracy figure may rest on each row: measured or published joules."""

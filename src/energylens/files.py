@@ -99,13 +99,7 @@ def read_table(path: str | Path) -> RawTable:
     MissingExtraError
         If it is Parquet and pyarrow is not installed.
     """
-    name, data = _name(path, "standard input"), _read_bytes(path, MAX_TABLE_BYTES, TableError)
-    suffixes = [] if str(path) == "-" else [s.lower() for s in Path(path).suffixes[-2:]]
-    if data[:2] == b"\x1f\x8b":
-        data = _gunzip(data, name)
-        suffixes = [s for s in suffixes if s != ".gz"]
-    elif suffixes[-1:] == [".gz"]:
-        raise TableError(f"{name} is named .gz but is not a gzip file: rename it.")
+    name, data, suffixes = read_unzipped(path)
     form = _FORMATS.get(suffixes[-1]) if suffixes else None
     if form is None and suffixes:
         raise TableError(
@@ -113,6 +107,29 @@ def read_table(path: str | Path) -> RawTable:
             f"{', '.join(_FORMATS)} (.gz may follow). Rename or convert it."
         )
     return parse_table(data, name, form)
+
+
+def read_unzipped(path: str | Path) -> tuple[str, bytes, list[str]]:
+    """Read a file that may be gzipped.
+
+    Returns
+    -------
+    tuple of str, bytes and list of str
+        What messages call it, what it holds, and the last suffixes of its name, less ``.gz``.
+
+    Raises
+    ------
+    TableError
+        If it cannot be read, is too large, or is a damaged gzip file.
+    """
+    name, data = _name(path, "standard input"), _read_bytes(path, MAX_TABLE_BYTES, TableError)
+    suffixes = [] if str(path) == "-" else [s.lower() for s in Path(path).suffixes[-2:]]
+    if data[:2] == b"\x1f\x8b":
+        data = _gunzip(data, name)
+        suffixes = [s for s in suffixes if s != ".gz"]
+    elif suffixes[-1:] == [".gz"]:
+        raise TableError(f"{name} is named .gz but is not a gzip file: rename it.")
+    return name, data, suffixes
 
 
 def parse_table(data: bytes | str, name: str, form: str | None = None) -> RawTable:
@@ -145,17 +162,30 @@ def parse_table(data: bytes | str, name: str, form: str | None = None) -> RawTab
 
 
 def _parse_csv(text: str, name: str) -> RawTable:
+    _refuse_many_cells(text.count(",") + text.count("\n"), name)
     plain = None if '"' in text else _split_plain_csv(text)
     if plain is None:
-        return _parse_any_csv(text, name)
+        return parse_csv(text, name)
     header, columns, rows = plain
     _check_header(header, f"{name} line 1")
     return RawTable(
         name=name,
-        columns=dict(zip(header, columns, strict=True)),
+        columns={
+            column: list(map(_without_guard, cells)) if _guarded(cells) else cells
+            for column, cells in zip(header, columns, strict=True)
+        },
         lines=range(2, rows + 2),
         typed=False,
     )
+
+
+def _refuse_many_cells(cells: int, name: str) -> None:
+    """Refuse a table before it is taken apart, for its cells take many times its bytes."""
+    if cells > MAX_CELLS:
+        raise TableError(
+            f"{name} has about {cells:,} cells, more than the {MAX_CELLS:,} that a table may have: "
+            "split it."
+        )
 
 
 def _split_plain_csv(text: str) -> tuple[list[str], list[list[str]], int] | None:
@@ -170,12 +200,37 @@ def _split_plain_csv(text: str) -> tuple[list[str], list[list[str]], int] | None
         return None
     cells = text.replace("\n", ",").split(",")
     width = commas + 1
-    header = [cell.strip() for cell in cells[:width]]
+    header = [_without_guard(cell.strip()) for cell in cells[:width]]
     return header, [cells[width + i :: width] for i in range(width)], len(lines) - 1
 
 
-def _parse_any_csv(text: str, name: str) -> RawTable:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def parse_csv(text: str, name: str, *, separator: str = ",", foreign: bool = False) -> RawTable:
+    """Read text whose cells are separated by a character and may be quoted.
+
+    Parameters
+    ----------
+    text : str
+        The whole file.
+    name : str
+        What messages call it.
+    separator : str
+        One character.
+    foreign : bool
+        Call a column without a name, as an index that was written along, by its place, and pass
+        over blanks that follow a separator.
+
+    Raises
+    ------
+    TableError
+        If it is not well-formed, or has more cells than a table may have.
+    """
+    _refuse_many_cells(text.count(separator) + text.count("\n"), name)
+    reader = csv.reader(
+        io.StringIO(text, newline=""),
+        strict=True,
+        delimiter=separator,
+        skipinitialspace=foreign,
+    )
     lines: list[int] = []
     rows: list[list[str]] = []
     begin = 1
@@ -187,7 +242,11 @@ def _parse_any_csv(text: str, name: str) -> RawTable:
             begin = reader.line_num + 1
     except csv.Error as error:
         raise TableError(f"{name} line {begin} is not valid CSV: {error}.") from None
-    header = [cell.strip() for cell in rows.pop(0)]
+    if not rows:
+        raise TableError(f"{name} is empty: a table needs a header and one row or more.")
+    header = [_without_guard(cell.strip()) for cell in rows.pop(0)]
+    if foreign:
+        header = [cell or f"column {place}" for place, cell in enumerate(header, 1)]
     _check_header(header, f"{name} line {lines.pop(0)}")
     width = len(header)
     ragged = [i for i, row in enumerate(rows) if len(row) != width]
@@ -198,12 +257,35 @@ def _parse_any_csv(text: str, name: str) -> RawTable:
             f"{name} line {lines[first]} has {len(rows[first])} cells, but the header has "
             f"{width}: every row must have as many.{rest}"
         )
-    cells: Iterable[Sequence[object]] = zip(*rows, strict=True) if rows else ((),) * width
-    columns = dict(zip(header, cells, strict=True))
+    cells: Iterable[Sequence[str]] = zip(*rows, strict=True) if rows else ((),) * width
+    columns = {
+        column: list(map(_without_guard, values)) if _guarded(values) else values
+        for column, values in zip(header, cells, strict=True)
+    }
     return RawTable(name=name, columns=columns, lines=lines, typed=False)
 
 
+#: A spreadsheet takes a cell that begins so for a formula, unless an apostrophe stands before it.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+
+def _guarded(cells: Iterable[str]) -> bool:
+    return any(cell[:1] == "'" for cell in cells)
+
+
+def _without_guard(cell: str) -> str:
+    """Take the apostrophe off again that `_with_guard` puts before a cell."""
+    bare = cell.lstrip("'")
+    return cell[1:] if len(bare) < len(cell) and bare.startswith(_FORMULA) else cell
+
+
+def _with_guard(text: str) -> str:
+    """Put an apostrophe before text that a spreadsheet would run as a formula."""
+    return f"'{text}" if text.lstrip("'").startswith(_FORMULA) else text
+
+
 def _check_header(header: Sequence[str], where: str) -> None:
+    seen: set[str] = set()
     for number, column in enumerate(header, 1):
         if not column:
             raise TableError(f"{where}: column {number} of the header has no name.")
@@ -212,8 +294,9 @@ def _check_header(header: Sequence[str], where: str) -> None:
                 f"{where}: the name of column {number} must be printable text of at most "
                 f"{MAX_NAME_CHARACTERS} characters, not {column[:40]!r}."
             )
-        if column in header[: number - 1]:
+        if column in seen:
             raise TableError(f"{where}: the column {column!r} is in the header twice.")
+        seen.add(column)
     if len(header) == 1 and any(mark in header[0] for mark in ";|"):
         raise TableError(f"{where}: the columns must be separated by commas.")
 
@@ -238,6 +321,7 @@ def _parse_json_lines(text: str, name: str) -> RawTable:
         rows.append(row)
         lines.append(number)
     _check_header(list(columns), name)
+    _refuse_many_cells(len(columns) * len(rows), name)
     return RawTable(
         name=name,
         columns={column: [row.get(column) for row in rows] for column in columns},
@@ -319,7 +403,7 @@ def _cells(column: Sequence[object], name: str) -> list[str]:
                     f"{name}: a table cannot hold {value!r}; None marks an empty cell."
                 )
             return repr(int(value)) if value.is_integer() and abs(value) < 2**53 else repr(value)
-        return str(value)
+        return _with_guard(value) if isinstance(value, str) else str(value)
 
     return list(map(cell, column))
 
@@ -327,7 +411,7 @@ def _cells(column: Sequence[object], name: str) -> list[str]:
 def _format_csv(columns: Mapping[str, Sequence[object]], name: str) -> str:
     out = io.StringIO(newline="")
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(columns)
+    writer.writerow(map(_with_guard, columns))
     writer.writerows(zip(*(_cells(column, name) for column in columns.values()), strict=True))
     return out.getvalue()
 
@@ -552,9 +636,11 @@ def _refuse_constant(word: str) -> NoReturn:
 def _refuse_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r} is given twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:40]!r} is given twice")
+            seen.add(key)
     return document
 
 

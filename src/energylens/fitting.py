@@ -235,7 +235,7 @@ def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = Non
             "loss": options.loss,
             "prior": options.prior,
             "idle_power_w": "" if options.idle_power_w is None else f"{options.idle_power_w:g}",
-            "assumed_rows": str(int((dataset.assumed != "").sum()) or ""),
+            "assumed_rows": str(int(dataset.lengths_assumed.sum()) or ""),
         },
         measured_power=options.measured_power,
         extensions=options.extend,

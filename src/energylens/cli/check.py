@@ -71,7 +71,7 @@ def _check(arguments: argparse.Namespace) -> None:
     print_paragraph(f"source of the joules: {sources}", "  ")
     split = int((~_isnan(dataset.prefill_energy_per_request_j)).sum())
     print_paragraph(f"rows with prefill and decode apart: {split}", "  ")
-    assumed = int((dataset.assumed != "").sum())
+    assumed = int(dataset.lengths_assumed.sum())
     if assumed:
         print_paragraph(f"rows that rest on an assumed length: {assumed}", "  ")
     for item in doubts(dataset):

@@ -6,7 +6,7 @@ import argparse
 import os
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli import import_auto
+from energylens.cli import import_auto, import_table
 from energylens.cli.console import (
     Subparsers,
     add_json,
@@ -32,7 +32,7 @@ def add_verbs(verbs: Any) -> None:
             "energylens import argonne power.csv -o argonne.csv",
             "energylens import mlenergy-v3 data --assume-input-tokens gpqa=300 -o runs.csv",
             "energylens import table mine.csv --mapping mapping.toml -o runs.csv",
-            "energylens import table runs.jsonl -o runs.csv",
+            "energylens import table mine.csv --guess --gpu H100 -o runs.csv",
             "energylens import auto bench.json --power smi.csv --llm Qwen/Qwen3-8B --gpu H100 "
             "--gpus 1 --engine-version 0.11.1 -o runs.csv",
         ),
@@ -44,11 +44,6 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "-o", "--output", metavar="FILE", help="- for stdout, where import auto writes without it"
     )
-    parser.add_argument(
-        "--mapping",
-        metavar="FILE.toml",
-        help="which column of a foreign table is which (docs/data-format.md)",
-    )
     for what in ("input", "vision"):
         parser.add_argument(
             f"--assume-{what}-tokens",
@@ -57,6 +52,7 @@ def add_verbs(verbs: Any) -> None:
             metavar="TASK=N",
             help=f"{what} tokens of a task whose source does not state them",
         )
+    import_table.add_arguments(parser)
     import_auto.add_arguments(parser)
     parser.set_defaults(refuse=parser.error)
     add_json(parser)
@@ -77,6 +73,8 @@ def _import(arguments: argparse.Namespace) -> None:
     from energylens.importers import table as foreign
 
     automatic = arguments.source not in SOURCES or arguments.source == "auto"
+    if arguments.source != "table":
+        import_table.refuse_elsewhere(arguments)
     if arguments.output is None and not automatic:
         arguments.refuse("say where to write the table: -o FILE, or -o - for stdout")
     if arguments.json and arguments.output == "-":
@@ -98,8 +96,11 @@ def _import(arguments: argparse.Namespace) -> None:
             f"run: {command}"
         )
     if arguments.source == "table":
-        imported = foreign.read(arguments.path, mapping=arguments.mapping, **assumed)
+        imported = import_table.read(arguments, assumed)
     else:
+        if said := import_table.declared(arguments):
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in said)
+            raise UsageError(f"the files of {arguments.source} state it: leave {flags} out")
         imported = importers.reader(arguments.source)(arguments.path, **assumed)
     _report(imported, arguments, {}, [])
 

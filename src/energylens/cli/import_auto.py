@@ -44,7 +44,7 @@ _TEXTS = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of ``import auto``."""
     group = parser.add_argument_group(
-        "what the files do not state (import auto)",
+        "what the files do not state (import auto, import table)",
         "declared by the operator and marked as such, by flags or by --setup",
     )
     group.add_argument("--setup", metavar="FILE.toml", help="the same names, in a file")

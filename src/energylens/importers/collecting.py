@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Self
 
 from energylens import table
-from energylens.columns import COLUMNS
+from energylens.columns import COLUMNS, GPUS
 from energylens.dataset import Dataset
 from energylens.errors import InputError, TableError, UsageError
 from energylens.files import RawTable
@@ -152,9 +152,11 @@ class Collector:
         return [row for place, row in enumerate(self._rows, 1) if place not in faults]
 
     def _raw(self, rows: Sequence[tuple[str, Mapping[str, object]]]) -> RawTable:
+        told = any(cells.get(GPUS.name) is not None for _, cells in rows)
+        columns = (*COLUMNS, GPUS) if told else COLUMNS
         return RawTable(
             name=self.name,
-            columns={c.name: [cells.get(c.name) for _, cells in rows] for c in COLUMNS},
+            columns={c.name: [cells.get(c.name) for _, cells in rows] for c in columns},
             lines=range(1, len(rows) + 1),
             place="row",
         )

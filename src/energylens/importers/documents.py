@@ -78,7 +78,7 @@ def _unzipped(data: bytes, name: str) -> bytes:
 
 def parse(data: bytes, name: str) -> Document:
     """Read a file from memory: see `load`."""
-    text = _decoded(data, name)
+    text = decoded(data, name)
     begin = text.lstrip()[:1]
     if not begin:
         raise RefusedFileError(f"{name} is empty.")
@@ -94,7 +94,14 @@ def parse(data: bytes, name: str) -> Document:
     return Document(name=name, text=text)
 
 
-def _decoded(data: bytes, name: str) -> str:
+def decoded(data: bytes, name: str) -> str:
+    """Read bytes as text: UTF-8, or UTF-16 with its mark.
+
+    Raises
+    ------
+    RefusedFileError
+        If they are none.
+    """
     code = "utf-8-sig"
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):  # as PowerShell redirects
         code = "utf-16"
@@ -114,9 +121,11 @@ def _constant(word: str) -> float | None:
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     document = dict(pairs)
     if len(document) != len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice[:40]!r} is there twice")
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise ValueError(f"the key {key[:40]!r} is there twice")
+            seen.add(key)
     return document
 
 
