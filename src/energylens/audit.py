@@ -296,3 +296,52 @@ def _runs(dataset: Dataset, most: int = 5) -> tuple[str, ...]:
         text = f"{cases.llms[llm].id} on {cases.gpus[gpu].id}: TP{other} PP1 B{batch:g}"
         ranked.append((-weight, text, (other, 1) in layouts))
     return tuple(text for _, text, there in sorted(ranked) if not there)[:most]
+
+
+# ---------------------------------------------------------------------------------- in words
+
+
+def lines(item: Audit) -> list[str]:
+    """Say an audit in sentences."""
+    said = [f"{item.name}: {item.rows} rows"]
+    said += [_diverging(item.fixed_batch), _diverging(item.batch_free)]
+    if item.idle is not None:
+        median, highest = (item.idle[f"share_{name}_ratio"] for name in ("median", "highest"))
+        said.append(
+            f"Idle power ({item.idle['idle_power']}) is {_percent(median)} of the joules at the "
+            f"loads seen in the median, {_percent(highest)} at most."
+        )
+    for entry in item.precisions:
+        said.append(
+            f"{entry['precision']} takes {entry['energy_median_ratio']:.2f} times the joules of "
+            f"{entry['over']} in the median of {entry['cases']} cases; it costs energy in "
+            f"{_percent(entry['costs_energy_share'])} of them."
+        )
+    for entry in item.contradictions:
+        said.append(f"{entry['rows']} rows: {entry['what']} (as {entry['example']}).")
+    if item.unanswered:
+        said.append(f"The rows cannot answer: {'; '.join(item.unanswered)}.")
+    if item.runs:
+        said.append(f"Runs that would help most: {'; '.join(item.runs)}.")
+    return said
+
+
+def _diverging(item: Divergence) -> str:
+    if not item.scenarios:
+        return f"No two rows differ in {item.free} alone."
+    text = (
+        f"With {item.free} free, the fastest choice is not the one with the fewest joules in "
+        f"{_percent(item.latency_differs_ratio)} of {item.scenarios} scenarios, and takes "
+        f"{_percent(item.latency_waste_median_ratio)} more in the median"
+    )
+    if item.throughput_scenarios:
+        text += (
+            f"; that of the most requests a second differs in "
+            f"{_percent(item.throughput_differs_ratio)}, and takes "
+            f"{_percent(item.throughput_waste_median_ratio)} more"
+        )
+    return f"{text}."
+
+
+def _percent(ratio: float | int | str | None) -> str:
+    return "-" if ratio is None or isinstance(ratio, str) else f"{100 * ratio:.0f} %"

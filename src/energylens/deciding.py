@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -155,6 +156,22 @@ class Solved:
     energy_j: FloatArray
     power_w: FloatArray
     certain: bool  # whether the values are those of all factors, or of the mean alone
+
+    @cached_property
+    def layout(self) -> IntArray:
+        """Which layout each case has, batch limits apart; shape (n,)."""
+        return _layout(self.cases)
+
+    def take(self, rows: IntArray) -> Solved:
+        """Some of the cases."""
+        return replace(
+            self,
+            cases=self.cases.take(rows),
+            state=self.state.take(rows),
+            values=self.values[:, :, rows],
+            energy_j=self.energy_j[rows],
+            power_w=self.power_w[rows],
+        )
 
     def meets(self, limits: Sequence[LatencyLimit], meet: float) -> BoolArray:
         """Whether each case is likely enough to meet all limits, or does by its means."""
@@ -305,6 +322,7 @@ class Engine:
                     probability_of_meeting_ratio=float(odds[row]),
                     probabilities=tuple(map(float, each[:, row])),
                     saving_ratio=None if current_j is None else 1.0 - joules / current_j,
+                    row=int(row),
                 )
             )
         return tuple(made)
@@ -376,21 +394,25 @@ def decide(
             "more GPUs, or weights in fewer bits."
         )
     considered = len(cases)
-    if len(cases) > SOLVED_AT_ONCE:
+    if odds and len(cases) > SOLVED_AT_ONCE:
         cases = _promising(engine, cases, load, limits)
-    solved = engine.solve(cases, load, limits, odds=odds)
-    likely, _ = solved.probabilities(limits)
-    meets = solved.meets(limits, meet)
+    asked = cases if current is None else _with_today(cases, scenario, load, current)
+    solved = engine.solve(asked, load, limits, odds=odds)
     today = None
     if current is not None:
-        today = _today(engine, scenario, load, limits, current, odds=odds)
+        last = len(cases)
+        (today,) = engine.entries(solved, np.array([last], dtype=np.intp), limits)
+        today = replace(today, row=-1)
+        solved = solved.take(np.arange(last, dtype=np.intp))
+    likely, _ = solved.probabilities(limits)
+    meets = solved.meets(limits, meet)
     current_j = None if today is None else today.energy_per_request_j
     order = _ranked(solved, meets)
-    entries = engine.entries(solved, order, limits, current_j)
-    layout = _layout(solved.cases)
-    hopeless = ~np.isin(layout, layout[meets])
+    hopeless = ~np.isin(solved.layout, solved.layout[meets])
     near = _of_layouts(solved, np.lexsort((solved.energy_j, -likely)), hopeless)[:5]
-    missed = engine.entries(solved, near, limits, current_j)
+    best = _front(solved) if front else np.zeros(0, dtype=np.intp)
+    made = engine.entries(solved, np.concatenate([order, near, best]), limits, current_j)
+    entries, rest = made[: len(order)], made[len(order) :]
     fewest = None
     if len(order):
         gpus = solved.cases.occupied_gpus[order]
@@ -402,16 +424,16 @@ def decide(
         limits=limits,
         meet=meet,
         entries=entries,
-        missed=missed,
+        missed=rest[: len(near)],
         current=today,
         fewest_gpus=fewest,
         shadows=shadows,
         breaks_at_per_s=(
-            _breaks_at(engine, solved.cases.take(order[:1]), load, limits, meet)
+            breaks_at(engine, solved.cases.take(order[:1]), load, limits, meet)
             if len(order) and odds
             else None
         ),
-        front=_front(engine, solved, limits, current_j) if front else (),
+        front=rest[len(near) :],
         considered=considered,
         ruled_out=ruled_out,
         certain=odds,
@@ -444,16 +466,14 @@ def _layout(cases: Cases) -> IntArray:
 
 def _of_layouts(solved: Solved, order: IntArray, among: BoolArray) -> IntArray:
     """Keep the first row of each layout, in order."""
-    layout = _layout(solved.cases)
     rows = order[among[order]]
-    _, first = np.unique(layout[rows], return_index=True)
+    _, first = np.unique(solved.layout[rows], return_index=True)
     return rows[np.sort(first)]
 
 
 def _ranked(solved: Solved, meets: BoolArray) -> IntArray:
     """Best row of each layout, fewest joules first; of joules alike the larger batch limit."""
-    joules, cases = solved.energy_j, solved.cases
-    layout = _layout(cases)
+    joules, cases, layout = solved.energy_j, solved.cases, solved.layout
     least = np.full(int(layout.max()) + 1, np.inf)
     np.minimum.at(least, layout[meets], joules[meets])
     alike = meets & (joules <= least[layout] * (1.0 + ALIKE_RATIO))
@@ -461,23 +481,15 @@ def _ranked(solved: Solved, meets: BoolArray) -> IntArray:
     return _of_layouts(solved, order, alike)
 
 
-def _today(
-    engine: Engine,
-    scenario: Scenario,
-    load: Load,
-    limits: Sequence[LatencyLimit],
-    current: Configuration,
-    *,
-    odds: bool,
-) -> Entry:
-    cases = Cases.of([case_of(scenario, current)])
-    if service.slots(cases, load.lengths)[0] < 1:
+def _with_today(cases: Cases, scenario: Scenario, load: Load, current: Configuration) -> Cases:
+    """Put what runs today behind the candidates, to be solved with them."""
+    today = Cases.of([case_of(scenario, current)])
+    if service.slots(today, load.lengths)[0] < 1:
         raise InfeasibleError(
             f"the current configuration {current.describe()} has no room in memory for one "
             f"request of {scenario.llm.id}: check what runs today"
         )
-    solved = engine.solve(cases, load, limits, odds=odds)
-    return engine.entries(solved, np.zeros(1, dtype=np.intp), limits)[0]
+    return Cases.concatenate([cases, today])
 
 
 def _shadows(
@@ -512,7 +524,7 @@ def _shadows(
     return tuple(shadows)
 
 
-def _breaks_at(
+def breaks_at(
     engine: Engine, case: Cases, load: Load, limits: Sequence[LatencyLimit], meet: float
 ) -> float | None:
     """Find the largest rate at which one case meets the limits."""
@@ -534,21 +546,17 @@ def _breaks_at(
     return low
 
 
-def _front(
-    engine: Engine,
-    solved: Solved,
-    limits: Sequence[LatencyLimit],
-    current_j: float | None,
-) -> tuple[Entry, ...]:
-    """Configurations that no other beats in both joules and time per token."""
+def _front(solved: Solved) -> IntArray:
+    """Rows that no other beats in both joules and time per token."""
     order = np.lexsort((solved.energy_j, solved.state.tpot_s))
     order = order[~solved.state.saturated[order]]
-    least, kept = np.inf, []
-    for row in order:
-        if solved.energy_j[row] < least * (1.0 - ALIKE_RATIO):
-            least = float(solved.energy_j[row])
-            kept.append(int(row))
-    return engine.entries(solved, np.array(kept, dtype=np.intp), limits, current_j)
+    joules = solved.energy_j[order]
+    kept, least = [], np.inf
+    for row, value in zip(order.tolist(), joules.tolist(), strict=True):
+        if value < least * (1.0 - ALIKE_RATIO):
+            least = value
+            kept.append(row)
+    return np.array(kept, dtype=np.intp)
 
 
 __all__ = [

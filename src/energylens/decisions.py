@@ -138,6 +138,7 @@ class Entry:
     probability_of_meeting_ratio: float
     probabilities: tuple[float, ...]  # of each limit by itself
     saving_ratio: float | None = None
+    row: int = -1  # among the candidates; -1: none of them
 
     def describe(self) -> str:
         """Give a short human name: replicas, layout and the batch limit of each."""

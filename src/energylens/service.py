@@ -30,7 +30,7 @@ All columns are of one replica; R replicas share the rate and each has this stat
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -226,6 +226,15 @@ class Service:
     _slot_wait_s: FloatArray  # finite
     _output_tokens: FloatArray
     _output_cv: float
+
+    def take(self, rows: IntArray) -> Service:
+        """Some of the configurations."""
+        columns: dict[str, Any] = {
+            name: column[rows]
+            for name, column in vars(self).items()
+            if isinstance(column, np.ndarray) and column.ndim
+        }
+        return replace(self, **columns)
 
     @property
     def saturated(self) -> BoolArray:

@@ -23,6 +23,7 @@ _MODULES = (
     "compare",
     "modelling",
     "models",
+    "serve",
     "judging",
     "report",
     "names",

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens import files
+from energylens.charts.theme import PALETTE as PALETTE
 from energylens.errors import MissingExtraError, UsageError
 from energylens.words import si
 
@@ -20,37 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-
-#: Colours by role, for light and for dark paper. Categories are those of Okabe and Ito, made
-#: darker or lighter where the paper asks for it; prefill is blue, decode orange in all figures.
-PALETTE: Mapping[str, tuple[str, str]] = {
-    "paper": ("#ffffff", "#12161b"),
-    "panel": ("#f5f7f9", "#1a1f26"),
-    "ink": ("#1b2027", "#e8ebef"),
-    "muted": ("#56606b", "#a7b0bb"),
-    "line": ("#d8dde3", "#363f4a"),
-    "accent": ("#00639c", "#63b5ee"),
-    "warning": ("#a33b00", "#ff9d66"),
-    "warning-panel": ("#fff2ea", "#33200f"),
-    "category-1": ("#0072b2", "#5fb2ea"),
-    "category-2": ("#d55e00", "#ff8f4f"),
-    "category-3": ("#009e73", "#35c9a0"),
-    "category-4": ("#a8518a", "#e39ac8"),
-    "category-5": ("#c98600", "#f3bd4d"),
-    "category-6": ("#4b5bb5", "#9fabf5"),
-    "prefill-1": ("#0b4f8a", "#3d87c9"),
-    "prefill-2": ("#2f7fc1", "#62a6de"),
-    "prefill-3": ("#74b0de", "#8fc3ee"),
-    "prefill-4": ("#b0d3ee", "#c0e0fa"),
-    "decode-1": ("#9a3a00", "#cf6420"),
-    "decode-2": ("#d0560a", "#ee7f38"),
-    "decode-3": ("#ee8432", "#ff9f5e"),
-    "decode-4": ("#f8ab69", "#ffbd8a"),
-    "decode-5": ("#fcd0a4", "#ffd9b8"),
-    "layout-1": ("#00876a", "#2fc39c"),
-    "layout-2": ("#8d4f9f", "#cf93de"),
-    "layout-3": ("#7d868f", "#98a2ad"),
-}
 
 #: What a picture can be saved as.
 KINDS = (".svg", ".pdf", ".png")

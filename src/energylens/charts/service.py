@@ -1,0 +1,253 @@
+"""Charts of a service under load: the energy-latency front, joules and seconds, the load curve.
+
+Numbers come as named data (``points``, ``front``, ``limit`` ...), so that a page replaces them
+without drawing axes anew. Keys are drawn beside the chart: ``usermeta.key`` names their colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from energylens.charts.theme import CATEGORIES, SCHEMA, SHAPES, Spec, colour, theme
+
+FRONT_HEIGHT, CURVE_HEIGHT, BAR_STEP = 330, 150, 24
+LABELS_WIDE = 150  # of the names of configurations, in pixels
+AXIS_WIDE = 44  # of numbers
+
+#: Roles of the time law's terms and of what is not of a law.
+TIME_ROLES: Mapping[str, str] = {
+    "step_weights": "decode-1",
+    "step_narrow_weights": "decode-2",
+    "step_weight_only": "decode-2",
+    "step_compute": "decode-3",
+    "step_cache": "decode-4",
+    "step_sequence": "decode-5",
+    "step_launch": "category-5",
+    "step_synchronisation": "layout-1",
+    "step_link": "category-3",
+    "step_stage": "layout-2",
+    "step_bubble": "category-4",
+    "prompt_launch": "prefill-1",
+    "vision": "prefill-2",
+    "prompt_compute": "prefill-3",
+    "media": "prefill-4",
+    "prompt_link": "category-6",
+    "lockstep": "layout-3",
+    "waiting": "muted",
+}
+
+
+def _log(field: str, title: str, **more: object) -> Spec:
+    axis: Spec = {"format": "~g", "tickCount": 5, **more}
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"type": "log", "nice": False, "padding": 10},
+        "axis": axis,
+    }
+
+
+def _chart(description: str, height: object, *, dark: bool) -> Spec:
+    return {
+        "$schema": SCHEMA,
+        "description": description,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": theme(dark=dark),
+    }
+
+
+def front(*, dark: bool = False) -> Spec:
+    """Draw joules a request against time per token, with the front and the limit.
+
+    Named data: ``points`` and ``top`` (those of the front, drawn last so that a hover names them)
+    with ``tpot_ms``, ``j``, ``g`` (place of the GPU type), ``ok``, ``name``, ``gpu``, ``gpus``,
+    ``ttft_ms``, ``w`` and ``chance``; ``limit`` with ``tpot_ms``; ``chosen`` and ``current``.
+    """
+    x = _log("tpot_ms", "time per output token, ms")
+    y = _log("j", "joules a request", format="~s", minExtent=AXIS_WIDE, maxExtent=AXIS_WIDE)
+    ink, paper = colour("ink", dark=dark), colour("paper", dark=dark)
+    places = [str(k) for k in range(len(CATEGORIES))]
+    colours = [colour(role, dark=dark) for role in CATEGORIES]
+    by_gpu = {
+        "color": {"field": "g", "type": "nominal", "legend": None,
+                  "scale": {"domain": places, "range": colours}},
+        "shape": {"field": "g", "type": "nominal", "legend": None,
+                  "scale": {"domain": places, "range": list(SHAPES)}},
+    }  # fmt: skip
+    tooltip = [
+        {"field": "name", "title": "configuration"},
+        {"field": "gpu", "title": "GPU type"},
+        {"field": "gpus", "title": "GPUs"},
+        {"field": "j", "title": "J a request", "format": ".4~g"},
+        {"field": "tpot_ms", "title": "ms a token", "format": ".3~g"},
+        {"field": "ttft_ms", "title": "ms to the first token", "format": ".3~g"},
+        {"field": "w", "title": "W", "format": ".4~g"},
+        {"field": "chance", "title": "meets the limits"},
+    ]
+    place = {"x": x, "y": y}
+    return {
+        **_chart(
+            "Joules a request against time per output token of every candidate. The line joins "
+            "the configurations that no other beats in both; the dashed rule is the limit.",
+            FRONT_HEIGHT,
+            dark=dark,
+        ),
+        "layer": [
+            {
+                "data": {"name": "limit"},
+                "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5,
+                         "color": colour("warning", dark=dark), "aria": False},
+                "encoding": {"x": {"field": "tpot_ms", "type": "quantitative"}},
+            },
+            {
+                "data": {"name": "front"},
+                "mark": {"type": "line", "interpolate": "step-after", "color": ink,
+                         "strokeWidth": 1.5, "aria": False},
+                "encoding": place,
+            },
+            {
+                "data": {"name": "points"},
+                "mark": {"type": "point", "filled": True, "size": 28, "aria": False},
+                "encoding": {
+                    **place, **by_gpu, "tooltip": tooltip,
+                    "opacity": {"condition": {"test": "datum.ok", "value": 0.75}, "value": 0.16},
+                },
+            },
+            {
+                "data": {"name": "current"},
+                "mark": {"type": "point", "shape": "cross", "size": 170, "filled": True,
+                         "color": colour("warning", dark=dark), "stroke": paper, "aria": False},
+                "encoding": {**place, "tooltip": [
+                    {"field": "name", "title": "today"},
+                    {"field": "j", "title": "J a request", "format": ".4~g"},
+                    {"field": "tpot_ms", "title": "ms a token", "format": ".3~g"},
+                ]},
+            },
+            {
+                "data": {"name": "chosen"},
+                "mark": {"type": "point", "shape": "diamond", "size": 230, "strokeWidth": 2.5,
+                         "filled": False, "color": ink, "aria": False},
+                "encoding": place,
+            },
+            {
+                "data": {"name": "top"},
+                "mark": {"type": "point", "filled": True, "size": 64, "stroke": ink,
+                         "strokeWidth": 1, "aria": False},
+                "encoding": {**place, **by_gpu, "tooltip": tooltip},
+            },
+        ],
+    }  # fmt: skip
+
+
+def stacked(
+    terms: Sequence[tuple[str, str, str]], *, field: str, title: str, dark: bool = False
+) -> Spec:
+    """Draw one bar for each configuration, divided over the terms of a law.
+
+    Named data: ``bars`` with ``name`` of the configuration, its ``rank``, ``term``, ``k`` (place
+    of the term) and the field.
+
+    Parameters
+    ----------
+    terms : sequence of (str, str, str)
+        Name, words and colour role of each term, in the order of the stack.
+    field : {"j", "s"}
+    title : str
+        Of the axis.
+    dark : bool
+    """
+    colours = [colour(role, dark=dark) for _, _, role in terms]
+    chart = _chart(
+        f"{title[0].upper()}{title[1:]} by term, for the best configurations.",
+        {"step": BAR_STEP},
+        dark=dark,
+    )
+    del chart["autosize"]  # the height is that of the bars
+    return {
+        **chart,
+        "data": {"name": "bars"},
+        "usermeta": {"key": {name: [words, hue] for (name, words, _), hue in zip(
+            terms, colours, strict=True)}},
+        "mark": {"type": "bar", "aria": False, "stroke": colour("paper", dark=dark),
+                 "strokeWidth": 0.5},
+        "encoding": {
+            "y": {
+                "field": "name",
+                "type": "nominal",
+                "sort": {"field": "rank", "op": "min"},
+                "title": None,
+                "axis": {"labelLimit": LABELS_WIDE - 4, "minExtent": LABELS_WIDE,
+                         "maxExtent": LABELS_WIDE},
+            },
+            "x": {"field": field, "type": "quantitative", "title": title,
+                  "axis": {"tickCount": 4, "format": "~s"}},
+            "order": {"field": "k"},
+            "color": {"field": "term", "type": "nominal", "legend": None,
+                      "scale": {"domain": [name for name, _, _ in terms], "range": colours}},
+            "tooltip": [
+                {"field": "name", "title": "configuration"},
+                {"field": "words", "title": "term"},
+                {"field": field, "title": title, "format": ".3~g"},
+                {"field": "share", "title": "share", "format": ".0%"},
+            ],
+        },
+    }  # fmt: skip
+
+
+def curve(field: str, title: str, *, last: bool, dark: bool = False) -> Spec:
+    """Draw what one configuration does at many rates.
+
+    Named data: ``curve`` with ``rate``, ``j``, ``tpot_ms`` and what a hover says; ``now`` with the
+    rate asked, ``break`` with the rate up to which the limits are met, and ``limit``.
+
+    Parameters
+    ----------
+    field : {"j", "tpot_ms"}
+    title : str
+    last : bool
+        Whether this is the lowest of the panels, which names the rate.
+    dark : bool
+    """
+    x = _log("rate", "requests a second" if last else "")
+    hue = colour("category-1" if field == "j" else "category-2", dark=dark)
+    warning, ink = colour("warning", dark=dark), colour("ink", dark=dark)
+    tooltip = [
+        {"field": "rate", "title": "requests a second", "format": ".3~g"},
+        {"field": "j", "title": "J a request", "format": ".4~g"},
+        {"field": "w", "title": "W", "format": ".4~g"},
+        {"field": "tpot_ms", "title": "ms a token", "format": ".3~g"},
+        {"field": "ttft_ms", "title": "ms to the first token", "format": ".3~g"},
+        {"field": "batch", "title": "requests running", "format": ".3~g"},
+    ]
+    at = {"x": {"field": "rate", "type": "quantitative"}}
+    return {
+        **_chart(
+            f"{title[0].upper()}{title[1:]} against the rate, for the choice. The dashed rule is "
+            "the rate up to which the limits are met.",
+            CURVE_HEIGHT,
+            dark=dark,
+        ),
+        "layer": [
+            {"data": {"name": "break"},
+             "mark": {"type": "rule", "strokeDash": [5, 4], "strokeWidth": 1.5, "color": warning,
+                      "aria": False}, "encoding": at},
+            {"data": {"name": "now"},
+             "mark": {"type": "rule", "strokeWidth": 1.5, "color": ink, "aria": False},
+             "encoding": at},
+            {"data": {"name": "limit"},
+             "mark": {"type": "rule", "strokeDash": [2, 3], "strokeWidth": 1.5, "color": warning,
+                      "aria": False},
+             "encoding": {"y": {"field": field, "type": "quantitative"}}},
+            {"data": {"name": "curve"},
+             "mark": {"type": "line", "color": hue, "strokeWidth": 2, "aria": False,
+                      "point": {"size": 36, "color": hue, "filled": True}},
+             "encoding": {
+                 "x": x,
+                 "y": _log(field, title, minExtent=AXIS_WIDE, maxExtent=AXIS_WIDE, tickCount=4,
+                           format="~s" if field == "j" else "~g"),
+                 "tooltip": tooltip}},
+        ],
+    }  # fmt: skip

@@ -1,0 +1,394 @@
+import { $, SHAPES, begin, chance, charts, colours, csv, draw, el, joules, key, mark, number, onTheme, percent, save, time, watts } from "/shared.js";
+
+const form = $("#ask");
+const REST_MS = 250; // the slider rests: probabilities are asked for
+const FIRST_GPUS = ["H100-SXM-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "B200-SXM-180GB"];
+const PARTS = ["mean", "p50", "p90", "p95", "p99"];
+let start = null;
+let answer = null;
+let asking = false;
+let again = null;
+let resting = 0;
+let sort = { by: "energy_per_request_j", down: false };
+let turn = 0;
+
+// ---------------------------------------------------------------------------- the question
+function fill() {
+  $("#llms").replaceChildren(...start.llms.map((name) => el("option", { value: name })));
+  const known = [...new Set([...FIRST_GPUS.filter((g) => start.gpus.includes(g)), ...start.gpus])];
+  $("#gpus").replaceChildren(...known.map((name, i) => {
+    const box = el("input", { type: "checkbox", name: "gpu", value: name, id: `gpu-${i}`, checked: i === 0 });
+    return el("label", { htmlFor: `gpu-${i}` }, box, name);
+  }));
+  $("#precision").replaceChildren(el("option", { value: "" }, "the LLM's own"), ...start.precisions.map((p) => el("option", { value: p }, p)));
+  const own = start.given ? `${start.given} (given)` : "packaged, by GPU type";
+  $("#model").replaceChildren(el("option", { value: "" }, own), ...start.models.filter((m) => m !== "given").map((m) => el("option", { value: m }, m)));
+  for (const id of ["tpot_of", "ttft_of"]) $(`#${id}`).replaceChildren(...PARTS.map((p) => el("option", { value: p }, p)));
+  for (const [name, value] of Object.entries(start.prices)) $(`#${name}`).value = value;
+  $("#llm").value = start.llms.includes("meta-llama/Llama-3.3-70B-Instruct") ? "meta-llama/Llama-3.3-70B-Instruct" : start.llms[0];
+  $("#precision").value = start.precisions.includes("fp8") ? "fp8" : "";
+  $("#to-rows").hidden = !start.table;
+}
+
+function question() {
+  const q = new URLSearchParams();
+  for (const field of form.elements) {
+    if (!field.name || (field.type === "checkbox" && !field.checked)) continue;
+    const value = field.value.trim();
+    if (value !== "") q.append(field.name, value);
+  }
+  for (const id of ["tpot", "ttft"]) {
+    const value = $(`#${id}`).value;
+    const part = $(`#${id}_of`).value;
+    if (value !== "") q.append(id, `${Number(value)}ms${part === "mean" ? "" : `:${part}`}`);
+  }
+  return q;
+}
+
+function restore() {
+  const q = new URLSearchParams(location.search);
+  if (![...q.keys()].some((name) => name !== "renderer")) return;
+  for (const field of form.elements) {
+    if (!field.name) continue;
+    if (field.type === "checkbox") { if (q.has(field.name)) field.checked = q.getAll(field.name).includes(field.value); }
+    else field.value = q.get(field.name) ?? (field.tagName === "SELECT" && field.name === "max_gpus" ? "8" : field.name in start.prices ? start.prices[field.name] : "");
+  }
+  for (const id of ["tpot", "ttft"]) {
+    const found = /^([\d.]+)(us|ms|s|min)?(?::(p[\d.]+))?$/.exec(q.get(id) ?? "");
+    const scale = { us: 1e-3, ms: 1, s: 1e3, min: 6e4 };
+    $(`#${id}`).value = found ? Number((found[1] * scale[found[2] ?? "s"]).toPrecision(6)) : "";
+    const part = found?.[3] ?? "mean";
+    if (!PARTS.includes(part)) $(`#${id}_of`).append(el("option", { value: part }, part));
+    $(`#${id}_of`).value = part;
+  }
+}
+
+const linear = (slider) => slider.dataset.linear !== undefined;
+function toSliders(except) {
+  for (const slider of form.querySelectorAll("input[type=range]")) {
+    if (slider === except) continue;
+    const value = Number($(`#${slider.dataset.for}`).value);
+    if (value > 0) slider.value = linear(slider) ? value : Math.log10(value);
+    slider.setAttribute("aria-valuetext", value > 0 ? number(value) : "none");
+  }
+}
+
+form.addEventListener("input", (event) => {
+  const slider = event.target;
+  if (slider.dataset?.for) {
+    const value = linear(slider) ? Number(slider.value) : 10 ** slider.value;
+    $(`#${slider.dataset.for}`).value = Number(value.toPrecision(3));
+    slider.setAttribute("aria-valuetext", number(value));
+  }
+  toSliders(slider);
+  ask(event.timeStamp);
+});
+form.addEventListener("submit", (event) => event.preventDefault());
+addEventListener("popstate", () => { restore(); toSliders(); ask(); });
+
+// ------------------------------------------------------------------------------ the answer
+// One question is under way at a time; what changes meanwhile is asked when it is answered.
+async function ask(since = performance.now()) {
+  clearTimeout(resting);
+  const q = question();
+  history.replaceState(null, "", `?${q}`);
+  if (asking) { again = since; return; }
+  asking = true;
+  try {
+    await once(q, false, since);
+  } finally {
+    asking = false;
+  }
+  if (again !== null) { const since = again; again = null; ask(since); return; }
+  resting = setTimeout(() => certain(q), REST_MS);
+}
+
+async function certain(q) {
+  await once(q, true, performance.now(), () => String(question()) === String(q));
+}
+
+async function once(q, sure, since, still = () => true) {
+  const asked = ++turn;
+  let found;
+  let response;
+  try {
+    response = await fetch(`/page/answer?${q}&certain=${sure}`);
+    found = await response.json();
+  } catch (error) {
+    if (still()) problem(`The server does not answer (${error.message}): is it still running?`);
+    return;
+  }
+  if (!still() || (sure && asked !== turn)) return;
+  if (!response.ok) { problem(found.detail ?? "The question cannot be answered."); return; }
+  if (sure) answer = found;
+  else answer = { ...found, curve: answer?.curve, law: answer?.law, behind: answer?.behind, sentences: null };
+  problem("");
+  const got = performance.now();
+  const before = turn;
+  await picture();
+  words();
+  await new Promise((done) => requestAnimationFrame(() => { const c = new MessageChannel(); c.port1.onmessage = done; c.port2.postMessage(0); }));
+  (window.energylens.timings ??= []).push({ sure, all_ms: performance.now() - since, wait_ms: got - since });
+  if (before === turn) await later();
+  window.energylens.shown = `${q}&certain=${sure}`;
+}
+
+function problem(said) {
+  $("#problem").textContent = said;
+  $("#problem").hidden = !said;
+  $("#choice").hidden = Boolean(said) || !answer?.decision.configurations.length;
+  if (said) window.energylens.shown = "problem";
+}
+
+const gpusAsked = () => [...new Set(answer.pareto.candidates.gpu)];
+function point(i, g) {
+  const c = answer.pareto.candidates;
+  const odds = c.probability_of_meeting_ratio;
+  return {
+    name: c.configuration[i], gpu: c.gpu[i], g: String(g.indexOf(c.gpu[i])), gpus: c.gpus[i],
+    j: c.energy_per_request_j[i], tpot_ms: 1e3 * c.tpot_s[i], ttft_ms: c.ttft_s[i] === null ? null : 1e3 * c.ttft_s[i],
+    w: c.power_w[i], ok: c.meets[i], chance: odds ? chance(odds[i]) : c.meets[i] ? "by its means" : "no",
+  };
+}
+
+async function picture() {
+  const g = gpusAsked();
+  const c = answer.pareto.candidates;
+  const front = answer.pareto.front.map((i) => point(i, g));
+  const chosen = answer.rows.length ? [point(answer.rows[0], g)] : [];
+  const now = answer.decision.current;
+  const limit = answer.decision.question.limits.find((each) => each.of === "tpot");
+  key("front", g.map((name, i) => [name, colours()[i % 6], SHAPES[i % 6]]));
+  await draw("front", {
+    points: c.gpu.map((_, i) => point(i, g)), top: front, front, chosen,
+    limit: limit ? [{ tpot_ms: 1e3 * limit.seconds }] : [],
+    current: now ? [{ name: name(now), j: now.energy_per_request_j, tpot_ms: 1e3 * now.tpot_s }] : [],
+  });
+}
+
+function bars(id, unit) {
+  const words = charts()[id].usermeta.key;
+  const rows = answer[id];
+  const total = {};
+  for (const row of rows) total[row.rank] = (total[row.rank] ?? 0) + row[unit];
+  const many = new Set(answer.bar_gpus).size > 1;
+  const label = (rank) => `${answer.bars[rank].replace("batch limit ", "B")}${many ? ` ${answer.bar_gpus[rank].split("-")[0]}` : ""}`;
+  const seen = [...new Set(rows.map((row) => row.term))];
+  key(id, seen.map((term) => words[term] ?? [term, "gray"]));
+  return draw(id, { bars: rows.map((row) => ({ ...row, name: label(row.rank), words: words[row.term]?.[0] ?? row.term, share: row[unit] / total[row.rank] })) });
+}
+
+async function later() {
+  const work = [bars("joules", "j"), bars("seconds", "s")];
+  const curve = answer.curve;
+  if (curve) {
+    const rows = curve.rate_per_s.map((rate, i) => ({
+      rate, j: curve.energy_per_request_j[i], w: curve.power_w[i], tpot_ms: 1e3 * curve.tpot_s[i],
+      ttft_ms: curve.ttft_s[i] === null ? null : 1e3 * curve.ttft_s[i], batch: curve.mean_batch_size[i],
+    }));
+    const rate = answer.decision.question.rate_per_s;
+    const ends = curve.breaks_at_rate_per_s;
+    const limit = answer.decision.question.limits.find((each) => each.of === "tpot");
+    const marks = { curve: rows, now: [{ rate }], break: ends ? [{ rate: ends }] : [] };
+    work.push(draw("curve-energy", { ...marks, limit: [] }), draw("curve-tpot", { ...marks, limit: limit ? [{ tpot_ms: 1e3 * limit.seconds }] : [] }));
+    $("#curve-says").textContent = `${curve.configuration} on ${curve.gpu}: ` + (ends ? `meets the limits up to ${number(ends)} requests/s; ` : "") + `beyond ${number(curve.saturation_rate_per_s)} the queue grows without end.`;
+  }
+  if (answer.law) law();
+  if (answer.behind) behind();
+  await Promise.all(work);
+}
+
+const name = (entry) => {
+  const dp = entry.data_parallel > 1 ? `${entry.data_parallel} x ` : "";
+  const pp = entry.pipeline_parallel > 1 ? ` PP${entry.pipeline_parallel}` : "";
+  const ep = entry.expert_parallel > 1 ? ` EP${entry.expert_parallel}` : "";
+  const cap = entry.power_cap_w === null ? "" : `, ${number(entry.power_cap_w)} W`;
+  return `${dp}TP${entry.tensor_parallel}${pp}${ep}, batch limit ${number(entry.batch_limit_per_replica, 4)}${cap}`;
+};
+const tile = (what, value, more = "") => el("div", {}, el("dt", {}, what), el("dd", {}, value, more ? el("small", {}, more) : null));
+
+function words() {
+  const d = answer.decision;
+  const best = d.configurations[0];
+  $("#choice").hidden = !best;
+  const sure = d.certain;
+  table();
+  if (!best) {
+    problem(d.notes[0]);
+    return;
+  }
+  $("#run").textContent = `Run ${name(best)} on ${best.gpus} x ${best.gpu}`;
+  $("#state").textContent = sure
+    ? `${d.considered.toLocaleString("en")} configurations under this load; ${d.configurations.length} layouts meet the limits.`
+    : `${d.considered.toLocaleString("en")} configurations ranked by their means; probabilities follow when the question rests.`;
+  $("#facts").replaceChildren(
+    tile("a request", joules(best.energy_per_request_j), `${joules(best.lower_j)} to ${joules(best.upper_j)}`),
+    tile("draws", watts(best.power_w), `${percent(best.utilisation_ratio)} full`),
+    tile("TPOT", time(best.tpot_s), ""), tile("TTFT", time(best.ttft_s), ""),
+    tile("meets the limits", sure ? chance(best.probability_of_meeting_ratio) : "...", "probability"),
+  );
+  const { best: month, current: today } = d.month;
+  if (today) {
+    const less = 1 - best.energy_per_request_j / d.current.energy_per_request_j;
+    const saved = (field, digits = 3) => number(today[field] - month[field], digits);
+    $("#saved").replaceChildren(
+      tile(less >= 0 ? "less than today" : "more than today", percent(Math.abs(less)), `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
+      tile("kWh a month", saved("kwh_per_month"), `of ${number(today.kwh_per_month)}`),
+      tile("USD a month", saved("cost_per_month"), `of ${number(today.cost_per_month)}`),
+      tile("kg CO2 a month", saved("co2_kg_per_month"), `of ${number(today.co2_kg_per_month)}`),
+      tile("today meets", sure ? chance(d.current.probability_of_meeting_ratio) : "...", "probability"),
+    );
+  } else {
+    $("#saved").replaceChildren(tile("kWh a month", number(month.kwh_per_month)), tile("USD a month", number(month.cost_per_month)), tile("kg CO2 a month", number(month.co2_kg_per_month)));
+  }
+  if (sure) {
+    $("#binds").textContent = answer.sentences.join(" ");
+    $("#said").textContent = `${$("#run").textContent}: ${joules(best.energy_per_request_j)} a request, limits met with probability ${chance(best.probability_of_meeting_ratio)}.`;
+  }
+  line();
+  $("#as-json").href = `/v1/select?${question()}`;
+}
+
+function line() {
+  const commands = answer?.commands ?? {};
+  for (const option of $("#engine").options) option.disabled = !(option.value in commands);
+  if (!($("#engine").value in commands)) $("#engine").value = Object.keys(commands)[0] ?? "vllm";
+  $("#line").textContent = commands[$("#engine").value] ?? "";
+}
+$("#engine").addEventListener("change", line);
+$("#copy").addEventListener("click", async () => {
+  const text = $("#line").textContent;
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    getSelection().selectAllChildren($("#line"));
+    document.execCommand("copy");
+  }
+  $("#copy").textContent = "Copied";
+  setTimeout(() => { $("#copy").textContent = "Copy"; }, 1500);
+});
+$("#decision-file").addEventListener("click", () => answer && save("decision.toml", "application/toml", answer.decision_file));
+
+// ------------------------------------------------------------------------------ the ranking
+const COLUMNS = [
+  ["configuration", (e) => name(e), (e) => name(e)],
+  ["GPU type", (e) => e.gpu, (e) => e.gpu],
+  ["format", (e) => e.precision, (e) => e.precision],
+  ["GPUs", (e) => e.gpus, (e) => number(e.gpus)],
+  ["a request", (e) => e.energy_per_request_j, (e) => joules(e.energy_per_request_j)],
+  ["80 % interval", (e) => e.lower_j, (e) => `${joules(e.lower_j)} .. ${joules(e.upper_j)}`],
+  ["power", (e) => e.power_w, (e) => watts(e.power_w)],
+  ["TPOT", (e) => e.tpot_s ?? Infinity, (e) => time(e.tpot_s)],
+  ["TTFT", (e) => e.ttft_s ?? Infinity, (e) => time(e.ttft_s)],
+  ["running", (e) => e.mean_batch_size, (e) => number(e.mean_batch_size)],
+  ["meets", (e) => e.probability_of_meeting_ratio ?? -1, (e) => chance(e.probability_of_meeting_ratio)],
+];
+function ranked() {
+  const d = answer.decision;
+  const shown = d.configurations.length ? d.configurations : d.missed;
+  const wanted = $("#filter").value.trim().toLowerCase();
+  const column = COLUMNS.find(([title]) => title === sort.by) ?? COLUMNS[4];
+  const rows = shown.map((entry, place) => ({ entry, place: answer.rows[place] }))
+    .filter(({ entry }) => !wanted || `${name(entry)} ${entry.gpu} ${entry.precision}`.toLowerCase().includes(wanted));
+  rows.sort((a, b) => {
+    const [x, y] = [column[1](a.entry), column[1](b.entry)];
+    return (x < y ? -1 : x > y ? 1 : 0) * (sort.down ? -1 : 1);
+  });
+  return [rows, shown.length];
+}
+function heads() {
+  $("#ranking thead tr").replaceChildren(...COLUMNS.map(([title], i) => {
+    const button = el("button", { type: "button" }, title);
+    const head = el("th", { scope: "col", className: i > 2 ? "n" : "" }, button);
+    button.addEventListener("click", () => {
+      sort = { by: title, down: sort.by === title ? !sort.down : false };
+      table();
+    });
+    return head;
+  }));
+}
+function table() {
+  if (!answer) return;
+  const [rows, all] = ranked();
+  [...$("#ranking thead tr").children].forEach((head, i) => {
+    const on = COLUMNS[i][0] === sort.by;
+    if (on) head.setAttribute("aria-sort", sort.down ? "descending" : "ascending");
+    else head.removeAttribute("aria-sort");
+  });
+  $("#count").textContent = `${rows.length} of ${all}` + (answer.decision.configurations.length ? "" : " that miss a limit");
+  $("#ranking tbody").replaceChildren(...rows.map(({ entry, place }) => {
+    const row = el("tr", { tabIndex: 0 }, ...COLUMNS.map(([, , shown], i) => el(i ? "td" : "th", i ? { className: i > 2 ? "n" : "" } : { scope: "row" }, shown(entry))));
+    const show = () => place !== undefined && mark("front", "chosen", [point(place, gpusAsked())]);
+    row.addEventListener("focus", show);
+    row.addEventListener("mouseenter", show);
+    return row;
+  }));
+}
+$("#filter").addEventListener("input", table);
+$("#csv").addEventListener("click", () => {
+  if (!answer) return;
+  const [rows] = ranked();
+  const fields = Object.keys(rows[0]?.entry ?? {}).filter((field) => field !== "limit_values_s");
+  save("energylens-ranking.csv", "text/csv", csv(fields, rows.map(({ entry }) => fields.map((field) => entry[field]))));
+});
+$("#csv-all").addEventListener("click", () => {
+  if (!answer) return;
+  const c = answer.pareto.candidates;
+  const fields = Object.keys(c).filter((field) => c[field]);
+  save("energylens-candidates.csv", "text/csv", csv(fields, c.gpu.map((_, i) => fields.map((field) => c[field][i]))));
+});
+
+// ---------------------------------------------------------------------- the law, and its rows
+const MATH = "http://www.w3.org/1998/Math/MathML";
+const math = (tag, ...children) => { const made = document.createElementNS(MATH, tag); made.append(...children); return made; };
+const GREEK = { alpha: "α", beta: "β", gamma: "γ", delta: "δ", epsilon: "ε", kappa: "κ", lambda: "λ", mu: "μ", nu: "ν", rho: "ρ", chi: "χ", psi: "ψ", omega: "ω", theta: "θ", zeta: "ζ", tau: "τ", pi: "π", sigma: "σ", phi: "φ", eta: "η", iota: "ι", ell: "ℓ", varphi: "φ" };
+function symbol(tex) {
+  const text = tex.replace(/\\([a-z]+)/g, (_, word) => GREEK[word] ?? word).replace(/[{}]/g, "");
+  const [base, sub] = text.split("_");
+  return sub ? math("msub", math("mi", base), math("mi", sub)) : math("mi", base);
+}
+function law() {
+  const { terms, overlaps, time: seconds, gpu, engine } = answer.law;
+  const inside = new Set(overlaps.flat());
+  const e = (k) => math("msub", math("mi", "e"), symbol(terms[k].symbol));
+  const squared = (k) => math("msubsup", math("mi", "e"), symbol(terms[k].symbol), math("mn", "2"));
+  const parts = terms.map((_, k) => k).filter((k) => !inside.has(k)).map(e);
+  for (const [a, b] of overlaps) parts.push(math("msqrt", squared(a), math("mo", "+"), squared(b)));
+  const row = math("mrow", math("mi", "E"), math("mo", "="), ...parts.flatMap((part, i) => (i ? [math("mo", "+"), part] : [part])));
+  $("#equation").replaceChildren(math("math", row));
+  $("#law-says").textContent = `Each term is θ D N: N counts the work, D is what one costs by the datasheet of ${gpu}, and θ is fitted${engine ? ` (${engine})` : ""}. The root joins work that overlaps.`;
+  const head = (titles) => el("tr", {}, ...titles.map((title, i) => el("th", { scope: "col", className: i && i < titles.length - 1 ? "n" : "" }, title)));
+  $("#law thead").replaceChildren(head(["term", "θ", "80 % interval", "value", "unit", "what it is"]));
+  $("#law tbody").replaceChildren(...terms.map((t) => el("tr", {}, el("th", { scope: "row" }, math("math", symbol(t.symbol)), ` ${t.name.replaceAll("_", " ")}`), ...[number(t.theta), `${number(t.low)} .. ${number(t.high)}`, number(t.value)].map((v) => el("td", { className: "n" }, v)), el("td", { className: "n" }, t.unit), el("td", {}, t.meaning))));
+  $("#time-law thead").replaceChildren(head(["term", "θ", "unit", "what it is"]));
+  $("#time-law tbody").replaceChildren(...seconds.map((t) => el("tr", {}, el("th", { scope: "row" }, t.name.replaceAll("_", " ")), el("td", { className: "n" }, number(t.theta)), el("td", { className: "n" }, t.unit), el("td", {}, t.meaning))));
+}
+function behind() {
+  const b = answer.behind;
+  const fact = (what, said) => (said ? [el("dt", {}, what), el("dd", {}, said)] : []);
+  $("#behind").replaceChildren(
+    ...fact("rows", b.rows ? `${b.rows.toLocaleString("en")}, of ${b.llms} LLMs; ${b.rows_with_a_time.toLocaleString("en")} with a time` : "none: the datasheet alone"),
+    ...fact("from", [b.source, b.licence, b.date].filter(Boolean).join(", ")),
+    ...fact("kinds", Object.entries(b.sources).map(([kind, count]) => `${count.toLocaleString("en")} ${kind}`).join(", ")),
+    ...fact("GPU types", b.gpus.join(", ")),
+    ...fact("engines", b.engines.join(", ")),
+    ...fact("this LLM", b.rows ? (b.llm_among_them ? "is among them" : "is not among them") : ""),
+    ...fact("digest", b.dataset_digest.slice(0, 12)),
+  );
+  const notes = [...new Set([...answer.decision.notes, ...b.notes])];
+  $("#notes").replaceChildren(...notes.map((note) => el("li", {}, note)));
+}
+
+// -------------------------------------------------------------------------------------- begin
+start = await begin();
+fill();
+restore();
+toSliders();
+heads();
+sort = { by: "a request", down: false };
+onTheme(() => answer && key("front", gpusAsked().map((g, i) => [g, colours()[i % 6], SHAPES[i % 6]])));
+onTheme(() => answer && ["joules", "seconds"].forEach((id) => {
+  const found = charts()[id].usermeta.key;
+  key(id, [...new Set(answer[id].map((row) => row.term))].map((term) => found[term] ?? [term, "gray"]));
+}));
+await ask();

@@ -1,0 +1,162 @@
+// What both views share: words for numbers, elements, theme, charts, downloads.
+export const $ = (selector) => document.querySelector(selector);
+export const root = document.documentElement;
+
+export function el(name, props = {}, ...children) {
+  const made = document.createElement(name);
+  for (const [key, value] of Object.entries(props)) {
+    if (key in made && key !== "list") made[key] = value;
+    else made.setAttribute(key, value);
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined));
+  return made;
+}
+
+export const number = (value, digits = 3) => {
+  if (value === null || value === undefined || !Number.isFinite(Number(value))) return "-";
+  const v = Number(value);
+  if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e9)) return v.toExponential(digits - 1);
+  if (Math.abs(v) >= 10 ** digits) return Math.round(v).toLocaleString("en");
+  return v.toLocaleString("en", { maximumSignificantDigits: digits });
+};
+export const joules = (v) => (v >= 1e5 ? `${number(v / 1e3)} kJ` : `${number(v)} J`);
+export const watts = (v) => (v >= 1e4 ? `${number(v / 1e3)} kW` : `${number(v)} W`);
+export const time = (s) => (s === null ? "unbounded" : s < 0.9995 ? `${number(1e3 * s)} ms` : `${number(s)} s`);
+export const percent = (ratio, digits = 2) => `${number(100 * ratio, digits)} %`;
+export const chance = (p) => (p === null || p === undefined ? "..." : p > 0.995 ? "> 0.99" : p < 0.005 ? "< 0.01" : p.toFixed(2));
+
+// ------------------------------------------------------------------------------------ theme
+let start = null;
+const views = {};
+const drawn = new Map(); // chart -> the data it shows
+const themed = [];
+let dark = false;
+try {
+  const kept = localStorage.getItem("theme");
+  dark = kept ? kept === "dark" : matchMedia("(prefers-color-scheme: dark)").matches;
+} catch {
+  dark = matchMedia("(prefers-color-scheme: dark)").matches;
+}
+export const isDark = () => dark;
+export const onTheme = (told) => themed.push(told);
+
+function paint() {
+  root.dataset.theme = dark ? "dark" : "light";
+  const button = $("#theme");
+  button.setAttribute("aria-pressed", String(dark));
+  button.textContent = dark ? "Light" : "Dark";
+  button.setAttribute("aria-label", dark ? "Use the light theme" : "Use the dark theme");
+}
+
+export async function begin() {
+  paint();
+  $("#theme").addEventListener("click", async () => {
+    dark = !dark;
+    try { localStorage.setItem("theme", dark ? "dark" : "light"); } catch { /* private window */ }
+    paint();
+    for (const told of themed) told();
+    await Promise.all(Object.keys(views).map((id) => embed(id)));
+  });
+  for (const tools of document.querySelectorAll(".tools[data-chart]")) addTools(tools);
+  start = await (await fetch("/page/start")).json();
+  return start;
+}
+
+// ----------------------------------------------------------------------------------- charts
+let library = null; // the bundle comes after the first answer
+function loaded() {
+  library ??= new Promise((done, failed) => {
+    const script = el("script", { src: "/charts.js" });
+    script.onload = done;
+    script.onerror = () => failed(new Error("the charts cannot be loaded"));
+    document.head.append(script);
+  });
+  return library;
+}
+
+async function embed(id) {
+  const spec = start.charts[dark ? "dark" : "light"][id];
+  views[id]?.finalize();
+  const made = await window.vegaEmbed(`#${id}`, spec, {
+    renderer: new URLSearchParams(location.search).get("renderer") === "svg" ? "svg" : "canvas",
+    actions: false,
+    ast: true,
+    tooltip: { theme: dark ? "dark" : "light" },
+    logLevel: 1,
+  });
+  views[id] = made.view;
+  const data = drawn.get(id);
+  if (data) await feed(id, data);
+}
+
+async function feed(id, data) {
+  const view = views[id];
+  for (const [name, values] of Object.entries(data)) view.data(name, values);
+  await view.resize().runAsync();
+}
+
+export async function draw(id, data) {
+  drawn.set(id, data);
+  await loaded();
+  if (!views[id]) {
+    views[id] = { finalize() {} };
+    await embed(id);
+  } else if (views[id].data) await feed(id, data);
+}
+
+export async function mark(id, name, values) {
+  const data = drawn.get(id);
+  if (data) data[name] = values;
+  if (views[id]?.data) await views[id].data(name, values).runAsync();
+}
+
+export function key(id, items) {
+  $(`#${id}-key`).replaceChildren(...items.map(([words, colour, shape]) => {
+    const dot = el("i", { className: shape ?? "square" });
+    dot.style.color = colour;
+    return el("span", {}, dot, words);
+  }));
+}
+export const SHAPES = ["circle", "square", "triangle-up", "cross", "diamond", "triangle-down"];
+export const colours = () => start.colours[dark ? "dark" : "light"];
+export const charts = () => start.charts[dark ? "dark" : "light"];
+
+// -------------------------------------------------------------------------------- downloads
+export function save(name, type, data) {
+  const link = el("a", { download: name });
+  link.href = typeof data === "string" && data.startsWith("data:") ? data : URL.createObjectURL(new Blob([data], { type }));
+  document.body.append(link);
+  link.click();
+  link.remove();
+  if (link.href.startsWith("blob:")) setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+
+export function csv(header, rows) {
+  const cell = (value) => {
+    if (value === null || value === undefined) return "";
+    const text = String(value);
+    return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  };
+  return [header, ...rows].map((row) => row.map(cell).join(",")).join("\r\n") + "\r\n";
+}
+
+function addTools(tools) {
+  const id = tools.dataset.chart;
+  for (const kind of ["SVG", "PNG"]) {
+    const button = el("button", { type: "button" }, kind);
+    button.setAttribute("aria-label", `Download the chart as ${kind}: ${tools.parentElement.querySelector("h2").textContent}`);
+    button.addEventListener("click", async () => {
+      const view = views[id];
+      if (!view?.toSVG) return;
+      const paper = getComputedStyle(root).getPropertyValue("--paper").trim();
+      const was = view.background();
+      await view.background(paper).runAsync();
+      if (kind === "SVG") save(`energylens-${id}.svg`, "image/svg+xml", await view.toSVG());
+      else save(`energylens-${id}.png`, "image/png", await view.toImageURL("png", 2));
+      await view.background(was).runAsync();
+    });
+    tools.append(button);
+  }
+}
+
+window.energylens = { views }; // for tests: marks on a canvas are not in the document
