@@ -14,7 +14,7 @@ from energylens.formula import design_by_phase, slopes
 from energylens.model import Coefficients, EnergyModel, known_engine, physics_flags
 from energylens.records import Case, Configuration, Workload
 from energylens.viewing import Shown
-from energylens.words import joules
+from energylens.words import J_PER_KWH, energies, joules
 
 COVERAGE_RATIO = 0.8
 LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
@@ -84,6 +84,8 @@ class Explanation(Shown):
     ----------
     energy_per_request_j, low_j, high_j : float
         Prediction and its 80 % interval for a new measurement.
+    energy_per_output_token_j, energy_per_total_token_j : float
+        The same over the tokens of output, and over those of prompt and output.
     terms : tuple of TermShare
         All twelve, in the order of the formula.
     input_token_j, output_token_j : float
@@ -100,6 +102,8 @@ class Explanation(Shown):
 
     case: str
     energy_per_request_j: float
+    energy_per_output_token_j: float
+    energy_per_total_token_j: float
     low_j: float
     high_j: float
     prefill_j: float
@@ -117,6 +121,9 @@ class Explanation(Shown):
         return {
             "case": self.case,
             "energy_per_request_j": self.energy_per_request_j,
+            "energy_per_output_token_j": self.energy_per_output_token_j,
+            "energy_per_total_token_j": self.energy_per_total_token_j,
+            "energy_per_request_kwh": self.energy_per_request_j / J_PER_KWH,
             "interval_80_j": [self.low_j, self.high_j],
             "prefill_energy_per_request_j": self.prefill_j,
             "decode_energy_per_request_j": self.decode_j,
@@ -202,6 +209,9 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     return Explanation(
         case=describe(case),
         energy_per_request_j=energy,
+        energy_per_output_token_j=energy / case.workload.output_tokens,
+        energy_per_total_token_j=energy
+        / (case.workload.input_tokens + case.workload.output_tokens),
         low_j=float(low[0]),
         high_j=float(high[0]),
         prefill_j=float(prefill.sum()),
@@ -412,7 +422,8 @@ def _sentences(
     sentences = [
         f"A request costs {joules(energy)} (a new measurement lies between {joules(low)} and "
         f"{joules(high)} with 80 % probability): {prefill / energy:.0%} in prefill, "
-        f"{1 - prefill / energy:.0%} in decode."
+        f"{1 - prefill / energy:.0%} in decode.",
+        f"By unit: {energies(energy, case.workload.input_tokens, case.workload.output_tokens)}.",
     ]
     held = _held(case)
     if held is not None:

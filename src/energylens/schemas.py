@@ -344,12 +344,30 @@ class ExplainedTime(Answer):
     watts: dict[str, KindOfTime]
 
 
+class RequestShare(Answer):
+    """What one request takes of the joules of its batch."""
+
+    input_tokens: float
+    output_tokens: float
+    energy_per_request_j: float
+    interval_80_j: tuple[float, float]
+    energy_per_output_token_j: float
+    energy_per_total_token_j: float
+    prefill_energy_per_request_j: float
+    decode_energy_per_request_j: float
+    ratio_to_mean_request: float
+    terms_j: dict[str, float]
+
+
 class Explanation(Answer):
     """Answer to ``explain``: what a configuration costs at a full batch, and why."""
 
     document: Literal["energylens/explanation/1"] = Field(alias="schema")
     case: str
     energy_per_request_j: float
+    energy_per_output_token_j: float
+    energy_per_total_token_j: float
+    energy_per_request_kwh: float
     interval_80_j: tuple[float, float]
     prefill_energy_per_request_j: float
     decode_energy_per_request_j: float
@@ -362,6 +380,7 @@ class Explanation(Answer):
     sentences: list[str]
     memory: dict[str, Any]
     time: ExplainedTime | None
+    requests: list[RequestShare] = Field(default=[], description="those asked for by --request")
 
 
 class Service(Answer):

@@ -344,6 +344,7 @@ class Ranked:
     precision: str
     energy_per_request_j: float
     energy_per_output_token_j: float
+    energy_per_total_token_j: float
     lower_j: float | None
     upper_j: float | None
     probability_best_ratio: float | None
@@ -355,6 +356,7 @@ class Ranked:
             **_configuration_json(self.configuration, self.gpu, self.precision),
             "energy_per_request_j": self.energy_per_request_j,
             "energy_per_output_token_j": self.energy_per_output_token_j,
+            "energy_per_total_token_j": self.energy_per_total_token_j,
             "running_batch_size": self.configuration.mean_batch_size,
             "lower_j": self.lower_j,
             "upper_j": self.upper_j,
@@ -476,6 +478,8 @@ class Ranking(Shown):
             precision=case.precision.id,
             energy_per_request_j=joules,
             energy_per_output_token_j=joules / case.workload.output_tokens,
+            energy_per_total_token_j=joules
+            / (case.workload.input_tokens + case.workload.output_tokens),
             lower_j=known(self.lower_j),
             upper_j=known(self.upper_j),
             probability_best_ratio=known(self.probability_best_ratio),

@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli import front_form
+from energylens.cli import attributing, front_form
 from energylens.cli.console import (
     BATCH_SIZE,
     Subparsers,
@@ -37,7 +37,7 @@ from energylens.cli.serving import (
     refuse_without_rate,
     time_law,
 )
-from energylens.words import WIDTH, percent
+from energylens.words import WIDTH, joules, percent
 
 if TYPE_CHECKING:
     from energylens.capacity import Memory
@@ -104,6 +104,8 @@ def add_verbs(verbs: Any) -> None:
         (
             "energylens explain model.json --llm Qwen/Qwen3-32B --gpu H100 "
             "--tensor-parallel 2 --batch-size 64 --input-tokens 500 --output-tokens 300",
+            "energylens explain model.json --llm Qwen/Qwen3-32B --gpu H100 --batch-size 64 "
+            "--input-tokens 500 --output-tokens 300 --request 1800,240",
         ),
     )
     parser.add_argument(
@@ -112,6 +114,7 @@ def add_verbs(verbs: Any) -> None:
         help="a model.json, a tidy table (fitted as fit does), or the word datasheet",
     )
     add_case(parser)
+    attributing.add_option(parser)
     add_json(parser)
 
     parser = subparsers.add(
@@ -520,19 +523,28 @@ def _flag(name: str) -> str:
 
 def _explain(arguments: argparse.Namespace) -> None:
     from energylens import capacity
+    from energylens.errors import UsageError
     from energylens.explanation import SUBJECTS, explain
     from energylens.time_explained import explain_time, explanation_document
-    from energylens.words import joules
 
     if front_form.is_form(arguments.model):
+        if arguments.request:
+            raise UsageError(
+                f"{arguments.model} is a form without terms, by which a batch cannot be shared: "
+                "leave --request out"
+            )
         front_form.explain_by(arguments)
         return
     model = _model(arguments.model)
     case = _case(arguments, model)
+    requests = attributing.requests_of(arguments, model, case)
     explanation, times = explain(model, case), explain_time(model, case)
     memory = capacity.memory(case)
     if arguments.json:
-        print_json(explanation_document(explanation, memory, times))
+        document = explanation_document(explanation, memory, times)
+        if requests:
+            document["requests"] = [request.to_json() for request in requests]
+        print_json(document)
         return
     print_paragraph(explanation.case)
     print()
@@ -560,6 +572,9 @@ def _explain(arguments: argparse.Namespace) -> None:
     if times is not None:
         print()
         print_times(times)
+    if requests:
+        print()
+        attributing.print_requests(requests, case)
 
 
 def _memory_line(memory: Memory) -> str:
