@@ -11,10 +11,11 @@ be checked against it; nothing that comes out of it is a measurement.
 from __future__ import annotations
 
 import heapq
+import math
 from bisect import bisect_right
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -46,7 +47,9 @@ class StepTable:
     idle_w: float
 
     @classmethod
-    def of(cls, case: Case, longest: float, seed: int = 0) -> StepTable:
+    def of(
+        cls, case: Case, longest: float, seed: int = 0, *, clock_ratio: float = 1.0
+    ) -> StepTable:
         """Run the steps of one replica of a case, for contexts up to ``longest`` tokens.
 
         Parameters
@@ -57,8 +60,13 @@ class StepTable:
             The longest context.
         seed : int
             Of the replica's start.
+        clock_ratio : float
+            Share of the top clock that the GPUs are locked to. The case's power cap holds too.
         """
         server = _Server.of(case, seed, queue=True)
+        shard = replace(
+            server.shard, clock_ratio=clock_ratio, power_cap_w=case.configuration.power_cap_w
+        )
         most = max(case.configuration.batch_size, 2.0)
         batches = np.concatenate([[0.0], np.geomspace(1.0, most, BATCHES - 1)])
         contexts = np.linspace(1.0, longest, CONTEXTS)
@@ -76,7 +84,7 @@ class StepTable:
             pairs=p * np.minimum(p, LONGEST_PAIRED) / 2.0,
             pairs_window=p * np.minimum(p, min(LONGEST_PAIRED, window)) / 2.0,
         )
-        busy_s, busy_j = (part.sum(axis=0) for part in server.shard.run(passes))
+        busy_s, busy_j = (part.sum(axis=0) for part in shard.run(passes))
         wall_s = busy_s + server._host_s(busy_s, n, 0.0)
         joules = server._outcome(wall_s, busy_s, busy_j).energy_j
         shape = (len(batches), len(contexts), len(prompts))
@@ -162,55 +170,130 @@ def simulate_load(
     budget : float
         Tokens of a step.
     """
-    return _Replica(
-        table, arrivals_s, input_tokens, output_tokens, slots, cache_tokens, budget
-    ).run(warm)
+    replica = Replica(table, slots=slots, cache_tokens=cache_tokens, budget=budget)
+    n = len(arrivals_s)
+    replica.count_from_s, replica.count_to_s = float(arrivals_s[warm]), float(arrivals_s[-1])
+    for arrival, prompt, output in zip(
+        arrivals_s.tolist(), input_tokens.tolist(), output_tokens.tolist(), strict=True
+    ):
+        replica.offer(arrival, prompt, output)
+    replica.advance(math.inf)
+    duration = replica.count_to_s - replica.count_from_s
+    kept = slice(warm, n)
+    arrived = np.array(replica.arrivals[kept])
+    return SimulatedLoad(
+        ttft_s=np.array(replica.first_s[kept]) - arrived,
+        latency_s=np.array(replica.done_s[kept]) - arrived,
+        output_tokens=np.array(replica.outputs[kept], dtype=np.float64),
+        duration_s=duration,
+        joules=replica.busy_j + replica.idle_w * replica.idle_s,
+        arrivals=n - 1 - warm,
+        mean_batch_size=replica.area / duration,
+        empty_ratio=replica.idle_s / duration,
+        preemptions=replica.preempted,
+    )
 
 
-class _Replica:
+class Replica:
+    """One simulated replica that is offered requests, and lives up to a moment at a time.
+
+    Parameters
+    ----------
+    table : StepTable
+    slots : int
+        Sequences that may run at once.
+    cache_tokens : float
+        Tokens that the cache holds.
+    budget : float
+        Tokens of a step.
+    slower : float
+        Seconds of every step over those of the table; joules stay.
+
+    Attributes
+    ----------
+    now_s : float
+        Where it is: the end of the step last done.
+    busy_j, busy_s, idle_s : float
+        Joules and seconds of steps, and seconds without, between ``count_from_s`` and
+        ``count_to_s`` (all time by default).
+    area : float
+        Sequences running times seconds, in that time.
+    first_s, done_s : list of float
+        When each request had its first and its last token; 0 before.
+    finished : int
+    prompt_tokens_done, output_tokens_done, steps_done : int
+        Tokens computed and made, and steps, since the start.
+    preempted : int
+    """
+
     def __init__(
         self,
         table: StepTable,
-        arrivals_s: FloatArray,
-        input_tokens: IntArray,
-        output_tokens: IntArray,
+        *,
         slots: int,
         cache_tokens: float,
-        budget: float,
+        budget: float = STEP_TOKENS,
+        slower: float = 1.0,
     ) -> None:
-        self.look = _lookup(table)
         self.idle_w = table.idle_w
-        self.arrivals = arrivals_s.tolist()
-        self.left = [int(x) for x in input_tokens]
-        self.outputs = [max(int(x), 1) for x in output_tokens]
-        self.slots, self.room, self.budget = slots, cache_tokens, budget
-        n = len(self.arrivals)
-        self.first, self.done = [0.0] * n, [0.0] * n
-        self.made, self.context = [0] * n, [0] * n
-        self.since = [0] * n  # step at which a sequence began to decode, less what it had made
-        self.turn = [0] * n  # grows with each admission, so that old entries of the heap lapse
+        self.slots, self.room, self.budget, self.slower = slots, cache_tokens, budget, slower
+        self.look = _lookup(table)
+        self.arrivals: list[float] = []
+        self.left: list[int] = []
+        self.outputs: list[int] = []
+        self.first_s: list[float] = []
+        self.done_s: list[float] = []
+        self.made: list[int] = []
+        self.context: list[int] = []
+        self.since: list[int] = []  # step at which it began to decode, less what it had made
+        self.turn: list[int] = []  # grows with each admission, so that old ends lapse
         self.waiting: deque[int] = deque()
         self.prefilling: list[int] = []
         self.running: dict[int, None] = {}  # decoding or prefilling, in order of admission
         self.ends: list[tuple[int, int, int]] = []
         self.decoding, self.context_sum, self.used = 0, 0, 0.0
-        self.step, self.preempted = 0, 0
+        self.step, self.preempted, self.following, self.finished = 0, 0, 0, 0
+        self.now_s = self.busy_j = self.busy_s = self.idle_s = self.area = 0.0
+        self.prompt_tokens_done = self.output_tokens_done = self.steps_done = 0
+        self.count_from_s, self.count_to_s = -math.inf, math.inf
 
-    def run(self, warm: int) -> SimulatedLoad:
-        n, arrivals = len(self.arrivals), self.arrivals
-        begin, end = arrivals[warm], arrivals[-1]
-        now, following, finished = 0.0, 0, 0
-        joules = area = idle_s = 0.0
-        while finished < n:
-            while following < n and arrivals[following] <= now:
-                self.waiting.append(following)
-                following += 1
+    @property
+    def outstanding(self) -> int:
+        """Requests offered and not finished."""
+        return len(self.arrivals) - self.finished
+
+    def set_table(self, table: StepTable) -> None:
+        """Go on at the speed and power of another table (a clock, a cap)."""
+        self.idle_w, self.look = table.idle_w, _lookup(table)
+
+    def offer(self, arrival_s: float, input_tokens: int, output_tokens: int) -> int:
+        """Take a request that arrives not before those offered earlier; return its number."""
+        self.arrivals.append(arrival_s)
+        self.left.append(int(input_tokens))
+        self.outputs.append(max(int(output_tokens), 1))
+        for column in (self.first_s, self.done_s):
+            column.append(0.0)
+        for counts in (self.made, self.context, self.since, self.turn):
+            counts.append(0)
+        return len(self.arrivals) - 1
+
+    def advance(self, until_s: float) -> None:
+        """Do all steps that begin before a moment; with infinity, all work there is."""
+        arrivals = self.arrivals
+        n = len(arrivals)
+        begin, end = self.count_from_s, self.count_to_s
+        while self.now_s < until_s:
+            now = self.now_s
+            while self.following < n and arrivals[self.following] <= now:
+                self.waiting.append(self.following)
+                self.following += 1
+            coming = arrivals[self.following] if self.following < n else math.inf
             if not self.running and not self.waiting:
-                gap = min(arrivals[following], end) - max(now, begin)
-                if gap > 0:
-                    joules += self.idle_w * gap
-                    idle_s += gap
-                now = arrivals[following]
+                then = min(coming, until_s)
+                if then == math.inf:
+                    return
+                self.idle_s += max(min(then, end) - max(now, begin), 0.0)
+                self.now_s = then
                 continue
             self._preempt()
             chunks, tokens = self._prompts()
@@ -219,30 +302,26 @@ class _Replica:
             seconds, energy = self.look(self.decoding, context, tokens)
             if not chunks:
                 many = max(self._steps_ahead(), 1)
-                if following < n and len(self.running) < self.slots:
-                    many = max(min(many, int((arrivals[following] - now) / seconds) + 1), 1)
+                if len(self.running) < self.slots:
+                    coming = min(coming, until_s)
+                    if coming < math.inf:
+                        ahead = int((coming - now) / (seconds * self.slower)) + 1
+                        many = max(min(many, ahead), 1)
+                elif until_s < math.inf:
+                    many = max(min(many, int((until_s - now) / (seconds * self.slower)) + 1), 1)
                 if many > 1:
                     seconds, energy = self.look(self.decoding, context + (many - 1) / 2.0, 0.0)
-            span = seconds * many
+            span = seconds * self.slower * many
             inside = min(now + span, end) - max(now, begin)
             if inside > 0:
-                joules += energy * many * inside / span
-                area += len(self.running) * inside
-            now += span
-            finished += self._after(chunks, many, now)
-        kept = slice(warm, n)
-        arrived = np.array(arrivals[kept])
-        return SimulatedLoad(
-            ttft_s=np.array(self.first[kept]) - arrived,
-            latency_s=np.array(self.done[kept]) - arrived,
-            output_tokens=np.array(self.outputs[kept], dtype=np.float64),
-            duration_s=end - begin,
-            joules=joules,
-            arrivals=n - 1 - warm,
-            mean_batch_size=area / (end - begin),
-            empty_ratio=idle_s / (end - begin),
-            preemptions=self.preempted,
-        )
+                self.busy_j += energy * many * inside / span
+                self.busy_s += inside
+                self.area += len(self.running) * inside
+            self.now_s = now + span
+            self.steps_done += many
+            self.output_tokens_done += self.decoding * many
+            self.prompt_tokens_done += int(tokens)
+            self.finished += self._after(chunks, many, self.now_s)
 
     def _steps_ahead(self) -> int:
         """Steps until a sequence ends or the cache may run over."""
@@ -309,7 +388,7 @@ class _Replica:
             self.context_sum -= held
             self.used -= held
             del self.running[request]
-            self.done[request] = now
+            self.done_s[request] = now
             ended += 1
         for request, take in chunks:
             self.left[request] -= take
@@ -319,13 +398,14 @@ class _Replica:
                 continue
             self.prefilling.remove(request)
             if not self.made[request]:
-                self.first[request] = now
+                self.first_s[request] = now
             self.made[request] += 1
+            self.output_tokens_done += 1
             more = self.outputs[request] - self.made[request]
             if more <= 0:
                 self.used -= self.context[request]
                 del self.running[request]
-                self.done[request] = now
+                self.done_s[request] = now
                 ended += 1
                 continue
             self.since[request] = self.step

@@ -161,6 +161,8 @@ class Shard:
     replicas: int
     stage_layers: FloatArray
     slower: float = 1.0  # times against the nominal ones
+    clock_ratio: float = 1.0  # that the clock is locked to, of the top one
+    power_cap_w: float | None = None  # of each GPU, where lower than what it ships with
 
     def run(self, p: Passes) -> tuple[FloatArray, FloatArray]:
         """Seconds and joules of one GPU of each stage; both of shape (stages, n).
@@ -190,11 +192,12 @@ class Shard:
             busy_s = (often * seconds).sum(axis=0)
             return busy_s, self.board.total_w((often * seconds * watts).sum(axis=0) / busy_s)
 
-        seconds, watts = at(np.ones((1, 1, 1)))
-        limit_w = self.board.gpu.tdp_w
+        top = self.clock_ratio
+        seconds, watts = at(np.full((1, 1, 1), top))
+        limit_w = min(self.power_cap_w or math.inf, self.board.gpu.tdp_w)
         hot = watts > limit_w
         if hot.any():
-            low, high = np.full(hot.shape, LOWEST_CLOCK_RATIO), np.ones(hot.shape)
+            low, high = np.full(hot.shape, LOWEST_CLOCK_RATIO), np.full(hot.shape, top)
             for _ in range(12):
                 middle = (low + high) / 2
                 over = at(middle[None])[1] > limit_w
