@@ -43,7 +43,8 @@ GROUP_SPREAD = 0.5  # how far a GPU type may lie from its engine's fit, in units
 OVERLAP_FLOOR = 0.5  # least theta at which an overlapped term's slope is taken
 FEWEST = 9  # residuals from which a group can tell its own 80 % interval
 VARIANCE_FLOOR = 1e-8
-FACTOR_ROWS = 1.0  # a factor of one LLM and format is drawn toward 1 as by so many rows
+OUTLIER_DEVIATIONS = 3.0  # robust standard deviations beyond which a residual says no more
+DEVIATIONS_A_MAD = 1.4826  # standard deviations in a median absolute deviation, of a normal
 #: Measured times in the order of what they tell of the law.
 PREFERRED: tuple[Target, ...] = ("latency", "tpot", "itl")
 
@@ -255,10 +256,15 @@ class _Problem:
         """Give each LLM and precision a factor, as far as rows of its own ask for one.
 
         The mean log residual of its n rows, times n / (n + k): k weighs the variance of a row
-        about its factor by that of factors about 1 (a random effect).
+        about its factor by that of factors about 1 (a random effect). A residual beyond
+        `OUTLIER_DEVIATIONS` counts as one there: a layout that the law does not have, as deep
+        pipelines, is not what its LLM costs.
         """
         theta = model._theta(dataset.cases)
-        logs = -np.log(seconds(self.step, self.prompt, theta))
+        residuals = -np.log(seconds(self.step, self.prompt, theta))
+        middle = np.median(residuals)
+        reach = OUTLIER_DEVIATIONS * DEVIATIONS_A_MAD * np.median(np.abs(residuals - middle))
+        logs = np.clip(residuals, middle - reach, middle + reach)
         keys = np.array(
             [f"{m} {p}" for m, p in zip(dataset.llm_ids, dataset.precision_ids, strict=True)]
         )
@@ -278,8 +284,7 @@ class _Problem:
         without = (means[place] * counts[place] - logs) / np.maximum(
             counts[place] - 1.0 + pull, 1e-9
         )
-        left = np.sort(logs - without)
-
+        left = residuals - without
         scale = float(np.sqrt(max(float((left**2).mean()), VARIANCE_FLOOR)))
         return replace(
             model,

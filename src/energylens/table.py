@@ -47,8 +47,10 @@ _DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_par
 _CASE_NUMBERS = tuple(
     name for name in Cases.column_names() if name in BY_NAME and BY_NAME[name].is_number
 )
+_JOULES = "energy_per_request_j"
+_TIMES = ("request_latency_s", "tpot_s", "ttft_s", "median_itl_s")
 _ENERGIES = (
-    "energy_per_request_j",
+    _JOULES,
     "prefill_energy_per_request_j",
     "decode_energy_per_request_j",
 )
@@ -70,13 +72,16 @@ class Problem:
         return f"{self.place} {self.line}: {self.column} {self.reason}"
 
 
-def read(path: str | Path) -> Dataset:
+def read(path: str | Path, *, joules: bool = True) -> Dataset:
     """Read a tidy table.
 
     Parameters
     ----------
     path : str or Path
         CSV, JSON Lines or Parquet; ``-`` is standard input.
+    joules : bool
+        Whether every row must have joules. Judges of time take rows without, which have a time
+        of theirs in the place of joules, in seconds.
 
     Returns
     -------
@@ -87,11 +92,13 @@ def read(path: str | Path) -> Dataset:
     TableError
         If anything in it is wrong; the first problem is told, the others counted.
     """
-    return dataset_from_table(files.read_table(path))
+    return dataset_from_table(files.read_table(path), joules=joules)
 
 
-def from_columns(columns: Mapping[str, Sequence[object]], name: str = "the frame") -> Dataset:
-    """Check columns of cells as a tidy table, and make a dataset of them.
+def from_columns(
+    columns: Mapping[str, Sequence[object]], name: str = "the frame", *, joules: bool = True
+) -> Dataset:
+    """Check columns of cells as a tidy table, and make a dataset of them; as `read`.
 
     Raises
     ------
@@ -100,7 +107,7 @@ def from_columns(columns: Mapping[str, Sequence[object]], name: str = "the frame
     """
     rows = max((len(cells) for cells in columns.values()), default=0)
     raw = RawTable(name=name, columns=columns, lines=range(1, rows + 1), place="row")
-    return dataset_from_table(raw)
+    return dataset_from_table(raw, joules=joules)
 
 
 def write(dataset: Dataset, path: str | Path) -> None:
@@ -154,15 +161,15 @@ def _number_cells(values: FloatArray, whole: bool) -> list[Any]:
     return [None if value != value else value for value in values.tolist()]
 
 
-def dataset_from_table(raw: RawTable) -> Dataset:
-    """Make a dataset of a table as its file holds it.
+def dataset_from_table(raw: RawTable, *, joules: bool = True) -> Dataset:
+    """Make a dataset of a table as its file holds it; ``joules`` as in `read`.
 
     Raises
     ------
     TableError
         If anything in it is wrong; the first problem is told, the others counted.
     """
-    check = _Check(raw)
+    check = _Check(raw, joules=joules)
     dataset = check.dataset()
     if dataset is None:
         found = check.problems()
@@ -219,8 +226,9 @@ class _Names:
 class _Check:
     """One pass over a raw table: columns parsed and checked as arrays, faults noted by row."""
 
-    def __init__(self, raw: RawTable) -> None:
+    def __init__(self, raw: RawTable, *, joules: bool = True) -> None:
         self.raw = raw
+        self.may_lack = () if joules else (_JOULES,)
         self.rows = len(raw)
         self.found: list[tuple[int, int, Problem]] = []
         self.number: dict[str, FloatArray] = {}
@@ -260,6 +268,8 @@ class _Check:
                 self.number[column.name] = self._numbers(column)
             else:
                 self.text[column.name] = self._texts(column)
+        if self.may_lack:
+            self._times_without_joules()
         llms = self._llms()
         gpus = self._gpus()
         modality = self._modality()
@@ -322,7 +332,8 @@ class _Check:
                 known = () if within else BY_NAME
                 self.note(name, f"is an {UnknownNameError('column', name, known, advice)}")
         for column in COLUMNS:
-            if column.required and column.name not in self.raw.columns:
+            required = column.required and column.name not in self.may_lack
+            if required and column.name not in self.raw.columns:
                 self.note(column.name, f"must be a column of the table: {column.meaning}")
         if "batch_size" not in self.raw.columns and "request_rate_per_s" not in self.raw.columns:
             self.note(
@@ -347,14 +358,23 @@ class _Check:
             elif column.kind == "whole":
                 bad |= values != np.rint(values)
                 bad &= ~(np.isnan(values) & readable)
-            unknown = "" if column.required else "; leave the cell empty if it is not known"
+            required = column.required and name not in self.may_lack
+            unknown = "" if required else "; leave the cell empty if it is not known"
             self.flag(name, bad, lambda row: f"{must}, not {self.given(name, row)}{unknown}")
-            if column.required:
+            if required:
                 self.flag(name, np.isnan(values) & readable, f"{must}, but the cell is empty")
             values = values + 0.0  # -0.0 becomes 0.0
         if name in _DEGREES:
             values[np.isnan(values)] = 1.0
         return values
+
+    def _times_without_joules(self) -> None:
+        """Put a time of a row in the place of joules that it does not have."""
+        values = self.number[_JOULES]
+        for name in _TIMES:
+            values = np.where(np.isnan(values), self.number[name], values)
+        self.flag(_JOULES, np.isnan(values), f"must be given, or one of {', '.join(_TIMES)}")
+        self.number[_JOULES] = values
 
     def _texts(self, column: Column) -> _Names:
         """Check the distinct values, and find the rows only of those that are wrong."""
@@ -538,7 +558,7 @@ class _Check:
         both = prefill + decode
         slack = PARTS_TOLERANCE_RATIO * whole
         self.flag(
-            "energy_per_request_j",
+            _JOULES,
             np.abs(both - whole) > slack,
             lambda row: (
                 f"({whole[row]:g} J) must be the sum of its prefill and decode parts "

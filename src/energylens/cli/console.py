@@ -153,15 +153,18 @@ def add_tables(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def read_tables(arguments: argparse.Namespace) -> Dataset:
-    """Read and pool the tables, less the rows that ``--where`` leaves out."""
+def read_tables(arguments: argparse.Namespace, *, joules: bool = True) -> Dataset:
+    """Read and pool the tables, less the rows that ``--where`` leaves out.
+
+    ``joules`` says whether every row must have them, as in `table.read`.
+    """
     import numpy as np
 
     from energylens import table
     from energylens.dataset import Dataset
     from energylens.errors import UnknownNameError
 
-    parts = [table.read(path) for path in arguments.tables]
+    parts = [table.read(path, joules=joules) for path in arguments.tables]
     dataset = Dataset.concatenate(parts) if len(parts) > 1 else parts[0]
     columns = {
         "llm": dataset.llm_ids,

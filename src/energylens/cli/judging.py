@@ -287,7 +287,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--noise must be 0 or more and below 1, not {arguments.noise:g}")
     named = arguments.estimators if arguments.target == "energy" else None
     estimators, left_out = contestants(named)
-    dataset, estimators = timing.on_time(arguments, read_tables(arguments), estimators)
+    rows = read_tables(arguments, joules=arguments.target == "energy")
+    dataset, estimators = timing.on_time(arguments, rows, estimators)
     progress = Progress("fitting")
     try:
         evaluation = evaluate(

@@ -1,0 +1,83 @@
+"""The published figures of the time law are had again, and rows without joules are read."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from studies.results.runs import Data
+from studies.times.__main__ import study
+
+from energylens import table
+from energylens.cli import main
+from energylens.errors import TableError
+
+ROOT = Path(__file__).resolve().parents[1]
+DATA = Path(os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data"))
+PUBLISHED = json.loads((ROOT / "studies" / "times" / "times.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "argonne").is_dir(), reason=f"no public measurements in {DATA}")
+@pytest.mark.parametrize("source", ["Argonne layouts, A100", "ML.ENERGY v2, A100"])
+def test_the_law_has_the_published_errors_of_time(source: str) -> None:
+    found = study(Data(DATA), names=("energylens", "log-linear"), only=(source,))[source]
+    published = PUBLISHED[source]
+    assert found["dataset_digest"] == published["dataset_digest"]
+    for protocol in {"few-shot", "unseen-llm"} & set(found):
+        for name in ("energylens", "log-linear"):
+            assert found[protocol][name]["mape_ratio"] == pytest.approx(
+                published[protocol][name]["mape_ratio"], rel=0.02
+            )
+
+
+def test_the_law_is_nearer_than_a_log_linear_one_on_every_source() -> None:
+    for entry in PUBLISHED.values():
+        for protocol in {"few-shot", "unseen-llm"} & set(entry):
+            errors = {name: score["mape_ratio"] for name, score in entry[protocol].items()}
+            assert errors["energylens"] < errors["log-linear"]
+
+
+HEADER = (
+    "llm,gpu,tensor_parallel,batch_size,input_tokens,output_tokens,"
+    "request_latency_s,boundary,source"
+)
+
+
+def timed(path: Path) -> Path:
+    lines = [HEADER]
+    for degree in (1, 2, 4):
+        for batch in (1, 8, 32, 64):
+            for tokens in (128, 512):
+                seconds = f"{(1.0 + batch / 40) / degree * tokens / 100:.4f}"
+                lines.append(
+                    f"meta-llama/Llama-3.1-8B,A100-SXM-40GB,{degree},{batch},{tokens},{tokens},"
+                    f"{seconds},active_gpus,published"
+                )
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def test_times_are_judged_on_rows_without_joules(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = timed(tmp_path / "times.csv")
+    with pytest.raises(TableError, match="energy_per_request_j must be a column"):
+        table.read(path)
+    asked = ["evaluate", str(path), "--protocol", "few-shot", "--train", "8", "--repeats", "2"]
+    asked += ["--choose", "tensor_parallel", "--estimators", "energylens,log-linear", "--json"]
+    assert main([*asked, "--target", "latency"]) == 0
+    assert json.loads(capsys.readouterr().out)["estimators"]["energylens"]["mape_ratio"] > 0
+    assert main(asked) != 0
+    assert "energy_per_request_j" in capsys.readouterr().err
+
+
+def test_a_row_needs_joules_or_a_time(tmp_path: Path) -> None:
+    path = timed(tmp_path / "times.csv")
+    lines = path.read_text().splitlines()
+    lines[1] = ",".join(["" if i == 6 else cell for i, cell in enumerate(lines[1].split(","))])
+    path.write_text("\n".join(lines) + "\n")
+    with pytest.raises(TableError, match="or one of request_latency_s"):
+        table.read(path, joules=False)
