@@ -320,7 +320,7 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     if arguments.json:
         print_json(timing.attach(evaluation.to_json(), judged))
         return
-    print_evaluation(evaluation)
+    print_evaluation(evaluation, "joules" if arguments.target == "energy" else "seconds")
     timing.print_limits(judged)
     if left_out:
         print_paragraph(
@@ -329,8 +329,8 @@ def _evaluate(arguments: argparse.Namespace) -> None:
         )
 
 
-def print_evaluation(evaluation: Evaluation) -> None:
-    """Print what came of judging, best regret first."""
+def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
+    """Print what came of judging joules, or seconds, best regret first."""
     print_paragraph(
         f"{evaluation.protocol}: {evaluation.rows} rows, {evaluation.scenarios} scenarios "
         f"(free: {', '.join(evaluation.choose)}), {evaluation.repeats} "
@@ -338,7 +338,7 @@ def print_evaluation(evaluation: Evaluation) -> None:
         + (", strictly held-out scenarios" if evaluation.strict else "")
     )
     sources = ", ".join(f"{n} {name}" for name, n in evaluation.source_counts.items())
-    print_paragraph(f"Source of the joules: {sources}.")
+    print_paragraph(f"Source of the {unit}: {sources}.")
     if not evaluation.accuracy_claim:
         print_paragraph(
             "NO ACCURACY CLAIM: "
@@ -394,8 +394,8 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print_paragraph(f"Note: {note}")
     print_paragraph(
         "Top-1: the predicted best is the best; noise: within "
-        f"{100 * evaluation.noise_ratio:g} % of it; pairs: ordered rightly; regret: joules of the "
-        "choice over the best, minus 1; MAPE: mean error of the joules; covers: rows that lie in "
+        f"{100 * evaluation.noise_ratio:g} % of it; pairs: ordered rightly; regret: {unit} of the "
+        f"choice over the best, minus 1; MAPE: mean error of the {unit}; covers: rows that lie in "
         f"their {100 * evaluation.interval_ratio:g} % interval. docs/evaluation.md defines each."
     )
 
