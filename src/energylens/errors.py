@@ -22,10 +22,25 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable
+from enum import IntEnum
+from typing import ClassVar
+
+
+class ExitCode(IntEnum):
+    """What a command ends with; ``docs/exit-codes.md`` says the same to people."""
+
+    DONE = 0
+    FAILED = 1  # an error, or what was asked to hold does not
+    USAGE = 2  # the command line cannot be read
+    PARTLY = 3  # done, but not with all that was given, or in doubt of it
+    IMPOSSIBLE = 4  # the answer is that it cannot be
+    INTERRUPTED = 130
 
 
 class EnergyLensError(Exception):
     """Base of every error that energylens raises on purpose."""
+
+    exit_code: ClassVar[ExitCode] = ExitCode.FAILED
 
 
 class InputError(EnergyLensError):
@@ -117,6 +132,8 @@ class FitError(EnergyLensError):
 
 class InfeasibleError(EnergyLensError):
     """No configuration is left to choose from."""
+
+    exit_code = ExitCode.IMPOSSIBLE
 
 
 class CheckError(EnergyLensError):

@@ -1,8 +1,8 @@
 """The command line: the only place that wires the rooms together.
 
 Every verb reads files, writes one artefact or prints one answer, and takes ``--json``. Text for
-people goes to stdout, progress to stderr. Exit codes: 0 done, 1 an error of ours (one
-paragraph, no traceback), 2 wrong usage, 130 interrupted.
+people goes to stdout, progress to stderr. Commands end with an `energylens.errors.ExitCode`; with
+``--json`` stdout holds one document, the answer or the error, and errors are JSON on stderr too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ import sys
 from collections.abc import Sequence
 
 from energylens import __version__
-from energylens.errors import EnergyLensError, UsageError
+from energylens.cli.console import Answer, Parser, print_json_error
+from energylens.errors import EnergyLensError, ExitCode, UsageError
 
 #: Modules of this package in the order their verbs are listed; each has ``add_verbs(verbs)``.
 _MODULES = (
@@ -40,7 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Build the parser of all verbs; imports nothing heavy."""
     from importlib import import_module
 
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="energylens",
         description="Closed-form energy models for LLM inference serving:\nfrom measurements to "
         "the configuration with the fewest joules, and why.",
@@ -67,38 +68,55 @@ def main(arguments: Sequence[str] | None = None) -> int:
     int
         The exit code.
     """
-    program = "energylens"
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    Answer.begin(given)
     for stream in (sys.stdout, sys.stderr):
         # Whatever a terminal cannot show, in its locale or of a file's name, is shown escaped.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     try:
         try:
-            parsed = build_parser().parse_args(arguments)
+            parsed = build_parser().parse_args(given)
         except SystemExit:  # --help and --version end here, and may write to a closed pipe
             print(end="", flush=True)
             raise
-        program += f" {parsed.verb}"
+        Answer.verb, Answer.as_json = parsed.verb, getattr(parsed, "json", False)
         _spare(parsed)
-        parsed.run(parsed)
+        code = parsed.run(parsed)
         print(end="", flush=True)
+        return int(code or ExitCode.DONE)
     except EnergyLensError as error:
-        print(f"{program}: {error}", file=sys.stderr)
-        return 1
+        return _failed(type(error).__name__, str(error), error.exit_code)
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+        return _failed("KeyboardInterrupt", "interrupted", ExitCode.INTERRUPTED)
+    except MemoryError:
+        said = "this machine has not enough memory for that: give it fewer rows, or a smaller file"
+        return _failed("MemoryError", said, ExitCode.FAILED)
     except BrokenPipeError:
         # Whoever read us has enough; keep Python from complaining at exit.
         _close_stdout()
-        return 0
+        return ExitCode.DONE
     except OSError as error:  # what is read has errors of its own: this is about writing
         where = f" {error.filename}" if error.filename else ""
-        print(f"{program}: cannot write{where}: {error.strerror}", file=sys.stderr)
+        said = f"cannot write{where}: {error.strerror}"
         if not error.filename:
+            print(f"energylens {Answer.verb}: {said}", file=sys.stderr)
             _close_stdout()
-        return 1
-    return 0
+            return ExitCode.FAILED
+        return _failed("OSError", said, ExitCode.FAILED)
+
+
+def _failed(kind: str, said: str, code: ExitCode) -> int:
+    """Say what went wrong, as text or as JSON."""
+    if not Answer.as_json:
+        print(f"energylens {Answer.verb}".rstrip() + f": {said}", file=sys.stderr)
+        return code
+    try:
+        print_json_error(kind, said, code)
+        print(end="", flush=True)
+    except OSError:  # nobody reads it
+        _close_stdout()
+    return code
 
 
 def _spare(parsed: argparse.Namespace) -> None:

@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import Subparsers, add_json, print_json, print_paragraph
-from energylens.errors import TableError
+from energylens.errors import ExitCode, TableError
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
@@ -29,7 +29,7 @@ def add_verbs(verbs: Any) -> None:
     add_json(parser)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace) -> ExitCode:
     from energylens import files, table
 
     raw = files.read_table(arguments.table)
@@ -48,7 +48,7 @@ def _check(arguments: argparse.Namespace) -> None:
         print_json(document)
         if problems:
             raise TableError(f"{len(problems)} problems, listed above")
-        return
+        return _code(document["doubts"])
     if problems:
         for p in problems[:LISTED]:
             print_paragraph(f"line {p.line}, {p.column or 'the row'}: {p.reason}", hanging="  ")
@@ -74,7 +74,8 @@ def _check(arguments: argparse.Namespace) -> None:
     assumed = int(dataset.lengths_assumed.sum())
     if assumed:
         print_paragraph(f"rows that rest on an assumed length: {assumed}", "  ")
-    for item in doubts(dataset):
+    found = doubts(dataset)
+    for item in found:
         print_paragraph(
             f"Doubt: {item['what']} (rows: {item['rows']}; {item['example']}).", "  ", "  "
         )
@@ -83,6 +84,14 @@ def _check(arguments: argparse.Namespace) -> None:
             "Some rows are neither measured nor published: no accuracy claim may rest on them.",
             "  ",
         )
+    return _code(found)
+
+
+def _code(found: list[dict[str, Any]]) -> ExitCode:
+    """Say by the exit code whether some numbers cannot all be right."""
+    from energylens.audit import UNUSUAL
+
+    return ExitCode.PARTLY if any(item["what"] != UNUSUAL for item in found) else ExitCode.DONE
 
 
 def doubts(dataset: Dataset) -> list[dict[str, Any]]:

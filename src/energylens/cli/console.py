@@ -7,11 +7,11 @@ import json
 import sys
 import textwrap
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from energylens.errors import UsageError
+from energylens.errors import ExitCode, UsageError
 from energylens.words import WIDTH, table_lines, wrapped
 
 if TYPE_CHECKING:
@@ -34,10 +34,10 @@ class Subparsers:
         self,
         name: str,
         summary: str,
-        run: Callable[[argparse.Namespace], None],
+        run: Callable[[argparse.Namespace], ExitCode | None],
         examples: Sequence[str] = (),
     ) -> argparse.ArgumentParser:
-        """Add a verb; ``run`` gets its parsed arguments."""
+        """Add a verb; ``run`` gets its parsed arguments, and may say what to end with."""
         lines = [
             " \\\n      ".join(textwrap.wrap(line, WIDTH - 8, break_on_hyphens=False))
             for line in examples
@@ -66,9 +66,66 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def print_json(document: Any) -> None:
-    """Print one JSON document; NaN in it is a bug."""
-    print(json.dumps(document, indent=2, allow_nan=False, ensure_ascii=False))
+class Answer:
+    """The one JSON document that ``--json`` puts on stdout.
+
+    Attributes
+    ----------
+    verb : str
+        What is running: documents are named after it.
+    as_json : bool
+        Whether the command asks for JSON.
+    printed : bool
+        Whether stdout has the document.
+    """
+
+    verb: ClassVar[str] = ""
+    as_json: ClassVar[bool] = False
+    printed: ClassVar[bool] = False
+
+    @classmethod
+    def begin(cls, given: Sequence[str]) -> None:
+        """Start anew, with the words of a command line that may be wrong."""
+        cls.verb = next((word for word in given[:1] if not word.startswith("-")), "")
+        cls.as_json, cls.printed = "--json" in given, False
+
+
+def print_json(document: Mapping[str, Any]) -> None:
+    """Print the one JSON document of a command; NaN in it is a bug.
+
+    Every document says its ``format``, ``energylens-VERB``, and the ``version`` of it; those that
+    are files of ours too say theirs.
+    """
+    head = {"format": f"energylens-{Answer.verb}", "version": 1}
+    print(json.dumps({**head, **document}, indent=2, allow_nan=False, ensure_ascii=False))
+    Answer.printed = True
+
+
+def print_json_error(kind: str, message: str, code: int) -> None:
+    """Print an error as JSON: as a line on stderr, and on stdout where no answer has gone there."""
+    document = {
+        "format": "energylens-error",
+        "version": 1,
+        "verb": Answer.verb,
+        "kind": kind,
+        "error": message,
+        "exit_code": int(code),
+    }
+    print(json.dumps(document, ensure_ascii=False), file=sys.stderr)
+    if not Answer.printed:
+        print(json.dumps(document, indent=2, ensure_ascii=False))
+        Answer.printed = True
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are JSON where the command asks for JSON."""
+
+    def error(self, message: str) -> NoReturn:
+        """Complain of wrong usage, and end."""
+        if Answer.as_json:
+            print_json_error("UsageError", message, ExitCode.USAGE)
+            self.exit(ExitCode.USAGE)
+        super().error(message)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:

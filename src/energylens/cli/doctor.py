@@ -16,6 +16,7 @@ from energylens.cli.console import (
 )
 
 if TYPE_CHECKING:
+    from energylens.errors import ExitCode
     from energylens.instrument.doctor import Idle
 
 ENGINES = ("vllm", "transformers", "simulated")
@@ -53,14 +54,15 @@ def add_verbs(verbs: Any) -> None:
     add_json(parser)
 
 
-def _doctor(arguments: argparse.Namespace) -> None:
-    from energylens.errors import UsageError
+def _doctor(arguments: argparse.Namespace) -> ExitCode:
+    from energylens.errors import ExitCode, UsageError
     from energylens.instrument.doctor import examine
 
     idle = _idle(arguments) if arguments.idle else None
     if arguments.llm and not arguments.idle:
         raise UsageError("--llm is loaded for --idle alone")
     report = examine(arguments.folder)
+    code = ExitCode.DONE if report.can_measure else ExitCode.IMPOSSIBLE
     if arguments.json:
         print_json(
             {
@@ -78,7 +80,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
                 **({"idle": _idle_json(idle)} if idle else {}),
             }
         )
-        return
+        return code
     for finding in report.findings:
         print(f"{finding.status.value:8} {finding.name}")
         print_paragraph(finding.detail, "         ")
@@ -93,6 +95,7 @@ def _doctor(arguments: argparse.Namespace) -> None:
         else "There is no energy counter here: rows measured on this machine would be estimates, "
         "marked as such, and carry no accuracy claim. Results of others can be imported."
     )
+    return code
 
 
 def _idle(arguments: argparse.Namespace) -> Idle:

@@ -13,6 +13,7 @@ from energylens.cli.console import (
     assignments,
     print_json,
 )
+from energylens.errors import ExitCode
 
 if TYPE_CHECKING:
     from energylens.importers import Imported
@@ -67,7 +68,7 @@ def _source(text: str) -> str:
     return text
 
 
-def _import(arguments: argparse.Namespace) -> None:
+def _import(arguments: argparse.Namespace) -> ExitCode:
     from energylens import importers
     from energylens.errors import UsageError
     from energylens.importers import table as foreign
@@ -80,8 +81,7 @@ def _import(arguments: argparse.Namespace) -> None:
     if arguments.json and arguments.output == "-":
         raise UsageError("the table and --json cannot both go to stdout: give -o a file")
     if automatic:
-        _import_auto(arguments)
-        return
+        return _import_auto(arguments)
     arguments.path = _one_path(arguments)
     assumed = {
         "assume_input_tokens": assignments(arguments.assume_input_tokens, "--assume-input-tokens"),
@@ -102,7 +102,7 @@ def _import(arguments: argparse.Namespace) -> None:
             flags = ", ".join(f"--{name.replace('_', '-')}" for name in said)
             raise UsageError(f"the files of {arguments.source} state it: leave {flags} out")
         imported = importers.reader(arguments.source)(arguments.path, **assumed)
-    _report(imported, arguments, {}, [])
+    return _report(imported, arguments, {}, [])
 
 
 def _one_path(arguments: argparse.Namespace) -> str:
@@ -116,7 +116,7 @@ def _one_path(arguments: argparse.Namespace) -> str:
     return str(arguments.path[0])
 
 
-def _import_auto(arguments: argparse.Namespace) -> None:
+def _import_auto(arguments: argparse.Namespace) -> ExitCode:
     """Read files of whatever format; without the word auto where the first is a file."""
     from energylens.importers import auto
 
@@ -130,12 +130,14 @@ def _import_auto(arguments: argparse.Namespace) -> None:
             runs = import_auto.describe(error.taken)
             print_json({"rows": 0, "missing": list(error.missing), "runs": runs})
         raise
-    _report(imported, arguments, {"runs": import_auto.describe(taken)}, import_auto.lines_of(taken))
+    return _report(
+        imported, arguments, {"runs": import_auto.describe(taken)}, import_auto.lines_of(taken)
+    )
 
 
 def _report(
     imported: Imported, arguments: argparse.Namespace, more: dict[str, Any], lines: list[str]
-) -> None:
+) -> ExitCode:
     """Write the table, and say what came of the import."""
     import sys
 
@@ -147,6 +149,7 @@ def _report(
     if arguments.output is not None:
         table.write(imported.dataset, arguments.output)
     skipped = sum(s.rows for s in imported.skipped)
+    code = ExitCode.PARTLY if skipped else ExitCode.DONE
     if arguments.json:
         print_json(
             {
@@ -164,7 +167,7 @@ def _report(
             }
             | more
         )
-        return
+        return code
     # The table itself may go to stdout: what is said about it must not.
     out = sys.stderr if arguments.output == "-" else sys.stdout
     print(
@@ -179,6 +182,7 @@ def _report(
         print(f"  {s.rows} skipped: {s.reason} (as {s.example})", file=out)
     for note in imported.notes:
         print(f"Note: {note}", file=out)
+    return code
 
 
 def _rows(number: int) -> str:

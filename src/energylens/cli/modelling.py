@@ -37,6 +37,7 @@ from energylens.cli.serving import (
     refuse_without_rate,
     time_law,
 )
+from energylens.errors import ExitCode
 from energylens.words import WIDTH, joules, percent
 
 if TYPE_CHECKING:
@@ -521,7 +522,7 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _explain(arguments: argparse.Namespace) -> None:
+def _explain(arguments: argparse.Namespace) -> ExitCode | None:
     from energylens import capacity
     from energylens.errors import UsageError
     from energylens.explanation import SUBJECTS, explain
@@ -534,18 +535,19 @@ def _explain(arguments: argparse.Namespace) -> None:
                 "leave --request out"
             )
         front_form.explain_by(arguments)
-        return
+        return None
     model = _model(arguments.model)
     case = _case(arguments, model)
     requests = attributing.requests_of(arguments, model, case)
     explanation, times = explain(model, case), explain_time(model, case)
     memory = capacity.memory(case)
+    code = ExitCode.DONE if memory.runs else ExitCode.IMPOSSIBLE
     if arguments.json:
         document = explanation_document(explanation, memory, times)
         if requests:
             document["requests"] = [request.to_json() for request in requests]
         print_json(document)
-        return
+        return code
     print_paragraph(explanation.case)
     print()
     for note in explanation.notes:
@@ -575,6 +577,7 @@ def _explain(arguments: argparse.Namespace) -> None:
     if requests:
         print()
         attributing.print_requests(requests, case)
+    return code
 
 
 def _memory_line(memory: Memory) -> str:

@@ -24,7 +24,7 @@ def _models(arguments: argparse.Namespace) -> None:
 
     models = packaged()
     if arguments.json:
-        print_json([item.to_json() for item in models])
+        print_json({"models": [item.to_json() for item in models]})
         return
     print_table(
         ("model", "GPU", "engine", "rows", "LLMs", "date"),

@@ -101,7 +101,7 @@ def _llm(arguments: argparse.Namespace) -> None:
         part = (arguments.what or "").lower()
         found = [m for name, m in catalog.llms().items() if part in name.lower()]
         if arguments.json:
-            print_json([asdict(m) for m in found])
+            print_json({"llms": [asdict(m) for m in found]})
             return
         print_table(
             ("LLM", "family", "total", "active", "layers", "vision"),
@@ -170,7 +170,7 @@ def _gpu(arguments: argparse.Namespace) -> None:
     part = (arguments.what or "").lower()
     found = [g for name, g in catalog.gpus().items() if part in name.lower()]
     if arguments.json:
-        print_json([asdict(g) for g in found])
+        print_json({"gpus": [asdict(g) for g in found]})
         return
     print_table(
         ("GPU", "memory", "bandwidth", "16 bit", "8 bit", "TDP"),

@@ -235,7 +235,7 @@ def answer(
     from energylens.answering import bills, document, notes_of
     from energylens.deciding import MEET, Engine, Load, decide
     from energylens.deploying import emit, read_configuration
-    from energylens.errors import InfeasibleError, UsageError
+    from energylens.errors import CheckError, UsageError
 
     load = Load(
         rate_per_s=arguments.rate,
@@ -275,7 +275,7 @@ def answer(
     else:
         show(decision, month, notes)
     if arguments.check is not None and (reason := wanting(decision, arguments.check)):
-        raise InfeasibleError(f"check failed: {reason}")
+        raise CheckError(f"check failed: {reason}")
 
 
 def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]]:
