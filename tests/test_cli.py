@@ -34,7 +34,7 @@ class Result:
 
     def json(self):
         """The one document on stdout."""
-        assert self.code == 0, self.err
+        assert self.code in (0, 3), self.err
         return json.loads(self.out)
 
 
@@ -114,9 +114,9 @@ def changed(runs, tmp_path, column, value, row=3):
     return path
 
 
-def assert_refused(result, *words):
-    """One paragraph on stderr, nothing on stdout, exit code 1."""
-    assert result.code == 1
+def assert_refused(result, *words, code=1):
+    """One paragraph on stderr, nothing on stdout."""
+    assert result.code == code
     assert result.out == ""
     assert result.err.count("\n") == 1, result.err
     assert re.match(r"energylens \w+: .{15,}\n$", result.err), result.err
@@ -254,7 +254,7 @@ def leaderboard(tmp_path):
 
 def test_importing_says_what_was_written_skipped_and_assumed(run, leaderboard, tmp_path):
     said = run("import", "mlenergy-v3", leaderboard, "-o", tmp_path / "runs.csv")
-    assert said.code == 0
+    assert said.code == 3
     assert "2 rows of 1 LLM on H100-SXM-80GB" in said.out
     assert "1 row skipped" in said.out
     assert re.search(r"1 skipped: .*energy_per_request_joules.* above 0", said.out)
@@ -280,7 +280,7 @@ def test_an_assumed_length_is_set_by_task(run, leaderboard, tmp_path):
             "-o",
             tmp_path / "runs.csv",
         )
-        assert said.code == 0
+        assert said.code == 3
         rows = rows_of(tmp_path / "runs.csv")
         assert rows[1][rows[0].index("input_tokens")] == str(tokens)
         assert rows[1][rows[0].index("assumed")] == "input_tokens"
@@ -292,13 +292,14 @@ def test_an_assumed_length_is_set_by_task(run, leaderboard, tmp_path):
 
 def test_a_table_on_stdout_has_nothing_else_beside_it(run, leaderboard):
     said = run("import", "mlenergy-v3", leaderboard, "-o", "-")
-    assert said.code == 0
+    assert said.code == 3
     assert said.out.startswith("llm,gpu,precision,")
     assert len(said.out.splitlines()) == 3
     assert "2 rows of 1 LLM" in said.err
     assert run("check", "-", "--json", stdin=said.out.encode()).json()["valid"]
     both = run("import", "mlenergy-v3", leaderboard, "-o", "-", "--json")
-    assert_refused(both, "give -o a file")
+    assert both.code == 1
+    assert "cannot both go to stdout" in json.loads(both.out)["error"]
 
 
 @pytest.mark.parametrize(
@@ -391,6 +392,8 @@ def test_a_valid_table_is_summed_up(run, runs):
     assert f"source of the joules: {n} simulated" in said.out
     assert "no accuracy claim" in said.out
     assert run("check", runs, "--json").json() == {
+        "format": "energylens-check",
+        "version": 1,
         "valid": True,
         "problems": [],
         "rows": n,
@@ -808,7 +811,7 @@ def test_configurations_that_do_not_fit_are_listed_with_the_reason(run, model):
     assert "Not feasible: " in text
     assert "weights take" in text
     alone = run("select", model, *large, "--max-gpus", "1")
-    assert_refused(alone, "weights take")
+    assert_refused(alone, "weights take", code=4)
 
 
 @pytest.mark.parametrize(
@@ -937,8 +940,8 @@ def test_the_catalog_is_listed_and_shown_within_80_columns(run):
     assert "L40S" not in run("gpu", "list", "h100").out
     assert run("llm", "show", LLM, "--json").json()["id"] == LLM
     assert run("gpu", "show", "H100", "--json").json()["tdp_w"] == 700
-    assert {m["id"] for m in run("llm", "list", "llama-3.1", "--json").json()} >= {LLM}
-    assert len(run("gpu", "list", "--json").json()) >= 15
+    assert {m["id"] for m in run("llm", "list", "llama-3.1", "--json").json()["llms"]} >= {LLM}
+    assert len(run("gpu", "list", "--json").json()["gpus"]) >= 15
 
 
 def test_a_name_that_is_missing_or_unknown_is_refused(run):
@@ -1014,7 +1017,7 @@ def test_published_measurements_go_all_the_way_to_a_judgement(run, public_data, 
 
 def test_the_installed_command_does_the_whole_job_through_pipes(leaderboard, tmp_path):
     table = command("import", "mlenergy-v3", leaderboard, "-o", "-")
-    assert table.code == 0, table.err
+    assert table.code == 3, table.err
     path = tmp_path / "model.json"
     fitted = command("fit", "-", "-o", path, "--json", stdin=table.out.encode())
     assert fitted.json()["rows"] == 2
@@ -1308,4 +1311,6 @@ def test_check_doubts_rows_that_cannot_be_right(run, runs, tmp_path):
     said = run("check", path, "--json").json()
     assert said["valid"]
     assert any("datasheet suggests" in doubt["what"] for doubt in said["doubts"])
-    assert "Doubt: joules are" in run("check", path).out
+    told = run("check", path)
+    assert told.code == 3
+    assert "Doubt: joules are" in told.out

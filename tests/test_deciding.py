@@ -319,7 +319,7 @@ def test_packaged_models_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models"]) == 0
     assert "h100-vllm-0.11" in capsys.readouterr().out
     assert main(["models", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)[0]["licence"] == "Apache-2.0"
+    assert json.loads(capsys.readouterr().out)["models"][0]["licence"] == "Apache-2.0"
 
 
 def test_packaged_models_say_where_they_come_from_and_hold_no_rows() -> None:

@@ -62,7 +62,7 @@ def _doctor(arguments: argparse.Namespace) -> ExitCode:
     if arguments.llm and not arguments.idle:
         raise UsageError("--llm is loaded for --idle alone")
     report = examine(arguments.folder)
-    code = ExitCode.DONE if report.can_measure else ExitCode.IMPOSSIBLE
+    code = ExitCode.DONE if report.can_measure or idle else ExitCode.IMPOSSIBLE
     if arguments.json:
         print_json(
             {

@@ -127,8 +127,8 @@ def as_called(rows: Rows, path: str | Path) -> Mapped:
         command = import_command(str(path), str(mapping))
         raise ArtefactError(
             f"{path} needs a mapping file that says what its columns mean ({', '.join(own[:3])}"
-            f"{', ...' if len(own) > 3 else ''}): write {mapping}, as docs/data-format.md shows, "
-            f"and run: {command}; or have one drafted with --guess"
+            f"{', ...' if len(own) > 3 else ''}): have one drafted with --guess, or write "
+            f"{mapping}, as docs/data-format.md shows, and run: {command}"
         )
     return Mapped(
         columns={name: ColumnMap(column=name) for name in rows.columns if name in BY_NAME}
