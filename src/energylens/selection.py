@@ -523,6 +523,8 @@ class Ranking(Shown):
         return {
             "scenario": self.describe(),
             "llm": self.scenario.llm.id,
+            "input_tokens": self.scenario.workload.input_tokens,
+            "output_tokens": self.scenario.workload.output_tokens,
             "choose": list(self.choose),
             "boundary": str(self.scenario.boundary),
             "node_gpus": self.scenario.node_gpus,

@@ -22,6 +22,7 @@ _MODULES = (
     "check",
     "audit",
     "compare",
+    "export",
     "modelling",
     "models",
     "serve",
