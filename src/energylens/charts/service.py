@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from energylens.charts.theme import CATEGORIES, SCHEMA, SHAPES, Spec, colour, theme
 
 FRONT_HEIGHT, CURVE_HEIGHT, BAR_STEP = 330, 150, 24
+BARS = 10  # that the height is for
 LABELS_WIDE = 150  # of the names of configurations, in pixels
 AXIS_WIDE = 44  # of numbers
 
@@ -148,7 +149,7 @@ def stacked(
     """Draw one bar for each configuration, divided over the terms of a law.
 
     Named data: ``bars`` with ``name`` of the configuration, its ``rank``, ``term``, ``k`` (place
-    of the term) and the field.
+    of the term) and the field. ``usermeta.step`` is how high a bar is, for who has fewer.
 
     Parameters
     ----------
@@ -160,16 +161,14 @@ def stacked(
     dark : bool
     """
     colours = [colour(role, dark=dark) for _, _, role in terms]
-    chart = _chart(
-        f"{title[0].upper()}{title[1:]} by term, for the best configurations.",
-        {"step": BAR_STEP},
-        dark=dark,
-    )
-    del chart["autosize"]  # the height is that of the bars
     return {
-        **chart,
+        **_chart(
+            f"{title[0].upper()}{title[1:]} by term, for the best configurations.",
+            BARS * BAR_STEP,
+            dark=dark,
+        ),
         "data": {"name": "bars"},
-        "usermeta": {"key": {name: [words, hue] for (name, words, _), hue in zip(
+        "usermeta": {"step": BAR_STEP, "key": {name: [words, hue] for (name, words, _), hue in zip(
             terms, colours, strict=True)}},
         "mark": {"type": "bar", "aria": False, "stroke": colour("paper", dark=dark),
                  "strokeWidth": 0.5},

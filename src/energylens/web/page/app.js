@@ -2,6 +2,7 @@ import { $, SHAPES, begin, chance, charts, colours, csv, draw, el, joules, key, 
 
 const form = $("#ask");
 const REST_MS = 250; // the slider rests: probabilities are asked for
+const SAME_RATIO = 1e-3; // of the joules: choices nearer to each other take the same
 const FIRST_GPUS = ["H100-SXM-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "B200-SXM-180GB"];
 const PARTS = ["mean", "p50", "p90", "p95", "p99"];
 let start = null;
@@ -230,9 +231,10 @@ function words() {
   const { best: month, current: today } = d.month;
   if (today) {
     const less = 1 - best.energy_per_request_j / d.current.energy_per_request_j;
-    const saved = (field, digits = 3) => number(today[field] - month[field], digits);
+    const same = Math.abs(less) < SAME_RATIO;
+    const saved = (field) => number(Math.abs(today[field] - month[field]) < SAME_RATIO * today[field] ? 0 : today[field] - month[field]);
     $("#saved").replaceChildren(
-      tile(less >= 0 ? "less than today" : "more than today", percent(Math.abs(less)), `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
+      tile(same || less > 0 ? "less than today" : "more than today", same ? "0 %" : percent(Math.abs(less)), `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
       tile("kWh a month", saved("kwh_per_month"), `of ${number(today.kwh_per_month)}`),
       tile("USD a month", saved("cost_per_month"), `of ${number(today.cost_per_month)}`),
       tile("kg CO2 a month", saved("co2_kg_per_month"), `of ${number(today.co2_kg_per_month)}`),

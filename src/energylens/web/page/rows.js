@@ -44,10 +44,11 @@ async function learning() {
   }
   if (!response.ok || got.status === "refused") {
     $("#learning-says").textContent = `There is no learning curve: ${got.why ?? got.detail}`;
-    $("#learning").hidden = true;
+    $("#learning").closest("section").querySelectorAll("figure, .tools").forEach((part) => { part.hidden = true; });
     return;
   }
   curve = got;
+  curve.estimators = got.estimators.filter((name) => got.points.some((p) => p.name === name && p.error_percent !== null));
   const best = Math.max(...got.points.map((p) => p.rows));
   const own = got.points.find((p) => p.rows === best && p.name === "energylens");
   $("#learning-says").textContent = `${got.scenarios} scenarios, ${got.repeats} draws.` + (own?.error_percent != null ? ` Trained on ${best} rows energylens errs by ${number(own.error_percent)} %.` : "");
@@ -58,7 +59,7 @@ async function learning() {
 async function forms() {
   if (!found.forms) {
     $("#forms-says").textContent = "None were given: energylens discover finds some, and serve --front FRONT.json shows them.";
-    $("#forms").hidden = true;
+    $("#forms-section").querySelectorAll("figure, .tools").forEach((part) => { part.hidden = true; });
     return;
   }
   const knee = found.forms.find((form) => form.knee);

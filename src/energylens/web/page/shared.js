@@ -92,7 +92,9 @@ async function embed(id) {
 async function feed(id, data) {
   const view = views[id];
   for (const [name, values] of Object.entries(data)) view.data(name, values);
-  await view.resize().runAsync();
+  const step = charts()[id].usermeta?.step;
+  if (step) view.height(step * Math.max(new Set(data.bars.map((bar) => bar.name)).size, 1));
+  await view.runAsync();
 }
 
 export async function draw(id, data) {
