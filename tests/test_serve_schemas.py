@@ -61,11 +61,10 @@ def test_what_the_commands_print_keeps_to_the_schemas(
     again = schemas.Explanation.model_validate(explained)
     keys_kept(explained, again.model_dump(by_alias=True, mode="json"))
 
-    for item in printed(capsys, "models"):
-        keys_kept(item, schemas.Model.model_validate(item).model_dump())
-    for verb, kind in (("gpu", schemas.Gpu), ("llm", schemas.Llm)):
-        for item in printed(capsys, verb, "list"):
-            kind.model_validate(item)
+    listed = printed(capsys, "models")
+    keys_kept(listed, schemas.Models.model_validate(listed).model_dump())
+    schemas.Gpus.model_validate(printed(capsys, "gpu", "list"))
+    schemas.Llms.model_validate(printed(capsys, "llm", "list"))
 
 
 def test_a_flat_question_says_what_a_decision_file_says() -> None:

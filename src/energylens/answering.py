@@ -38,7 +38,7 @@ from energylens.records import (
 )
 from energylens.records import Engine as Served
 from energylens.savings import Bill, Prices, bill
-from energylens.schemas import DECISION, DecisionFile
+from energylens.schemas import DecisionFile, headed
 from energylens.selection import Candidates, Scenario
 from energylens.service import Lengths
 
@@ -317,7 +317,7 @@ def _bill(
 
 def document(decision: Decision, month: Mapping[str, Bill], notes: Sequence[str]) -> dict[str, Any]:
     """Say a decision as the document that :class:`energylens.schemas.Decision` describes."""
-    made = {"schema": DECISION, **decision.to_json()}
+    made = headed("select", decision.to_json())
     made["notes"] = [*made["notes"], *notes]
     made["month"] = {name: each.to_json() for name, each in month.items()}
     return made

@@ -7,15 +7,12 @@ published in docs/schemas; a number that is not known is null, never NaN.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-#: What the answers call themselves: the number goes up with a change that breaks a reader.
-DECISION = "energylens/decision/1"
-EXPLANATION = "energylens/explanation/1"
-SERVICE = "energylens/service/1"
-PARETO = "energylens/pareto/1"
+VERSION = 1  # of every answer: it goes up with a change that breaks a reader
 
 Knob = Literal[
     "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "parallelism",
@@ -209,7 +206,7 @@ class CaseQuestion(_Strict):
 class Answer(BaseModel):
     """What all answers allow: fields that a later version adds."""
 
-    model_config = ConfigDict(extra="ignore", populate_by_name=True)
+    model_config = ConfigDict(extra="ignore")
 
 
 class Entry(Answer):
@@ -289,7 +286,8 @@ class Month(Answer):
 class Decision(Answer):
     """Answer to ``select --rate``: configurations within the limits, fewest joules first."""
 
-    document: Literal["energylens/decision/1"] = Field(alias="schema")
+    format: Literal["energylens-select"]
+    version: Literal[1]
     question: Asked
     configurations: list[Entry]
     missed: list[Entry]
@@ -362,7 +360,8 @@ class RequestShare(Answer):
 class Explanation(Answer):
     """Answer to ``explain``: what a configuration costs at a full batch, and why."""
 
-    document: Literal["energylens/explanation/1"] = Field(alias="schema")
+    format: Literal["energylens-explain"]
+    version: Literal[1]
     case: str
     energy_per_request_j: float
     energy_per_output_token_j: float
@@ -390,7 +389,8 @@ class Service(Answer):
     which the limits are met with the probability asked; null where none is named or none meets.
     """
 
-    document: Literal["energylens/service/1"] = Field(alias="schema")
+    format: Literal["energylens-service"]
+    version: Literal[1]
     configuration: str
     gpu: str
     precision: str
@@ -425,7 +425,8 @@ class Columns(Answer):
 class Pareto(Answer):
     """Every candidate, and the places of those that none beats in joules and time per token."""
 
-    document: Literal["energylens/pareto/1"] = Field(alias="schema")
+    format: Literal["energylens-pareto"]
+    version: Literal[1]
     certain: bool = Field(description="whether meets rests on probabilities, or on means alone")
     candidates: Columns
     front: list[int]
@@ -475,6 +476,30 @@ class Llm(Answer):
     date: str
 
 
+class Models(Answer):
+    """Answer to ``models --json``: the models that answer, the default first."""
+
+    format: Literal["energylens-models"]
+    version: Literal[1]
+    models: list[Model]
+
+
+class Gpus(Answer):
+    """Answer to ``gpu list --json``."""
+
+    format: Literal["energylens-gpu"]
+    version: Literal[1]
+    gpus: list[Gpu]
+
+
+class Llms(Answer):
+    """Answer to ``llm list --json``."""
+
+    format: Literal["energylens-llm"]
+    version: Literal[1]
+    llms: list[Llm]
+
+
 class Problem(Answer):
     """What went wrong, as RFC 9457 has it."""
 
@@ -493,11 +518,16 @@ PUBLISHED: dict[str, type[BaseModel]] = {
     "explanation": Explanation,
     "service": Service,
     "pareto": Pareto,
-    "model": Model,
-    "gpu": Gpu,
-    "llm": Llm,
+    "models": Models,
+    "gpus": Gpus,
+    "llms": Llms,
     "problem": Problem,
 }
+
+
+def headed(verb: str, document: Mapping[str, Any]) -> dict[str, Any]:
+    """Put before an answer what it calls itself, as every ``--json`` does."""
+    return {"format": f"energylens-{verb}", "version": VERSION, **document}
 
 
 def schema_of(name: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from energylens.explanation import Explanation
 from energylens.latency import NAMES, TERMS
 from energylens.model import EnergyModel
 from energylens.records import Case
-from energylens.schemas import EXPLANATION
+from energylens.schemas import headed
 from energylens.service import loaded_idle_w
 
 # What the hardware does, with the terms of the two laws that are about it.
@@ -139,9 +139,8 @@ def explanation_document(
     explanation: Explanation, memory: Memory, times: ExplainedTime | None
 ) -> dict[str, Any]:
     """Put joules, memory and seconds of a case in the document of `energylens.schemas`."""
-    return {
-        "schema": EXPLANATION,
-        **explanation.to_json(),
-        "memory": memory.to_json(),
-        "time": None if times is None else times.to_json(),
-    }
+    return headed(
+        "explain",
+        explanation.to_json()
+        | {"memory": memory.to_json(), "time": None if times is None else times.to_json()},
+    )

@@ -6,10 +6,11 @@ import argparse
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import Subparsers, positive, positive_int
+from energylens.cli.console import Subparsers, add_json, positive, positive_int, print_json
 
 if TYPE_CHECKING:
     from energylens.web.models import Loaded
@@ -71,6 +72,7 @@ def add_verbs(verbs: Any) -> None:
         metavar="N",
         help="rows that --data may have (default: 1000000)",
     )
+    add_json(parser)
 
 
 def _port(text: str) -> int:
@@ -119,7 +121,12 @@ def _serve(arguments: argparse.Namespace) -> None:
         )
     )
     shown = f"[{host}]" if ":" in host else host
-    print(f"http://{shown}:{port}/  (Ctrl-C stops)", flush=True)
+    url = f"http://{shown}:{port}/"
+    if arguments.json:
+        print_json({"url": url, "host": host, "port": port, "models": loaded.names()})
+    else:
+        print(f"{url}  (Ctrl-C stops)")
+    sys.stdout.flush()
     # SIGTERM ends it after the answers under way; uvicorn raises the signal again afterwards.
     signal.signal(signal.SIGTERM, lambda *_: None)
     with listening:

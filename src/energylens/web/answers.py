@@ -30,7 +30,7 @@ from energylens.formula import OVERLAPS, datasheet
 from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.model import EnergyModel
 from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Workload
-from energylens.schemas import PARETO, SERVICE, CaseQuestion, DecisionFile, Question
+from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
 from energylens.service import loaded_idle_w, slots
 from energylens.time_explained import explain_time, explanation_document
 from energylens.web.models import Loaded
@@ -95,8 +95,7 @@ def pareto(loaded: Loaded, question: DecisionFile, *, certain: bool = True) -> d
 def _pareto(found: Query, decision: Decision) -> dict[str, Any]:
     solved = decision.solved
     odds = solved.probabilities(decision.limits)[0] if solved.certain else None
-    return {
-        "schema": PARETO,
+    answer = {
         "certain": decision.certain,
         "candidates": {
             "configuration": names_of(solved),
@@ -115,6 +114,7 @@ def _pareto(found: Query, decision: Decision) -> dict[str, Any]:
         "ruled_out": decision.ruled_out,
         "notes": list(found.notes),
     }
+    return headed("pareto", answer)
 
 
 def service(
@@ -140,14 +140,14 @@ def service(
             f"{case.configuration.describe()} has no room in memory for one request of "
             f"{case.llm.id} on {case.gpu.id}: use more GPUs, or weights in fewer bits"
         )
-    return {
-        "schema": SERVICE,
+    answer = {
         "configuration": case.configuration.describe(),
         "gpu": case.gpu.id,
         "precision": case.precision.id,
         **_curve(found, cases, rates),
         "notes": list(found.notes),
     }
+    return headed("service", answer)
 
 
 def _curve(found: Query, case: Cases, count: int) -> dict[str, Any]:

@@ -284,17 +284,18 @@ def _add_api(app: FastAPI, state: State) -> None:
             aside=False,
         )
 
-    @app.get("/v1/models", response_model=list[schemas.Model], tags=["names"])
+    @app.get("/v1/models", response_model=schemas.Models, tags=["names"])
     async def get_models() -> Response:
         """List the fitted models that answer here, the default first."""
-        return Response(to_json(loaded.listed()), media_type="application/json")
+        listed = schemas.headed("models", {"models": loaded.listed()})
+        return Response(to_json(listed), media_type="application/json")
 
-    @app.get("/v1/llms", response_model=list[schemas.Llm], tags=["names"])
+    @app.get("/v1/llms", response_model=schemas.Llms, tags=["names"])
     async def get_llms(contains: Annotated[str, Query(max_length=200)] = "") -> Response:
         """List the LLMs that the catalog knows."""
         return Response(tables.llms(contains), media_type="application/json")
 
-    @app.get("/v1/gpus", response_model=list[schemas.Gpu], tags=["names"])
+    @app.get("/v1/gpus", response_model=schemas.Gpus, tags=["names"])
     async def get_gpus(contains: Annotated[str, Query(max_length=200)] = "") -> Response:
         """List the GPU types that the catalog knows."""
         return Response(tables.gpus(contains), media_type="application/json")

@@ -20,6 +20,7 @@ from energylens.formula import EXTENSIONS, Term, terms_of
 from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.lengths import MIXES
 from energylens.savings import Prices
+from energylens.schemas import headed
 from energylens.web.answers import IDLE, NODE, short
 from energylens.web.models import Loaded
 
@@ -43,13 +44,15 @@ def _gpus() -> list[tuple[str, dict[str, Any]]]:
 def llms(contains: str = "") -> bytes:
     """LLMs whose name contains a text, as ``llm list --json`` prints them."""
     part = contains.lower()
-    return to_json([record for name, record in _llms() if part in name], inf_nan_mode="null")
+    found = [record for name, record in _llms() if part in name]
+    return to_json(headed("llm", {"llms": found}), inf_nan_mode="null")
 
 
 def gpus(contains: str = "") -> bytes:
     """GPU types whose name contains a text, as ``gpu list --json`` prints them."""
     part = contains.lower()
-    return to_json([record for name, record in _gpus() if part in name], inf_nan_mode="null")
+    found = [record for name, record in _gpus() if part in name]
+    return to_json(headed("gpu", {"gpus": found}), inf_nan_mode="null")
 
 
 # ----------------------------------------------------------------------------- the first view
