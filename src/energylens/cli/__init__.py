@@ -19,6 +19,7 @@ from energylens.errors import EnergyLensError, ExitCode, UsageError
 #: Modules of this package in the order their verbs are listed; each has ``add_verbs(verbs)``.
 _MODULES = (
     "import_",
+    "get",
     "check",
     "audit",
     "compare",
