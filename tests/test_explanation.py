@@ -292,7 +292,7 @@ def test_what_no_row_has_is_noted(model, case):
         ({"pipeline_parallel": 8}, {}, "pipeline_parallel = 8"),
         ({"batch_size": 4096}, {}, "batch_size = 4096"),
         ({}, {"input_tokens": 2}, "input_tokens = 2"),
-        ({}, {"output_tokens": 1e5}, "output_tokens = 100000"),
+        ({}, {"output_tokens": 3e4}, "output_tokens = 30000"),
     ],
 )
 def test_values_outside_the_fitted_range_are_noted(model, case, configuration, workload, column):

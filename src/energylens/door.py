@@ -94,6 +94,7 @@ def fit(
     extend: Sequence[str] = (),
     idle_power_w: float | None = None,
     measured_power: bool = False,
+    accept_misfit: bool = False,
 ) -> EnergyModel:
     """Fit the energy model, and the time model where rows have times.
 
@@ -112,6 +113,8 @@ def fit(
         Known draw of an idle GPU, in W.
     measured_power : bool
         Whether to scale the terms by each row's measured power.
+    accept_misfit : bool
+        Whether to keep a fit although its rows are several times what it predicts.
 
     Returns
     -------
@@ -120,7 +123,8 @@ def fit(
     Raises
     ------
     FitError
-        If there is no row, or the energy of one cannot be in joules per request.
+        If there is no row, or the energy of one cannot be in joules per request; if all are
+        several times what the fit predicts, as joules of another unit are.
 
     Examples
     --------
@@ -143,7 +147,10 @@ def fit(
         idle_power_w=idle_power_w,
         measured_power=measured_power,
     )
-    return replace(fitting.fit(dataset, options), time=time_law(dataset))
+    model = fitting.fit(dataset, options)
+    if not accept_misfit:
+        fitting.refuse_misfit(model, dataset)
+    return replace(model, time=time_law(dataset))
 
 
 def _model(model: EnergyModel | str | Path | None, gpu: str, engine: Any) -> EnergyModel:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from energylens import capacity
+from energylens import capacity, catalog
 from energylens.capacity import as_run
 from energylens.cases import Cases, FloatArray
 from energylens.formula import design_by_phase, slopes
@@ -278,6 +278,10 @@ def describe(case: Case) -> str:
 def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
     """Say where a case lies outside the rows that a model was fitted to."""
     notes = []
+    workload = case.workload
+    tokens = workload.input_tokens + workload.output_tokens
+    if too_long := catalog.context_note(case.llm.id, tokens):
+        notes.append(too_long)
     if case.configuration.power_cap_w is not None and "power_cap" not in model.extensions:
         notes.append(
             "This model knows no power caps, so the cap is ignored"

@@ -154,6 +154,12 @@ class FitOptions:
             raise UsageError(f"idle_power_w must be above 0 W, not {self.idle_power_w!r}")
 
 
+#: Half of a fit's own rows missed by more: nobody should choose by it.
+BEYOND_USE_RATIO = 0.5
+#: Beyond it joules are of another unit, or of something else than a request.
+MISFIT_FACTOR = 5.0
+
+
 def fit(
     dataset: Dataset, options: FitOptions | None = None, *, weights: FloatArray | None = None
 ) -> EnergyModel:
@@ -189,8 +195,38 @@ def fit(
         )
     if len(dataset) and dataset.under_load.any():
         working = rows_at_work(dataset, time_law(dataset))
-        return replace(_fit(working, options, weights), dataset_digest=dataset.digest)
-    return _fit(dataset, options, weights)
+        model = replace(_fit(working, options, weights), dataset_digest=dataset.digest)
+        return _owning_up(model, working)
+    return _owning_up(_fit(dataset, options, weights), dataset)
+
+
+def _owning_up(model: EnergyModel, dataset: Dataset) -> EnergyModel:
+    """Write into a model that it misses its own rows by so much that nobody should choose by it."""
+    miss = np.abs(model.predict_energy_j(dataset.cases) / dataset.energy_per_request_j - 1)
+    error = float(np.median(miss))
+    if not error > BEYOND_USE_RATIO:
+        return model
+    return replace(model, options={**model.options, "misfit_ratio": f"{error:.2g}"})
+
+
+def refuse_misfit(model: EnergyModel, dataset: Dataset) -> None:
+    """Refuse a model that its own rows contradict by a factor, as joules of another unit do.
+
+    Raises
+    ------
+    FitError
+        If the median of measured over predicted joules is beyond `MISFIT_FACTOR` either way.
+    """
+    if "misfit_ratio" not in model.options:
+        return
+    predicted = model.predict_energy_j(rows_at_work(dataset, time_law(dataset)).cases)
+    ratio = float(np.median(dataset.energy_per_request_j / predicted))
+    if max(ratio, 1 / ratio) > MISFIT_FACTOR:
+        raise FitError(
+            f"measured joules are {ratio:.3g} times what the fit of these rows predicts, at the "
+            "median: the energy is in another unit than joules, or of something else than one "
+            "request; energylens check says more. If they are right, fit with --accept-misfit"
+        )
 
 
 def _fit(dataset: Dataset, options: FitOptions, weights: FloatArray | None = None) -> EnergyModel:

@@ -140,7 +140,7 @@ class EnergyModel(Shown):
 
     @property
     def caution(self) -> str:
-        """Say so where rows of the fit carry no accuracy claim; empty where all do."""
+        """Say so where rows of the fit carry no accuracy claim, or it misses them; else empty."""
         rows = sum(self.sources.values())
         unfit = [
             f"{count} of {rows} rows of the fit are {name}: nothing here is "
@@ -148,6 +148,12 @@ class EnergyModel(Shown):
             for name, count in self.sources.items()
             if not Source(name).carries_accuracy_claim
         ]
+        if miss := self.options.get("misfit_ratio"):
+            by = f"{float(miss):.0%}" if float(miss) < 10 else "more than 1000 %"
+            unfit.append(
+                f"The fit misses half of its own rows by {by}: its error is beyond use, "
+                "do not choose by it."
+            )
         return " ".join(unfit)
 
     @property

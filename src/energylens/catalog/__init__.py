@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import MISSING, dataclass, fields
+from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
 from types import MappingProxyType
@@ -209,6 +210,33 @@ def _version(text: str) -> tuple[int, ...]:
 @cache
 def _generations() -> Mapping[str, Generation]:
     return MappingProxyType(_read(Generation, Path(__file__).with_name("engines.toml")))
+
+
+def context_note(llm_id: str, tokens: float) -> str:
+    """Say so where a request is longer than the context of an LLM; empty where it is not.
+
+    Parameters
+    ----------
+    llm_id : str
+        As the catalog has it; one whose longest context is not known gets no note.
+    tokens : float
+        Of prompt and output together.
+    """
+    longest = next((n for name, n in _contexts().items() if fnmatchcase(llm_id, name)), 0)
+    if not longest or tokens <= longest:
+        return ""
+    return (
+        f"A request of {tokens:,.0f} tokens is longer than the context of {llm_id}, "
+        f"{longest:,} tokens: engines refuse it unless they are told to go further."
+    )
+
+
+@cache
+def _contexts() -> Mapping[str, int]:
+    import tomllib
+
+    text = Path(__file__).with_name("contexts.toml").read_text(encoding="utf-8")
+    return MappingProxyType(tomllib.loads(text)["contexts"])
 
 
 def llms() -> Mapping[str, Llm]:

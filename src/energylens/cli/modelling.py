@@ -242,6 +242,11 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         "for those that pay on rows left out",
     )
     group.add_argument(
+        "--accept-misfit",
+        action="store_true",
+        help="keep a fit although its rows are several times what it predicts",
+    )
+    group.add_argument(
         "--measured-power",
         action="store_true",
         help="scale the terms by each row's measured power",
@@ -281,6 +286,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     options = fit_options(arguments)
     dataset = _rows(arguments)
     model = replace(fitting.fit(dataset, options), time=time_law(dataset))
+    if not arguments.accept_misfit:
+        fitting.refuse_misfit(model, dataset)
     notes = _row_notes(dataset, model)
     diagnosis = fitting.diagnose(model, dataset)
     if arguments.output:
@@ -366,6 +373,8 @@ def _fit(arguments: argparse.Namespace) -> None:
     )
     print()
     print_diagnosis(diagnosis, dataset)
+    if "misfit_ratio" in model.options:
+        print_paragraph(f"Note: {model.caution}")
     if model.groups:
         print_paragraph(
             f"Coefficients of their own for {len(model.groups)} values of {' x '.join(model.per)}: "
@@ -743,10 +752,11 @@ def _select(arguments: argparse.Namespace) -> None:
         "A batch that is kept full is assumed; --rate R answers for a load.",
     ]
     best = ranking.cases.case(0)
+    explanation = explain(model, best)
     if arguments.json:
         document = ranking.to_json()
-        document["notes"] = notes
-        document["explanation"] = explain(model, best).to_json()
+        document["notes"] = [*explanation.notes, *notes]
+        document["explanation"] = explanation.to_json()
         print_json(document)
         return
     print_paragraph(ranking.describe())
@@ -758,7 +768,6 @@ def _select(arguments: argparse.Namespace) -> None:
         print(f"... and {more} more")
     print()
     print_paragraph(advice(ranking))
-    explanation = explain(model, best)
     for line in explanation.sentences[1:]:
         print_paragraph(line)
     for note in (*explanation.notes, *notes):

@@ -147,7 +147,9 @@ def model_for(
         return known.model(), (f"Answered from the packaged model {known.describe()}.",)
     if name.lower().endswith(TABLES):
         rows = table.read(name)
-        return replace(fitting.fit(rows, fitting.FitOptions()), time=time_law(rows)), ()
+        model = fitting.fit(rows, fitting.FitOptions())
+        fitting.refuse_misfit(model, rows)
+        return replace(model, time=time_law(rows)), ()
     return modelfile.load(name), ()
 
 
@@ -232,6 +234,7 @@ def answer(
     notes: Sequence[str],
 ) -> None:
     """Decide and print."""
+    from energylens import catalog
     from energylens.answering import bills, document, notes_of
     from energylens.deciding import MEET, Engine, Load, decide
     from energylens.deploying import emit, read_configuration
@@ -244,6 +247,9 @@ def answer(
     )
     limits = limits_of(arguments)
     notes = notes_of(model, notes)
+    tokens = case.workload.input_tokens + case.workload.output_tokens
+    if too_long := catalog.context_note(case.llm.id, tokens):
+        notes.insert(0, too_long)
     scenario = scenario_of(arguments, case)
     question: dict[str, Any] = {
         "meet": MEET if arguments.meet is None else arguments.meet,
