@@ -97,6 +97,10 @@ class StepTable:
             idle_w=case.configuration.tensor_parallel * server.board.waiting_w,
         )
 
+    def reader(self) -> Callable[[float, float, float], tuple[float, float]]:
+        """Seconds and joules of one step, by sequences decoding, their context, prompt tokens."""
+        return _lookup(self)
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedLoad:

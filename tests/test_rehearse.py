@@ -1,0 +1,345 @@
+"""Rehearsal of a fleet on a trace: conservation, equal terms, and an oracle that none beats."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from energylens.cli import main
+from energylens.errors import ArtefactError, InfeasibleError, InputError
+from energylens.online.fleet import Fleet, fleet_of
+from energylens.online.knowledge import Belief, Knowledge
+from energylens.online.oracle import oracle
+from energylens.online.policies import POLICIES, Forecast, hold_saving, policy
+from energylens.online.rehearsal import Action, Rehearsal, State, World, rehearse
+from energylens.online.trace import Trace, read_trace
+
+AZURE = Path(__file__).parents[2] / "shared" / "data" / "azure-llm-trace"
+FILE = {
+    "serve": {
+        "llm": "meta-llama/Llama-3.1-8B-Instruct",
+        "gpu": "H100",
+        "tensor_parallel": 1,
+        "replicas": 3,
+        "max_num_seqs": 128,
+    },
+    "limits": {"ttft": "1s", "tpot": "40ms"},
+    "replica": {"start_s": 20},
+    "control": {"power_caps_w": [400]},
+}
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Fleet:
+    return fleet_of(FILE, "test")
+
+
+def made(n: int = 1200, seed: int = 0) -> Trace:
+    """Make a trace of a calm half and a busy half."""
+    rng = np.random.default_rng(seed)
+    gaps = rng.exponential(1.0, n) * np.where(np.arange(n) < n // 3, 1.0, 0.12)
+    return Trace(
+        name="made",
+        arrivals_s=np.cumsum(gaps) - gaps[0],
+        input_tokens=rng.integers(50, 1500, n),
+        output_tokens=1 + rng.geometric(1 / 120, n),
+    )
+
+
+@pytest.fixture(scope="module")
+def known(fleet: Fleet) -> Knowledge:
+    return Knowledge(fleet, made().lengths)
+
+
+@pytest.fixture(scope="module")
+def rehearsals(fleet: Fleet, known: Knowledge) -> dict[str, Rehearsal]:
+    trace = made()
+    return {name: rehearse(fleet, trace, policy(name, fleet, known, trace)) for name in POLICIES}
+
+
+def test_every_request_is_served_once_under_every_policy(
+    rehearsals: dict[str, Rehearsal],
+) -> None:
+    for r in rehearsals.values():
+        assert r.requests == 1200
+        assert np.all(r.ttft_s > 0)
+        assert np.all(np.isfinite(r.tpot_s))
+        assert all(value >= 0 for value in r.simulated_joules.values())
+
+
+def test_the_joules_of_an_idle_fleet_are_its_watts_times_the_time(fleet: Fleet) -> None:
+    trace = replace(made(2), arrivals_s=np.array([0.0, 1000.0]), output_tokens=np.array([1, 1]))
+    world = World(fleet, trace, 1, Action(replicas=2, batch_limit=8))
+    world.live(500.0)
+    parts = world.joules()
+    assert parts["loaded_idle"] == pytest.approx(2 * fleet.table(1, None).idle_w * 500, rel=0.01)
+    assert parts["sleeping"] == pytest.approx(fleet.sleep_w(1) * 500, rel=1e-9)
+
+
+def test_a_start_takes_its_time_and_joules_and_a_stop_drains(fleet: Fleet) -> None:
+    trace = made()
+    world = World(fleet, trace, 1, Action(replicas=1, batch_limit=64))
+    world.live(50.0)
+    world.act(Action(replicas=2, batch_limit=64))
+    assert world.count(State.STARTING) == 1
+    world.live(65.0)
+    assert world.count(State.STARTING) == 1
+    world.live(75.0)
+    assert world.count(State.AWAKE) == 2
+    assert world.joules()["starting"] == pytest.approx(fleet.start_energy_j(1))
+    world.live(460.0)
+    running = world.in_flight
+    world.act(Action(replicas=1, batch_limit=64))
+    assert running > 0
+    assert world.count(State.DRAINING) + world.count(State.ASLEEP) == 2
+    world.finish()
+    assert world.in_flight == 0
+
+
+def test_a_copy_of_a_world_has_a_future_of_its_own(fleet: Fleet) -> None:
+    world = World(fleet, made(), 1, Action(replicas=1, batch_limit=64))
+    world.live(100.0)
+    other = world.copy()
+    other.act(Action(replicas=3, batch_limit=64))
+    other.live(300.0)
+    assert world.now_s == 100.0
+    assert world.count(State.AWAKE) == 1
+    world.live(300.0)
+    assert sum(other.joules().values()) > sum(world.joules().values())
+
+
+def test_holding_and_filling_save_joules_where_replicas_are_often_empty(fleet: Fleet) -> None:
+    rng = np.random.default_rng(3)
+    n = 400
+    trace = Trace(
+        name="sparse",
+        arrivals_s=np.cumsum(rng.exponential(0.4, n)),
+        input_tokens=np.full(n, 300),
+        output_tokens=np.full(n, 20),
+    )
+
+    def joules(action: Action) -> float:
+        world = World(fleet, trace, 1, action)
+        world.finish()
+        return world.joules()["steps"]
+
+    plain = joules(Action(replicas=3, batch_limit=64))
+    assert joules(Action(replicas=3, batch_limit=64, fill=32)) < plain
+    filled = Action(replicas=3, batch_limit=64, fill=32)
+    assert joules(replace(filled, hold_s=0.8)) < joules(filled)
+
+
+def test_holding_saves_nothing_where_a_replica_is_never_empty_or_nobody_comes() -> None:
+    assert hold_saving(20.0, 5.0, 1.0) == pytest.approx(0.0, abs=1e-6)
+    assert hold_saving(1e-6, 1.0, 1.0) == pytest.approx(0.0, abs=1e-3)
+    assert hold_saving(2.0, 0.3, 1.0) > 0.1
+
+
+def test_no_policy_beats_the_oracle(
+    fleet: Fleet, known: Knowledge, rehearsals: dict[str, Rehearsal]
+) -> None:
+    share = fleet.file.limits.share
+    best = oracle(fleet, made(), known, list(rehearsals.values()), beam=2)
+    assert best.within_ratio >= share
+    for r in rehearsals.values():
+        if r.within_ratio >= share:
+            assert best.simulated_energy_j <= r.simulated_energy_j
+
+
+def test_the_search_alone_beats_what_is_deployed(fleet: Fleet, known: Knowledge) -> None:
+    trace = made()
+    alone = oracle(fleet, trace, known, beam=2)
+    deployed = rehearse(fleet, trace, policy("static-deployed", fleet, known, trace))
+    assert alone.within_ratio >= fleet.file.limits.share
+    assert alone.simulated_energy_j < deployed.simulated_energy_j
+
+
+def test_ours_saves_against_what_is_deployed_within_the_limits(
+    rehearsals: dict[str, Rehearsal], fleet: Fleet
+) -> None:
+    ours, deployed = rehearsals["ours"], rehearsals["static-deployed"]
+    assert ours.within_ratio >= fleet.file.limits.share
+    assert ours.simulated_energy_j < deployed.simulated_energy_j
+
+
+def test_a_policy_that_believes_times_a_fifth_longer_takes_no_fewer_replicas(
+    fleet: Fleet,
+) -> None:
+    trace = made()
+    right = Knowledge(fleet, trace.lengths).of(1, None)
+    slow = Knowledge(fleet, trace.lengths, Belief(times=1.2)).of(1, None)
+    assert slow.most_rate.max() < right.most_rate.max()
+
+
+def test_what_is_known_of_a_replica_is_near_what_it_does(fleet: Fleet, known: Knowledge) -> None:
+    k = known.of(1, None)
+    row = len(k.limits) - 1
+    rng = np.random.default_rng(5)
+    n, rate = 1500, 4.0
+    trace = made()
+    pick = rng.integers(0, len(trace), n)
+    steady = Trace(
+        name="steady",
+        arrivals_s=np.cumsum(rng.exponential(1 / rate, n)),
+        input_tokens=trace.input_tokens[pick],
+        output_tokens=trace.output_tokens[pick],
+    )
+    world = World(fleet, steady, 1, Action(replicas=1, batch_limit=int(k.limits[row])))
+    world.finish()
+    parts = world.joules()
+    watts = (parts["steps"] + parts["loaded_idle"]) / world.now_s
+    assert float(k.power_at(rate, row)) == pytest.approx(watts, rel=0.15)
+
+
+def test_an_upper_forecast_is_above_the_mean_and_learns_from_errors() -> None:
+    forecast = Forecast(lead_s=30.0)
+    calm = np.arange(0.0, 300.0, 1.0)
+    mean, upper = forecast(300.0, calm)
+    assert upper >= mean == pytest.approx(1.0, rel=0.05)
+    burst = np.append(calm, np.arange(300.0, 330.0, 0.1))
+    forecast(345.0, burst)
+    _, after = forecast(1000.0, np.append(burst, np.arange(331.0, 1000.0, 1.0)))
+    assert after > 1.5
+
+
+# ------------------------------------------------------------------------------- traces
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
+def test_a_trace_as_azure_writes_it(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "t.csv",
+        [
+            "TIMESTAMP,ContextTokens,GeneratedTokens",
+            "2023-11-16 18:15:50.9951690,396,109",
+            "2023-11-16 18:15:46.6805900,374,44",
+        ],
+    )
+    trace = read_trace(path)
+    assert trace.arrivals_s.tolist() == [0.0, pytest.approx(4.314579, abs=1e-6)]
+    assert trace.input_tokens.tolist() == [374, 396]
+
+
+def test_seconds_and_other_names(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", ["arrival_s,input_tokens,output_tokens", "5,10,3", "6.5,20,4"])
+    assert read_trace(path).arrivals_s.tolist() == [0.0, 1.5]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (["a,b", "1,2"], "column of"),
+        (["TIMESTAMP,ContextTokens,GeneratedTokens"], "column|two requests"),
+        (["TIMESTAMP,ContextTokens,GeneratedTokens", "yesterday,1,2", "x,1,2"], "date and time"),
+        (["TIMESTAMP,ContextTokens,GeneratedTokens", "1,many,2", "2,1,2"], "must be a number"),
+        (["TIMESTAMP,ContextTokens,GeneratedTokens", "1,-5,2", "2,1,2"], "from 0 to"),
+        (["TIMESTAMP,ContextTokens,GeneratedTokens", "1,5,2", "1,1,2"], "different moments"),
+        (["TIMESTAMP,ContextTokens,GeneratedTokens", "nan,5,2", "1,1,2"], "finite"),
+    ],
+)
+def test_what_is_no_trace_is_refused(tmp_path: Path, lines: list[str], says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        read_trace(write(tmp_path / "t.csv", lines))
+
+
+def test_a_scaled_trace_keeps_its_time_and_says_what_was_done() -> None:
+    trace = made()
+    for ratio in (0.25, 2.5):
+        scaled = trace.scaled(ratio)
+        assert len(scaled) == pytest.approx(ratio * len(trace), rel=0.15)
+        assert scaled.duration_s == pytest.approx(trace.duration_s, rel=0.05)
+        assert np.all(np.diff(scaled.arrivals_s) >= 0)
+        assert f"{ratio:g} times" in scaled.made
+    with pytest.raises(InputError, match="above 0"):
+        trace.scaled(0)
+
+
+def test_a_day_is_made_and_says_so() -> None:
+    day = made().day()
+    assert "made" in day.made
+    assert "not recorded" in day.made
+    rates = day.rates_per_s(3600.0)
+    assert rates[14:16].mean() > 2.5 * rates[2:4].mean()
+
+
+@pytest.mark.skipif(not AZURE.exists(), reason="the Azure traces are not here")
+def test_the_azure_traces_read_whole() -> None:
+    assert len(read_trace(AZURE / "conv-2023.csv")) == 19_366
+    assert len(read_trace(AZURE / "code-2023.csv")) == 8_819
+
+
+# ------------------------------------------------------------------------------ the verb
+
+TOML = """
+[serve]
+llm = "meta-llama/Llama-3.1-8B-Instruct"
+gpu = "H100"
+replicas = 2
+max_num_seqs = 64
+[limits]
+ttft = "1s"
+tpot = "40ms"
+[replica]
+start_s = 20
+"""
+
+
+def on_disk(tmp_path: Path, toml: str = TOML) -> list[str]:
+    trace = made(300)
+    lines = ["arrival_s,input_tokens,output_tokens"]
+    rows = zip(trace.arrivals_s, trace.input_tokens, trace.output_tokens, strict=True)
+    lines += [f"{a},{p},{o}" for a, p, o in rows]
+    write(tmp_path / "trace.csv", lines)
+    write(tmp_path / "fleet.toml", [toml])
+    return ["rehearse", str(tmp_path / "trace.csv"), "--fleet", str(tmp_path / "fleet.toml")]
+
+
+def test_the_verb_says_simulated_and_gives_json(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = on_disk(tmp_path)
+    assert main([*arguments, "--policy", "ours,queue", "--reasons"]) == 0
+    text = capsys.readouterr().out
+    for line in text.splitlines():
+        if "J" in line.split() or "J/request" in line:
+            assert "simulated" in line
+    assert main([*arguments, "--policy", "static-deployed,ours", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["source"] == "simulated"
+    assert [p["policy"] for p in document["policies"]] == ["static-deployed", "ours"]
+    for p in document["policies"]:
+        assert p["simulated_energy_j"] == pytest.approx(
+            sum(p["simulated_energy_by_part_j"].values())
+        )
+
+
+def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = on_disk(tmp_path)
+    assert main([*arguments, "--policy", "best"]) == 1
+    assert "policy" in capsys.readouterr().err
+    arguments = on_disk(tmp_path, TOML.replace("replicas = 2", "replicas = 0"))
+    assert main(arguments) == 1
+    assert "serve.replicas" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        ({"serve": FILE["serve"] | {"tensor_parallel": 3}}, InfeasibleError),
+        ({"limits": {"ttft": "1s:p99", "tpot": "40ms"}}, ArtefactError),
+        ({"replica": {"start_s": -1}}, ArtefactError),
+        ({"replica": {"start_s": 1, "speed": 3}}, ArtefactError),
+        ({"limits": {"ttft": "soon", "tpot": "40ms"}}, InputError),
+    ],
+)
+def test_a_fleet_that_cannot_be_is_refused(change: dict[str, object], kind: type) -> None:
+    with pytest.raises(kind):
+        fleet_of(FILE | change, "fleet.toml")
