@@ -296,12 +296,15 @@ class Ours:
             hold_s=self.hold_s(k, rate / replicas, row),
         )
 
-    def fill(self, k: Known) -> tuple[int, int]:
-        """Sequences up to which a replica is filled before the next one: limits hold there."""
+    def fill(self, k: Known) -> tuple[int | None, int]:
+        """Sequences up to which a replica is filled before the next one: limits hold there.
+
+        None where they hold at no batch that is kept full: then requests are spread.
+        """
         row = int(np.argmax(k.most_rate))
         # A replica that is kept filled is at its limit nearly always: TPOT there, margin included.
         good = np.flatnonzero(k.meets_s[1, :, -1] <= self.fleet.tpot_s)
-        return int(k.limits[good[-1]]) if len(good) else 1, row
+        return int(k.limits[good[-1]]) if len(good) else None, row
 
     def hold_s(self, k: Known, rate: float, row: int) -> float:
         """How long an empty replica waits for company: what pays, within the TTFT limit."""
@@ -341,9 +344,10 @@ class Ours:
         now = seen.awake + seen.starting
         # What already waits needs room too.
         fill, row = self.fill(k)
-        if seen.in_flight > CROWDED_RATIO * fill * now:
+        held = fill or _most_running(k)
+        if seen.in_flight > CROWDED_RATIO * held * now:
             places = self.fleet.most_replicas(self.tensor_parallel)
-            replicas = max(replicas, min(ceil(seen.in_flight / fill), places))
+            replicas = max(replicas, min(ceil(seen.in_flight / held), places))
         self._low.append((seen.now_s, replicas))
         if replicas < now:
             # Down only to what was enough for as long as a start takes to pay back.
