@@ -22,19 +22,28 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from energylens import capacity, catalog, files, records
 from energylens.cases import Cases, FloatArray
+from energylens.charts.parts import (
+    beside,
+    chart,
+    colour,
+    key,
+    log,
+    places,
+    quantity,
+    room,
+    rule,
+    table,
+)
+from energylens.charts.theme import SHAPES, Spec
 from energylens.dataset import Dataset
 from energylens.discovery import Engine, Expression, FrontPoint, OperonEngine, OwnEngine, discover
 from energylens.discovery.library import quantity_columns
-from energylens.report.drawing import PALETTE, Picture
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from energylens.report.drawing import Picture
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 CELLS = ((200, 0.02), (200, 0.05), (50, 0.02), (50, 0.05))  # rows and noise
@@ -553,7 +562,6 @@ def _percent(ratio: float | np.floating) -> str:
 def picture(trials: Sequence[Trial]) -> Picture:
     """Recovery and extrapolation of every law, engines side by side."""
     names = list(dict.fromkeys(t.engine for t in trials))
-    roles = {name: (f"category-{k + 1}", "osD"[k]) for k, name in enumerate(names)}
     said = []
     for name in names:
         some = [t for law in STRUCTURES for t in _cell(trials, name, law, *CELLS[0])]
@@ -569,49 +577,72 @@ def picture(trials: Sequence[Trial]) -> Picture:
             f"{_percent(np.median([t.extrapolation_ratio for t in inside]))}"
         )
 
-    def draw(figure: Figure) -> None:
-        left, right = figure.subplots(1, 2, sharey=True)
-        for k, name in enumerate(names):
-            role, marker = roles[name]
-            colour = PALETTE[role][0]
-            for y, law in enumerate(STRUCTURES):
-                some = _cell(trials, name, law, *CELLS[0])
-                if not some:
-                    continue
-                place = y + 0.36 * (k - (len(names) - 1) / 2)
-                label = name if y == 0 else None
-                share, near = (
-                    100 * float(np.mean([getattr(t, what) for t in some]))
-                    for what in ("recovered", "near")
-                )
-                left.barh(place, near, 0.32, color=colour, alpha=0.4)
-                left.barh(place, share, 0.32, color=colour, label=label)
-                far = 100 * np.array([t.extrapolation_ratio for t in some])
-                right.plot([far.min(), far.max()], [place, place], color=colour, linewidth=1)
-                right.plot(np.median(far), place, marker, color=colour, markersize=4)
-        left.set_yticks(
-            range(len(STRUCTURES)),
-            [f"{law.name}{'' if law.in_library else ' (not in library)'}" for law in STRUCTURES],
+    labels = [f"{law.name}{'' if law.in_library else ' (not in library)'}" for law in STRUCTURES]
+    trialled = [
+        (name, y, some)
+        for name in names
+        for y, law in enumerate(STRUCTURES)
+        if (some := _cell(trials, name, law, *CELLS[0]))
+    ]
+
+    def draw(width: int) -> Spec:
+        far = [[100 * t.extrapolation_ratio for t in some] for _, _, some in trialled]
+        data = table(
+            engine=[name for name, _, _ in trialled],
+            row=[y for _, y, _ in trialled],
+            exact=[100 * float(np.mean([t.recovered for t in some])) for _, _, some in trialled],
+            near=[100 * float(np.mean([t.near for t in some])) for _, _, some in trialled],
+            low=[min(errors) for errors in far],
+            middle=[float(np.median(errors)) for errors in far],
+            high=[max(errors) for errors in far],
         )
-        left.set_ylim(len(STRUCTURES) - 0.4, -0.6)
-        for axes in (left, right):
-            axes.grid(visible=False, axis="y")
-        left.set_xlabel("structure recovered (% of seeds)")
-        right.set_xscale("log")
-        right.set_xticks((0.1, 1, 10, 100), ("0.1", "1", "10", "100"))
-        right.minorticks_off()
-        right.set_xlabel("error beyond the rows (%)")
-        right.axvline(
-            100 * EXTRAPOLATION_BAR_RATIO, color=PALETTE["muted"][0], linewidth=1, linestyle="--"
+        by = key("engine", names, [colour(f"category-{k + 1}") for k in range(len(names))], width)
+        shape = key("engine", names, list(SHAPES[: len(names)]), width)
+        beside_each_other = {"field": "engine", "scale": {"domain": names}}
+        share = quantity("near", "structure recovered (% of seeds)", domain=[0, 100])
+        ends = [value for errors in far for value in errors]
+        error = log("middle", "error beyond the rows (%)", min(0.1, *ends) / 1.2, 1.2 * max(ends))
+
+        def rows(shown: bool) -> Spec:
+            return {"y": places(labels, shown=shown), "yOffset": beside_each_other, "color": by}
+
+        recovered = [
+            {
+                "mark": {"type": "bar", "opacity": opacity, "aria": False},
+                "encoding": {**rows(True), "x": {**share, "field": field}},
+            }
+            for field, opacity in (("near", 0.4), ("exact", 1))
+        ]
+        beyond = [
+            rule("x", 100 * EXTRAPOLATION_BAR_RATIO, strokeDash=[5, 4]),
+            {
+                "mark": {"type": "rule", "aria": False},
+                "encoding": {**rows(False), "x": {**error, "field": "low"},
+                             "x2": {"field": "high"}},
+            },
+            {
+                "mark": {"type": "point", "filled": True, "size": 40, "opacity": 1,
+                         "aria": False},
+                "encoding": {**rows(False), "x": error, "shape": shape},
+            },
+        ]  # fmt: skip
+        panels = [
+            {"height": {"step": 9, "for": "offset"}, "data": data, "layer": layer}
+            for layer in (recovered, beyond)
+        ]
+        return chart(
+            "Planted laws: how often each engine recovers them, and the error beyond the rows.",
+            {
+                "resolve": {"scale": {"color": "shared", "shape": "shared"}},
+                **beside(panels, width, indent=room(labels, width), shares=(1, 1)),
+            },
         )
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
 
     return Picture(
         name="planted",
         title="Planted laws",
         caption="",
         alternative=f"Planted laws, 200 rows, 2 % noise: {'; '.join(said)}.",
-        size_in=(7.2, 6.0),
         draw=draw,
     )
 

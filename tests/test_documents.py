@@ -35,7 +35,7 @@ def test_a_page_prints_what_its_commands_print(page: Path) -> None:
     if "el.read" in text:
         pytest.importorskip("narwhals")
         pytest.importorskip("pandas")
-        pytest.importorskip("matplotlib")
+        pytest.importorskip("vl_convert")
     again = rendered(text)
     assert words(again) == words(text), AGAIN
     # Joules to three digits, chances to two points: the last digit may differ between machines.

@@ -147,7 +147,7 @@ def test_answers_become_frames():
 
 
 def test_figures_are_saved_by_the_end_of_the_name(tmp_path):
-    pytest.importorskip("matplotlib")
+    pytest.importorskip("vl_convert")
     first = {".svg": b"<svg", ".pdf": b"%PDF", ".png": b"\x89PNG"}
     for answer in _answers():
         figure = answer.figure()
@@ -155,7 +155,9 @@ def test_figures_are_saved_by_the_end_of_the_name(tmp_path):
             figure.save(tmp_path / f"x{suffix}")
             assert (tmp_path / f"x{suffix}").read_bytes().startswith(magic)
         ElementTree.fromstring((tmp_path / "x.svg").read_text(encoding="utf-8"))
-        assert "<svg" in figure._repr_html_()
+        shown = figure._repr_mimebundle_()
+        assert "<svg" in shown["image/svg+xml"]
+        assert shown["application/vnd.vegalite.v5+json"]["$schema"].endswith("v5.json")
     with pytest.raises(UsageError, match=r"saved as \.svg, \.pdf, \.png"):
         figure.save("x.gif")
 

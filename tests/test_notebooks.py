@@ -23,7 +23,7 @@ def test_there_are_three():
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_a_notebook_runs(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for package in ("nbformat", "nbclient", "ipykernel", "pandas", "matplotlib"):
+    for package in ("nbformat", "nbclient", "ipykernel", "pandas", "vl_convert"):
         pytest.importorskip(package)
     import nbclient
     import nbformat

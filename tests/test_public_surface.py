@@ -22,6 +22,8 @@ HEAVY = (
     "lightgbm",
     "pyarrow",
     "matplotlib",
+    "vl_convert",
+    "latex2mathml",
     "jinja2",
     "torch",
     "vllm",

@@ -66,7 +66,7 @@ class Shown:
         Raises
         ------
         MissingExtraError
-            If matplotlib (the extra ``report``) is not installed.
+            If vl-convert (the extra ``report``) is not installed.
         """
         drawn: Figure = shown_by().picture(self)
         return drawn

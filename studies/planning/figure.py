@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from energylens import files
-from energylens.report.drawing import PALETTE, Picture
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from energylens.charts.parts import beside, chart
+from energylens.charts.theme import Spec
+from energylens.report.drawing import Picture
+from studies.curves import Curve, panel
 
 PANELS = (
     ("v3", "law, no prior", "ML.ENERGY v3, no prior"),
@@ -21,12 +20,15 @@ PANELS = (
 )
 METRICS = (("top1_ratio", "Top-1 (%)"), ("regret_ratio", "regret (%)"), ("mape_ratio", "MAPE (%)"))
 LINES = (
-    ("planned", None, "law, planned", "category-1", "o"),
-    ("random", None, "law, random", "category-2", "s"),
-    ("random", "random-forest", "random forest, random", "category-3", "^"),
-    ("random", "xgboost", "xgboost, random", "category-4", "D"),
+    ("planned", None, "law, planned", "category-1"),
+    ("random", None, "law, random", "category-2"),
+    ("random", "random-forest", "random forest, random", "category-3"),
+    ("random", "xgboost", "xgboost, random", "category-4"),
 )
 LIMITS = {"top1_ratio": (20, 102), "regret_ratio": (0.03, 60), "mape_ratio": (1.5, 130)}
+TICKS: dict[str, tuple[float, ...]] = {
+    "top1_ratio": (), "regret_ratio": (0.1, 1, 10), "mape_ratio": (2, 5, 10, 20, 50, 100),
+}  # fmt: skip
 SHOWN = (4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 200)
 
 
@@ -35,17 +37,18 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
     if not all(source in results for source, _, _ in PANELS):
         return
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots(len(PANELS), len(METRICS), sharex="row")
-        for line, (source, fit, title) in zip(axes, PANELS, strict=True):
-            for ax, (metric, label) in zip(line, METRICS, strict=True):
-                _panel(ax, results[source], fit, metric)
-                ax.set_title(label)
-            line[0].set_ylabel(title)
-        for ax in axes[-1]:
-            ax.set_xlabel("measured rows")
-        handles, labels = axes[0, 0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    def draw(width: int) -> Spec:
+        lines = []
+        for source, fit, title in PANELS:
+            panels = [
+                _panel(results[source], fit, metric, f"{title}: {label}" if k == 0 else label)
+                for k, (metric, label) in enumerate(METRICS)
+            ]
+            lines.append(beside(panels, width, indent=30, shares=(1, 1, 1), between=58))
+        return chart(
+            "Top-1, regret and error against the number of measured rows.",
+            {"vconcat": lines, "resolve": {"scale": {"color": "shared", "shape": "shared"}}},
+        )
 
     picture = Picture(
         name="planning",
@@ -54,40 +57,40 @@ def write(path: Path, results: Mapping[str, Any]) -> None:
         alternative="Top-1, regret and error against the number of measured rows: planned rows "
         "reach the final choice with a fraction of the rows that random ones take; learned "
         "ensembles take many more.",
-        size_in=(7.2, 4.6),
         draw=draw,
     )
     path.parent.mkdir(exist_ok=True)
     files.write_text(path, picture.standalone_svg())
 
 
-def _panel(ax: Axes, result: Mapping[str, Any], law: str, metric: str) -> None:
-    for way, fit, label, role, marker in LINES:
-        curve = next(
+def _panel(result: Mapping[str, Any], law: str, metric: str, title: str) -> Spec:
+    curves = []
+    for way, fit, label, _ in LINES:
+        found = next(
             (c for c in result["curves"] if (c["way"], c["fit"]) == (way, fit or law)), None
         )
-        if curve is None:
+        if found is None:
             continue
-        sizes = np.array(curve["sizes"])
+        sizes = np.array(found["sizes"])
         shown = np.isin(sizes, SHOWN)
-        values = 100 * np.array(curve[metric])[shown]
-        colour = PALETTE[role][0]
-        ax.plot(
-            sizes[shown], values[:, 0], color=colour, marker=marker, markersize=3, linewidth=1.2,
-            label=label,
-        )  # fmt: skip
-        if fit is None:
-            ax.fill_between(
-                sizes[shown], values[:, 1], values[:, 2], color=colour, alpha=0.15, linewidth=0
+        values = 100 * np.array(found[metric])[shown]
+        curves.append(
+            Curve(
+                name=label,
+                rows=sizes[shown].tolist(),
+                values=values[:, 0].tolist(),
+                band=[] if fit else [(low, high) for low, high in values[:, 1:3].tolist()],
             )
-    final = 100 * result["final"][law][metric]
-    ax.axhline(final, color=PALETTE["muted"][0], linewidth=0.8, linestyle="--")
-    ax.set_xscale("log", base=2)
-    ax.set_xticks((4, 8, 16, 32, 64, 128), ("4", "8", "16", "32", "64", "128"))
-    ax.minorticks_off()
-    if metric != "top1_ratio":
-        ax.set_yscale("log")
-        ticks = (0.1, 1, 10) if metric == "regret_ratio" else (2, 5, 10, 20, 50, 100)
-        ax.set_yticks(ticks, [f"{t:g}" for t in ticks])
-        ax.minorticks_off()
-    ax.set_ylim(*LIMITS[metric])
+        )
+    return panel(
+        curves,
+        [label for _, _, label, _ in LINES],
+        [role for _, _, _, role in LINES],
+        title=title,
+        x_title="measured rows",
+        ticks=(4, 8, 16, 32, 64, 128, 200),
+        limits=LIMITS[metric],
+        y_ticks=TICKS[metric],
+        level=100 * result["final"][law][metric],
+        height=150,
+    )

@@ -8,7 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from energylens import files
+from energylens.charts.parts import beside, chart, log_ticks
+from energylens.charts.theme import Spec
+from energylens.report.drawing import Picture
 from energylens.words import percent
+from studies.curves import Curve, panel
 
 Results = Mapping[str, Any]
 Tables = Mapping[str, Callable[[Results], str]]
@@ -160,39 +165,51 @@ def covered(results: Results) -> str:
 
 def draw_curves(results: Results, path: Path) -> None:
     """Draw error and regret against training rows, as SVG that is the same each time."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "energylens"
-    from matplotlib import pyplot as plt
-
     points = results["curve"]["curve"]
-    figure, axes = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
-    for axis, metric, title in zip(
-        axes,
-        ("mape_ratio", "regret_mean_ratio"),
-        ("error of joules (MAPE, %)", "mean regret of the choice (%)"),
-        strict=True,
-    ):
-        for name in points[0]:
-            known = [p[name] for p in points if metric in p[name]]
-            axis.plot(
-                [p["train_rows"] for p in known],
-                [100 * p[metric] for p in known],
-                "o-",
-                label=name,
-                linewidth=2.5 if name == "energylens" else 1.2,
-                markersize=3,
-            )
-        axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
-        rows = [p["energylens"]["train_rows"] for p in points]
-        axis.set_xticks(rows, [str(n) for n in rows])
-        axis.set_xlabel("training rows")
-        axis.set_title(title, loc="left", fontsize=10)
-    axes[0].legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    rows = [p["energylens"]["train_rows"] for p in points]
+    names = list(points[0])
+    roles = [f"category-{k + 1}" for k in range(len(names))]
+
+    def draw(width: int) -> Spec:
+        panels = []
+        for metric, title in (
+            ("mape_ratio", "error of joules (MAPE, %)"),
+            ("regret_mean_ratio", "mean regret of the choice (%)"),
+        ):
+            known = {name: [p[name] for p in points if metric in p[name]] for name in names}
+            curves = [
+                Curve(
+                    name=name,
+                    rows=[p["train_rows"] for p in some],
+                    values=[100 * p[metric] for p in some],
+                )
+                for name, some in known.items()
+                if some
+            ]
+            values = [v for curve in curves for v in curve.values]
+            limits = (0.8 * min(values), 1.25 * max(values))
+            panels.append(
+                panel(curves, names, roles, title=title, x_title="training rows", ticks=rows,
+                      limits=limits, y_ticks=log_ticks(*limits), height=230)
+            )  # fmt: skip
+        return chart(
+            "Error and regret against the rows fitted.",
+            {
+                "resolve": {"scale": {"color": "shared", "shape": "shared"}},
+                **beside(panels, width, indent=36, shares=(1, 1), between=64),
+            },
+        )
+
+    picture = Picture(
+        name="learning-curves",
+        title="Error and regret against training rows",
+        caption="",
+        alternative="Error of joules and mean regret of the choice against the rows fitted, for "
+        + ", ".join(names)
+        + ".",
+        draw=draw,
+    )
+    files.write_text(path, picture.standalone_svg())
 
 
 #: Every table by the name between its markers.

@@ -234,7 +234,7 @@ class Expression:
         return of(self.tree)
 
     def to_latex(self, symbols: Mapping[str, str]) -> str:
-        """Typeset it, within what matplotlib's mathtext understands.
+        """Typeset it, in the part of LaTeX that pages understand too.
 
         Parameters
         ----------

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from energylens.report import drawing
+from energylens.errors import MissingExtraError
 from energylens.report.drawing import Picture
-
-if TYPE_CHECKING:
-    pass
-
 
 # ------------------------------------------------------------------------------------- the blocks
 
@@ -72,11 +68,23 @@ class Equation:
     name: str = "equation"
     kind: str = "equation"
 
-    def svg(self) -> list[str]:
-        """Typeset each line."""
+    def mathml(self) -> list[str]:
+        """Typeset each line, as an element that the browser sets with the page's letters.
+
+        Raises
+        ------
+        MissingExtraError
+            If latex2mathml is not installed.
+        """
+        try:
+            from latex2mathml.converter import convert
+        except ImportError as error:
+            raise MissingExtraError("latex2mathml", "report", "A formula in a page") from error
         return [
-            drawing.typeset(tex, " ".join(line.split()), f"{self.name}-{i}")
-            for i, (tex, line) in enumerate(zip(self.tex, self.lines, strict=True))
+            convert(tex, display="block").replace(
+                "<math ", f'<math aria-label="{html.escape(" ".join(line.split()))}" ', 1
+            )
+            for tex, line in zip(self.tex, self.lines, strict=True)
         ]
 
 

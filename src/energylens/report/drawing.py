@@ -1,26 +1,19 @@
-"""What all figures share: colours, axes, and drawing to SVG."""
+"""One figure: its numbers, its words, and the chart that a page, a notebook and a file draw."""
 
 from __future__ import annotations
 
-import io
-import math
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from energylens import files
-from energylens.charts.theme import PALETTE as PALETTE
-from energylens.errors import MissingExtraError, UsageError
-from energylens.words import si
+from energylens.charts import render
+from energylens.charts.parts import FONT, WIDTH
+from energylens.charts.theme import PALETTE, Spec
+from energylens.errors import UsageError
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
-
+PAPER = PALETTE["paper"][0]
 
 #: What a picture can be saved as.
 KINDS = (".svg", ".pdf", ".png")
@@ -40,10 +33,8 @@ class Picture:
         What one would see, in words.
     columns, rows : tuple of str, tuple of tuple of str
         The numbers behind it, where they are few enough to be read.
-    size_in : tuple of float
-        Width and height.
     draw : callable
-        Draws on an empty figure of that size.
+        Takes a width in pixels, and gives the chart as a Vega-Lite spec on light paper.
     """
 
     name: str
@@ -52,29 +43,37 @@ class Picture:
     alternative: str
     columns: tuple[str, ...] = ()
     rows: tuple[tuple[str, ...], ...] = ()
-    size_in: tuple[float, float]
-    draw: Callable[[Figure], None]
+    draw: Callable[[int], Spec]
+
+    def spec(self, width: int = WIDTH) -> Spec:
+        """Give the chart as a Vega-Lite spec: a plain dict, for whoever draws it elsewhere.
+
+        Parameters
+        ----------
+        width : int
+            In pixels; panels stand beneath each other where there is little.
+        """
+        return self.draw(width)
 
     def svg(self) -> str:
-        """Draw as an ``svg`` element for a page that defines ``--role`` for all of `PALETTE`.
+        """Draw as an ``svg`` element for a page whose styles paint it, as `painted_css` does.
 
         Raises
         ------
         MissingExtraError
-            If matplotlib is not installed.
+            If vl-convert is not installed.
         """
-        drawn = _drawn(self.draw, self.size_in).decode()
-        return _inline(drawn, self.name, self.alternative)
+        return render.element(render.svg(self.spec()), self.name, self.alternative)
 
     def standalone_svg(self) -> str:
         """Draw as an SVG file of its own, light or dark as its reader prefers."""
-        style = (
-            f"<style>svg {{ {palette_css(0)} font-family: system-ui, sans-serif }} "
-            f"@media (prefers-color-scheme: dark) {{ svg {{ {palette_css(1)} }} }}</style>"
-        )
         head, _, body = self.svg().partition(">")
-        background = '<rect width="100%" height="100%" style="fill: var(--paper)"/>'
-        return f"{head}>{style}{background}{body}\n"
+        style = (
+            f"<style>svg {{ font-family: {FONT} }} "
+            f"@media (prefers-color-scheme: dark) {{ svg {{ {render.palette_css(1)} }} "
+            f"{render.painted_css('svg')} }}</style>"
+        )
+        return f'{head}>{style}<rect width="100%" height="100%" fill="{PAPER}"/>{body}\n'
 
     def save(self, path: str | Path) -> None:
         """Write the picture to a file.
@@ -83,12 +82,14 @@ class Picture:
         ----------
         path : str or Path
             Ends in ``.svg`` (text stays text, light or dark as its reader prefers), ``.pdf`` or
-            ``.png`` (light, 200 dots an inch).
+            ``.png`` (light, 1,380 pixels wide).
 
         Raises
         ------
         UsageError
             If it ends in something else.
+        MissingExtraError
+            If vl-convert is not installed.
         ArtefactError
             If the file cannot be written.
         """
@@ -100,171 +101,14 @@ class Picture:
             )
         if kind == ".svg":
             files.write_text(path, self.standalone_svg())
-            return
-        paper = {"savefig.facecolor": PALETTE["paper"][0], "savefig.dpi": 200}
-        drawn = _drawn(self.draw, self.size_in, paper, kind=kind.removeprefix("."))
-        files.write_bytes(path, drawn)
+        else:
+            drawn = render.pdf if kind == ".pdf" else render.png
+            files.write_bytes(path, drawn(self.spec()))
 
-    def _repr_html_(self) -> str:
-        return (
-            f"<figure><figcaption><b>{_attribute(self.title)}</b></figcaption>"
-            f"{self.standalone_svg()}<figcaption>{_attribute(self.caption)}</figcaption></figure>"
-        )
-
-
-def palette_css(theme: int) -> str:
-    """Give the palette as CSS declarations: 0 for light, 1 for dark."""
-    return " ".join(f"--{role}: {colours[theme]};" for role, colours in PALETTE.items())
-
-
-# ------------------------------------------------------------------------- drawing, made themable
-
-
-def typeset(tex: str, spoken: str, name: str) -> str:
-    """Set a formula as an ``svg`` element, its letters 1.4 times those around it.
-
-    Raises
-    ------
-    MissingExtraError
-        If matplotlib is not installed.
-    """
-
-    def draw(figure: Figure) -> None:
-        figure.text(0.0, 0.0, f"${tex}$", fontsize=13, parse_math=True)
-
-    settings: dict[str, Any] = {
-        "svg.fonttype": "path",
-        "mathtext.fontset": "stix",
-        "savefig.bbox": "tight",
-    }
-    settings |= {"savefig.pad_inches": 0.02}
-    svg = _inline(_drawn(draw, (1.0, 1.0), settings).decode(), name, spoken)
-    box = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', svg)
-    width = 1.4 * float(box.group(1)) / 13 if box else 20.0
-    return svg.replace(" role=", f' style="width: {width:.2f}em" role=', 1)
-
-
-def _drawn(
-    draw: Callable[[Figure], None],
-    size_in: tuple[float, float],
-    others: Mapping[Any, Any] | None = None,
-    kind: str = "svg",
-) -> bytes:
-    try:
-        import matplotlib
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise MissingExtraError("matplotlib", "report", "Drawing figures") from error
-    ink, muted, line = (PALETTE[role][0] for role in ("ink", "muted", "line"))
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "energylens",
-        "text.parse_math": False,  # an LLM's name may hold a dollar sign
-        "font.size": 9,
-        "axes.titlesize": 9,
-        "axes.titlelocation": "left",
-        "axes.titlecolor": ink,
-        "axes.labelcolor": muted,
-        "axes.edgecolor": line,
-        "axes.linewidth": 0.8,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "axes.grid": True,
-        "grid.color": line,
-        "grid.linewidth": 0.6,
-        "xtick.color": line,
-        "ytick.color": line,
-        "xtick.labelcolor": muted,
-        "ytick.labelcolor": muted,
-        "text.color": ink,
-        "legend.frameon": False,
-        "axes.facecolor": "none",
-        "figure.facecolor": "none",
-        "savefig.facecolor": "none",
-    }
-    out = io.BytesIO()
-    undated: dict[str, Any] = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(kind, {})
-    with matplotlib.rc_context(), warnings.catch_warnings():
-        # Characters that the metrics' font lacks are in the reader's.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(settings | dict(others or {}))
-        figure = Figure(figsize=size_in, layout="constrained")
-        draw(figure)
-        maker = "Software" if kind == "png" else "Creator"
-        figure.savefig(out, format=kind, metadata={**undated, maker: None})
-    return out.getvalue()
-
-
-def _inline(svg: str, name: str, alternative: str) -> str:
-    """Turn an SVG document into an element: ids its own, colours by role, the page's font."""
-    body = svg[svg.index("<svg") :]
-    body = re.sub(r"<metadata>.*?</metadata>\s*", "", body, flags=re.DOTALL)
-    body = re.sub(r'\bid="', f'id="{name}-', body)
-    body = re.sub(r'((?:xlink:)?href="#|url\(#)', rf"\g<1>{name}-", body)
-    body = re.sub(r"(font-size: [\d.]+)px; font-family: [^;\"]*", r"\g<1>px", body)
-    body = re.sub(r"font: ((?:[a-z0-9]+ )*?)([\d.]+)px [^;\"]*", r"font-size: \g<2>px", body)
-    for role, (light, _) in PALETTE.items():
-        body = body.replace(light, f"var(--{role})")
-    view = re.search(r'viewBox="[^"]*"', body)
-    end = body.index(">")
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-        f'{view.group() if view else ""} role="img" aria-label="{_attribute(alternative)}">'
-        + re.sub(r"\s*\n\s*", "\n", body[end + 1 :]).strip()
-    )
-
-
-def _attribute(text: str) -> str:
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ('"', "&quot;")):
-        text = text.replace(character, entity)
-    return text
-
-
-def _colour(role: str) -> str:
-    return PALETTE[role][0]
-
-
-def _log_joules(axes: Axes, which: str, low: float, high: float) -> None:
-    """Label a logarithmic axis in joules; a narrow one at more than the powers of ten."""
-    from matplotlib.ticker import FuncFormatter
-
-    axis = axes.xaxis if which == "x" else axes.yaxis
-    decades = math.log10(high / low)
-    steps = (1.0,) if decades > 2.5 else (1.0, 3.0) if decades > 1.2 else (1.0, 2.0, 5.0)
-    _log_ticks(axis, steps)
-    axis.set_major_formatter(FuncFormatter(lambda value, _: si(value, "J")))
-
-
-def _times(axis: Axis) -> None:
-    """Label a logarithmic axis of ratios."""
-    from matplotlib.ticker import FuncFormatter
-
-    low, high = axis.get_view_interval()
-    decades = math.log10(high / low)
-    wide = decades > 1.3
-    _log_ticks(
-        axis,
-        (1.0, 3.0)
-        if wide
-        else (1.0, 2.0, 5.0)
-        if decades > 0.7
-        else (1.0, 1.5, 2.0, 3.0, 5.0, 7.0),
-    )
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}×"))
-
-
-def _log_ticks(axis: Axis, steps: tuple[float, ...]) -> None:
-    from matplotlib.ticker import LogLocator, NullLocator
-
-    axis.set_major_locator(LogLocator(base=10.0, subs=steps))
-    axis.set_minor_locator(NullLocator())
-
-
-def _rows_upside_down(axes: Axes, labels: Sequence[str]) -> None:
-    """Label rows from the top down."""
-    axes.set_yticks(range(len(labels)), labels)
-    axes.set_ylim(len(labels) - 0.4, -0.6)
-    axes.tick_params(axis="y", length=0, labelcolor=_colour("ink"))
-    axes.grid(visible=False, axis="y")
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """Show it in a notebook: drawn anew where Vega-Lite is understood, as SVG elsewhere."""
+        return {
+            render.NOTEBOOK_TYPE: render.notebook(self.spec()),
+            "image/svg+xml": self.standalone_svg(),
+            "text/plain": f"{self.title}. {self.alternative}",
+        }

@@ -15,28 +15,21 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from energylens.cases import Cases, FloatArray, IntArray
+from energylens.charts import energy as charts_energy
+from energylens.charts import judged as charts_judged
+from energylens.charts.theme import SHAPES, Spec
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import UsageError
 from energylens.evaluation.result import Evaluation
 from energylens.formula import Term
 from energylens.model import EnergyModel
 from energylens.protocols import IntervalPredictor, Predictor
-from energylens.report.drawing import (
-    Picture,
-    _colour,
-    _log_joules,
-    _log_ticks,
-    _rows_upside_down,
-    _times,
-)
+from energylens.report.drawing import Picture
 from energylens.selection import Ranking
 from energylens.words import percent, short_name, si
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
     from energylens.discovery import Front
-MARKERS = "os^Dvp"
 
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
 FRAME_RATIO = 6.0  # of the median: longer bars leave the frame
@@ -45,7 +38,6 @@ FEW_DRAWS = 20  # fewer have no nine tenths
 BARS = 12  # most configurations or scenarios that a figure lists
 LABEL = 40  # most letters of a name beside an axis
 CURVES = 6  # most estimators that a learning curve names
-WIDTH_IN = 7.2
 OURS = "energylens"
 
 _CURVE_METRICS = (
@@ -53,7 +45,11 @@ _CURVE_METRICS = (
     ("regret_mean_ratio", "mean regret (%)"),
     ("mape_ratio", "mean absolute error (%)"),
 )
-_REGRET_TICKS = (0, 0.5, 1, 2, 5, 10, 30, 100, 300, 1000)
+_CURVE_KINDS = {
+    "top1_within_noise_ratio": "top1",
+    "regret_mean_ratio": "regret",
+    "mape_ratio": "error",
+}
 
 
 def known_latency(dataset: Dataset) -> tuple[FloatArray, str]:
@@ -73,6 +69,22 @@ def latency_word(dataset: Dataset) -> str:
 def _spread(count: int, limit: int) -> IntArray:
     """Return all places of ``count``, or ``limit`` of them, evenly spread, both ends included."""
     return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(np.intp))
+
+
+def row_names(dataset: Dataset, rows: IntArray) -> list[str]:
+    """Say what rows are, briefly: what a hover over one of them says."""
+    cases = dataset.cases.take(rows)
+    return [
+        f"{short_name(str(llm))}, {gpu} {precision}, {cases.case(i).configuration.describe()}"
+        for i, (llm, gpu, precision) in enumerate(
+            zip(
+                dataset.llm_ids[rows],
+                dataset.gpu_ids[rows],
+                dataset.precision_ids[rows],
+                strict=True,
+            )
+        )
+    ]
 
 
 def known_as(dataset: Dataset) -> str:
@@ -136,38 +148,21 @@ def predicted_against_measured(
     if len(shown) < n:
         caption += f" {len(shown):,} of {n:,} rows are drawn, evenly spread over the table."
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        ends = np.concatenate([measured[shown], predicted[shown]])
-        low, high = float(ends.min()) / 1.3, float(ends.max()) * 1.3
-        axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low, high))
-        axes.plot([low, high], [low, high], color=_colour("muted"), linewidth=1)
-        if lower is not None and upper is not None:
-            axes.vlines(
-                measured[shown],
-                lower[shown],
-                upper[shown],
-                color=_colour("muted"),
-                linewidth=0.6,
-                alpha=0.35,
-            )
-        for k, name in enumerate(names):
-            mine = shown[labels[shown] == name]
-            axes.scatter(
-                measured[mine],
-                predicted[mine],
-                s=20,
-                marker=MARKERS[k],
-                color=_colour(f"category-{k + 1}"),
-                edgecolor=_colour("paper"),
-                linewidth=0.5,
-                label=f"{name}: {rows[k][1]} rows, mean error {rows[k][2]}",
-                zorder=3,
-            )
-        for which in "xy":
-            _log_joules(axes, which, low, high)
-        axes.set(xlabel=f"{word} (J per request)", ylabel="predicted (J per request)")
-        axes.legend(loc="upper left")
+    def draw(width: int) -> Spec:
+        return charts_judged.predictions(
+            measured[shown],
+            predicted[shown],
+            [str(label) for label in labels[shown]],
+            row_names(dataset, shown),
+            legend={
+                str(name): f"{name}: {row[1]} rows, mean error {row[2]}"
+                for name, row in zip(names, rows, strict=True)
+            },
+            word=word,
+            lower_j=None if lower is None else lower[shown],
+            upper_j=None if upper is None else upper[shown],
+            width=width,
+        )
 
     return Picture(
         name="predicted-measured",
@@ -181,7 +176,6 @@ def predicted_against_measured(
         ),
         columns=(what, "Rows", "Mean error", "Median error"),
         rows=rows,
-        size_in=(WIDTH_IN, 4.6),
         draw=draw,
     )
 
@@ -196,7 +190,7 @@ def _categories(dataset: Dataset) -> tuple[str, StrArray]:
         ("Precision", dataset.precision_ids),
     )
     for what, labels in choices:
-        if 2 <= len(set(labels)) <= len(MARKERS):
+        if 2 <= len(set(labels)) <= len(SHAPES):
             return what, labels
     return "Rows", np.full(len(dataset), "all", dtype=object)
 
@@ -231,13 +225,16 @@ def energy_breakdown(
     parts, total = prefill + decode, (prefill + decode).sum(axis=1)
     labels = configuration_labels(cases)
     visible = (parts / total[:, None]).max(axis=0) >= 0.01
+    seen = np.flatnonzero(visible)
     segments = [
-        (term_title(term), role, parts[:, k])
-        for k, (term, role) in enumerate(zip(model.terms, _term_roles(model.terms), strict=True))
-        if visible[k]
+        charts_energy.Segment(name=term_title(model.terms[k]), role=role, energy_j=parts[:, k])
+        for k, role in zip(seen, _term_roles([model.terms[k] for k in seen]), strict=True)
     ]
     if (parts[:, ~visible] > 0).any():
-        segments.append(("Others, below 1 % each", "line", parts[:, ~visible].sum(axis=1)))
+        others = parts[:, ~visible].sum(axis=1)
+        segments.append(
+            charts_energy.Segment(name="Others, below 1 % each", role="line", energy_j=others)
+        )
 
     phases = np.array([_phase(term) for term in model.terms])
     columns = [
@@ -265,54 +262,19 @@ def energy_breakdown(
     within = total <= FRAME_RATIO * float(np.median(total))
     frame_j = 1.25 * float(total[within].max())
 
-    def draw(figure: Figure) -> None:
-        axes, *more = figure.subplots(1, panels, sharey=True, squeeze=False)[0]
-        for panel, size in zip((axes, *more), (np.ones(len(total)), total / 100), strict=False):
-            start = np.zeros(len(total))
-            for name, role, joules in segments:
-                panel.barh(
-                    range(len(total)),
-                    joules / size,
-                    left=start,
-                    height=0.66,
-                    color=_colour(role),
-                    edgecolor=_colour("paper"),
-                    linewidth=0.6,
-                    label=name,
-                )
-                start += joules / size
-        for row in np.flatnonzero(~within):
-            axes.annotate(
-                f"{si(float(total[row]), 'J')} \N{RIGHTWARDS ARROW}",
-                (frame_j, float(row)),
-                xytext=(-4, 0),
-                textcoords="offset points",
-                ha="right",
-                va="center",
-                fontsize=8.5,
-                color=_colour("ink"),
-                bbox={"facecolor": _colour("paper"), "edgecolor": "none", "pad": 1.5},
-            )
-        if not within.all():
-            axes.set_xlim(0, frame_j)
-        if measured is not None:
-            axes.plot(
-                measured,
-                range(len(total)),
-                "D",
-                color=_colour("ink"),
-                markeredgecolor=_colour("paper"),
-                markersize=6,
-                label=word.capitalize(),
-            )
-        for panel in more:
-            panel.set(xlabel="share of the prediction (%)", xlim=(0, 100))
-            panel.tick_params(axis="y", length=0)
-            panel.grid(visible=False, axis="y")
-        _rows_upside_down(axes, labels)
-        axes.set_xlabel("energy (J per request)")
-        figure.legend(
-            *axes.get_legend_handles_labels(), loc="outside upper left", ncols=4, fontsize=8.5
+    def draw(width: int) -> Spec:
+        return charts_energy.breakdown(
+            labels,
+            segments,
+            frame_j=frame_j,
+            beyond=[
+                (int(row), f"{si(float(total[row]), 'J')} \N{RIGHTWARDS ARROW}")
+                for row in np.flatnonzero(~within)
+            ],
+            marked_j=None if measured is None else measured.tolist(),
+            marked=word,
+            shares=panels == 2,
+            width=width,
         )
 
     first, last = (_shares(dict(columns), total, i) for i in (0, -1))
@@ -339,7 +301,6 @@ def energy_breakdown(
             *(name for name, _ in columns),
         ),
         rows=rows,
-        size_in=(WIDTH_IN, 1.7 + 0.3 * len(total)),
         draw=draw,
     )
 
@@ -421,40 +382,16 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
             else f" {name}, compared with, lies beyond the frame at {si(reference, 'J')}."
         )
 
-    def draw(figure: Figure) -> None:
-        left, right = (
-            figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
-            if probable
-            else (figure.subplots(), None)
+    def draw(width: int) -> Spec:
+        return charts_energy.ranking(
+            labels,
+            [entry.energy_per_request_j for entry in entries],
+            lower_j=lower.tolist() if sure else None,
+            upper_j=upper.tolist() if sure else None,
+            chance_ratio=[e.probability_best_ratio or 0.0 for e in entries] if probable else None,
+            reference_j=reference if in_frame else None,
+            width=width,
         )
-        for i, entry in enumerate(entries):
-            colour = _colour("accent" if i == 0 else "muted")
-            if sure:
-                left.hlines(i, lower[i], upper[i], color=colour, linewidth=2, alpha=0.55)
-            left.plot(entry.energy_per_request_j, i, "o", color=colour, markersize=7)
-        if reference is not None and in_frame:
-            left.axvline(reference, color=_colour("ink"), linewidth=1, linestyle=(0, (4, 3)))
-            left.annotate(
-                "compared with",
-                (reference, 1.0),
-                xycoords=("data", "axes fraction"),
-                xytext=(-3, -2),
-                textcoords="offset points",
-                ha="right",
-                va="top",
-                color=_colour("muted"),
-            )
-        _rows_upside_down(left, labels)
-        left.get_yticklabels()[0].set_fontweight("bold")
-        left.set_xlabel("predicted energy (J per request)")
-        if right is not None:
-            chances = [100 * (e.probability_best_ratio or 0.0) for e in entries]
-            right.barh(range(count), chances, height=0.55, color=_colour("category-1"))
-            for i, chance in enumerate(chances):
-                right.text(chance + 3, i, f"{chance:.0f} %", va="center", fontsize=8.5)
-            right.set(xlim=(0, 130), xticks=(0, 50, 100), xlabel="best in (% of draws)")
-            right.tick_params(axis="y", length=0)
-            right.grid(visible=False, axis="y")
 
     rows = tuple(
         (
@@ -514,7 +451,6 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
             "Probability of being best",
         ),
         rows=rows,
-        size_in=(WIDTH_IN, 1.0 + 0.3 * count),
         draw=draw,
     )
 
@@ -560,49 +496,22 @@ def learning_curves(evaluation: Evaluation) -> Picture:
             100 * np.array(bands, dtype=np.float64),
         )
 
-    def draw(figure: Figure) -> None:
-        from matplotlib.ticker import NullLocator
-
-        panels = figure.subplots(1, max(len(metrics), 1), squeeze=False)[0]
-        for axes, (metric, label) in zip(panels, metrics, strict=False):
-            for name in others:
-                axes.plot(sizes, curve(name, metric)[0], color=_colour("line"), linewidth=1)
-            lowest, highest = 100.0, 0.0
-            for k, name in reversed(list(enumerate(named))):
-                means, bands = curve(name, metric)
-                colour = _colour(f"category-{k + 1}")
-                if k == 0:
-                    axes.fill_between(
-                        sizes, bands[:, 0], bands[:, 2], color=colour, alpha=0.15, linewidth=0
-                    )
-                axes.plot(
-                    sizes,
-                    means,
-                    color=colour,
-                    marker=MARKERS[k],
-                    markersize=5 if k == 0 else 4,
-                    linewidth=2.4 if k == 0 else 1.3,
-                    label=name,
+    def draw(width: int) -> Spec:
+        return charts_judged.learning(
+            [
+                (
+                    _CURVE_KINDS[metric],
+                    label,
+                    {name: curve(name, metric)[0] for name in evaluation.estimators},
+                    curve(named[0], metric)[1][:, [0, 2]],
                 )
-                highest = max(highest, float(np.nanmax(means, initial=0.0)))
-                lowest = min(lowest, float(np.nanmin(means, initial=100.0)))
-            axes.set_xscale("log")
-            axes.set_xticks(sizes, [f"{size}" for size in sizes])
-            axes.xaxis.set_minor_locator(NullLocator())
-            axes.set_title(label)
-            axes.set_xlabel("training rows")
-            if metric == "top1_within_noise_ratio":
-                axes.set_ylim(lowest - 5, 101)
-            elif metric == "regret_mean_ratio":
-                # A few percent matter here, and tens of percent happen.
-                axes.set_yscale("symlog", linthresh=1)
-                axes.set_yticks(_REGRET_TICKS, [f"{tick:g}" for tick in _REGRET_TICKS])
-                axes.yaxis.set_minor_locator(NullLocator())
-                axes.set_ylim(0, 1.2 * max(highest, 1.0))
-            else:
-                axes.set_ylim(0, 1.1 * highest)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles[::-1], labels[::-1], loc="outside upper left", ncols=3)
+                for metric, label in metrics
+            ],
+            sizes,
+            named=named,
+            others=others,
+            width=width,
+        )
 
     columns = ("Estimator", "Metric", *(f"n = {size}" for size in sizes))
     rows = tuple(
@@ -641,7 +550,6 @@ def learning_curves(evaluation: Evaluation) -> Picture:
         ),
         columns=columns,
         rows=rows,
-        size_in=(WIDTH_IN, 3.3),
         draw=draw,
     )
 
@@ -726,71 +634,33 @@ def latency_against_energy(
     unit = "s" if float(latency[drawn].max()) >= 1.0 else "ms"
     scale = 1.0 if unit == "s" else 1e3
 
-    def draw(figure: Figure) -> None:
-        left, right = (
-            figure.subplots(1, 2, width_ratios=(3, 2))
-            if len(trades) > 1
-            else (figure.subplots(), None)
+    def optimum(row: int) -> charts_energy.Optimum:
+        return charts_energy.Optimum(
+            name=labels[row], latency=scale * float(latency[row]), energy_j=float(energy[row])
         )
-        optima = {
-            shown.frugal: ("fewest joules", "category-3", "s"),
-            shown.fastest: ("fastest", "category-2", "^"),
-        }
-        plain = np.setdiff1d(drawn, [shown.fastest, shown.frugal])
-        left.scatter(scale * latency[plain], energy[plain], s=28, color=_colour("muted"), alpha=0.8)
-        for row, (name, role, marker) in optima.items():
-            if shown.fastest == shown.frugal:
-                name = "fastest and fewest joules"
-            left.scatter(
-                scale * latency[row],
-                energy[row],
-                s=80,
-                marker=marker,
-                color=_colour(role),
-                edgecolor=_colour("paper"),
-                zorder=4,
-                label=f"{name}: {labels[row]}",
-            )
-        if len(plain) <= BARS:
-            for row in plain:
-                left.annotate(
-                    labels[int(row)],
-                    (float(scale * latency[row]), float(energy[row])),
-                    xytext=(5, 3),
-                    textcoords="offset points",
-                    fontsize=7.5,
-                    color=_colour("muted"),
-                )
-        left.margins(0.12)
-        left.set(xlabel=f"{what} ({unit})", ylabel="energy (J per request)")
-        left.set_title(short_name(str(dataset.llm_ids[shown.rows[0]])))
-        if float(energy[shown.rows].max() / energy[shown.rows].min()) > 8:
-            left.set_yscale("log")
-            _log_joules(left, "y", float(energy[shown.rows].min()), float(energy[shown.rows].max()))
-        if right is not None:
-            right.scatter(
+
+    plain = np.setdiff1d(drawn, [shown.fastest, shown.frugal])
+
+    def draw(width: int) -> Spec:
+        return charts_energy.latency_energy(
+            [labels[int(row)] for row in plain],
+            (scale * latency[plain]).tolist(),
+            energy[plain].tolist(),
+            unit=unit,
+            what=what,
+            title=short_name(str(dataset.llm_ids[shown.rows[0]])),
+            frugal=optimum(shown.frugal),
+            fastest=optimum(shown.fastest),
+            named=len(plain) <= BARS,
+            ratios=(
                 [1 + t.extra_latency_ratio for t in trades],
                 [1 + t.extra_energy_ratio for t in trades],
-                s=22,
-                color=_colour("category-1"),
-                edgecolor=_colour("paper"),
-                linewidth=0.5,
+                [_scenario_name(dataset, t.rows) for t in trades],
             )
-            right.set_title(f"all {len(trades)} scenarios")
-            right.set(
-                xscale="log",
-                yscale="log",
-                xlabel="latency, most frugal / fastest (ratio)",
-                ylabel="energy, fastest / most frugal (ratio)",
-            )
-            for limit, extra_ratios in (
-                (right.set_xlim, [t.extra_latency_ratio for t in trades]),
-                (right.set_ylim, [t.extra_energy_ratio for t in trades]),
-            ):
-                limit(0.93, 1.2 * (1 + max(extra_ratios)))
-            for axis in (right.xaxis, right.yaxis):
-                _times(axis)
-        figure.legend(*left.get_legend_handles_labels(), loc="outside upper left", ncols=2)
+            if len(trades) > 1
+            else None,
+            width=width,
+        )
 
     rows = tuple(
         (
@@ -836,7 +706,6 @@ def latency_against_energy(
             "Its latency",
         ),
         rows=rows,
-        size_in=(WIDTH_IN, 3.7),
         draw=draw,
     )
 
@@ -874,31 +743,17 @@ def residuals_by_scenario(
     groups.sort(key=lambda group: -float(np.abs(np.log(ratio[group])).mean()))
     worst = groups[:BARS]
 
-    def draw(figure: Figure) -> None:
-        axes = figure.subplots()
-        axes.set_xscale("log")
-        axes.axvline(1.0, color=_colour("muted"), linewidth=1)
-        for i, group in enumerate(worst):
-            middle = float(np.exp(np.log(ratio[group]).mean()))
-            role = "category-2" if middle > 1 else "category-1"
-            dots = np.sort(ratio[group])[_spread(len(group), POINTS // len(worst))]
-            axes.scatter(
-                dots,
-                np.full(len(dots), i),
-                s=24,
-                color=_colour(role),
-                alpha=0.5,
-                linewidth=0,
-            )
-            axes.plot(middle, i, "|", color=_colour(role), markersize=15, markeredgewidth=2.2)
-        everything = np.concatenate([ratio[group] for group in worst])
-        axes.set_xlim(
-            min(float(everything.min()) / 1.1, 0.7), max(float(everything.max()) * 1.1, 1.4)
-        )
-        _rows_upside_down(axes, [_scenario_name(dataset, group, "\n") for group in worst])
-        _times(axes.xaxis)
-        axes.set_xlabel(
-            f"predicted / {known_as(dataset)} energy (ratio): left too low, right too high"
+    def draw(width: int) -> Spec:
+        dots = [
+            group[np.argsort(ratio[group])][_spread(len(group), POINTS // len(worst))]
+            for group in worst
+        ]
+        return charts_judged.residuals(
+            [_scenario_name(dataset, group, "\n") for group in worst],
+            [ratio[group] for group in dots],
+            [row_names(dataset, group) for group in dots],
+            word=known_as(dataset),
+            width=width,
         )
 
     rows = tuple(
@@ -928,7 +783,6 @@ def residuals_by_scenario(
         ),
         columns=("Workload", "Rows", "Mean (signed)", "Mean error"),
         rows=rows,
-        size_in=(WIDTH_IN, 0.9 + 0.36 * len(worst)),
         draw=draw,
     )
 
@@ -964,64 +818,23 @@ def discovery_front(front: Front) -> Picture:
     spread = 100 * np.array([point.held_out_error_ratio for point in points])
     in_sample = 100 * np.array([point.in_sample_mape_ratio for point in points])
 
-    def draw(figure: Figure) -> None:
-        from matplotlib.ticker import FuncFormatter, NullLocator
-
-        axes = figure.subplots()
-        axes.plot(
+    def draw(width: int) -> Spec:
+        return charts_judged.forms(
             complexity,
-            in_sample,
-            color=_colour("muted"),
-            linewidth=1,
-            linestyle=":",
-            label="the rows it was found in",
-        )
-        axes.errorbar(
-            complexity,
-            held_out,
-            # An error cannot be negative, and a logarithmic axis has no 0.
-            yerr=(np.minimum(spread, 0.9 * held_out), spread),
-            color=_colour("category-1"),
-            marker="o",
-            markersize=5,
-            linewidth=1.6,
-            elinewidth=0.9,
-            label="held-out rows",
-            zorder=3,
-        )
-        place = points.index(knee)
-        axes.plot(
-            complexity[place],
-            held_out[place],
-            "o",
-            markersize=13,
-            markerfacecolor="none",
-            markeredgecolor=_colour("category-2"),
-            markeredgewidth=2,
-            linestyle="none",
-            label=f"the knee: {_terms(len(knee.terms))}",
-            zorder=4,
-        )
-        if reference is not None:
-            axes.axhline(
+            held_out.tolist(),
+            spread.tolist(),
+            in_sample.tolist(),
+            [" + ".join(term.expression.text for term in point.terms) for point in points],
+            knee=points.index(knee),
+            knee_name=f"the knee: {_terms(len(knee.terms))}",
+            reference=None
+            if reference is None
+            else (
+                f"{reference.name}, {_terms(reference.terms)}",
                 100 * reference.held_out_mape_ratio,
-                color=_colour("category-3"),
-                linewidth=1.2,
-                linestyle="--",
-                label=f"{reference.name}, {_terms(reference.terms)}",
-            )
-        lowest, highest = float(in_sample.min()), float((held_out + spread).max())
-        if highest > 8 * lowest > 0:
-            axes.set_yscale("log")
-            _log_ticks(axes.yaxis, (1.0, 2.0, 5.0))
-            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.yaxis.set_minor_locator(NullLocator())
-        else:
-            axes.set_ylim(bottom=0)
-        axes.set(
-            xlabel="complexity (names, numbers and operators)", ylabel="mean absolute error (%)"
+            ),
+            width=width,
         )
-        figure.legend(loc="outside upper left", ncols=4)
 
     return Picture(
         name="front",
@@ -1042,7 +855,6 @@ def discovery_front(front: Front) -> Picture:
                 else ""
             )
         ),
-        size_in=(WIDTH_IN, 3.4),
         draw=draw,
     )
 

@@ -6,36 +6,23 @@ import base64
 import hashlib
 import re
 from collections.abc import Sequence
+from importlib import resources
 from typing import TYPE_CHECKING
 
 from energylens import __version__
+from energylens.charts import render
+from energylens.charts.parts import NARROW
 from energylens.dataset import Dataset
 from energylens.errors import MissingExtraError
 from energylens.evaluation.result import Evaluation
 from energylens.model import EnergyModel
-from energylens.report import drawing
 from energylens.report.content import Explained, gather
-from energylens.report.document import Report
+from energylens.report.document import Figure, Report
 from energylens.selection import Ranking
 
 if TYPE_CHECKING:
     from energylens.discovery import Front
     from energylens.fitting import Diagnostics
-
-
-_SCRIPT = """(() => {
-  const root = document.documentElement, button = document.getElementById("theme");
-  const system = matchMedia("(prefers-color-scheme: dark)");
-  const dark = () => (root.dataset.theme || (system.matches ? "dark" : "light")) === "dark";
-  const label = () => { button.textContent = dark() ? "Light page" : "Dark page"; };
-  button.addEventListener("click", () => {
-    root.dataset.theme = dark() ? "light" : "dark";
-    label();
-  });
-  system.addEventListener("change", label);
-  label();
-  button.hidden = false;
-})();"""
 
 
 # ------------------------------------------------------------------------------- the two renderers
@@ -51,6 +38,7 @@ def report_html(
     explanation: Explained | None = None,
     choose: Sequence[str] | None = None,
     front: Front | None = None,
+    interactive: bool = True,
 ) -> str:
     """Set the report as one HTML page that needs nothing else.
 
@@ -73,6 +61,8 @@ def report_html(
         first evaluation, else parallelism and batch size.
     front : Front, optional
         What a search for the structure found, to be shown beside the law.
+    interactive : bool
+        Whether drawings answer the pointer, which takes 0.4 MB more.
 
     Returns
     -------
@@ -81,7 +71,7 @@ def report_html(
     Raises
     ------
     MissingExtraError
-        If matplotlib or jinja2 is not installed.
+        If vl-convert, jinja2 or latex2mathml is not installed.
     UsageError
         If the ranking is not one by this model, or the dataset has no row.
     """
@@ -95,17 +85,21 @@ def report_html(
             explanation=explanation,
             choose=choose,
             front=front,
-        )
+        ),
+        interactive=interactive,
     )
 
 
-def page(report: Report) -> str:
+def page(report: Report, *, interactive: bool = True) -> str:
     """Set what was gathered as one HTML page.
+
+    Drawings are in it as SVG, for paper and for a browser without scripts. An interactive page
+    also carries their specs and what draws them, packed, and draws them anew where they stand.
 
     Raises
     ------
     MissingExtraError
-        If matplotlib or jinja2 is not installed.
+        If vl-convert, jinja2 or latex2mathml is not installed.
     """
     try:
         import jinja2
@@ -119,15 +113,34 @@ def page(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters["marked"] = _marked_up
-    script_hash = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    script = (resources.files("energylens") / "templates" / "report.js").read_text("utf-8")
+    pictures = [
+        block.picture
+        for section in report.sections
+        for block in section.blocks
+        if isinstance(block, Figure)
+    ]
+    drawer = render.bundle() if interactive and pictures else ""
+    specs = {
+        picture.name: {"wide": picture.spec(), "narrow": picture.spec(NARROW)}
+        for picture in (pictures if interactive else ())
+    }
     return environment.get_template("report.html").render(
         report=report,
-        light=drawing.palette_css(0),
-        dark=drawing.palette_css(1),
-        script=_SCRIPT,
-        script_hash=script_hash,
+        light=render.palette_css(0),
+        dark=render.palette_css(1),
+        painted=render.painted_css(".drawing svg"),
+        script=script,
+        hashes=[_hash(text) for text in (script, drawer) if text],
+        drawer=render.packed(drawer) if drawer else "",
+        charts=render.packed(render.compact(specs)),
         version=__version__,
     )
+
+
+def _hash(script: str) -> str:
+    """Name a script in a content security policy."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 def _marked_up(cell: str) -> str:
