@@ -73,7 +73,8 @@ class UnknownNameError(InputError):
     def __init__(self, kind: str, name: str, known: Iterable[str], advice: str = "") -> None:
         near = _nearest(name, known)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
-        super().__init__(f"unknown {kind} {name!r}.{hint}{' ' + advice if advice else ''}")
+        self.brief = f"unknown {kind} {name!r}.{hint}"  # without advice for the command line
+        super().__init__(f"{self.brief}{' ' + advice if advice else ''}")
 
 
 def _nearest(name: str, known: Iterable[str]) -> list[str]:

@@ -98,6 +98,7 @@ def _serve(arguments: argparse.Namespace) -> None:
 
     from energylens.web.app import create
     from energylens.web.guard import Hosts
+    from energylens.web.listening import PatientProtocol
 
     loaded = _loaded(arguments)
     listening = _listen(arguments.host, arguments.port)
@@ -117,7 +118,7 @@ def _serve(arguments: argparse.Namespace) -> None:
             timeout_keep_alive=15,
             limit_concurrency=MOST_CONNECTIONS,
             h11_max_incomplete_event_size=32 * 1024,
-            http="h11",
+            http=PatientProtocol,
         )
     )
     shown = f"[{host}]" if ":" in host else host

@@ -20,6 +20,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from energylens.web.problems import problem
 
 MOST_BODY_BYTES = 64 * 1024
+MOST_ADDRESS_BYTES = 16 * 1024
+MOST_HEADER_BYTES = 32 * 1024
 BODY_S = 10.0
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 CSP = (
@@ -173,6 +175,9 @@ class Guard:
             nonlocal read, complete
             if complete:
                 return await receive()
+            if named > MOST_BODY_BYTES:
+                refuse(large)
+                raise BodyRefusedError
             try:
                 async with asyncio.timeout_at(until):
                     message = await receive()
@@ -180,7 +185,7 @@ class Guard:
                 refuse(slow)
                 raise BodyRefusedError from None
             read += len(message.get("body", b""))
-            if max(read, named) > MOST_BODY_BYTES:
+            if read > MOST_BODY_BYTES:
                 refuse(large)
                 raise BodyRefusedError
             complete = not message.get("more_body", False)
@@ -197,6 +202,14 @@ class Guard:
                 "the Host header must name this server: loopback, an address that it listens on, "
                 "or a name given with --allow-host",
             )
+            await refused(scope, receive, send)
+            return
+        if len(scope["raw_path"]) + len(scope["query_string"]) > MOST_ADDRESS_BYTES:
+            refused = problem(414, f"an address must be at most {MOST_ADDRESS_BYTES} bytes")
+            await refused(scope, receive, send)
+            return
+        if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
+            refused = problem(431, f"headers must be at most {MOST_HEADER_BYTES} bytes")
             await refused(scope, receive, send)
             return
         path = scope["path"]

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from energylens.errors import EnergyLensError, InfeasibleError
+from energylens.errors import EnergyLensError, InfeasibleError, UnknownNameError
 
 MEDIA_TYPE = "application/problem+json"
 KINDS = {
@@ -57,7 +57,11 @@ def problem(
 def of_error(error: EnergyLensError) -> JSONResponse:
     """Say an error of the package."""
     kind = "infeasible" if isinstance(error, InfeasibleError) else "unusable"
-    return problem(422, str(error), kind=kind)
+    said = str(error)
+    if isinstance(error, UnknownNameError):
+        # Advice for the command line names files of the server's own machine.
+        said = f"{error.brief} /v1/llms, /v1/gpus and /v1/models list the names."
+    return problem(422, said, kind=kind)
 
 
 def install(app: FastAPI) -> None:
