@@ -34,6 +34,7 @@ _MODULES = (
     "plan",
     "measure",
     "meter",
+    "watch",
     "rehearse",
     "campaign",
     "discovering",

@@ -101,6 +101,14 @@ def print_json(document: Mapping[str, Any]) -> None:
     Answer.printed = True
 
 
+def print_json_line(document: Mapping[str, Any]) -> None:
+    """Print one of many JSON documents of a command that goes on: a line for each."""
+    head = {"format": f"energylens-{Answer.verb}", "version": 1}
+    line = json.dumps({**head, **document}, allow_nan=False, ensure_ascii=False)
+    print(line, flush=True)
+    Answer.printed = True
+
+
 def print_json_error(kind: str, message: str, code: int) -> None:
     """Print an error as JSON: as a line on stderr, and on stdout where no answer has gone there."""
     document = {

@@ -7,6 +7,8 @@ name              joules come from                                            so
 ``nvml-power``    its power, sampled and integrated (no counter, or a check)  measured
 ``zeus``          AMD GPU, Jetson, Apple silicon, RAPL through Zeus           measured
 ``http://...``    a meter that another machine serves                         its own
+``dcgm:URL``      NVIDIA's DCGM exporter                                      measured
+``zeusd:URL``     Zeus's daemon                                               measured
 ``replay:FILE``   a recording                                                 its own
 ``estimated``     CPU time times watts: a guess                               estimated
 ================  ==========================================================  =========
@@ -21,6 +23,7 @@ from energylens.errors import MissingExtraError, UnknownNameError, UsageError
 from energylens.instrument.meter import Meter, MeterError
 from energylens.instrument.meters.combined import CombinedMeter
 from energylens.instrument.meters.estimated import EstimatedMeter
+from energylens.instrument.meters.exporters import DcgmMeter, ZeusdMeter
 from energylens.instrument.meters.nvml import NoCounterError, NvmlMeter, NvmlPowerMeter, gpu_indices
 from energylens.instrument.meters.remote import HttpMeter, MeterServer, serve
 from energylens.instrument.meters.replay import ReplayMeter, load, record
@@ -29,6 +32,7 @@ from energylens.instrument.meters.zeus import ZeusMeter
 __all__ = [
     "NAMES",
     "CombinedMeter",
+    "DcgmMeter",
     "EstimatedMeter",
     "HttpMeter",
     "MeterServer",
@@ -36,13 +40,17 @@ __all__ = [
     "NvmlPowerMeter",
     "ReplayMeter",
     "ZeusMeter",
+    "ZeusdMeter",
     "gpu_indices",
     "open_meter",
     "record",
     "serve",
 ]
 
-NAMES = ("auto", "nvml", "nvml-power", "zeus", "estimated", "replay:FILE", "http://HOST:PORT")
+NAMES = (
+    "auto", "nvml", "nvml-power", "zeus", "estimated", "replay:FILE", "http://HOST:PORT",
+    "dcgm:URL", "zeusd:URL",
+)  # fmt: skip
 TOKEN_VARIABLE = "ENERGYLENS_METER_TOKEN"
 
 
@@ -55,7 +63,8 @@ def open_meter(name: str = "auto", *, token: str | None = None) -> Meter:
         One of :data:`NAMES`. ``auto`` takes the first hardware counter there is and never
         falls back to a guess. ``nvml:0,1`` restricts NVML to these GPUs, ``zeus:cpu`` Zeus to a
         kind of device, ``estimated:5`` sets the watts of a busy core, several URLs with commas
-        between them are added up.
+        between them are added up; so are ``dcgm:URL,dcgm:URL``, and ``?gpu=0,1`` takes GPUs of
+        one.
     token : str, optional
         Of a served meter; ``$ENERGYLENS_METER_TOKEN`` if not given.
 
@@ -75,6 +84,10 @@ def open_meter(name: str = "auto", *, token: str | None = None) -> Meter:
             raise UsageError(f"a served meter needs its token: give one, or set {TOKEN_VARIABLE}.")
         served = [HttpMeter(url.strip(), secret) for url in name.split(",")]
         return served[0] if len(served) == 1 else CombinedMeter(served)
+    if kind in ("dcgm", "zeusd") and rest:
+        maker = DcgmMeter if kind == "dcgm" else ZeusdMeter
+        exporters = [maker(url) for url in rest.split(f",{kind}:")]
+        return exporters[0] if len(exporters) == 1 else CombinedMeter(exporters)
     if kind == "replay":
         return load(rest)
     if kind == "estimated" and rest:

@@ -1,0 +1,202 @@
+"""What an engine has counted, in one vocabulary: vLLM's and SGLang's names, old and new.
+
+Counters only grow while an engine lives. One that is smaller than at the look before tells that
+the engine started anew, and nothing is said of the time between the two looks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+
+from energylens.errors import MeasurementError
+from energylens.foreign import printable
+from energylens.scraping import Series, parse, total
+
+#: Names of each engine, newest first.
+NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "vllm": {
+        "started_s": ("vllm:prompt_tokens_created", "process_start_time_seconds"),
+        "requests": ("vllm:request_success_total",),
+        "prompt_tokens": ("vllm:prompt_tokens_total",),
+        "cached_tokens": ("vllm:prompt_tokens_cached_total", "vllm:prefix_cache_hits_total"),
+        "output_tokens": ("vllm:generation_tokens_total",),
+        "steps": ("vllm:iteration_tokens_total_count",),
+        "first_tokens": ("vllm:time_to_first_token_seconds_count",),
+        "first_token_s": ("vllm:time_to_first_token_seconds_sum",),
+        "gaps": (
+            "vllm:inter_token_latency_seconds_count",
+            "vllm:time_per_output_token_seconds_count",
+        ),
+        "gaps_s": (
+            "vllm:inter_token_latency_seconds_sum",
+            "vllm:time_per_output_token_seconds_sum",
+        ),
+        "preemptions": ("vllm:num_preemptions_total",),
+        "flop_per_gpu": ("vllm:estimated_flops_per_gpu_total",),
+        "read_bytes_per_gpu": ("vllm:estimated_read_bytes_per_gpu_total",),
+        "written_bytes_per_gpu": ("vllm:estimated_write_bytes_per_gpu_total",),
+        "running": ("vllm:num_requests_running",),
+        "waiting": ("vllm:num_requests_waiting",),
+    },
+    "sglang": {
+        "started_s": ("sglang:prompt_tokens_created", "process_start_time_seconds"),
+        "requests": ("sglang:num_requests_total", "sglang_num_requests_total"),
+        "prompt_tokens": ("sglang:prompt_tokens_total", "sglang_prompt_tokens_total"),
+        "cached_tokens": ("sglang:cached_tokens_total", "sglang_cached_tokens_total"),
+        "output_tokens": ("sglang:generation_tokens_total", "sglang_generation_tokens_total"),
+        "first_tokens": (
+            "sglang:time_to_first_token_seconds_count",
+            "sglang_time_to_first_token_seconds_count",
+        ),
+        "first_token_s": (
+            "sglang:time_to_first_token_seconds_sum",
+            "sglang_time_to_first_token_seconds_sum",
+        ),
+        "gaps": (
+            "sglang:inter_token_latency_seconds_count",
+            "sglang:time_per_output_token_seconds_count",
+        ),
+        "gaps_s": (
+            "sglang:inter_token_latency_seconds_sum",
+            "sglang:time_per_output_token_seconds_sum",
+        ),
+        "preemptions": ("sglang:num_retracted_requests_total",),
+        "running": ("sglang:num_running_reqs", "sglang_num_running_reqs"),
+        "waiting": ("sglang:num_queue_reqs", "sglang_num_queue_reqs"),
+    },
+}
+PREFIXES = ("vllm:", "sglang:", "sglang_", "process_start_time_seconds")
+NEEDED = ("requests", "prompt_tokens", "output_tokens")
+NO_COUNTS = ("running", "waiting", "started_s")
+#: Histograms that the spread of prompts and of outputs is read from.
+_LENGTHS = {
+    "vllm": ("vllm:request_prompt_tokens", "vllm:request_generation_tokens"),
+    "sglang": ("sglang:prompt_tokens_histogram", "sglang:generation_tokens_histogram"),
+}
+
+
+class MetricsError(MeasurementError):
+    """An endpoint has no metrics of an engine, or not those that joules are told from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What one engine process has counted since its start; None: it does not say.
+
+    ``running`` and ``waiting`` are requests now. The numbers per GPU are those of
+    ``--enable-mfu-metrics``, added up over data-parallel engines.
+    """
+
+    engine: str
+    model_names: tuple[str, ...]
+    requests: float
+    prompt_tokens: float
+    output_tokens: float
+    started_s: float | None = None
+    cached_tokens: float | None = None
+    steps: float | None = None
+    first_tokens: float | None = None
+    first_token_s: float | None = None
+    gaps: float | None = None
+    gaps_s: float | None = None
+    preemptions: float | None = None
+    flop_per_gpu: float | None = None
+    read_bytes_per_gpu: float | None = None
+    written_bytes_per_gpu: float | None = None
+    running: float | None = None
+    waiting: float | None = None
+    cv: tuple[float | None, float | None] = field(default=(None, None))  # of prompts and outputs
+
+    def since(self, before: Counters) -> dict[str, float | None] | None:
+        """What was counted since an earlier look; None where the engine has started anew."""
+        if (self.engine, self.model_names) != (before.engine, before.model_names):
+            return None
+        if None not in (self.started_s, before.started_s) and self.started_s != before.started_s:
+            return None
+        counted: dict[str, float | None] = {}
+        for one in fields(self):
+            now, then = getattr(self, one.name), getattr(before, one.name)
+            if one.name in NO_COUNTS or not isinstance(now, float) or not isinstance(then, float):
+                continue
+            if now < then:
+                return None
+            counted[one.name] = now - then
+        return counted
+
+
+def read_counters(text: str, *, model_name: str = "", where: str = "the endpoint") -> Counters:
+    """Read an engine's metrics.
+
+    Parameters
+    ----------
+    text : str
+        In Prometheus's format.
+    model_name : str
+        Which of several served models is meant, as the label ``model_name`` says; all by default.
+    where : str
+        What the source is called in messages.
+
+    Raises
+    ------
+    MetricsError
+        If there are none of vLLM or SGLang, or not the ones needed, or not of that model.
+    """
+    series = parse(text, PREFIXES, where)
+    engine = next((e for e in NAMES if any(s.name.startswith(e) for s in series)), None)
+    if engine is None:
+        raise MetricsError(
+            f"{where} must show metrics of vLLM or SGLang (vllm:..., sglang:...), and shows none: "
+            "give the engine's own /metrics; SGLang needs --enable-metrics."
+        )
+    series = [s for s in series if s.name.startswith((engine, "process_")) and _first_rank(s)]
+    served = sorted({s.labels["model_name"] for s in series if s.labels.get("model_name")})
+    if model_name:
+        if model_name not in served:
+            raise MetricsError(
+                f"{where} serves {', '.join(printable(n, 80) for n in served) or 'no model'}, "
+                f"not {printable(model_name, 80)!r}."
+            )
+        series = [s for s in series if s.labels.get("model_name", model_name) == model_name]
+        served = [model_name]
+    values = {field: total(series, *names) for field, names in NAMES[engine].items()}
+    if missing := [NAMES[engine][name][0] for name in NEEDED if values[name] is None]:
+        raise MetricsError(
+            f"{where} does not show {' and '.join(missing)} as numbers: a router or a cache hides "
+            "them, or this is no engine's endpoint."
+        )
+    return Counters(
+        engine=engine,
+        model_names=tuple(printable(name, 200) for name in served),
+        cv=(_spread(series, _LENGTHS[engine][0]), _spread(series, _LENGTHS[engine][1])),
+        **values,  # type: ignore[arg-type]
+    )
+
+
+def _first_rank(series: Series) -> bool:
+    """Whether a series is of the rank that speaks for all: every other one says the same again."""
+    ranks = (series.labels.get(name, "0") for name in ("tp_rank", "pp_rank", "moe_ep_rank"))
+    return all(rank in ("", "0") for rank in ranks) and series.labels.get("cache_source") != "total"
+
+
+def _spread(series: Sequence[Series], name: str) -> float | None:
+    """Coefficient of variation of a histogram, each bucket at its middle; None without one."""
+    counts: dict[float, float] = {}
+    for one in series:
+        if one.name == f"{name}_bucket":
+            edge = float(one.labels.get("le", "nan"))
+            counts[edge] = counts.get(edge, 0.0) + one.value
+    below = first = second = edge_before = 0.0
+    for edge in sorted(counts):
+        here, below = counts[edge] - below, counts[edge]
+        if edge == float("inf"):
+            middle = edge_before
+        else:
+            middle, edge_before = (edge_before + edge) / 2, edge
+        first += here * middle
+        second += here * middle**2
+    if below < 30 or first <= 0:
+        return None
+    mean = first / below
+    variance = max(second / below - mean**2, 0.0)
+    return float(min(variance**0.5 / mean, 5.0))
