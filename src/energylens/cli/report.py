@@ -127,6 +127,8 @@ def _report(arguments: argparse.Namespace) -> None:
 
     path = arguments.front
     _require_page(arguments.output)
+    # What takes a moment to refuse is read before what takes a minute to work out.
+    front = Front.from_json(files.read_json(path), path) if path else None
     asked = _scenario(arguments)
     _tell(
         judged(
@@ -141,7 +143,7 @@ def _report(arguments: argparse.Namespace) -> None:
         as_json=arguments.json,
         whole=arguments.text,
         interactive=not arguments.static,
-        front=Front.from_json(files.read_json(path), path) if path else None,
+        front=front,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cached_property
@@ -338,6 +339,8 @@ class Front:
             points = tuple(_point(given) for given in document["points"])
             if sum(point.knee for point in points) != 1:
                 raise ValueError("one point must be the knee")
+            if not re.fullmatch("[0-9a-f]*", document["dataset_digest"]):
+                raise ValueError("dataset_digest must be hexadecimal")
             return cls(
                 points=points,
                 reference=None if reference is None else Reference(**_typed(reference, Reference)),
@@ -391,8 +394,16 @@ def _typed(given: Mapping[str, Any], made: type, *others: str) -> dict[str, Any]
         parts = list(value.values()) if isinstance(value, dict) else value
         if not _is(value, kinds) or (inside and not all(_is(part, inside) for part in parts)):
             raise ValueError(f"{declared.name} must be {annotation}, not {value!r}")
+        if not all(part.isprintable() for part in _texts_of(value)):
+            raise ValueError(f"{declared.name} must be printable text, not {value!r}")
         values[declared.name] = tuple(value) if isinstance(value, list) else value
     return values
+
+
+def _texts_of(value: object) -> list[str]:
+    """Every text of a field, the names of a mapping among them."""
+    parts = list(value) if isinstance(value, list | dict) else [value]
+    return [part for part in parts if isinstance(part, str)]
 
 
 def _is(value: object, kinds: tuple[type, ...]) -> bool:
