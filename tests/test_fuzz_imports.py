@@ -15,6 +15,7 @@ from tests.test_power_logs import (
     prometheus,
     ptdaemon,
     rocm,
+    timeline,
 )
 from tests.test_power_logs import log as read_log
 
@@ -34,6 +35,7 @@ LOGS = {
     "ptdaemon": ptdaemon,
     "ipmi": ipmi,
     "pdu": pdu,
+    "timeline": timeline,
 }
 
 
@@ -108,7 +110,7 @@ def _benchmarks(form, number, seed):
 def _logs(form, number, seed):
     rng = np.random.default_rng(seed)
     text = LOGS[form]()
-    text = text if form in ("prometheus", "zeus") else text[: len(text) // 8]
+    text = text if form in ("prometheus", "zeus", "timeline") else text[: len(text) // 8]
     for _ in range(number):
         try:
             read_log(torn(text, rng))

@@ -96,6 +96,11 @@ def pdu():
     )
 
 
+def timeline():
+    pairs = [[float(t), float(w)] for t, w in zip(TIMES, WATTS, strict=True)]
+    return json.dumps({"timeline": {"power": {"device_instant": {"0": pairs}}}})
+
+
 @pytest.mark.parametrize(
     ("text", "form", "wall"),
     [
@@ -109,6 +114,7 @@ def pdu():
         (ptdaemon(), "PTDaemon log", True),
         (ipmi(), "ipmitool dcmi power reading", True),
         (pdu(), "PDU or IPMI CSV", True),
+        (timeline(), "ML.ENERGY or Zeus power timeline", False),
     ],
 )
 def test_joules_of_the_run_within_a_percent(text, form, wall):

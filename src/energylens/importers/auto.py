@@ -29,7 +29,14 @@ from energylens.importers.collecting import Collector, Imported
 from energylens.importers.declared import Row, Setup, question, row_of
 from energylens.importers.documents import Document
 from energylens.importers.energy_join import Joined, JoinOptions, join
-from energylens.importers.power import dcgm, monitors, nvidia_smi, vendor_csv, wall_text
+from energylens.importers.power import (
+    dcgm,
+    monitors,
+    nvidia_smi,
+    timeline,
+    vendor_csv,
+    wall_text,
+)
 from energylens.importers.power.series import Clock, PowerLog
 from energylens.importers.power.stamps import local_seconds
 from energylens.importers.runs import BenchmarkRun, RefusedFileError, Window
@@ -106,6 +113,11 @@ POWER_FORMATS: tuple[PowerFormat, ...] = (
         name=dcgm.RANGE,
         matches=lambda d: bool(d.objects) and all(map(dcgm.matches_range, d.objects)),
         read=lambda d, _: dcgm.read_range(d.objects, d.name),
+    ),
+    PowerFormat(
+        name=timeline.FORMAT,
+        matches=lambda d: bool(d.objects) and all(map(timeline.matches, d.objects)),
+        read=lambda d, _: timeline.read(d.objects, d.name),
     ),
     _of_text(monitors.ZEUS, monitors.matches_zeus, monitors.read_zeus),
     _of_text(monitors.CODECARBON, monitors.matches_codecarbon, monitors.read_codecarbon),

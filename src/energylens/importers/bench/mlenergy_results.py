@@ -1,7 +1,9 @@
 """``results.json`` of the ML.ENERGY benchmark itself.
 
 Its joules are those of a steady window in the middle of the run, over the tokens made in it; a
-request's are those a token times its tokens.
+request's are those a token times its tokens. Where the file keeps the power timeline, the watts of
+that window must give the same joules; a run too short for a steady window is taken as a whole, from
+the timeline.
 """
 
 from __future__ import annotations
@@ -9,16 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from energylens.importers.bench.vllm_serve import latency
+from energylens.importers.energy_join import integrate
+from energylens.importers.power import timeline
+from energylens.importers.power.series import PowerLog
 from energylens.importers.runs import (
     BenchmarkRun,
     Node,
     RefusedFileError,
     Scope,
     StatedEnergy,
+    Window,
     verified,
 )
 
 FORMAT = "ML.ENERGY results"
+
+#: Integrated watts and the energy counter of one window differ by less.
+TIMELINE_RATIO = 0.1
 
 
 def matches(document: object) -> bool:
@@ -40,11 +49,18 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
         raise RefusedFileError(f"{name}: none of its requests completed: it is no measurement.")
     steady_j, steady_s = node.number("steady_state_energy"), node.number("steady_state_duration")
     each = node.number("steady_state_energy_per_token")
-    if not steady_j or not steady_s or not each:
+    kept = timeline.power_of(document)
+    log = None if kept is None else timeline.log_of(kept, name)
+    notes: tuple[str, ...] = ()
+    if steady_j and steady_s and each:
+        _agree(node, steady_j)
+        notes = _agree_with_timeline(node, log, steady_j)
+    elif log is None:
         raise RefusedFileError(
             f"{name}: it has no steady window with joules in it, as a run too short to have one."
         )
-    _agree(node, steady_j)
+    else:
+        notes = ("it has no steady window: joules are those of the whole run, ramp included",)
     made = node.need("total_output_tokens") / completed
     sent = node.number("total_input_tokens")
     gpus = node.whole("num_gpus")
@@ -77,8 +93,55 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
                 gpus=gpus,
                 power_w=steady_j / steady_s,
                 how=f"joules a token of a steady window of {steady_s:.0f} s x tokens a request",
-            ),
+            )
+            if steady_j and steady_s and each
+            else None,
+            power=None if steady_j and steady_s and each else log,
+            window=_span(node, "benchmark", log),
+            notes=notes,
         )
+    )
+
+
+def _span(node: Node, what: str, log: PowerLog | None) -> Window | None:
+    """Give a window of the timeline, None where the file does not have it."""
+    kept = node.inner("timeline")
+    if kept is None or log is None:
+        return None
+    begin, end = (kept.number(f"{what}_{edge}_time") for edge in ("start", "end"))
+    if begin is None or end is None:
+        return None
+    if end <= begin:
+        raise RefusedFileError(
+            f"{node.name}: the {what} window of its timeline ends before it begins."
+        )
+    return Window(start_s=begin, end_s=end, clock=log.clock)
+
+
+def _agree_with_timeline(node: Node, log: PowerLog | None, steady_j: float) -> tuple[str, ...]:
+    """Refuse joules that are not those of the watts in the same window."""
+    window = _span(node, "steady_state", log)
+    if log is None or window is None:
+        return ()
+    measured = node.inner("steady_state_measurement")
+    counted = measured.inner("gpu_energy") if measured is not None else None
+    served = set(counted.fields) if counted is not None else {item.label for item in log.series}
+    parts = [item for item in log.series if item.label in served]
+    if any(
+        item.time_s[0] > window.start_s or item.time_s[-1] < window.end_s for item in parts
+    ) or len(parts) != len(served):
+        return ("its power timeline does not cover the steady window, and was not compared",)
+    joules = sum(
+        integrate(item.time_s, item.power_w, window.start_s, window.end_s) for item in parts
+    )
+    if abs(joules / steady_j - 1.0) > TIMELINE_RATIO:
+        raise RefusedFileError(
+            f"{node.name}: steady_state_energy is {steady_j:g} J, but the watts of its timeline "
+            f"give {joules:g} J in the same window."
+        )
+    return (
+        f"the watts of its timeline give {joules:.4g} J in the steady window, its counter "
+        f"{steady_j:.4g} J",
     )
 
 
