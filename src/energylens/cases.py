@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cache, cached_property
 from math import inf
 from typing import Any, Self, TypeVar
 
@@ -120,6 +120,7 @@ class Cases:
         return len(self.llm_index)
 
     @classmethod
+    @cache
     def column_names(cls) -> tuple[str, ...]:
         """Names of the array columns, in order."""
         return tuple(f.name for f in fields(cls) if f.name not in RECORDS)

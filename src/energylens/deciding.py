@@ -397,22 +397,22 @@ def decide(
     if odds and len(cases) > SOLVED_AT_ONCE:
         cases = _promising(engine, cases, load, limits)
     asked = cases if current is None else _with_today(cases, scenario, load, current)
-    solved = engine.solve(asked, load, limits, odds=odds)
-    today = None
+    solved = together = engine.solve(asked, load, limits, odds=odds)
+    current_j = None
     if current is not None:
-        last = len(cases)
-        (today,) = engine.entries(solved, np.array([last], dtype=np.intp), limits)
-        today = replace(today, row=-1)
-        solved = solved.take(np.arange(last, dtype=np.intp))
+        current_j = float(together.energy_j[-1])
+        solved = together.take(np.arange(len(cases), dtype=np.intp))
     likely, _ = solved.probabilities(limits)
     meets = solved.meets(limits, meet)
-    current_j = None if today is None else today.energy_per_request_j
     order = _ranked(solved, meets)
     hopeless = ~np.isin(solved.layout, solved.layout[meets])
     near = _of_layouts(solved, np.lexsort((solved.energy_j, -likely)), hopeless)[:5]
     best = _front(solved) if front else np.zeros(0, dtype=np.intp)
-    made = engine.entries(solved, np.concatenate([order, near, best]), limits, current_j)
+    last = np.arange(len(cases), len(asked), dtype=np.intp)
+    rows = np.concatenate([order, near, best, last])
+    made = engine.entries(together, rows, limits, current_j)
     entries, rest = made[: len(order)], made[len(order) :]
+    today = None if current is None else replace(made[-1], row=-1, saving_ratio=None)
     fewest = None
     if len(order):
         gpus = solved.cases.occupied_gpus[order]
@@ -433,7 +433,7 @@ def decide(
             if len(order) and odds
             else None
         ),
-        front=rest[len(near) :],
+        front=rest[len(near) : len(near) + len(best)],
         considered=considered,
         ruled_out=ruled_out,
         certain=odds,

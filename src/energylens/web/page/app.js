@@ -137,6 +137,7 @@ async function once(q, sure, since, still = () => true) {
 function problem(said) {
   $("#problem").textContent = said;
   $("#problem").hidden = !said;
+  if (said) $("#brief").hidden = true;
   $("#choice").hidden = Boolean(said) || !answer?.decision.configurations.length;
   if (said) window.energylens.shown = "problem";
 }
@@ -219,6 +220,8 @@ function words() {
     return;
   }
   $("#run").textContent = `Run ${name(best)} on ${best.gpus} x ${best.gpu}`;
+  $("#brief").textContent = `${name(best)} on ${best.gpus} x ${best.gpu.split("-")[0]}: ${joules(best.energy_per_request_j)}, ${watts(best.power_w)}` + (d.current ? `, today ${joules(d.current.energy_per_request_j)}` : "");
+  $("#brief").hidden = false;
   $("#state").textContent = sure
     ? `${d.considered.toLocaleString("en")} configurations under this load; ${d.configurations.length} layouts meet the limits.`
     : `${d.considered.toLocaleString("en")} configurations ranked by their means; probabilities follow when the question rests.`;
