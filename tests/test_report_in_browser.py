@@ -18,7 +18,8 @@ import pytest
 
 from energylens.charts.theme import PALETTE
 from energylens.records import Source
-from energylens.report.html import report_html
+from energylens.report.content import gather
+from energylens.report.html import page as page_of
 from report_sample import FIGURES, sample
 
 CHROMIUM = next(
@@ -162,12 +163,14 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     s = sample(Source.SIMULATED)
     path = tmp_path_factory.mktemp("report") / "report.html"
     path.write_text(
-        report_html(
-            s.model,
-            s.dataset,
-            diagnostics=s.diagnostics,
-            evaluations=s.evaluations,
-            ranking=s.ranking,
+        page_of(
+            gather(
+                s.model,
+                s.dataset,
+                diagnostics=s.diagnostics,
+                evaluations=s.evaluations,
+                ranking=s.ranking,
+            )
         ),
         encoding="utf-8",
     )
@@ -306,3 +309,73 @@ def test_a_screen_reader_hears_the_figures_and_the_banner(browser: Browser, page
     assert browser.ask("document.querySelector('.banner.loud strong').textContent") == (
         "This rests on simulated rows: no accuracy claim rests on these."
     )
+
+
+def live(browser: Browser) -> None:
+    """Open everything, bring each figure into view, and wait until all are drawn anew."""
+    browser.ask("document.querySelectorAll('details.more').forEach(d => { d.open = true })")
+    until = time.monotonic() + TIMEOUT_S
+    for name in FIGURES:
+        browser.ask(f"document.getElementById('{name}').scrollIntoView({{behavior: 'instant'}})")
+        while not browser.ask(f"'live' in document.getElementById('{name}').dataset"):
+            assert time.monotonic() < until, f"{name} stays still"
+            time.sleep(0.02)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_drawings_answer_the_pointer_and_the_console_stays_silent(
+    browser: Browser, page: Path, width: int
+) -> None:
+    browser.open(page, width=width)
+    heard = browser.ask(
+        "[...document.querySelectorAll('figure svg')].map(s => s.getAttribute('aria-label'))"
+    )
+    live(browser)
+    seen = browser.ask(
+        "[...document.querySelectorAll('figure svg')].map(s => [s.getAttribute('aria-label'),"
+        " s.getBoundingClientRect().width <= s.closest('.drawing').clientWidth])"
+    )
+    assert seen == [[words, True] for words in heard]
+    # The first point of the ranking.
+    place = browser.ask(
+        "(() => { document.getElementById('ranking').scrollIntoView({behavior: 'instant'});"
+        " const marks = document.querySelectorAll('#ranking svg .mark-symbol.role-mark path');"
+        " const box = marks[0].getBoundingClientRect();"
+        " return [box.left + box.width / 2, box.top + box.height / 2] })()"
+    )
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=place[0], y=place[1])
+    said = "document.querySelector('#vg-tooltip-element.visible')?.innerText ?? ''"
+    until = time.monotonic() + TIMEOUT_S
+    while "J a request" not in browser.ask(said):
+        assert time.monotonic() < until, "no tooltip"
+        time.sleep(0.02)
+    assert "configuration" in browser.ask(said)
+    assert browser.ask("document.documentElement.scrollWidth") <= width
+    assert complaints(browser) == []
+
+
+def test_drawings_drawn_anew_follow_the_theme(browser: Browser, page: Path) -> None:
+    browser.open(page, scheme="dark")
+    live(browser)
+    paint = "getComputedStyle(document.querySelector('#ranking svg .mark-text text')).fill"
+    dark = browser.ask(paint)
+    browser.ask("document.getElementById('theme').click()")
+    assert browser.ask(paint) != dark
+
+
+def test_a_still_page_has_the_same_drawings_and_less_to_carry(page: Path) -> None:
+    s = sample(Source.SIMULATED)
+    report = gather(
+        s.model,
+        s.dataset,
+        diagnostics=s.diagnostics,
+        evaluations=s.evaluations,
+        ranking=s.ranking,
+    )
+    whole = page.read_text(encoding="utf-8")
+    still = page_of(report, interactive=False)
+    assert 'id="drawer"' in whole
+    assert 'id="drawer"' not in still
+    main = slice(whole.index("<main"), whole.index("</main>"))
+    assert whole[main] == still[still.index("<main") : still.index("</main>")]
+    assert len(still) < 300_000 < len(whole) < 900_000

@@ -25,12 +25,12 @@ from energylens.fitting import FitOptions, diagnose, fit
 from energylens.formula import NAMES, TERMS, datasheet
 from energylens.model import EnergyModel
 from energylens.records import Boundary, Configuration, Engine, Source
-from energylens.report import figures
+from energylens.report import figures, judged, naming
 from energylens.report.content import gather
 from energylens.report.document import Equation, Facts, Figure, Report, Table
 from energylens.report.drawing import Picture
-from energylens.report.html import report_html
-from energylens.report.text import report_text
+from energylens.report.html import page
+from energylens.report.text import lines_of
 from energylens.selection import Candidates, Ranking, select
 from energylens.table import read, write
 from energylens.words import likelihood, percent, si
@@ -86,11 +86,11 @@ class Page(HTMLParser):
 
 
 def written(s: Sample, **changes: object) -> str:
-    return report_html(**_arguments(s, changes))  # type: ignore[arg-type]
+    return page(gathered(s, **changes))
 
 
-def in_words(s: Sample, **changes: object) -> str:
-    return report_text(**_arguments(s, changes))  # type: ignore[arg-type]
+def in_words(s: Sample, *, brief: bool = False, **changes: object) -> str:
+    return lines_of(gathered(s, **changes), brief=brief)
 
 
 def gathered(s: Sample, **changes: object) -> Report:
@@ -226,7 +226,7 @@ def test_the_law_shows_theta_and_its_product_with_the_datasheet(full: Sample) ->
     model = fit(full.dataset, FitOptions(per=()))
     report = gathered(full, model=model, ranking=None)
     (law,) = (t for t in tables(report) if t.title == "The 12 coefficients")
-    assert [row[1] for row in law.rows] == [figures.term_title(term) for term in TERMS]
+    assert [row[1] for row in law.rows] == [naming.term_title(term) for term in TERMS]
     theta = model.pooled.theta
     assert law.columns[2:4] == ("θD on A100", "θD on H100")
     for j, gpu in ((2, A100), (3, H100)):
@@ -458,13 +458,13 @@ def test_the_command_shows_a_front_and_refuses_what_is_none(
 def test_a_model_and_one_row_make_a_report(full: Sample, undrawn: None) -> None:
     one = full.dataset.take(slice(0, 1))
     one = replace(one, cases=one.cases.replace(request_latency_s=np.nan))
-    page = report_html(full.model, one)
-    assert [f["id"] for f in Page(page).all("figure")] == [
+    alone = page(gather(full.model, one))
+    assert [f["id"] for f in Page(alone).all("figure")] == [
         "breakdown",
         "predicted-measured",
         "residuals",
     ]
-    assert "No evaluation was handed in" in page
+    assert "No evaluation was handed in" in alone
 
 
 def test_no_latency_figure_without_latencies(full: Sample, undrawn: None) -> None:
@@ -473,22 +473,22 @@ def test_no_latency_figure_without_latencies(full: Sample, undrawn: None) -> Non
 
 
 def test_rows_are_thinned_out_and_that_is_said(full: Sample) -> None:
-    many = full.dataset.take(np.arange(figures.POINTS + 60) % len(full.dataset))
-    picture = figures.predicted_against_measured(full.model, many, in_sample=False)
-    assert f"{figures.POINTS:,} of {len(many):,} rows are drawn" in picture.caption
-    worst = figures.residuals_by_scenario(many, np.zeros(len(many)), held_out=True)
+    many = full.dataset.take(np.arange(judged.POINTS + 60) % len(full.dataset))
+    picture = judged.predicted_against_measured(full.model, many, in_sample=False)
+    assert f"{judged.POINTS:,} of {len(many):,} rows are drawn" in picture.caption
+    worst = judged.residuals_by_scenario(many, np.zeros(len(many)), held_out=True)
     trade = figures.latency_against_energy(many.take(np.arange(1500) % 15), ("batch_size",))
     for thinned in (picture, worst, trade):
         assert thinned is not None
-        assert thinned.svg().count("<use") < figures.POINTS + 60
+        assert thinned.svg().count("<use") < judged.POINTS + 60
 
 
 def test_errors_are_those_of_fits_without_the_row_where_there_are_any(full: Sample) -> None:
-    judged = full.evaluations[1]
-    worst = _picture(gathered(full, evaluations=(judged,)), "residuals")
+    evaluation = full.evaluations[1]
+    worst = _picture(gathered(full, evaluations=(evaluation,)), "residuals")
     assert "predicted by fits that had not seen it" in worst.caption
-    errors = judged.estimators["energylens"].row_error_ratio
-    expected = figures.residuals_by_scenario(full.dataset, errors, held_out=True)
+    errors = evaluation.estimators["energylens"].row_error_ratio
+    expected = judged.residuals_by_scenario(full.dataset, errors, held_out=True)
     assert expected is not None
     assert worst.rows == expected.rows
     alone = _picture(gathered(full, evaluations=()), "residuals")
@@ -545,7 +545,7 @@ def test_a_reference_far_off_is_told_instead_of_drawn(full: Sample) -> None:
 def test_a_long_name_leaves_room_for_the_figure(full: Sample) -> None:
     drawn = _picture(gathered(full), "residuals").svg()
     assert "y…" in drawn
-    assert "y" * figures.LABEL not in Page(drawn).text
+    assert "y" * naming.LABEL not in Page(drawn).text
 
 
 def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:
@@ -562,7 +562,7 @@ def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:
 
 def test_learning_curves_of_another_protocol_are_refused(full: Sample) -> None:
     with pytest.raises(UsageError, match="learning-curve"):
-        figures.learning_curves(full.evaluations[1])
+        judged.learning_curves(full.evaluations[1])
 
 
 def test_a_ranking_by_another_model_is_refused(full: Sample) -> None:
@@ -573,7 +573,7 @@ def test_a_ranking_by_another_model_is_refused(full: Sample) -> None:
 
 def test_no_row_makes_no_report(full: Sample) -> None:
     with pytest.raises(UsageError, match="one row or more"):
-        report_text(full.model, full.dataset.take(slice(0, 0)))
+        lines_of(gather(full.model, full.dataset.take(slice(0, 0))))
 
 
 # --------------------------------------------------------------------------------------- the banner
@@ -598,9 +598,9 @@ def test_one_simulated_row_is_enough(undrawn: None) -> None:
     dataset = replace(rows(), source=source)
     model = fit(rows())
     assert gather(model, dataset).banner.loud
-    assert report_text(model, dataset).count("! ") >= 2
-    assert 'class="banner loud"' in report_html(model, dataset)
-    assert 'class="banner loud"' not in report_html(model, rows())
+    assert lines_of(gather(model, dataset)).count("! ") >= 2
+    assert 'class="banner loud"' in page(gather(model, dataset))
+    assert 'class="banner loud"' not in page(gather(model, rows()))
 
 
 def test_a_model_of_simulated_rows_is_not_quiet_about_measured_ones() -> None:
@@ -744,9 +744,9 @@ def test_a_learning_curve_is_told_along_its_length_and_its_band_by_its_draws(
     along = [p.scores["energylens"].metrics.top1_within_noise_ratio for p in few.points]
     brief = " ".join(in_words(full).split())
     assert f"With 10 and 30 rows it is within 2 % in {percent(along[0])} and" in brief
-    many = replace(few, repeats=figures.FEW_DRAWS)
-    assert "as wide as the 2 draws of energylens are apart" in figures.learning_curves(few).caption
-    assert "the band holds 90 % of the draws" in figures.learning_curves(many).caption
+    many = replace(few, repeats=judged.FEW_DRAWS)
+    assert "as wide as the 2 draws of energylens are apart" in judged.learning_curves(few).caption
+    assert "the band holds 90 % of the draws" in judged.learning_curves(many).caption
 
 
 def test_what_is_served_is_described_for_people(full: Sample) -> None:
@@ -927,9 +927,9 @@ def test_what_is_not_known_is_a_dash() -> None:
 
 def test_configurations_are_named_by_what_differs(full: Sample) -> None:
     cases = full.dataset.cases.take(slice(0, 3))
-    assert figures.configuration_labels(cases) == ("B1", "B8", "B64")
-    assert figures.configuration_labels(cases.take(slice(0, 1))) == ("TP1 PP1 B1",)
-    both = figures.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
+    assert naming.configuration_labels(cases) == ("B1", "B8", "B64")
+    assert naming.configuration_labels(cases.take(slice(0, 1))) == ("TP1 PP1 B1",)
+    both = naming.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
     assert both == ("H100", "A100")
     assert DENSE.id.endswith(figures.short_name(DENSE.id))
 

@@ -129,9 +129,9 @@ def _(record: Dataset) -> Columns:
 
 @picture.register
 def _(record: Dataset) -> Figure:
-    from energylens.report import pictures
+    from energylens.report import figures
 
-    return pictures.energy_against_batch(record)
+    return figures.energy_against_batch(record)
 
 
 # ------------------------------------------------------------------------------------- a model
@@ -191,10 +191,10 @@ def _(record: EnergyModel) -> Columns:
 
 @picture.register
 def _(record: EnergyModel) -> Figure:
-    from energylens.report import pictures
+    from energylens.report import judged
 
     held = _coefficients(record)
-    return pictures.coefficients(
+    return judged.coefficients(
         held["coefficient"],
         *(np.array(held[name]) for name in ("theta", "low", "high")),
         rows=record.pooled.rows,
@@ -354,9 +354,9 @@ def _(record: Explanation) -> Columns:
 
 @picture.register
 def _(record: Explanation) -> Figure:
-    from energylens.report import pictures
+    from energylens.report import figures
 
-    return pictures.where_the_joules_go(record)
+    return figures.where_the_joules_go(record)
 
 
 # ------------------------------------------------------------------------------- an evaluation
@@ -411,10 +411,10 @@ def _(record: Evaluation) -> Columns:
 
 @picture.register
 def _(record: Evaluation) -> Figure:
-    from energylens.report import figures, pictures
+    from energylens.report import judged
 
     return (
-        figures.learning_curves(record)
+        judged.learning_curves(record)
         if record.protocol == "learning-curve" and len(record.points) > 1
-        else pictures.regret_by_estimator(record)
+        else judged.regret_by_estimator(record)
     )

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from energylens.errors import MissingExtraError
 from energylens.report.drawing import Picture
 
+LISTED = 40  # most lines of a table that grows with the data
+
 # ------------------------------------------------------------------------------------- the blocks
 
 
@@ -95,6 +97,19 @@ class Figure:
     picture: Picture
     table: Table | None
     kind: str = "figure"
+
+    @classmethod
+    def of(cls, picture: Picture) -> Figure:
+        """Put a picture's numbers beneath it; the row of the law stands out."""
+        if not picture.rows:
+            return cls(picture=picture, table=None)
+        table = Table(
+            caption=f"The numbers: {picture.title[0].lower()}{picture.title[1:]}",
+            columns=picture.columns,
+            rows=picture.rows,
+            highlight="energylens",
+        )
+        return cls(picture=picture, table=table)
 
 
 Block = Prose | Items | Facts | Table | Equation | Figure

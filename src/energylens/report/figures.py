@@ -1,201 +1,42 @@
-"""Records in, pictures out: what each figure shows in numbers and words, and how it is drawn.
+"""Figures of joules: by term, by configuration, by batch, against latency.
 
-A :class:`Picture` carries its numbers and its text alternative without drawing anything, so
-that a text report needs no plotting library. Drawn, it is SVG whose text is text and whose
-colours are CSS variables: inside a page it follows the page's theme, on its own the reader's.
+A `Picture` carries its numbers and its text alternative without drawing anything, so that a text
+report needs no plotting library.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from energylens.cases import Cases, FloatArray, IntArray
-from energylens.charts import energy as charts_energy
-from energylens.charts import judged as charts_judged
-from energylens.charts.theme import SHAPES, Spec
-from energylens.dataset import Dataset, StrArray, group_rows
-from energylens.errors import UsageError
-from energylens.evaluation.result import Evaluation
+from energylens.charts import energy as charts
+from energylens.charts.theme import Spec
+from energylens.dataset import Dataset
+from energylens.explanation import SUBJECTS, Explanation
 from energylens.formula import Term
 from energylens.model import EnergyModel
-from energylens.protocols import IntervalPredictor, Predictor
 from energylens.report.drawing import Picture
+from energylens.report.naming import (
+    BARS,
+    POINTS,
+    configuration_labels,
+    known_latency,
+    latency_word,
+    scenario_name,
+    spread,
+    term_title,
+)
 from energylens.selection import Ranking
-from energylens.words import percent, short_name, si
-
-if TYPE_CHECKING:
-    from energylens.discovery import Front
+from energylens.words import joules, percent, plural, short_name, si
 
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
+
 FRAME_RATIO = 6.0  # of the median: longer bars leave the frame
-POINTS = 1500  # most rows that a scatter draws
-FEW_DRAWS = 20  # fewer have no nine tenths
-BARS = 12  # most configurations or scenarios that a figure lists
-LABEL = 40  # most letters of a name beside an axis
-CURVES = 6  # most estimators that a learning curve names
-OURS = "energylens"
 
-_CURVE_METRICS = (
-    ("top1_within_noise_ratio", "choice within noise of the best (%)"),
-    ("regret_mean_ratio", "mean regret (%)"),
-    ("mape_ratio", "mean absolute error (%)"),
-)
-_CURVE_KINDS = {
-    "top1_within_noise_ratio": "top1",
-    "regret_mean_ratio": "regret",
-    "mape_ratio": "error",
-}
-
-
-def known_latency(dataset: Dataset) -> tuple[FloatArray, str]:
-    """Give the latency that more rows have, shape (rows,) in seconds, and what it is called."""
-    cases = dataset.cases
-    if np.isfinite(cases.request_latency_s).sum() >= np.isfinite(cases.tpot_s).sum():
-        return cases.request_latency_s, "request latency"
-    return cases.tpot_s, "time per output token"
-
-
-def latency_word(dataset: Dataset) -> str:
-    """Say what the latencies of these rows are: those of other rows may well be measured."""
-    word = known_as(dataset)
-    return word if word in ("measured", "simulated") else "recorded"
-
-
-def _spread(count: int, limit: int) -> IntArray:
-    """Return all places of ``count``, or ``limit`` of them, evenly spread, both ends included."""
-    return np.unique(np.linspace(0, count - 1, min(count, limit)).round().astype(np.intp))
-
-
-def row_names(dataset: Dataset, rows: IntArray) -> list[str]:
-    """Say what rows are, briefly: what a hover over one of them says."""
-    cases = dataset.cases.take(rows)
-    return [
-        f"{short_name(str(llm))}, {gpu} {precision}, {cases.case(i).configuration.describe()}"
-        for i, (llm, gpu, precision) in enumerate(
-            zip(
-                dataset.llm_ids[rows],
-                dataset.gpu_ids[rows],
-                dataset.precision_ids[rows],
-                strict=True,
-            )
-        )
-    ]
-
-
-def known_as(dataset: Dataset) -> str:
-    """Say in a word what the joules of the rows are: "measured" only if all of them are."""
-    if dataset.carries_accuracy_claim.all():
-        return "measured"
-    kinds = set(dataset.source.astype(str))
-    return str(kinds.pop()) if len(kinds) == 1 else "recorded"
-
-
-# -------------------------------------------------------------------- 1 predicted and measured
-
-
-def predicted_against_measured(
-    predictor: Predictor, dataset: Dataset, *, in_sample: bool, coverage_ratio: float = 0.8
-) -> Picture:
-    """Show predicted over measured joules of all rows, on logarithmic axes.
-
-    Joules that are not measured are called what they are, as in all figures.
-
-    Parameters
-    ----------
-    predictor : Predictor
-        With intervals, if it is an ``IntervalPredictor``.
-    dataset : Dataset
-    in_sample : bool
-        Whether the predictor was fitted to these rows: the caption says so.
-    coverage_ratio : float
-        Nominal coverage of the intervals.
-    """
-    measured, word = dataset.energy_per_request_j, known_as(dataset)
-    predicted = predictor.predict_energy_j(dataset.cases)
-    lower = upper = None
-    if isinstance(predictor, IntervalPredictor):
-        lower, upper = predictor.interval_energy_j(dataset.cases, coverage_ratio)
-    what, labels = _categories(dataset)
-    error = np.abs(predicted / measured - 1.0)
-    names = sorted(set(labels), key=lambda name: -int(np.sum(labels == name)))
-    rows = tuple(
-        (
-            str(name),
-            f"{int(np.sum(labels == name)):,}",
-            percent(float(np.mean(error[labels == name]))),
-            percent(float(np.median(error[labels == name]))),
-        )
-        for name in names
-    )
-    n = len(dataset)
-    shown = _spread(n, POINTS)
-    caption = "On the diagonal the prediction is exact. " + (
-        "The model was fitted to these same rows, so this shows how well the law can describe "
-        "them, not how well it foretells others."
-        if in_sample
-        else "The model was fitted to other rows than these."
-    )
-    inside = ""
-    if lower is not None and upper is not None:
-        share = float(np.mean((lower <= measured) & (measured <= upper)))
-        caption += f" Thin lines are {percent(coverage_ratio, 0)} intervals for a new run."
-        inside = f" {percent(share)} of the rows lie in their interval."
-    if len(shown) < n:
-        caption += f" {len(shown):,} of {n:,} rows are drawn, evenly spread over the table."
-
-    def draw(width: int) -> Spec:
-        return charts_judged.predictions(
-            measured[shown],
-            predicted[shown],
-            [str(label) for label in labels[shown]],
-            row_names(dataset, shown),
-            legend={
-                str(name): f"{name}: {row[1]} rows, mean error {row[2]}"
-                for name, row in zip(names, rows, strict=True)
-            },
-            word=word,
-            lower_j=None if lower is None else lower[shown],
-            upper_j=None if upper is None else upper[shown],
-            width=width,
-        )
-
-    return Picture(
-        name="predicted-measured",
-        title=f"Predicted against {word} energy",
-        caption=caption,
-        alternative=(
-            f"Scatter of {n:,} rows, {word} from {si(float(measured.min()), 'J')} to "
-            f"{si(float(measured.max()), 'J')} per request. Predictions are off by "
-            f"{percent(float(error.mean()))} on average, {percent(float(np.median(error)))} in "
-            f"the median.{inside}"
-        ),
-        columns=(what, "Rows", "Mean error", "Median error"),
-        rows=rows,
-        draw=draw,
-    )
-
-
-def _categories(dataset: Dataset) -> tuple[str, StrArray]:
-    """Tell rows apart by what has few values, whatever of it has more than one."""
-    families = np.array([llm.family for llm in dataset.cases.llms], dtype=object)
-    choices: tuple[tuple[str, StrArray], ...] = (
-        ("Architecture", families[dataset.cases.llm_index]),
-        ("GPU", dataset.gpu_ids),
-        ("LLM", np.array([short_name(name) for name in dataset.llm_ids], dtype=object)),
-        ("Precision", dataset.precision_ids),
-    )
-    for what, labels in choices:
-        if 2 <= len(set(labels)) <= len(SHAPES):
-            return what, labels
-    return "Rows", np.full(len(dataset), "all", dtype=object)
-
-
-# --------------------------------------------------------------------------- 2 where joules go
+LLMS = 6  # LLMs with a colour of their own
 
 
 def energy_breakdown(
@@ -217,7 +58,7 @@ def energy_breakdown(
     word : str
         What they are, as :func:`known_as` says.
     """
-    keep = _spread(len(cases), BARS)
+    keep = spread(len(cases), BARS)
     thinned = len(keep) < len(cases)
     cases = cases.take(keep)
     measured = None if measured_j is None else measured_j[keep]
@@ -227,14 +68,12 @@ def energy_breakdown(
     visible = (parts / total[:, None]).max(axis=0) >= 0.01
     seen = np.flatnonzero(visible)
     segments = [
-        charts_energy.Segment(name=term_title(model.terms[k]), role=role, energy_j=parts[:, k])
+        charts.Segment(name=term_title(model.terms[k]), role=role, energy_j=parts[:, k])
         for k, role in zip(seen, _term_roles([model.terms[k] for k in seen]), strict=True)
     ]
     if (parts[:, ~visible] > 0).any():
         others = parts[:, ~visible].sum(axis=1)
-        segments.append(
-            charts_energy.Segment(name="Others, below 1 % each", role="line", energy_j=others)
-        )
+        segments.append(charts.Segment(name="Others, below 1 % each", role="line", energy_j=others))
 
     phases = np.array([_phase(term) for term in model.terms])
     columns = [
@@ -263,7 +102,7 @@ def energy_breakdown(
     frame_j = 1.25 * float(total[within].max())
 
     def draw(width: int) -> Spec:
-        return charts_energy.breakdown(
+        return charts.breakdown(
             labels,
             segments,
             frame_j=frame_j,
@@ -305,12 +144,6 @@ def energy_breakdown(
     )
 
 
-def term_title(term: Term) -> str:
-    """Write the name of a term as words."""
-    words = term.name.replace("_", " ").replace("gpus", "GPUs")
-    return words[0].upper() + words[1:]
-
-
 def _phase(term: Term) -> str:
     return "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
 
@@ -334,32 +167,57 @@ def _shares(columns: Mapping[str, FloatArray], total: FloatArray, row: int) -> s
     )
 
 
-def configuration_labels(cases: Cases) -> tuple[str, ...]:
-    """Name configurations by what differs among them, or in full where nothing does."""
-    symbols = {
-        "TP": cases.tensor_parallel,
-        "PP": cases.pipeline_parallel,
-        "EP": cases.expert_parallel,
-        "DP": cases.data_parallel,
-        "B": cases.batch_size,
-    }
-    varying = {symbol: column for symbol, column in symbols.items() if np.ptp(column) > 0}
-    names = [
-        [f"{symbol}{column[i]:g}" for symbol, column in varying.items()] for i in range(len(cases))
-    ]
-    for records, index in (
-        (cases.precisions, cases.precision_index),
-        (cases.gpus, cases.gpu_index),
-    ):
-        if len(set(index.tolist())) > 1:
-            for i, place in enumerate(index):
-                names[i].append(records[place].id)
-    if not any(names):
-        return tuple(cases.case(i).configuration.describe() for i in range(len(cases)))
-    return tuple(" ".join(parts) for parts in names)
+def where_the_joules_go(explanation: Explanation) -> Picture:
+    """Show the terms of one explained case, prefill and decode apart."""
+    terms = [t for t in sorted(explanation.terms, key=lambda t: -t.total_j) if t.total_j > 0]
+
+    def draw(width: int) -> Spec:
+        return charts.terms(
+            [SUBJECTS.get(t.name, t.name) for t in terms],
+            np.array([t.prefill_j for t in terms]),
+            np.array([t.decode_j for t in terms]),
+            width=width,
+        )
+
+    whole = explanation.energy_per_request_j
+    return Picture(
+        name="terms",
+        title="Where the joules of a request go",
+        caption=explanation.case,
+        alternative=", ".join(
+            f"{SUBJECTS.get(t.name, t.name)} {percent(t.total_j / whole, 0)}" for t in terms
+        ),
+        draw=draw,
+    )
 
 
-# ------------------------------------------------------------------------------ 3 the ranking
+def energy_against_batch(dataset: Dataset) -> Picture:
+    """Show the joules of every row against its batch, by LLM."""
+    batch = dataset.cases.batch_size
+    energy = dataset.energy_per_request_j
+    known = np.isfinite(batch)
+    names, counts = np.unique(dataset.llm_ids.astype(str), return_counts=True)
+    shown = [str(names[i]) for i in np.argsort(-counts, kind="stable")[:LLMS]]
+
+    def draw(width: int) -> Spec:
+        return charts.by_batch(
+            batch[known],
+            energy[known],
+            dataset.llm_ids[known].astype(str).tolist(),
+            shown,
+            width=width,
+        )
+
+    return Picture(
+        name="rows",
+        title="Energy per request against the batch",
+        caption=f"{plural(len(dataset), 'row')} as given.",
+        alternative=(
+            f"{plural(len(dataset), 'row')} between {joules(float(energy.min()))} and "
+            f"{joules(float(energy.max()))} a request."
+        ),
+        draw=draw,
+    )
 
 
 def ranking_with_intervals(ranking: Ranking) -> Picture:
@@ -383,7 +241,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
         )
 
     def draw(width: int) -> Spec:
-        return charts_energy.ranking(
+        return charts.ranking(
             labels,
             [entry.energy_per_request_j for entry in entries],
             lower_j=lower.tolist() if sure else None,
@@ -455,123 +313,6 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
     )
 
 
-# ------------------------------------------------------------------------- 4 learning curves
-
-
-def learning_curves(evaluation: Evaluation) -> Picture:
-    """Show three metrics against the training rows, for the law and the strongest others.
-
-    Parameters
-    ----------
-    evaluation : Evaluation
-        Of the protocol ``learning-curve``.
-
-    Raises
-    ------
-    UsageError
-        If it is of another protocol.
-    """
-    if evaluation.protocol != "learning-curve":
-        raise UsageError(
-            "learning curves need an evaluation by the protocol learning-curve; "
-            f"given {evaluation.protocol}"
-        )
-    sizes = [point.train or 0 for point in evaluation.points]
-    named = _strongest(evaluation)
-    others = [name for name in evaluation.estimators if name not in named]
-    metrics = [
-        (metric, label)
-        for metric, label in _CURVE_METRICS
-        if any(
-            getattr(score.metrics, metric) is not None for score in evaluation.estimators.values()
-        )
-    ]
-
-    def curve(name: str, metric: str) -> tuple[FloatArray, FloatArray]:
-        scores = [point.scores[name] for point in evaluation.points]
-        means = [getattr(score.metrics, metric) for score in scores]
-        bands = [score.bands[metric] or (np.nan, np.nan, np.nan) for score in scores]
-        return (
-            100 * np.array([np.nan if v is None else v for v in means], dtype=np.float64),
-            100 * np.array(bands, dtype=np.float64),
-        )
-
-    def draw(width: int) -> Spec:
-        return charts_judged.learning(
-            [
-                (
-                    _CURVE_KINDS[metric],
-                    label,
-                    {name: curve(name, metric)[0] for name in evaluation.estimators},
-                    curve(named[0], metric)[1][:, [0, 2]],
-                )
-                for metric, label in metrics
-            ],
-            sizes,
-            named=named,
-            others=others,
-            width=width,
-        )
-
-    columns = ("Estimator", "Metric", *(f"n = {size}" for size in sizes))
-    rows = tuple(
-        (name, label.removesuffix(" (%)"), *(percent(v / 100) for v in curve(name, metric)[0]))
-        for metric, label in metrics
-        for name in evaluation.estimators
-    )
-    ours = [percent(v / 100) for v in curve(named[0], metrics[0][0])[0]] if metrics else []
-    return Picture(
-        name="learning-curve",
-        title="How many rows it takes",
-        caption=(
-            f"Means over {evaluation.repeats} draws of training rows; the band "
-            + (
-                f"holds 90 % of the draws of {named[0]}"
-                if evaluation.repeats >= FEW_DRAWS
-                else f"is as wide as the {evaluation.repeats} draws of {named[0]} are apart"
-            )
-            + ". The choice is within noise if its joules are within "
-            f"{percent(evaluation.noise_ratio, 0)} of the best."
-            + (
-                f" {len(others)} weaker estimators are grey; where they leave the frame, the table "
-                "has their numbers."
-                if others
-                else ""
-            )
-        ),
-        alternative=(
-            f"Learning curves of {', '.join(named)} over {sizes[0]} to {sizes[-1]} training rows."
-            + (
-                f" {named[0]} chooses within noise of the best in {ours[0]} of scenarios at "
-                f"{sizes[0]} rows and {ours[-1]} at {sizes[-1]}."
-                if ours
-                else ""
-            )
-        ),
-        columns=columns,
-        rows=rows,
-        draw=draw,
-    )
-
-
-def _strongest(evaluation: Evaluation) -> list[str]:
-    """The law first, then the others from the lowest regret up (else the lowest error)."""
-
-    def loss(name: str) -> tuple[float, float]:
-        m = evaluation.estimators[name].metrics
-        regret, error = m.regret_mean_ratio, m.mape_ratio
-        return (
-            math.inf if regret is None else regret,
-            math.inf if error is None else error,
-        )
-
-    ranked = sorted(evaluation.estimators, key=loss)
-    return sorted(ranked, key=lambda name: name != OURS)[:CURVES]
-
-
-# ------------------------------------------------------------------------- 5 latency and energy
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Tradeoff:
     """The two optima of one scenario, as rows of the dataset."""
@@ -629,20 +370,20 @@ def latency_against_energy(
     )
     extra = float(np.median([t.extra_energy_ratio for t in apart])) if apart else 0.0
     drawn = shown.rows[np.argsort(latency[shown.rows], kind="stable")]
-    drawn = np.union1d(drawn[_spread(len(drawn), POINTS)], [shown.fastest, shown.frugal])
+    drawn = np.union1d(drawn[spread(len(drawn), POINTS)], [shown.fastest, shown.frugal])
     labels = dict(zip(drawn.tolist(), configuration_labels(cases.take(drawn)), strict=True))
     unit = "s" if float(latency[drawn].max()) >= 1.0 else "ms"
     scale = 1.0 if unit == "s" else 1e3
 
-    def optimum(row: int) -> charts_energy.Optimum:
-        return charts_energy.Optimum(
+    def optimum(row: int) -> charts.Optimum:
+        return charts.Optimum(
             name=labels[row], latency=scale * float(latency[row]), energy_j=float(energy[row])
         )
 
     plain = np.setdiff1d(drawn, [shown.fastest, shown.frugal])
 
     def draw(width: int) -> Spec:
-        return charts_energy.latency_energy(
+        return charts.latency_energy(
             [labels[int(row)] for row in plain],
             (scale * latency[plain]).tolist(),
             energy[plain].tolist(),
@@ -655,7 +396,7 @@ def latency_against_energy(
             ratios=(
                 [1 + t.extra_latency_ratio for t in trades],
                 [1 + t.extra_energy_ratio for t in trades],
-                [_scenario_name(dataset, t.rows) for t in trades],
+                [scenario_name(dataset, t.rows) for t in trades],
             )
             if len(trades) > 1
             else None,
@@ -664,7 +405,7 @@ def latency_against_energy(
 
     rows = tuple(
         (
-            _scenario_name(dataset, t.rows),
+            scenario_name(dataset, t.rows),
             *(
                 value
                 for row in (t.frugal, t.fastest)
@@ -691,7 +432,7 @@ def latency_against_energy(
             )
         ),
         alternative=(
-            f"{_scenario_name(dataset, shown.rows)}: {len(shown.rows)} configurations. Fewest "
+            f"{scenario_name(dataset, shown.rows)}: {len(shown.rows)} configurations. Fewest "
             f"joules {labels[shown.frugal]} with {si(float(energy[shown.frugal]), 'J')} at "
             f"{si(float(latency[shown.frugal]), 's')}; fastest {labels[shown.fastest]} with "
             f"{si(float(energy[shown.fastest]), 'J')} at {si(float(latency[shown.fastest]), 's')}."
@@ -708,156 +449,3 @@ def latency_against_energy(
         rows=rows,
         draw=draw,
     )
-
-
-# --------------------------------------------------------------------------- 6 where we are worst
-
-
-def residuals_by_scenario(
-    dataset: Dataset, error_ratio: FloatArray, *, held_out: bool
-) -> Picture | None:
-    """Show predicted over measured in the scenarios with the largest errors.
-
-    Parameters
-    ----------
-    dataset : Dataset
-    error_ratio : ndarray, shape (n,)
-        Predicted over measured, minus 1; NaN where a row was not judged.
-    held_out : bool
-        Whether rows were predicted by fits without them: the caption says so.
-
-    Returns
-    -------
-    Picture or None
-        None if no row was judged.
-    """
-    judged = np.flatnonzero(np.isfinite(error_ratio) & (error_ratio > -1))
-    if len(judged) == 0:
-        return None
-    ratio = 1.0 + error_ratio
-    cases = dataset.cases
-    index = group_rows(
-        [cases.llm_index, cases.gpu_index, cases.precision_index, dataset.workload_index]
-    )
-    groups = [judged[index[judged] == i] for i in np.unique(index[judged])]
-    groups.sort(key=lambda group: -float(np.abs(np.log(ratio[group])).mean()))
-    worst = groups[:BARS]
-
-    def draw(width: int) -> Spec:
-        dots = [
-            group[np.argsort(ratio[group])][_spread(len(group), POINTS // len(worst))]
-            for group in worst
-        ]
-        return charts_judged.residuals(
-            [_scenario_name(dataset, group, "\n") for group in worst],
-            [ratio[group] for group in dots],
-            [row_names(dataset, group) for group in dots],
-            word=known_as(dataset),
-            width=width,
-        )
-
-    rows = tuple(
-        (
-            _scenario_name(dataset, group),
-            f"{len(group)}",
-            percent(float(np.exp(np.log(ratio[group]).mean()) - 1.0)),
-            percent(float(np.abs(ratio[group] - 1.0).mean())),
-        )
-        for group in worst
-    )
-    return Picture(
-        name="residuals",
-        title="Where the model is worst",
-        caption=(
-            f"The {len(worst)} of {len(groups)} workloads with the largest errors. A dot is a row, "
-            "a bar the geometric mean. "
-            + (
-                "Every row was predicted by fits that had not seen it."
-                if held_out
-                else "The model has seen these rows, so errors on others will be larger."
-            )
-        ),
-        alternative=(
-            f"Errors by workload. Worst: {rows[0][0]}, where predictions are off by {rows[0][3]} "
-            f"on average (mean {rows[0][2]}, {rows[0][1]} rows)."
-        ),
-        columns=("Workload", "Rows", "Mean (signed)", "Mean error"),
-        rows=rows,
-        draw=draw,
-    )
-
-
-def _scenario_name(dataset: Dataset, rows: IntArray, separator: str = ", ") -> str:
-    cases, row = dataset.cases, int(rows[0])
-    lengths = f"{cases.input_tokens[row]:.0f}+{cases.output_tokens[rows].mean():.0f} tokens"
-    details = (
-        str(dataset.gpu_ids[row]),
-        str(dataset.precision_ids[row]),
-        str(dataset.task[row]) or lengths,
-    )
-    name = short_name(str(dataset.llm_ids[row]))
-    if separator == "\n":  # in the margin of a figure
-        name = name if len(name) <= LABEL else f"{name[: LABEL - 1]}…"
-    return f"{name}{separator}{', '.join(details)}"
-
-
-# ------------------------------------------------------------------------- 7 what discovery found
-
-
-def discovery_front(front: Front) -> Picture:
-    """Show the held-out error of every expression of a front against its complexity.
-
-    Parameters
-    ----------
-    front : Front
-        Its knee is marked; whiskers are one standard error over groups.
-    """
-    points, knee, reference = front.points, front.knee, front.reference
-    complexity = [point.complexity for point in points]
-    held_out = 100 * np.array([point.held_out_mape_ratio for point in points])
-    spread = 100 * np.array([point.held_out_error_ratio for point in points])
-    in_sample = 100 * np.array([point.in_sample_mape_ratio for point in points])
-
-    def draw(width: int) -> Spec:
-        return charts_judged.forms(
-            complexity,
-            held_out.tolist(),
-            spread.tolist(),
-            in_sample.tolist(),
-            [" + ".join(term.expression.text for term in point.terms) for point in points],
-            knee=points.index(knee),
-            knee_name=f"the knee: {_terms(len(knee.terms))}",
-            reference=None
-            if reference is None
-            else (
-                f"{reference.name}, {_terms(reference.terms)}",
-                100 * reference.held_out_mape_ratio,
-            ),
-            width=width,
-        )
-
-    return Picture(
-        name="front",
-        title="Error against complexity",
-        caption=(
-            "Every dot is the best expression of its size; whiskers are one standard error over "
-            "what was left out together. The knee is the simplest that is no worse than the best "
-            "by more than one standard error of the difference."
-        ),
-        alternative=(
-            f"{len(points)} expressions of complexity {complexity[0]} to {complexity[-1]}: the "
-            f"held-out error falls from {percent(held_out[0] / 100)} to "
-            f"{percent(float(held_out.min()) / 100)}; the knee has {_terms(len(knee.terms))}, "
-            f"complexity {knee.complexity} and {percent(knee.held_out_mape_ratio)}."
-            + (
-                f" The {reference.name} has {percent(reference.held_out_mape_ratio)}."
-                if reference is not None
-                else ""
-            )
-        ),
-        draw=draw,
-    )
-
-
-def _terms(number: int) -> str:
-    return f"{number} term{'' if number == 1 else 's'}"

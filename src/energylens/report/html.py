@@ -5,89 +5,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import re
-from collections.abc import Sequence
 from importlib import resources
-from typing import TYPE_CHECKING
 
 from energylens import __version__
 from energylens.charts import render
 from energylens.charts.parts import NARROW
-from energylens.dataset import Dataset
 from energylens.errors import MissingExtraError
-from energylens.evaluation.result import Evaluation
-from energylens.model import EnergyModel
-from energylens.report.content import Explained, gather
 from energylens.report.document import Figure, Report
-from energylens.selection import Ranking
-
-if TYPE_CHECKING:
-    from energylens.discovery import Front
-    from energylens.fitting import Diagnostics
-
-
-# ------------------------------------------------------------------------------- the two renderers
-
-
-def report_html(
-    model: EnergyModel,
-    dataset: Dataset,
-    *,
-    diagnostics: Diagnostics | None = None,
-    evaluations: Sequence[Evaluation] = (),
-    ranking: Ranking | None = None,
-    explanation: Explained | None = None,
-    choose: Sequence[str] | None = None,
-    front: Front | None = None,
-    interactive: bool = True,
-) -> str:
-    """Set the report as one HTML page that needs nothing else.
-
-    Parameters
-    ----------
-    model : EnergyModel
-        The fitted law.
-    dataset : Dataset
-        Rows to show it against, as a rule those that it was fitted to.
-    diagnostics : Diagnostics, optional
-        What the fit says of its own weakness.
-    evaluations : sequence of Evaluation
-        How well the law and others choose and predict.
-    ranking : Ranking, optional
-        The configurations of a scenario, ranked by this model.
-    explanation : Explained, optional
-        Why the chosen configuration costs what it does; made from the model if not given.
-    choose : sequence of str, optional
-        Free knobs of the measured scenarios shown. Default: those of the ranking, else of the
-        first evaluation, else parallelism and batch size.
-    front : Front, optional
-        What a search for the structure found, to be shown beside the law.
-    interactive : bool
-        Whether drawings answer the pointer, which takes 0.4 MB more.
-
-    Returns
-    -------
-    str
-
-    Raises
-    ------
-    MissingExtraError
-        If vl-convert, jinja2 or latex2mathml is not installed.
-    UsageError
-        If the ranking is not one by this model, or the dataset has no row.
-    """
-    return page(
-        gather(
-            model,
-            dataset,
-            diagnostics=diagnostics,
-            evaluations=evaluations,
-            ranking=ranking,
-            explanation=explanation,
-            choose=choose,
-            front=front,
-        ),
-        interactive=interactive,
-    )
 
 
 def page(report: Report, *, interactive: bool = True) -> str:

@@ -2,56 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
-from energylens.dataset import Dataset
-from energylens.evaluation.result import Evaluation
-from energylens.model import EnergyModel
-from energylens.report.content import Explained, gather
 from energylens.report.document import Block, Equation, Facts, Figure, Items, Prose, Report, Table
-from energylens.selection import Ranking
 from energylens.words import WIDTH, wrapped
 
-if TYPE_CHECKING:
-    from energylens.discovery import Front
-    from energylens.fitting import Diagnostics
-
-
 TALLEST = 6  # lines of a cell of the text beyond which rows are set under each other
-
-
-def report_text(
-    model: EnergyModel,
-    dataset: Dataset,
-    *,
-    diagnostics: Diagnostics | None = None,
-    evaluations: Sequence[Evaluation] = (),
-    ranking: Ranking | None = None,
-    explanation: Explained | None = None,
-    choose: Sequence[str] | None = None,
-    front: Front | None = None,
-    brief: bool = False,
-) -> str:
-    """Set the same report as text of 80 columns; parameters as in :func:`report_html`.
-
-    Figures become their text alternative and their numbers; ``brief`` leaves out all but what
-    comes first. Needs no optional package.
-    """
-    return lines_of(
-        gather(
-            model,
-            dataset,
-            diagnostics=diagnostics,
-            evaluations=evaluations,
-            ranking=ranking,
-            explanation=explanation,
-            choose=choose,
-            front=front,
-        ),
-        brief=brief,
-    )
 
 
 def shortest(report: Report) -> str:
@@ -70,7 +26,11 @@ def shortest(report: Report) -> str:
 
 
 def lines_of(report: Report, *, brief: bool = False) -> str:
-    """Set what was gathered as text of 80 columns."""
+    """Set what was gathered as text of 80 columns.
+
+    Figures become their text alternative and their numbers; ``brief`` leaves out all but what
+    comes first. Needs no optional package.
+    """
     edge = "!" if report.banner.loud else "|"
     lines = [*wrapped(report.title), *wrapped(report.subtitle), ""]
     for line in (report.banner.headline, *report.banner.lines):
