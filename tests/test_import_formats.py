@@ -71,6 +71,43 @@ def test_a_truncated_file_is_refused(form, share):
         auto.runs_of(documents.parse(text[: int(len(text) * share)].encode(), "f.json"))
 
 
+def of_another_version(value, kept, depth=0):
+    """The same document with other names below so many levels, as a version to come may have."""
+    if isinstance(value, dict):
+        return {
+            (key if depth < kept else f"{key}_v9"): of_another_version(inner, kept, depth + 1)
+            for key, inner in value.items()
+        }
+    if isinstance(value, list):
+        return [of_another_version(inner, kept, depth) for inner in value]
+    return value
+
+
+@pytest.mark.parametrize("form", MAKERS)
+def test_a_file_of_another_version_is_refused_or_only_what_is_known_is_taken(form):
+    with pytest.raises(RefusedFileError, match="of no format known here, or of a version that is"):
+        runs(of_another_version(MAKERS[form](), 0))
+    known = runs(MAKERS[form]())[0]
+    for kept in (1, 2):
+        try:
+            found = runs(of_another_version(MAKERS[form](), kept))[0]
+        except RefusedFileError:
+            continue
+        for name in ("input_tokens", "output_tokens", "duration_s", "energy"):
+            assert getattr(found, name) in (None, getattr(known, name)), name
+        for name in ("ttft", "tpot", "request_latency"):
+            mean_s = getattr(found, name).mean_s
+            assert mean_s in (None, getattr(known, name).mean_s), name
+
+
+@pytest.mark.parametrize("form", MAKERS)
+def test_a_file_that_may_be_of_two_formats_is_refused(form):
+    other = "AIPerf" if form == "trtllm-bench" else "trtllm-bench"
+    both = MAKERS[form]() | MAKERS[other]()
+    with pytest.raises(RefusedFileError, match="it is ambiguous"):
+        runs(both)
+
+
 # ------------------------------------------------------------------------ worked out by hand
 
 

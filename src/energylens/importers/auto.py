@@ -207,6 +207,10 @@ def log_of(document: Document, columns: Sequence[str] = ()) -> PowerLog | None:
     found = [form for form in POWER_FORMATS if form.matches(document)]
     if not found:
         return None
+    # The last takes any sheet with a time and watts, so it is never told apart from the others.
+    told = [form for form in found if form is not POWER_FORMATS[-1]]
+    if len(told) > 1:
+        raise _unknown(document.name, [form.name for form in told])
     return found[0].read(document, columns)
 
 

@@ -194,7 +194,7 @@ def _column_map(key: str, value: object, name: str) -> ColumnMap:
         _texts(value.get(k), f"{name}: {k} of {key}")
         for k in ("min", "max", "multiply_by", "divide_by")
     )
-    if len(ways) != 1 or not isinstance(column or root or "", str):
+    if len(ways) != 1 or not isinstance(column, str | None) or not isinstance(root, str | None):
         raise ArtefactError(
             f"{name}: {key} must name a column in column, or several in min or max, or a place of "
             "a JSON document in root; one of these."
