@@ -195,15 +195,20 @@ def test_what_is_known_of_a_replica_is_near_what_it_does(fleet: Fleet, known: Kn
     assert float(k.power_at(rate, row)) == pytest.approx(watts, rel=0.15)
 
 
-def test_an_upper_forecast_is_above_the_mean_and_learns_from_errors() -> None:
-    forecast = Forecast(lead_s=30.0)
-    calm = np.arange(0.0, 300.0, 1.0)
-    mean, upper = forecast(300.0, calm)
-    assert upper >= mean == pytest.approx(1.0, rel=0.05)
-    burst = np.append(calm, np.arange(300.0, 330.0, 0.1))
-    forecast(345.0, burst)
-    _, after = forecast(1000.0, np.append(burst, np.arange(331.0, 1000.0, 1.0)))
-    assert after > 1.5
+def test_an_upper_forecast_learns_what_came_after_rates_like_this_one() -> None:
+    forecast = Forecast(lead_s=30.0, prior_per_s=7.0)
+    calm = np.arange(0.0, 3000.0, 1.0)
+    assert forecast(60.0, calm[:61]) == (pytest.approx(1.0, rel=0.05), 7.0)
+    for now in np.arange(75.0, 1500.0, 15.0):
+        mean, upper = forecast(now, calm[calm < now])
+    assert mean == pytest.approx(1.0, rel=0.05)
+    assert upper == pytest.approx(1.0, rel=0.15)
+    bursts = np.sort(np.append(calm, np.concatenate(
+        [np.arange(t, t + 10.0, 0.1) for t in np.arange(1500.0, 3000.0, 200.0)]
+    )))  # fmt: skip
+    for now in np.arange(1500.0, 3000.0, 15.0):
+        mean, upper = forecast(now, bursts[bursts < now])
+    assert upper > 5.0
 
 
 # ------------------------------------------------------------------------------- traces

@@ -36,6 +36,7 @@ _MODULES = (
     "meter",
     "watch",
     "rehearse",
+    "control",
     "campaign",
     "discovering",
 )

@@ -72,7 +72,9 @@ def _search(fleet: Fleet, trace: Trace, planner: Ours, share: float, beam: int) 
     stage = max(STAGE_S, fleet.file.control.interval_s)
     caps = list(planner.known.caps_w)
     starts = [
-        planner._with(replace(planner._start, power_cap_w=cap), k, trace.rate_per_s)
+        planner._with(
+            replace(planner._start, power_cap_w=cap), k, trace.rate_per_s, planner.plan.peak_per_s
+        )
         for k in range(1, places + 1)
         for cap in (caps if places <= 2 else caps[:1])
     ]
@@ -129,5 +131,5 @@ def _next(
         for cap in (
             {at, min(at + 1, len(caps) - 1), max(at - 1, 0)} if k == action.replicas else {at}
         ):
-            found.append(planner._with(replace(action, power_cap_w=caps[cap]), k, rate))
+            found.append(planner._with(replace(action, power_cap_w=caps[cap]), k, rate, 1.5 * rate))
     return found

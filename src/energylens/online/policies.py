@@ -15,16 +15,17 @@ from energylens.online.knowledge import Knowledge, Known
 from energylens.online.rehearsal import Action, Policy, Seen
 from energylens.online.trace import Trace
 
-PEAK_WINDOW_S = 60.0
-PEAK_QUANTILE = 0.98  # of the rates of a trace's minutes, that a static deployment must carry
+PEAK_WINDOW_S = 10.0
+# Of the requests, by the rate of the 10 s in which they came, that a static fleet must carry:
+PEAK_QUANTILE = 0.99
 CROWDED_RATIO = 1.3  # in flight over what fills all replicas, at which one more is started
 PLAN_MARGIN = 1.2  # of rates, in planning a layout that is scaled
 QUEUE_SHARE = 0.8  # of the sequences at which limits hold, that a replica is scaled to
 QUEUE_TOLERANCE = 0.1  # relative, within which HPA does nothing
 QUEUE_STABLE_S = 300.0  # that HPA looks back before it scales down
 FORECAST_WINDOW_S = 60.0
-FORECAST_QUANTILE = 0.95
-FORECAST_PRIOR = (1.0, 1.3, 1.6)  # ratios that stand for errors of forecasts before any was seen
+BURSTY_RATIO = 2.5  # of the busiest spells to the mean, beyond which arrivals come in bursts
+FEWEST_PAIRS, NEIGHBOURS, MOST_PAIRS = 20, 40, 2000  # of forecasts and what came
 SPELL_S = 10.0  # over which arrivals must be carried: about the life of a request
 HOLD_SHARE = 0.5  # of what the TTFT limit leaves, that a request is held at most
 
@@ -57,10 +58,17 @@ class Plan:
         """Plan with the trace in hand, which favours what is static."""
         rates = trace.rates_per_s(PEAK_WINDOW_S)
         return cls(
-            peak_per_s=float(np.quantile(rates, PEAK_QUANTILE)),
+            peak_per_s=_busiest(rates, PEAK_QUANTILE),
             mean_per_s=trace.rate_per_s,
             rates_per_s=tuple(rates.tolist()),
         )
+
+
+def _busiest(rates: FloatArray, ratio: float) -> float:
+    """Rate above which no more than the rest of the requests came: bursts carry most of them."""
+    order = np.sort(rates)
+    share = np.cumsum(order) / order.sum()
+    return float(order[min(int(np.searchsorted(share, ratio)), len(order) - 1)])
 
 
 def deployed(fleet: Fleet) -> Action:
@@ -201,16 +209,19 @@ def _most_running(k: Known) -> float:
 
 @dataclass(eq=False)
 class Forecast:
-    """The rate to come by the recent rate, with its own errors.
+    """The rate to come by the recent rate, and by what came after rates like it.
 
-    Errors are ratios of the largest rate of a spell within the lead time to what was forecast,
-    collected as time goes; the upper forecast is a quantile of them.
+    At every call what was forecast a lead time ago is paired with the largest rate of a spell
+    since. The upper forecast is a quantile of what followed the recent rates nearest to this one;
+    until there are enough of them, ``prior_per_s``.
     """
 
     lead_s: float
+    prior_per_s: float
+    quantile: float = 0.99
     bias: float = 1.0
-    _past: list[tuple[float, float]] = field(default_factory=list)
-    _ratios: list[float] = field(default_factory=lambda: list(FORECAST_PRIOR))
+    _said: list[tuple[float, float]] = field(default_factory=list)
+    _pairs: list[tuple[float, float]] = field(default_factory=list)
 
     def __call__(self, now_s: float, arrivals_s: FloatArray) -> tuple[float, float]:
         """Mean and upper rate to come."""
@@ -219,20 +230,25 @@ class Forecast:
             a, b = np.searchsorted(arrivals_s, (begin, end))
             return float(b - a) / max(end - begin, 1e-9)
 
-        while self._past and self._past[0][0] <= now_s - self.lead_s:
-            at, said = self._past.pop(0)
+        while self._said and self._said[0][0] <= now_s - self.lead_s:
+            at, said = self._said.pop(0)
             edges = np.arange(at, at + self.lead_s + 1e-9, SPELL_S)
             if len(edges) < 2:
                 edges = np.array([at, at + self.lead_s])
             places = np.searchsorted(arrivals_s, edges)
-            met = float((np.diff(places) / np.diff(edges)).max())
-            self._ratios.append(met / said)
+            self._pairs.append((said, float((np.diff(places) / np.diff(edges)).max())))
         floor = 0.5 / FORECAST_WINDOW_S
         mean = max(rate(max(now_s - FORECAST_WINDOW_S, 0.0), now_s), floor)
-        long = max(rate(max(now_s - 5 * FORECAST_WINDOW_S, 0.0), now_s), floor)
-        base = max(mean, 0.5 * long)
-        self._past.append((now_s, base))
-        upper = base * float(np.quantile(self._ratios[-400:], FORECAST_QUANTILE))
+        self._said.append((now_s, mean))
+        upper = self.prior_per_s
+        if len(self._pairs) >= FEWEST_PAIRS:
+            said, met = np.array(self._pairs[: -MOST_PAIRS - 1 : -1]).T  # the latest first
+            near = np.argsort(np.abs(np.log(said / mean)), kind="stable")[:NEIGHBOURS]
+            upper = float(np.quantile(met[near], self.quantile))
+            seen = np.diff(np.searchsorted(arrivals_s, np.arange(0.0, now_s + 1e-9, SPELL_S)))
+            if _busiest(seen, self.quantile) > BURSTY_RATIO * seen.mean():
+                # Bursts: the last minute tells nothing of the next.
+                upper = max(upper, self.prior_per_s)
         return mean * self.bias, max(upper, mean) * self.bias
 
 
@@ -248,13 +264,17 @@ class Ours:
     plan: Plan
     name: str = "ours"
     reasons: list[str] = field(default_factory=list)
+    expected: tuple[float, float] = (0.0, 0.0)  # mean and upper rate of the last decision
     _low: list[tuple[float, int]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.tensor_parallel, self._start = self._layout()
         control, change = self.fleet.file.control, self.fleet.file.replica
         self.forecast = Forecast(
-            lead_s=change.start_s + control.interval_s, bias=self.known.belief.forecast
+            lead_s=change.start_s + control.interval_s,
+            prior_per_s=self.plan.peak_per_s,
+            quantile=self.fleet.file.limits.share,
+            bias=self.known.belief.forecast,
         )
 
     def _layout(self) -> tuple[int, Action]:
@@ -283,9 +303,11 @@ class Ours:
 
     def first(self) -> Action:
         """The static best, filled replica by replica."""
-        return self._with(self._start, self._start.replicas, self.plan.mean_per_s)
+        return self._with(
+            self._start, self._start.replicas, self.plan.mean_per_s, self.plan.peak_per_s
+        )
 
-    def _with(self, action: Action, replicas: int, rate: float) -> Action:
+    def _with(self, action: Action, replicas: int, rate: float, upper: float) -> Action:
         k = self.known.of(self.tensor_parallel, action.power_cap_w)
         fill, row = self.fill(k)
         return replace(
@@ -293,7 +315,7 @@ class Ours:
             replicas=replicas,
             batch_limit=int(k.limits[-1]),
             fill=fill,
-            hold_s=self.hold_s(k, rate / replicas, row),
+            hold_s=self.hold_s(k, rate / replicas, max(upper, rate) / replicas, row),
         )
 
     def fill(self, k: Known) -> tuple[int | None, int]:
@@ -306,9 +328,11 @@ class Ours:
         good = np.flatnonzero(k.meets_s[1, :, -1] <= self.fleet.tpot_s)
         return int(k.limits[good[-1]]) if len(good) else None, row
 
-    def hold_s(self, k: Known, rate: float, row: int) -> float:
+    def hold_s(self, k: Known, rate: float, upper: float, row: int) -> float:
         """How long an empty replica waits for company: what pays, within the TTFT limit."""
-        ttft = float(np.interp(rate, k.rates[row], k.meets_s[0, row]))
+        if upper > min(float(k.most_rate[row]), BURSTY_RATIO * rate):
+            return 0.0  # a burst brings company enough
+        ttft = float(np.interp(upper, k.rates[row], k.meets_s[0, row]))
         room = HOLD_SHARE * max(self.fleet.ttft_s - ttft, 0.0)
         longest = min(room, self.fleet.file.control.max_hold_s)
         life = float(np.interp(rate, k.rates[row], k.request_s[row]))
@@ -329,6 +353,7 @@ class Ours:
         mean, upper = self.forecast(seen.now_s, seen.arrivals_s)
         # No more than it was planned for, as all others are, unless that much is here.
         upper = max(min(upper, self.plan.peak_per_s * self.known.belief.forecast), mean)
+        self.expected = mean, upper
         choices = []
         for cap in self.known.caps_w:
             k = self.known.of(self.tensor_parallel, cap)
@@ -360,7 +385,7 @@ class Ours:
             replicas = min(max(recent), now) if enough else now
             if each <= 0 or cost / max(each, 1e-9) > control.pays_back_within_s:
                 replicas = now
-        action = self._with(replace(seen.action, power_cap_w=cap), replicas, mean)
+        action = self._with(replace(seen.action, power_cap_w=cap), replicas, mean, upper)
         if action != seen.action:
             before = self.watts(k, row, mean, max(now, 1))
             after = self.watts(k, row, mean, replicas)
