@@ -11,9 +11,14 @@ import itertools
 import json
 import os
 import shlex
+import threading
+import time
+import tomllib
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +51,9 @@ from energylens.records import (
     StateSpace,
     Vision,
 )
+from energylens.scraping import fetch, parse
+
+ROOT = Path(__file__).parents[1]
 
 # Read when torch is loaded, which is before any fixture.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -419,6 +427,104 @@ def test_the_openai_engine_is_exact_against_a_server_given_by_url(
         with pytest.raises(EngineError, match="maximum") as refused:
             engine.prepare(replace(TEXT, input_tokens=500), [])
         assert refused.value.usable
+
+
+# ------------------------------------------------------------- watched while it serves
+
+
+@with_vllm
+def test_a_server_is_watched_from_outside_and_shows_the_joules_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Real engine, estimated joules: nothing is asserted about how many there are.
+    pytest.importorskip("prometheus_client")
+    folder = write_folder(config_for(DENSE).config, tmp_path / "tiny-llm")
+    if "energylens" not in {p.name for p in entry_points(group="vllm.stat_logger_plugins")}:
+        made = tmp_path / "plugin" / "energylens_plugin-0.dist-info"
+        made.mkdir(parents=True)
+        made.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: x\nVersion: 0\n")
+        plugins = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]
+        [[name, target]] = plugins["vllm.stat_logger_plugins"].items()
+        made.joinpath("entry_points.txt").write_text(
+            f"[vllm.stat_logger_plugins]\n{name} = {target}\n"
+        )
+        paths = (str(made.parent), os.environ.get("PYTHONPATH", ""))
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, paths)))
+    arguments = {
+        "model": str(folder),
+        "served_model_name": "tiny",
+        "load_format": "dummy",
+        "skip_tokenizer_init": True,
+        "enforce_eager": True,
+        "max_model_len": 256,
+        "max_num_seqs": 8,
+        "dtype": "bfloat16",
+        "enable_mfu_metrics": True,
+        "enable_prefix_caching": False,
+    }
+    environment = {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "ENERGYLENS_WATCH": "1",
+        "ENERGYLENS_WATCH_METER": "estimated",
+        "ENERGYLENS_WATCH_MODEL": "datasheet",
+        "ENERGYLENS_WATCH_GPU": "EPYC-7763",
+        "ENERGYLENS_WATCH_WINDOW": "1",
+        "ENERGYLENS_WATCH_POLL": "0.1",
+    }
+    with closing(VllmServer(arguments, os.environ | environment, 600.0)) as server:
+        prompt = {"model": "tiny", "prompt": [7] * 60, "max_tokens": 12, "min_tokens": 12}
+        prompt |= {"ignore_eos": True, "detokenize": False, "return_token_ids": True}
+        stop = threading.Event()
+
+        def keep_asking() -> None:
+            while not stop.is_set():
+                request = urllib.request.Request(
+                    f"{server.url}/v1/completions",
+                    json.dumps(prompt).encode(),
+                    {"content-type": "application/json"},
+                )
+                with urllib.request.urlopen(request, timeout=60) as answer:
+                    answer.read()
+
+        asking = threading.Thread(target=keep_asking)
+        asking.start()
+        try:
+            code = main(
+                [
+                    *("watch", "datasheet", "--engine", server.url, "--meter", "estimated"),
+                    *("--llm", str(folder), "--gpu", "EPYC-7763", "--current", "B8", "--json"),
+                    *("--window", "2", "--poll", "0.2", "--windows", "3"),
+                ]
+            )
+            assert code == 0
+            told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+            text = fetch(f"{server.url}/metrics")
+            while "energylens_energy_per_output_token_joules" not in text:
+                time.sleep(0.2)
+                text = fetch(f"{server.url}/metrics")
+        finally:
+            stop.set()
+            asking.join()
+        for window in told:
+            assert window["problem"] is None, window
+            assert window["source"] == "estimated"
+            assert window["output_tokens"] == pytest.approx(12 * window["requests"], abs=12)
+            assert window["energy_per_output_token_j"] > 0
+            assert window["expected_energy_per_output_token_j"] > 0
+        # vLLM reckons the operations and bytes of its own steps: ours of its tokens are alike.
+        assert [w["expected_basis"] for w in told] == ["engine work"] * 3
+        for window in told:
+            flop, moved = window["work_ratio"]
+            assert flop == pytest.approx(1.0, rel=0.25)
+            assert moved == pytest.approx(1.0, rel=0.25)
+        shown = {s.name: s for s in parse(text, ("energylens_", "gen_ai_"))}
+        for name in ("energylens_power_watts", "gen_ai_infrastructure_energy_joules_total"):
+            assert shown[name].value > 0
+            assert shown[name].labels["source"] == "estimated"
+        assert shown["energylens_expected_energy_per_request_joules"].value > 0
+        assert shown["energylens_watch_info"].labels["llm"] == Path(folder).name
+        assert "vllm:generation_tokens_total" in text
 
 
 # ------------------------------------------------------------------ from a plan to a choice

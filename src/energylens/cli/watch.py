@@ -65,7 +65,7 @@ def add_verbs(verbs: Any) -> None:
         "estimated, or none to expect joules without measuring",
     )
     group = parser.add_argument_group("what runs (without it joules are measured, none expected)")
-    group.add_argument("--llm", help="a name from energylens llm list")
+    group.add_argument("--llm", help="a name from energylens llm list, or a checkpoint's folder")
     group.add_argument("--gpu", help="a name from energylens gpu list")
     group.add_argument("--precision", help="a number format; the LLM's own by default")
     group.add_argument(
@@ -206,6 +206,7 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
     from energylens.cli.serving import model_for
     from energylens.deploying import read_configuration
     from energylens.errors import UsageError
+    from energylens.instrument.planning import find_llm
     from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Workload
     from energylens.watching.expecting import Expectation
 
@@ -215,8 +216,8 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
         return None, ["Joules are measured, and none expected: say what runs with --llm and --gpu."]
     if arguments.llm is None or arguments.gpu is None:
         raise UsageError("what runs is said with both --llm and --gpu")
-    llm = catalog.llm(arguments.llm)
-    suffix = catalog.split_precision(arguments.llm)[1]
+    llm, folder = find_llm(arguments.llm)
+    suffix = None if folder else catalog.split_precision(arguments.llm)[1]
     configuration = read_configuration(arguments.current)
     if arguments.node_gpus and arguments.node_gpus < configuration.gpus:
         raise UsageError(

@@ -118,6 +118,11 @@ class Window:
             "expected_energy_per_request_j": self.expected_energy_per_request_j,
             "expected_energy_per_output_token_j": self.expected_energy_per_output_token_j,
             "expected_basis": None if expected is None else expected.basis,
+            "work_ratio": (
+                None
+                if expected is None or expected.work_ratio is None
+                else list(expected.work_ratio)
+            ),
             "empty_ratio": None if expected is None else expected.empty_ratio,
             "idle_energy_ratio": self.idle_energy_ratio,
             "ttft_s": self.ttft_s,
