@@ -178,7 +178,17 @@ def test_reads_what_runs_today() -> None:
     assert read_configuration(line) == Configuration(
         tensor_parallel=4, data_parallel=2, expert_parallel=8, batch_size=128
     )
-    for wrong in ("8 GPUs", "TP0", "vllm serve m --tensor-parallel-size many", "vllm serve 'm"):
+    huge = "9" * 400
+    for wrong in (
+        f"TP8 B{huge}",
+        f"TP{huge}",
+        f"vllm serve m --tp {huge}",
+        "vllm serve m --tp ²",
+        "8 GPUs",
+        "TP0",
+        "vllm serve m --tensor-parallel-size many",
+        "vllm serve 'm",
+    ):
         with pytest.raises(UsageError):
             read_configuration(wrong)
 

@@ -14,8 +14,8 @@ from energylens import schemas
 from served import QUESTION, Server
 
 #: Of the requests of the soak test a part runs always.
-FEW, MANY = 5, 500  # examples for each operation and kind
-FEW_MADE, MANY_MADE = 80, 4_000  # made by hand below
+FEW, MANY = 5, 150  # examples for each operation and kind
+FEW_MADE, MANY_MADE = 200, 7_500  # made by hand below
 
 NASTY: tuple[Any, ...] = (
     "<script>alert(1)</script>", "'; DROP TABLE llms; --", "../../../../etc/passwd", "\x00",

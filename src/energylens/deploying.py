@@ -18,6 +18,7 @@ PORT = 8000
 
 # --------------------------------------------------------------------- what runs today
 
+_WHOLE = "0{0,9}[1-9][0-9]{0,8}"
 _KNOBS = {"TP": "tensor_parallel", "PP": "pipeline_parallel", "EP": "expert_parallel"}
 _KNOBS |= {"DP": "data_parallel"}
 _FLAGS = {
@@ -47,11 +48,11 @@ def read_configuration(text: str) -> Configuration:
     degrees: dict[str, int] = {}
     batch: float | None = None
     for word in re.split(r"[\s,+]+", text.strip()):
-        match = re.fullmatch(r"(TP|PP|EP|DP|B)[ =]?(\d+)", word, re.IGNORECASE)
-        if not match or int(match[2]) < 1:
+        match = re.fullmatch(rf"(TP|PP|EP|DP|B)[ =]?({_WHOLE})", word, re.IGNORECASE)
+        if not match:
             raise UsageError(
                 "--current must be a layout and batch limit such as 'TP8 B256' or 'TP2 DP4 B512', "
-                f"or a vllm serve command line; {word!r} is no part of one"
+                f"or a vllm serve command line; {word[:60]!r} is no part of one"
             )
         name, value = match[1].upper(), int(match[2])
         if name == "B":
@@ -80,8 +81,11 @@ def _of_command_line(text: str) -> Configuration:
         if name not in _FLAGS:
             continue
         value = value or (words[i + 1] if i + 1 < len(words) else "")
-        if not value.isdigit() or int(value) < 1:
-            raise UsageError(f"--current: --{name} must be a whole number, not {value!r}")
+        if not re.fullmatch(_WHOLE, value):
+            raise UsageError(
+                f"--current: --{name} must be a whole number from 1 to 999999999, not "
+                f"{value[:60]!r}"
+            )
         if _FLAGS[name] == "batch":
             batch = float(value)
         else:
