@@ -103,6 +103,11 @@ def test_the_decimal_sign_is_told_by_the_numbers_or_asked_for():
     [
         (f"model;gen;energy\n{QWEN};200;12,5\n{QWEN};200;1.300,25\n", "t.csv"),
         (f"model\tgen\tenergy\n{QWEN}\t200\t12.5\n{QWEN}\t200\t1,300.25\n", "t.tsv"),
+        (
+            f"| model | gen | energy |\n|:---|---:|---|\n| {QWEN} | 200 | 12.5 |\n"
+            f"| {QWEN} | 200 | 1,300.25 |\n",
+            "t.txt",
+        ),
         (f"model|gen|energy\n{QWEN}|200|12.5\n{QWEN}|200|1300.25\n", "t.txt"),
         (f",model,gen,energy\n0,{QWEN},200,12.5\n1,{QWEN},200,1300.25\n", "t.csv"),
         (f'model, gen, energy\n{QWEN}, 200, "12.5 J"\n{QWEN}, 200, "1,300.25 J"\n', "t.csv"),
@@ -121,7 +126,7 @@ def test_the_decimal_sign_is_told_by_the_numbers_or_asked_for():
             "t.json",
         ),
     ],
-    ids=["semicolon", "tab", "pipe", "index", "blanks", "utf-16", "json", "columns"],
+    ids=["semicolon", "tab", "markdown", "pipe", "index", "blanks", "utf-16", "json", "columns"],
 )
 def test_separators_decimals_and_json_are_told_by_the_file(tmp_path, text, name):
     assert joules(read(tmp_path, text, name=name)) == [12.5, 1300.25]
@@ -385,6 +390,32 @@ def test_a_nested_document_is_drafted_with_its_paths(tmp_path):
     assert data.energy_per_request_j.tolist() == [100, 50, 25]
     assert data.cases.batch_size.tolist() == [1, 2, 4]
     assert set(data.llm_ids) == {QWEN}
+
+
+def test_how_a_file_is_written_may_be_said_on_the_command_line(tmp_path, capsys):
+    path, out = tmp_path / "t.csv", tmp_path / "o.csv"
+    path.write_text(f"model;gpu;batch;input;output;energy_j\n{QWEN};H100;8;500;200;1,200\n")
+    words = ["import", "table", str(path), "--guess", "--yes", "-o", str(out)]
+    assert main(words) == 1
+    assert "does not show whether '1,200' is a decimal" in capsys.readouterr().err
+    assert main([*words, "--decimal", "."]) == 0
+    assert table.table.read(out).energy_per_request_j[0] == 1200
+    assert main(["import", "table", str(path), "--decimal", ",", "-o", str(out)]) == 0
+    assert table.table.read(out).energy_per_request_j[0] == 1.2
+    assert main(["import", "table", str(path), "--separator", "xy", "-o", str(out)]) == 1
+    assert "must be one character" in capsys.readouterr().err
+
+
+def test_a_column_that_is_called_as_here_is_drafted_as_that(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text(
+        "llm,gpu,batch_size,input_tokens,output_tokens,joules,energy_per_request_j,source\n"
+        f"{QWEN},H100,8,500,200,7,240,measured\n"
+    )
+    draft = guess.draft(path)
+    assert draft.mapped.columns["source"].column == "source"
+    assert not draft.mapped.constants
+    assert draft.mapped.columns["energy_per_request_j"].column == "energy_per_request_j"
 
 
 def test_options_of_import_table_are_refused_elsewhere(capsys):

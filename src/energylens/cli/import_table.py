@@ -40,6 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="draft the mapping from names and sizes, show it and three rows, and ask",
     )
+    group.add_argument(
+        "--separator", metavar="C", help="of cells, one character or tab; told by the file"
+    )
+    group.add_argument(
+        "--decimal", choices=(".", ","), help="sign of decimals; told by the file where it can be"
+    )
     group.add_argument("--yes", action="store_true", help="take the draft of --guess as it is")
     group.add_argument(
         "--where",
@@ -59,7 +65,7 @@ def refuse_elsewhere(arguments: argparse.Namespace) -> None:
     UsageError
         If one is given.
     """
-    for option in ("guess", "yes", "where"):
+    for option in ("guess", "yes", "where", "separator", "decimal"):
         if getattr(arguments, option):
             raise UsageError(
                 f"--{option} is for import table: leave it out to read {arguments.source}"
@@ -82,17 +88,28 @@ def read(arguments: argparse.Namespace, assumed: dict[str, Any]) -> Imported:
         for name, value in name_value_pairs(arguments.where, "--where").items()
     }
     said = declared(arguments)
+    written = {"separator": arguments.separator, "decimal": arguments.decimal}
+    form = mapping.file_form({k: v for k, v in written.items() if v is not None}, "--separator")
     if not arguments.guess:
         if arguments.yes:
             raise UsageError("--yes answers what --guess asks: give both, or leave it out")
         return table.read(
-            arguments.path, mapping=arguments.mapping, declared=said, where=where, **assumed
+            arguments.path,
+            mapping=arguments.mapping,
+            declared=said,
+            where=where,
+            form=form,
+            **assumed,
         )
-    return _guessed(arguments, said, where, assumed)
+    return _guessed(arguments, said, where, form, assumed)
 
 
 def _guessed(
-    arguments: argparse.Namespace, said: dict[str, object], where: Any, assumed: dict[str, Any]
+    arguments: argparse.Namespace,
+    said: dict[str, object],
+    where: Any,
+    form: Any,
+    assumed: dict[str, Any],
 ) -> Imported:
     """Draft a mapping, show what it makes of the first rows, and read by it after a yes."""
     from energylens import files
@@ -104,7 +121,7 @@ def _guessed(
             f"there is a mapping already, {target}: leave --guess out to use it, or name another "
             "with --mapping"
         )
-    draft = guess.draft(arguments.path, said)
+    draft = guess.draft(arguments.path, said, form)
     print(draft.text, file=sys.stderr)
     if draft.missing:
         open_ = f" ({'; '.join(draft.questions)})" if draft.questions else ""

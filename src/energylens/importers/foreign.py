@@ -166,8 +166,19 @@ def _of_text(text: str, name: str, form: FileForm) -> Rows:
     if not text.strip():
         raise TableError(f"{name} is empty: a table needs a header and one row or more.")
     separator = form.separator or separator_of(text, name)
+    if separator == "|":
+        text = _of_markdown(text)
     raw = files.parse_csv(text, name, separator=separator, foreign=True)
     return _of_table(raw, separator)
+
+
+def _of_markdown(text: str) -> str:
+    """Take the frame of a Markdown table away, line by line; other text comes back as it is."""
+    lines = text.splitlines()
+    if not all(line.strip().startswith("|") for line in lines if line.strip()):
+        return text
+    bare = [re.sub(r"\s*\|\s*", "|", line.strip().strip("|")).strip() for line in lines]
+    return "\n".join("" if re.fullmatch(r"[\s|:-]*", line) else line for line in bare)
 
 
 def separator_of(text: str, name: str) -> str:

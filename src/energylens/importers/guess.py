@@ -141,7 +141,11 @@ class Draft:
         return ", ".join(ASKED[name] for name in self.missing if name in ASKED)
 
 
-def draft(path: str | Path, declared: Mapping[str, object] | None = None) -> Draft:
+def draft(
+    path: str | Path,
+    declared: Mapping[str, object] | None = None,
+    form: FileForm | None = None,
+) -> Draft:
     """Draft a mapping for a file.
 
     Parameters
@@ -150,13 +154,15 @@ def draft(path: str | Path, declared: Mapping[str, object] | None = None) -> Dra
         The table.
     declared : mapping of str to object, optional
         What the operator says, by columns of the tidy table.
+    form : FileForm, optional
+        What the operator says of how the file is written.
 
     Raises
     ------
     TableError, ArtefactError
         If the file cannot be read as a table.
     """
-    return _Drafter(path, dict(declared or {})).made()
+    return _Drafter(path, dict(declared or {}), form or FileForm()).made()
 
 
 def words_of(header: str) -> str:
@@ -170,9 +176,8 @@ def words_of(header: str) -> str:
 
 
 class _Drafter:
-    def __init__(self, path: str | Path, declared: dict[str, object]) -> None:
-        self.path, self.declared = path, declared
-        self.form = FileForm()
+    def __init__(self, path: str | Path, declared: dict[str, object], form: FileForm) -> None:
+        self.path, self.declared, self.form = path, declared, form
         self.rows = self._rows()
         self.columns: dict[str, ColumnMap] = {}
         self.why: dict[str, str] = {}
@@ -214,7 +219,7 @@ class _Drafter:
                 for name, cell in foreign.flat(self.rows.root).items()
             ]
         written = [p for p in profiles if _looks_like_numbers(p.cells)]
-        decimal = quantities.decimal_sign(
+        decimal = self.form.decimal or quantities.decimal_sign(
             (cell for p in written for cell in p.cells), self.rows.name
         )
         if decimal == ",":
@@ -227,9 +232,12 @@ class _Drafter:
 
     def made(self) -> Draft:
         """Choose columns, and write the draft."""
+        for profile in self.profiles:  # what is called as here is meant so
+            if profile.name in BY_NAME and profile.name not in self.declared and not profile.root:
+                self._take(profile.name, self._source(profile))
         self._texts()
         for key, pattern in _NUMBERS.items():
-            if key not in self.declared:
+            if key not in self.declared and key not in self.columns:
                 self._number(key, pattern)
         self._percentiles()
         self._totals()
@@ -289,7 +297,7 @@ class _Drafter:
             "precision": catalog.precision,
         }
         for key, pattern in _TEXTS.items():
-            if key in self.declared:
+            if key in self.declared or key in self.columns:
                 continue
             best: tuple[float, Profile] | None = None
             for profile in self.profiles:
@@ -410,7 +418,7 @@ class _Drafter:
     # --------------------------------------------------------------------------------- joules
 
     def _energies(self) -> None:
-        if "energy_per_request_j" in self.declared:
+        if "energy_per_request_j" in {**self.declared, **self.columns}:
             return
         found = [
             profile

@@ -99,9 +99,12 @@ class Mapped:
         return {**self.constants, **self.declared}
 
     def updated(
-        self, declared: Mapping[str, object], where: Mapping[str, Condition] | None = None
+        self,
+        declared: Mapping[str, object],
+        where: Mapping[str, Condition] | None = None,
+        form: FileForm = FileForm(),
     ) -> Mapped:
-        """Add what the command line declares and keeps.
+        """Add what the command line declares, keeps, and says of how the file is written.
 
         Raises
         ------
@@ -117,6 +120,12 @@ class Mapped:
         constants = {k: v for k, v in self.constants.items() if k not in declared}
         return replace(
             self,
+            form=FileForm(
+                separator=form.separator or self.form.separator,
+                decimal=form.decimal or self.form.decimal,
+                rows=self.form.rows,
+                pivot=self.form.pivot,
+            ),
             constants=constants,
             declared={**self.declared, **declared},
             where={**self.where, **(where or {})},
@@ -160,7 +169,7 @@ def parse_mapping(document: Mapping[str, Any], name: str) -> Mapped:
         declared=parts["declared"],
         names=parts["names"],
         where={key: condition(key, value, name) for key, value in parts["where"].items()},
-        form=_file_form(parts["file"], name),
+        form=file_form(parts["file"], name),
     )
     _refuse_circles(mapped, name)
     return mapped
@@ -188,7 +197,7 @@ def _column_map(key: str, value: object, name: str) -> ColumnMap:
         raise ArtefactError(f"{name}: {key} must be the name of a column, or a table.")
     keys = ("column", "root", "min", "max", "unit", "scale", "multiply_by", "divide_by")
     _refuse_unknown("key", value, keys, f"{name}, {key}")
-    ways = [way for way in ("column", "root", "min", "max") if way in value]
+    ways = [way for way in ("column", "root", "min", "max") if value.get(way) is not None]
     column, root, unit, scale = (value.get(k) for k in ("column", "root", "unit", "scale"))
     least, most, multiply_by, divide_by = (
         _texts(value.get(k), f"{name}: {k} of {key}")
@@ -259,7 +268,14 @@ def _cells(value: object, column: str, name: str) -> tuple[object, ...]:
     return tuple(cells)
 
 
-def _file_form(part: Mapping[str, Any], name: str) -> FileForm:
+def file_form(part: Mapping[str, Any], name: str) -> FileForm:
+    """Read how a file is written.
+
+    Raises
+    ------
+    ArtefactError
+        If a key means nothing, or is of the wrong kind.
+    """
     _refuse_unknown("key", part, ("separator", "decimal", "rows", "pivot"), f"{name}, [file]")
     separator, decimal, rows = (part.get(key) for key in ("separator", "decimal", "rows"))
     if separator is not None:

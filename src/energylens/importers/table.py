@@ -59,6 +59,7 @@ def read(
     mapping: str | Path | Mapped | None = None,
     declared: Mapping[str, object] | None = None,
     where: Mapping[str, Condition] | None = None,
+    form: FileForm | None = None,
 ) -> Imported:
     """Read a table through a mapping.
 
@@ -77,6 +78,8 @@ def read(
         Cells of the tidy table that are the same in every row and known from elsewhere.
     where : mapping of str to Condition, optional
         Which rows of the file to keep, beside those that the mapping keeps.
+    form : FileForm, optional
+        How the file is written, over what the mapping says.
 
     Returns
     -------
@@ -97,18 +100,19 @@ def read(
     """
     if mapping is None and (beside := Path(path).with_suffix(".toml")).exists():
         mapping = beside
+    form = form or FileForm()
     who = str(mapping) if isinstance(mapping, str | Path) else "the mapping"
     if mapping is None:
-        rows = foreign.load(path, FileForm())
-        plan = as_called(rows, path)
+        rows = foreign.load(path, form)
+        plan = as_called(rows, path).updated(declared or {}, where, form)
     else:
         plan = (
             mapping
             if isinstance(mapping, Mapped)
             else parse_mapping(files.read_toml(mapping), str(mapping))
         )
+        plan = plan.updated(declared or {}, where, form)
         rows = foreign.load(path, plan.form)
-    plan = plan.updated(declared or {}, where)
     reader = Reader(rows, plan, who, invents=mapping is not None)
     return reader.collect(assume_input_tokens, assume_vision_tokens)
 
