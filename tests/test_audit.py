@@ -72,3 +72,11 @@ def test_public_data_diverges_at_fixed_batch(name, scenarios, differs, waste, ca
     assert found["latency_differs_ratio"] == pytest.approx(differs, abs=0.005)
     if waste is not None:
         assert found["latency_waste_median_ratio"] == pytest.approx(waste, abs=0.01)
+
+
+def test_the_page_says_what_the_audit_of_the_public_data_says(capsys):
+    if not (DATA / "mlenergy-v3").exists():
+        pytest.skip("the public data is not at hand ($ENERGYLENS_DATA)")
+    assert main(["audit", str(DATA)]) == 0
+    page = (Path(__file__).resolve().parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
+    assert " ".join(capsys.readouterr().out.split()) in " ".join(page.split())

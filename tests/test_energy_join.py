@@ -51,6 +51,27 @@ def test_a_step_gives_its_joules_within_a_percent_and_its_offset_within_a_sample
     assert joined.idle_after_w == pytest.approx(4 * IDLE + 6, rel=0.01)
 
 
+@pytest.mark.parametrize("seed", range(12))
+def test_offset_gaps_and_gpus_that_idle_all_at_once(seed):
+    """Any four of eight GPUs, an offset up to 30 s, and three gaps of up to 2.5 s."""
+    rng = np.random.default_rng(seed)
+    period = (1.0, 0.25, 0.1)[seed % 3]
+    offset, length = rng.uniform(-29.9, 29.9), rng.uniform(40.0, 150.0)
+    begin, end = NOON + 180 + offset, NOON + 180 + length + offset
+    times = step_times(period) + rng.uniform(0.0, period)
+    for gap in rng.uniform(NOON + 100, NOON + 400, 3):
+        times = times[(times < gap) | (times > gap + rng.uniform(0.5, 2.5))]
+    served = sorted(rng.choice(8, 4, replace=False).tolist())
+    watts = [
+        step(times, begin, end, IDLE + g, LOAD + 10 * g if g in served else IDLE + g)
+        for g in range(8)
+    ]
+    joined = join(log_of(times, watts), window(length=length), serving=4)
+    assert joined.active == tuple(map(str, served))
+    assert joined.active_j == pytest.approx(sum(LOAD + 10 * g for g in served) * length, rel=0.01)
+    assert abs(joined.offset_s - offset) <= period
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_noise_and_late_readings_do_not_move_the_offset(seed):
     rng = np.random.default_rng(seed)

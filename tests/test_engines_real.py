@@ -11,6 +11,8 @@ import itertools
 import json
 import os
 import shlex
+import subprocess
+import sys
 import threading
 import time
 import tomllib
@@ -630,3 +632,40 @@ def test_a_campaign_on_a_cpu_engine_ends_in_an_answer(
     records = (tmp_path / "node" / "runs.records.jsonl").read_text().splitlines()
     cases = [r["case"] for r in map(json.loads, records) if r.get("status") == "measured"]
     assert len(set(cases)) == len(cases) == answer["rows"]
+
+
+@with_transformers
+def test_a_campaign_on_a_cpu_engine_killed_twice_has_every_case_once_and_an_answer(
+    tmp_path: Path,
+) -> None:
+    checkpoint = write_folder(config_for(DENSE).config, tmp_path / "llm")
+    folder = tmp_path / "node"
+    command = [sys.executable, "-m", "energylens", "campaign", "--minutes", "5"]
+    command += ["--llm", str(checkpoint), "--engine", "transformers", "--gpu", "EPYC-7763"]
+    command += ["--gpus", "1", "--meter", "estimated", "--quick", "--input-tokens", "32"]
+    command += ["--output-tokens", "8", "--batch-sizes", "1,4", "-o", str(folder), "--json"]
+    environment = os.environ | {"ENERGYLENS_HOME": str(tmp_path / "home")}
+
+    def measured() -> list[str]:
+        records = folder / "runs.records.jsonl"
+        lines = records.read_text().splitlines() if records.exists() else []
+        whole = [json.loads(line) for line in lines if line.endswith("}")]
+        return [record["case"] for record in whole if record.get("status") == "measured"]
+
+    for rows in (1, 2):
+        running = subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        while len(measured()) < rows:
+            assert running.poll() is None, running.communicate()
+            time.sleep(0.05)
+        before = measured()
+        running.kill()
+        running.communicate()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    cases = measured()
+    assert cases[: len(before)] == before  # nothing that was measured is lost
+    assert len(set(cases)) == len(cases) == answer["rows"] >= 3
+    assert answer["sources"] == ["estimated"]
