@@ -67,6 +67,12 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--export", metavar="FILE.json", help="keep the latest advice in a file, for others"
     )
+    parser.add_argument(
+        "--listen",
+        type=int,
+        metavar="PORT",
+        help="show the latest advice at /v1/fleet and /metrics, on the loopback",
+    )
     parser.add_argument("--looks", type=positive_int, metavar="N", help="end after so many")
     parser.add_argument("--json", action="store_true", help="print a JSON document a line")
 
@@ -158,6 +164,12 @@ def _control(arguments: argparse.Namespace) -> None:
     readers = [_reader(url) for url in arguments.metrics]
     controller = Controller(fleet, policy, readers, hand, arguments.allow, log)
 
+    board = None
+    if arguments.listen is not None:
+        from energylens.online.showing import Board
+
+        board = Board("127.0.0.1", arguments.listen)
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
@@ -167,6 +179,8 @@ def _control(arguments: argparse.Namespace) -> None:
         while arguments.looks is None or looks < arguments.looks:
             advice = controller.step(time.monotonic())
             looks += 1
+            if board is not None:
+                board.advice = advice
             _show(advice, arguments.json)
             if arguments.export:
                 files.write_text(arguments.export, json.dumps(advice.to_json()) + "\n")
@@ -174,6 +188,9 @@ def _control(arguments: argparse.Namespace) -> None:
                 time.sleep(interval)
     finally:
         signal.signal(signal.SIGTERM, before)
+        if board is not None:
+            board.shutdown()
+            board.server_close()
         if hand is not None:
             hand.close()
 

@@ -362,9 +362,11 @@ class Ours:
                 continue
             row = int(np.argmax(k.most_rate))
             watts = self.watts(k, row, mean, replicas)
-            short = upper > replicas * float(k.most_rate.max())
+            carried = replicas * float(k.most_rate.max())
+            # Where nothing carries the upper rate, what carries most comes first.
+            short = max(upper - carried, 0.0) if upper > carried * 1.001 else 0.0
             choices.append((short, watts, replicas, cap))
-        _, watts, replicas, cap = min(choices, key=lambda c: c[:3])
+        short, watts, replicas, cap = min(choices, key=lambda c: c[:3])
         k = self.known.of(self.tensor_parallel, cap)
         now = seen.awake + seen.starting
         # What already waits needs room too.
@@ -386,6 +388,8 @@ class Ours:
             if each <= 0 or cost / max(each, 1e-9) > control.pays_back_within_s:
                 replicas = now
         action = self._with(replace(seen.action, power_cap_w=cap), replicas, mean, upper)
+        if short:
+            action = replace(action, fill=None, hold_s=0.0)  # all there is, evenly
         if action != seen.action:
             before = self.watts(k, row, mean, max(now, 1))
             after = self.watts(k, row, mean, replicas)

@@ -1,0 +1,1 @@
+"""Policies for a fleet of replicas on two recorded traces, simulated."""
