@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.simulated_server import (
     Arrival,
     SimulatedServer,
@@ -39,7 +41,7 @@ from energylens.latency_fitting import fit_latency
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration, Engine, Source, Workload
 from energylens.scraping import ScrapeError, endpoint, fetch, parse
-from energylens.watching.counters import MetricsError, read_counters
+from energylens.watching.counters import NAMES, MetricsError, read_counters
 from energylens.watching.drift import Drift
 from energylens.watching.expecting import Done, Expectation
 from energylens.watching.publishing import registry, serve_metrics
@@ -322,6 +324,32 @@ def test_what_is_no_engine_is_said(text: str, said: str) -> None:
         read_counters(text)
 
 
+@settings(max_examples=150, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(
+                [n for names in NAMES["vllm"].values() for n in names]
+                + ["vllm:request_prompt_tokens_bucket", "sglang:num_requests_total", "vllm:x"]
+            ),
+            st.dictionaries(st.sampled_from(["le", "model_name", "tp_rank"]), st.text(max_size=5)),
+            st.one_of(st.floats(), st.text(max_size=5)),
+        ),
+        max_size=30,
+    )
+)
+def test_whatever_an_endpoint_says_is_numbers_or_one_error(lines: list[Any]) -> None:
+    text = ""
+    for name, labels, value in lines:
+        inner = ",".join(f'{key}="{label}"' for key, label in labels.items())
+        text += f"{name}{{{inner}}} {value}\n"
+    try:
+        found = read_counters(text)
+    except MeasurementError:
+        return
+    assert found.since(found) is not None
+
+
 def test_an_engine_that_starts_anew_says_nothing_of_the_time_between() -> None:
     before = read_counters(VLLM_OLD)
     assert before.since(before) is not None
@@ -500,6 +528,43 @@ def test_a_meter_that_stands_still_fails_or_starts_anew_gives_no_joules() -> Non
     window = watcher.poll()
     assert window is not None
     assert "the meter's counter has started anew" in window.problem
+
+
+def test_a_law_that_was_never_right_here_is_to_be_measured(model: EnergyModel) -> None:
+    arrivals = trace_like_the_public_one(240.0, 2.0, 5)
+    server = SimulatedServer(case_of(), arrivals, slower=2.0)
+    told = windows(watched(server, model), 3)
+    assert [bool(w.alarm) for w in told] == [False, False, True]
+    assert "since watching began: measure" in told[-1].alarm
+    watcher = watched(server, model)
+    assert "energylens_drift_alarm" in exposed(watcher)
+
+
+def test_idle_joules_are_never_more_than_all(model: EnergyModel) -> None:
+    meter = FakeMeter()
+    meter.watts = 3.0  # a guess, far below what the GPUs of the law draw
+    looks = iter(range(1000))
+    expectation = Expectation(model, case_of(), loaded_idle_w=100.0)
+
+    def engine() -> Any:
+        look = next(looks)
+        return read_counters(text_of(look, 20.0 * look, look % 2))
+
+    [window] = windows(Watcher(engine, meter, expectation, window_s=10.0), 1)
+    assert window.idle_energy_ratio is not None
+    assert 0.0 < window.idle_energy_ratio < 1.0
+
+
+def test_numbers_that_cannot_be_are_no_window(model: EnergyModel) -> None:
+    meter, looks = FakeMeter(), iter(range(1000))
+
+    def endless() -> Any:
+        look = next(looks)
+        return read_counters(text_of(look, 1e300 * look, 2))
+
+    expectation = Expectation(model, case_of())
+    [window] = windows(Watcher(endless, meter, expectation, window_s=10.0), 1)
+    assert "endless" in window.problem
 
 
 def test_one_look_that_is_missed_is_no_matter() -> None:

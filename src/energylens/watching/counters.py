@@ -184,7 +184,10 @@ def _spread(series: Sequence[Series], name: str) -> float | None:
     counts: dict[float, float] = {}
     for one in series:
         if one.name == f"{name}_bucket":
-            edge = float(one.labels.get("le", "nan"))
+            try:
+                edge = float(one.labels.get("le", ""))
+            except ValueError:
+                return None
             counts[edge] = counts.get(edge, 0.0) + one.value
     below = first = second = edge_before = 0.0
     for edge in sorted(counts):

@@ -242,7 +242,7 @@ class WatchCollector:
             yield gauge(
                 "energylens_drift_alarm",
                 "1 where joules no longer go with the law: measure this deployment again and fit.",
-                watcher.drift.alarm,
+                bool(watcher.alarm),
                 own,
             )
         info = InfoMetricFamily("energylens_watch", "What is watched.", labels=list(own))

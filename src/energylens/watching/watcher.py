@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from energylens.errors import MeasurementError, UsageError
+from energylens.errors import EnergyLensError, MeasurementError, UsageError
 from energylens.instrument.meter import ChannelKind, Meter
 from energylens.records import Source
 from energylens.watching.counters import Counters
@@ -23,6 +23,8 @@ from energylens.watching.windows import Window
 WINDOW_S, POLL_S, DRIFT_RATIO = 60.0, 1.0, 0.1
 #: Requests that a window needs to be judged by: the edges of fewer weigh too much.
 LEAST_REQUESTS = 5.0
+FARTHEST = 1.3  # factor of the law's joules beyond which it is not of this deployment
+LONGEST = 1e8  # tokens of a request: no engine serves a tenth of it
 STILL_PERIODS = 3.0  # after which a meter that stands still is out of order
 
 
@@ -255,7 +257,7 @@ class Watcher:
             seconds=seconds,
             problem=problem,
             source="" if source is None else str(source),
-            alarm=self._alarm(),
+            alarm=self.alarm,
         )
 
     def _begin(self, now: float, counters: Counters, energy_j: float | None) -> None:
@@ -297,6 +299,9 @@ class Watcher:
                 f"the engine's numbers stand still while {counters.running:.0f} requests run: they "
                 "are stale, or the engine hangs",
             )
+        lengths = done.lengths
+        if lengths is not None and max(lengths.input_tokens, lengths.output_tokens) > LONGEST:
+            return self._nothing(seconds, "the engine's numbers say that requests are endless")
         measured = None
         if energy_j is not None and opened.energy_j is not None:
             measured = energy_j - opened.energy_j
@@ -323,7 +328,10 @@ class Watcher:
         self.totals.output_tokens += done.output_tokens
         if expectation is None:
             return window
-        expected = expectation.of(done)
+        try:
+            expected, saving = expectation.of(done), expectation.saving(done)
+        except EnergyLensError as error:  # the law has no answer; what was measured stands
+            return replace(window, notes=(*window.notes, f"nothing is expected: {error}"))
         self.totals.expected_energy_j += expected.energy_j
         telling = done.requests >= LEAST_REQUESTS and done.output_tokens > 0
         ratio = None
@@ -333,22 +341,29 @@ class Watcher:
         return replace(
             window,
             expected=expected,
-            saving=expectation.saving(done),
+            saving=saving,
             drift_ratio=ratio,
             drift_reference_ratio=self.drift.reference,
-            alarm=self._alarm(),
+            alarm=self.alarm,
         )
 
-    def _alarm(self) -> str:
-        """Say what has drifted, and what to do."""
-        if not self.drift.alarm:
-            return ""
+    @property
+    def alarm(self) -> str:
+        """Why this deployment should be measured again; empty where it need not be."""
         off = self.drift.off_ratio or 0.0
-        side = "above" if off > 0 else "below"
-        return (
-            f"joules lie {abs(off):.0%} {side} what they were against the law: measure this "
-            "deployment again and fit"
-        )
+        reference = self.drift.reference or 1.0
+        if self.drift.alarm:
+            side = "above" if off > 0 else "below"
+            return (
+                f"joules lie {abs(off):.0%} {side} what they were against the law: measure this "
+                "deployment again and fit"
+            )
+        if self.source is not Source.ESTIMATED and not 1 / FARTHEST < reference < FARTHEST:
+            return (
+                f"joules are {reference:.2g} times those of the law since watching began: measure "
+                "this deployment and fit"
+            )
+        return ""
 
     def _learn(self, measured: float | None, seconds: float) -> None:
         """Take the watts of GPUs that hold an LLM and do nothing."""

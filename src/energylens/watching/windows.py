@@ -82,11 +82,11 @@ class Window:
 
     @property
     def idle_energy_ratio(self) -> float | None:
-        """Share of the joules (measured ones, or else the law's) that idle time takes."""
-        if self.expected is None:
+        """Share of the joules that idle time takes: of those measured, where there are so many."""
+        if self.expected is None or self.expected.energy_j <= 0:
             return None
-        whole = self.energy_j or self.expected.energy_j
-        return min(self.expected.idle_j / whole, 1.0) if whole > 0 else None
+        measured, idle_j = self.energy_j or 0.0, self.expected.idle_j
+        return idle_j / (measured if measured >= idle_j > 0 else self.expected.energy_j)
 
     @property
     def saving_w(self) -> float | None:
