@@ -131,7 +131,7 @@ def ranking(
     return chart(
         "Configurations by predicted joules of a request, with intervals and how often each is "
         "the best.",
-        beside(panels, width, indent=room(labels, width), shares=(3, 1)),
+        beside(panels, width, indent=room(labels, width) + 10, shares=(3, 1)),
     )
 
 
@@ -218,7 +218,7 @@ def breakdown(
             said=[words for _, words in beyond],
             at=[frame_j] * len(beyond),
         )
-        for halo in ({"stroke": colour("paper"), "strokeWidth": 6, "strokeJoin": "round"}, {}):
+        for halo in ({"stroke": colour("paper"), "strokeWidth": 5, "strokeJoin": "round"}, {}):
             layers.append(
                 {
                     "data": said,

@@ -18,7 +18,7 @@ WIDTH = 690  # of a chart on a page, axes included, in pixels
 NARROW = 340  # of one on a telephone
 FONT = "Arial, 'Liberation Sans', Helvetica, sans-serif"  # as wide as the exporter reckons
 STEP = 26  # from row to row
-LETTER = 6.8  # of a label on average, with room for a reader's wider font
+LETTER = 7.0  # of a label on average, with room for a reader's wider font
 GAP = 24  # between panels
 
 #: Label of a tick in joules, as energylens writes them elsewhere.
@@ -209,7 +209,7 @@ def places(labels: Sequence[str], *, bold: bool = False, shown: bool = True, mos
         "grid": False,
         "labelPadding": 8,
         "labelLineHeight": 13,
-        "minExtent": room(labels, 2 * most if most else 2 * WIDTH),
+        "minExtent": room(labels, 2 * most if most else 2 * WIDTH) + (10 if bold else 0),
         **({"labelLimit": most} if most else {}),
     }
     if bold and axis is not None:
