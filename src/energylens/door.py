@@ -345,17 +345,7 @@ def select(
     case = _case(llm, gpu, input_tokens, output_tokens, engine, others)
     return selection.select(
         _model(model, case.gpu.id, _engine(engine)),
-        selection.Scenario(
-            llm=case.llm,
-            gpu=case.gpu,
-            precision=case.precision,
-            workload=case.workload,
-            configuration=case.configuration,
-            boundary=case.boundary,
-            node_gpus=case.node_gpus,
-            max_gpus=max_gpus,
-            engine=case.engine,
-        ),
+        selection.Scenario.of(case, max_gpus),
         choose=tuple(choose),
         candidates=selection.Candidates(
             batch_size=tuple(map(float, batch_sizes)) or selection.BATCH_SIZES,

@@ -7,7 +7,7 @@ span and the GPUs' memory allows, measured or not. It sees the predictor through
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from math import nan
 from typing import Any, Protocol
 
@@ -81,6 +81,12 @@ class Scenario:
             raise InputError(
                 "at the node boundary idle GPUs draw power too, so node_gpus must be given"
             )
+
+    @classmethod
+    def of(cls, case: Case, max_gpus: int) -> Scenario:
+        """Ask for whatever a case serves, on so many GPUs at most."""
+        asked = {item.name for item in fields(cls)} - {"max_gpus"}
+        return cls(max_gpus=max_gpus, **{name: getattr(case, name) for name in asked})
 
     def describe(self, gpus: Sequence[Gpu] = (), precisions: Sequence[Precision] = ()) -> str:
         """Give a short human name; where GPU types or precisions are free, name those instead."""

@@ -67,17 +67,7 @@ def select_by(arguments: argparse.Namespace) -> None:
     case = case_of(arguments)
     ranking = select(
         point,
-        Scenario(
-            llm=case.llm,
-            gpu=case.gpu,
-            precision=case.precision,
-            workload=case.workload,
-            configuration=case.configuration,
-            boundary=case.boundary,
-            node_gpus=case.node_gpus,
-            max_gpus=arguments.max_gpus,
-            engine=case.engine,
-        ),
+        Scenario.of(case, arguments.max_gpus),
         choose=arguments.choose or DEFAULT_CHOOSE,
         candidates=Candidates(
             gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),

@@ -729,17 +729,7 @@ def _select(arguments: argparse.Namespace) -> None:
         )
     ranking = select(
         model,
-        Scenario(
-            llm=case.llm,
-            gpu=case.gpu,
-            precision=case.precision,
-            workload=case.workload,
-            configuration=case.configuration,
-            boundary=case.boundary,
-            node_gpus=case.node_gpus,
-            max_gpus=arguments.max_gpus,
-            engine=case.engine,
-        ),
+        Scenario.of(case, arguments.max_gpus),
         choose=arguments.choose,
         candidates=candidates,
         limits=_caps_seen(model) if "power_cap" in arguments.choose else (),

@@ -334,17 +334,7 @@ def _largest_scenario(
     try:
         ranking = select(
             model,
-            Scenario(
-                llm=case.llm,
-                gpu=case.gpu,
-                precision=case.precision,
-                workload=case.workload,
-                configuration=case.configuration,
-                boundary=case.boundary,
-                node_gpus=node_gpus,
-                max_gpus=node_gpus or int(np.max(dataset.cases.occupied_gpus[rows])),
-                engine=case.engine,
-            ),
+            Scenario.of(case, node_gpus or int(np.max(dataset.cases.occupied_gpus[rows]))),
             choose=choose,
             candidates=Candidates(batch_size=tuple(sorted(batches))),
             reference=fastest,

@@ -381,17 +381,7 @@ def scenario_of(arguments: argparse.Namespace, case: Case) -> Any:
     """Make what is served of the case."""
     from energylens.selection import Scenario
 
-    return Scenario(
-        llm=case.llm,
-        gpu=case.gpu,
-        precision=case.precision,
-        workload=case.workload,
-        configuration=case.configuration,
-        boundary=case.boundary,
-        node_gpus=case.node_gpus,
-        max_gpus=arguments.max_gpus,
-        engine=case.engine,
-    )
+    return Scenario.of(case, arguments.max_gpus)
 
 
 def candidates_of(arguments: argparse.Namespace) -> Any:

@@ -311,19 +311,8 @@ class Expectation:
         if lengths is None or rate <= 0:
             return None
         case = self.case
-        scenario = Scenario(
-            llm=case.llm,
-            gpu=case.gpu,
-            precision=case.precision,
-            workload=Workload(
-                input_tokens=lengths.input_tokens, output_tokens=lengths.output_tokens
-            ),
-            configuration=case.configuration,
-            boundary=case.boundary,
-            node_gpus=case.node_gpus,
-            max_gpus=self.max_gpus,
-            engine=case.engine,
-        )
+        served = Workload(input_tokens=lengths.input_tokens, output_tokens=lengths.output_tokens)
+        scenario = Scenario.of(replace(case, workload=served), self.max_gpus)
         try:
             decision = decide(
                 Engine(self.model),
