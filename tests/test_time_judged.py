@@ -18,7 +18,7 @@ from energylens.dataset import Dataset
 from energylens.errors import UsageError
 from energylens.fitting import EnergyLens
 from energylens.importers import mlenergy_v3
-from energylens.limited_choices import _choice, judge_limits
+from energylens.limited_choices import _choice, _interpolated, judge_limits
 from energylens.time_contestants import HIDDEN, TimeContestant, as_target, time_contestants
 
 
@@ -155,7 +155,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     }  # fmt: skip
     document = call(capsys, *common, "--limit-quantiles", "0.5", "--verify-runs", "3")
     assert document["limits"]["verify_runs"] == 3
-    for wrong in (("--meet", "0.8"), ("--verify-runs", "2"), ("--target", "ttft")):
+    for wrong in (("--meet", "0.8"), ("--verify-runs", "2"), ("--between", "2")):
         assert main([*common, *wrong]) == 1
         capsys.readouterr()
 
@@ -176,3 +176,33 @@ def test_choices_within_limits_on_published_rows(public_data: Callable[[str], Pa
         fastest = judged.scores["latency-only"]
         for ours, theirs in zip(judged.scores["energylens"], fastest, strict=True):
             assert ours.regret_mean_ratio < theirs.regret_mean_ratio
+
+
+def test_candidates_between_two_batches_lie_between_them(tmp_path: Path) -> None:
+    rows = table.read(planted(tmp_path))
+    scenarios = rows.scenarios(("parallelism", "batch_size"))
+    times = rows.cases.request_latency_s / rows.cases.output_tokens
+    dense, dense_s, grown = _interpolated(rows, times, scenarios, 3)
+    assert len(dense) == len(dense_s) > len(rows)
+    np.testing.assert_array_equal(dense_s[: len(rows)], times)
+    for few, many in zip(scenarios, grown, strict=True):
+        assert set(few) < set(many)
+        batches, joules = dense.cases.batch_size, dense.energy_per_request_j
+        for degree in np.unique(rows.cases.tensor_parallel[few]):
+            ours = many[dense.cases.tensor_parallel[many] == degree]
+            ours = ours[np.argsort(batches[ours])]
+            measured = few[rows.cases.tensor_parallel[few] == degree]
+            measured = measured[np.argsort(batches[measured])]
+            assert batches[ours][[0, -1]].tolist() == batches[measured][[0, -1]].tolist()
+            np.testing.assert_allclose(
+                np.log(joules[ours]),
+                np.interp(
+                    np.log(batches[ours]), np.log(batches[measured]), np.log(joules[measured])
+                ),
+            )
+    judged = judge_limits(
+        rows, {"energylens": lambda _: EnergyLens()}, choose=("parallelism", "batch_size"),
+        quantiles=(0.5,), between=3, train=15, repeats=2,
+    )  # fmt: skip
+    assert judged.between == 3
+    assert judged.scores["energylens"][0].meets_ratio > 0.5

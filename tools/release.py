@@ -20,7 +20,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PYTHONS = ("3.11", "3.12", "3.13")
 #: What both must hold, under the package's folder.
-HELD = ("py.typed", "data/gpus.toml", "data/simulated-demo.csv", "templates/report.html", "door.py")
+HELD = (
+    "py.typed",
+    "catalog/gpus.toml",
+    "data/simulated-demo.csv",
+    "door.py",
+    "data/models/h100-vllm-0.11.json",
+    "templates/report.html",
+    "web/page/index.html",
+)
 TRIED = (
     "import energylens as el; print(el.select('datasheet', llm='Qwen/Qwen3-8B', gpu='H100', "
     "input_tokens=500, output_tokens=300).best.configuration.describe())"
@@ -58,7 +66,7 @@ def faults(archive: Path) -> list[str]:
 
 def install(archive: Path, python: str, folder: Path) -> str:
     """Install an archive in an empty environment, and give what the first answer is."""
-    place = folder / f"{python}-{archive.suffix.strip('.')}"
+    place = folder / f"{Path(python).name}-{archive.suffix.strip('.')}"
     subprocess.run([python, "-m", "venv", str(place)], check=True)
     inside = str(place / "bin" / "python")
     pip = [inside, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
@@ -79,7 +87,7 @@ def main() -> None:
             print(fault)
         for version in PYTHONS if "--no-install" not in sys.argv else ():
             python = shutil.which(f"python{version}")
-            if python is None:
+            if python is None or subprocess.run([python, "-c", ""], check=False).returncode:
                 print(f"Python {version}: not here, not tried")
                 continue
             for archive in archives:

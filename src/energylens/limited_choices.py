@@ -8,6 +8,7 @@ how often the choice keeps the limit, and what it costs over the best that does.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -50,13 +51,17 @@ class LimitScore:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Limits:
-    """Scores by contestant; ``scenarios`` were judged, over ``repeats`` draws of rows."""
+    """Scores by contestant; ``scenarios`` were judged, over ``repeats`` draws of rows.
+
+    ``between`` candidates with interpolated joules and times lie between two measured batches.
+    """
 
     meet: float
     verify_runs: int
     scenarios: int
     repeats: int
     train: int
+    between: int = 0
     scores: dict[str, tuple[LimitScore, ...]] = field(default_factory=dict)
 
 
@@ -81,6 +86,7 @@ def judge_limits(
     quantiles: Sequence[float],
     meet: float = 0.8,
     verify_runs: int = 0,
+    between: int = 0,
     train: int = 50,
     repeats: int = 50,
     seed: int = 0,
@@ -102,6 +108,9 @@ def judge_limits(
         Probability with which a choice shall keep its limit.
     verify_runs : int
         How many choices are measured before the answer, each correcting the guesses.
+    between : int
+        How many batch limits stand as candidates between two measured ones of a layout; their
+        joules and times are interpolated, on logarithms. Nobody is fitted to them.
     train, repeats, seed : int
         As for ``few-shot``.
 
@@ -113,8 +122,9 @@ def judge_limits(
     for name, value in (("--meet", meet), *(("--limit-quantiles", q) for q in quantiles)):
         if not 0.0 < value < 1.0:
             raise UsageError(f"{name} takes numbers between 0 and 1, not {value!r}")
-    if verify_runs < 0:
-        raise UsageError(f"--verify-runs must be 0 or more, not {verify_runs}")
+    for name, count in (("--verify-runs", verify_runs), ("--between", between)):
+        if count < 0:
+            raise UsageError(f"{name} must be 0 or more, not {count}")
     c = dataset.cases
     measured = np.where(c.request_latency_s > 0, c.request_latency_s / c.output_tokens, c.tpot_s)
     known = np.flatnonzero(measured > 0)
@@ -124,10 +134,13 @@ def judge_limits(
     scenarios = rows.scenarios(choose)
     if not scenarios:
         raise UsageError(f"no two rows with times differ only in {', '.join(choose)}")
-    train = min(train, len(rows) - 1)
+    observed = len(rows)
+    train = min(train, observed - 1)
+    if between:
+        rows, times, scenarios = _interpolated(rows, times, scenarios, between)
     named: dict[str, dict[float, list[tuple[bool, float]]]] = {}
     for repeat in range(repeats):
-        order = np.random.default_rng([seed, repeat]).permutation(len(rows))
+        order = np.random.default_rng([seed, repeat]).permutation(observed)
         training = np.sort(order[:train])
         estimator_seed = int(np.random.default_rng([seed, repeat, 1]).integers(2**31))
         guesses = _guesses(rows, times, training, energy, meet, estimator_seed)
@@ -144,10 +157,58 @@ def judge_limits(
         scenarios=len(scenarios),
         repeats=repeats,
         train=train,
+        between=between,
         scores={
             name: tuple(_score(q, outcomes) for q, outcomes in record.items())
             for name, record in named.items()
         },
+    )
+
+
+def _interpolated(
+    rows: Dataset, times: FloatArray, scenarios: Sequence[IntArray], between: int
+) -> tuple[Dataset, FloatArray, list[IntArray]]:
+    """Add candidates between two measured batches of a layout, with joules and times between."""
+    c = rows.cases
+    layout = np.column_stack(
+        [c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel]
+    )
+    layout = np.column_stack([layout, c.precision_index, c.gpu_index, np.nan_to_num(c.power_cap_w)])
+    low: list[int] = []
+    high: list[int] = []
+    grown: list[list[int]] = []
+    for candidates in scenarios:
+        start = len(low)
+        for kind in np.unique(layout[candidates], axis=0):
+            mine = candidates[(layout[candidates] == kind).all(axis=1)]
+            mine = mine[np.argsort(c.batch_size[mine], kind="stable")]
+            for left, right in itertools.pairwise(mine):
+                if c.batch_size[right] > c.batch_size[left] + between:
+                    low += [int(left)] * between
+                    high += [int(right)] * between
+        grown.append([*candidates.tolist(), *range(len(rows) + start, len(rows) + len(low))])
+    a, b = np.array(low, dtype=np.intp), np.array(high, dtype=np.intp)
+    share = np.tile(np.arange(1, between + 1) / (between + 1), len(low) // between)
+
+    def mixed(column: FloatArray) -> FloatArray:
+        return np.exp((1.0 - share) * np.log(column[a]) + share * np.log(column[b]))
+
+    whole = rows.take(np.concatenate([np.arange(len(rows)), a]))
+    columns = {
+        name: np.concatenate([getattr(c, name), mixed(getattr(c, name))])
+        for name in ("batch_size", "mean_batch_size", "output_tokens")
+    }
+    dense = replace(
+        whole,
+        cases=whole.cases.replace(**columns),
+        energy_per_request_j=np.concatenate(
+            [rows.energy_per_request_j, mixed(rows.energy_per_request_j)]
+        ),
+    )
+    return (
+        dense,
+        np.concatenate([times, mixed(times)]),
+        [np.array(indices, dtype=np.intp) for indices in grown],
     )
 
 

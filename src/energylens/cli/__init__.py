@@ -29,6 +29,7 @@ _MODULES = (
     "serve",
     "judging",
     "report",
+    "demo",
     "names",
     "doctor",
     "plan",

@@ -1,4 +1,4 @@
-"""Verbs that report: report and demo."""
+"""``report``: everything that rows say, on one page."""
 
 from __future__ import annotations
 
@@ -85,21 +85,6 @@ def add_verbs(verbs: Any) -> None:
     add_seed(parser)
     add_json(parser)
 
-    parser = subparsers.add(
-        "demo",
-        "run the main job on the packaged data set",
-        _demo,
-        ("energylens demo", "energylens demo -o report.html"),
-    )
-    parser.add_argument(
-        "-o",
-        "--output",
-        default="energylens-demo.html",
-        metavar="FILE.html",
-        help="where to write the report (default: energylens-demo.html)",
-    )
-    add_json(parser)
-
 
 #: Whom the report's learning curves show: the law, the law unfitted, the ensembles, and the
 #: simplest that may do as well.
@@ -126,7 +111,7 @@ def _report(arguments: argparse.Namespace) -> None:
     from energylens.discovery import Front
 
     path = arguments.front
-    _require_page(arguments.output)
+    require_page(arguments.output)
     # What takes a moment to refuse is read before what takes a minute to work out.
     front = Front.from_json(files.read_json(path), path) if path else None
     asked = _scenario(arguments)
@@ -180,22 +165,7 @@ def _scenario(arguments: argparse.Namespace) -> Scenario | None:
     )
 
 
-def _demo(arguments: argparse.Namespace) -> None:
-    from importlib.resources import as_file, files
-
-    from energylens import table
-
-    _require_page(arguments.output)
-    with as_file(files("energylens") / "data" / "simulated-demo.csv") as path:
-        dataset = table.read(path)
-    _tell(
-        judged(dataset, choose=("parallelism", "batch_size"), repeats=2, seed=0),
-        arguments.output,
-        as_json=arguments.json,
-    )
-
-
-def _require_page(output: str) -> None:
+def require_page(output: str) -> None:
     """Refuse a name under which no browser would open the page."""
     from energylens.errors import UsageError
 

@@ -48,6 +48,14 @@ def add_time_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="measure so many choices before the answer, each correcting the guesses",
     )
+    group.add_argument(
+        "--between",
+        type=int,
+        default=None,
+        metavar="N",
+        help="candidates between two measured batch limits; their joules and times are "
+        "interpolated",
+    )
 
 
 def numbers_between(text: str) -> tuple[float, ...]:
@@ -66,7 +74,7 @@ def on_time(
     """Put the time asked about in place of joules; contestants of time in place of the others."""
     from energylens.errors import UsageError
 
-    for name in ("meet", "verify_runs"):
+    for name in ("meet", "verify_runs", "between"):
         if getattr(arguments, name) is not None and not arguments.limit_quantiles:
             raise UsageError(f"--{name.replace('_', '-')} has no effect without --limit-quantiles")
     if arguments.target == "energy":
@@ -107,6 +115,7 @@ def limits(arguments: argparse.Namespace, dataset: Dataset, estimators: Factorie
         quantiles=arguments.limit_quantiles,
         meet=0.8 if arguments.meet is None else arguments.meet,
         verify_runs=arguments.verify_runs or 0,
+        between=arguments.between or 0,
         train=arguments.train or 50,
         repeats=arguments.repeats or 50,
         seed=arguments.seed,
@@ -120,6 +129,7 @@ def attach(document: dict[str, Any], judged: Limits | None) -> dict[str, Any]:
     document["limits"] = {
         "meet": judged.meet,
         "verify_runs": judged.verify_runs,
+        "interpolated_between": judged.between,
         "scenarios": judged.scenarios,
         "repeats": judged.repeats,
         "train": judged.train,

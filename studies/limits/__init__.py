@@ -1,0 +1,1 @@
+"""How choices within a limit on time come out, among measured candidates."""
