@@ -408,12 +408,13 @@ def test_every_reader_can_use_it(chromium: Browser, server_with_rows: Server, ev
             if page.evaluate("document.documentElement.dataset.theme") != scheme:
                 page.click("#theme")
             for size, width in SIZES.items():
+                if not every and (size, scheme) not in (("wide", "light"), ("narrow", "dark")):
+                    continue
                 page.set_viewport_size({"width": width, "height": 900})
                 page.wait_for_timeout(300)  # charts follow the width
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
-                if every or (size, scheme) in (("wide", "light"), ("narrow", "dark")):
-                    found = page.evaluate("axe.run()")["violations"]
-                    assert not [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found]
+                found = page.evaluate("axe.run()")["violations"]
+                assert not [(v["id"], [n["html"][:200] for n in v["nodes"]]) for v in found]
                 page.screenshot(path=SCREENS / f"{view}-{size}-{scheme}.png", full_page=True)
         assert not tab.said
         assert not tab.outside

@@ -137,7 +137,10 @@ def front(*, dark: bool = False) -> Spec:
                 "data": {"name": "top"},
                 "mark": {"type": "point", "filled": True, "size": 64, "stroke": ink,
                          "strokeWidth": 1, "aria": False},
-                "encoding": {**place, **by_gpu, "tooltip": tooltip},
+                "encoding": {
+                    **place, **by_gpu, "tooltip": tooltip,
+                    "opacity": {"condition": {"test": "datum.ok", "value": 1}, "value": 0.45},
+                },
             },
         ],
     }  # fmt: skip

@@ -142,7 +142,11 @@ function problem(said) {
   if (said) window.energylens.shown = "problem";
 }
 
-const gpusAsked = () => [...new Set(answer.pareto.candidates.gpu)];
+const gpusAsked = () => {
+  const found = new Set(answer.pareto.candidates.gpu);
+  const asked = question().getAll("gpu").filter((gpu) => found.has(gpu));
+  return [...new Set([...asked, ...found])];
+};
 function point(i, g) {
   const c = answer.pareto.candidates;
   const odds = c.probability_of_meeting_ratio;

@@ -87,6 +87,7 @@ async function embed(id) {
   views[id] = made.view;
   const data = drawn.get(id);
   if (data) await feed(id, data);
+  await made.view.resize().runAsync(); // titles of axes that had nothing to show have room now
 }
 
 async function feed(id, data) {
