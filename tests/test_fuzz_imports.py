@@ -84,11 +84,17 @@ def one_sentence(said, longest=700):
 
 def check_benchmark(data):
     try:
-        for run in auto.runs_of(documents.parse(data, "f.json")):
-            row = row_of(run, SETUP)
+        document = documents.parse(data, "f.json")
+        read = auto.runs_of if document.objects else auto._text_runs
+        rows = [row_of(run, SETUP) for run in read(document)]
     except EnergyLensError as error:
         one_sentence(str(error))
         return
+    for row in rows:
+        right(row)
+
+
+def right(row):
     joules = row.cells.get("energy_per_request_j")
     assert joules is None or (np.isfinite(joules) and joules >= 0)
     for name, value in row.cells.items():

@@ -406,6 +406,21 @@ def test_how_a_file_is_written_may_be_said_on_the_command_line(tmp_path, capsys)
     assert "must be one character" in capsys.readouterr().err
 
 
+def test_a_draft_alone_is_printed_and_nothing_is_written(tmp_path, capsys):
+    path = tmp_path / "bench.csv"
+    path.write_text(BENCH)
+    assert main(["import", "table", str(path), "--guess"]) == 0
+    printed = capsys.readouterr().out
+    assert list(tmp_path.iterdir()) == [path]
+    (tmp_path / "mine.toml").write_text(printed)
+    words = ["import", "table", str(path), "--mapping", str(tmp_path / "mine.toml")]
+    assert main([*words, "-o", str(tmp_path / "runs.csv")]) == 0
+    capsys.readouterr()
+    assert main(["import", "table", str(path), "--guess", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["mapping"], document["missing"]) == (printed, [])
+
+
 def test_a_column_that_is_called_as_here_is_drafted_as_that(tmp_path):
     path = tmp_path / "t.csv"
     path.write_text(

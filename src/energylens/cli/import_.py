@@ -76,6 +76,10 @@ def _import(arguments: argparse.Namespace) -> ExitCode:
     automatic = arguments.source not in SOURCES or arguments.source == "auto"
     if arguments.source != "table":
         import_table.refuse_elsewhere(arguments)
+    if arguments.guess and arguments.output is None:
+        arguments.path = _one_path(arguments)
+        import_table.print_draft(arguments)
+        return ExitCode.DONE
     if arguments.output is None and not automatic:
         arguments.refuse("say where to write the table: -o FILE, or -o - for stdout")
     if arguments.json and arguments.output == "-":

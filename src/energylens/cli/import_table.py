@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import import_auto
-from energylens.cli.console import name_value_pairs, print_table
+from energylens.cli.console import name_value_pairs, print_json, print_table
 from energylens.errors import UsageError
 
 if TYPE_CHECKING:
     from energylens.importers import Imported
+    from energylens.importers.mapping import FileForm
 
 _SHOWN = (
     "llm",
@@ -88,8 +89,7 @@ def read(arguments: argparse.Namespace, assumed: dict[str, Any]) -> Imported:
         for name, value in name_value_pairs(arguments.where, "--where").items()
     }
     said = declared(arguments)
-    written = {"separator": arguments.separator, "decimal": arguments.decimal}
-    form = mapping.file_form({k: v for k, v in written.items() if v is not None}, "--separator")
+    form = _form(arguments)
     if not arguments.guess:
         if arguments.yes:
             raise UsageError("--yes answers what --guess asks: give both, or leave it out")
@@ -104,11 +104,31 @@ def read(arguments: argparse.Namespace, assumed: dict[str, Any]) -> Imported:
     return _guessed(arguments, said, where, form, assumed)
 
 
+def print_draft(arguments: argparse.Namespace) -> None:
+    """Print the mapping that ``--guess`` drafts, and read nothing by it."""
+    from energylens.importers import guess
+
+    draft = guess.draft(arguments.path, declared(arguments), _form(arguments))
+    if arguments.json:
+        asked = {"missing": list(draft.missing), "questions": list(draft.questions)}
+        print_json({"mapping": draft.text, **asked})
+    else:
+        print(draft.text, end="")
+
+
+def _form(arguments: argparse.Namespace) -> FileForm:
+    """Read what the operator says of how the file is written."""
+    from energylens.importers import mapping
+
+    written = {"separator": arguments.separator, "decimal": arguments.decimal}
+    return mapping.file_form({k: v for k, v in written.items() if v is not None}, "--separator")
+
+
 def _guessed(
     arguments: argparse.Namespace,
     said: dict[str, object],
     where: Any,
-    form: Any,
+    form: FileForm,
     assumed: dict[str, Any],
 ) -> Imported:
     """Draft a mapping, show what it makes of the first rows, and read by it after a yes."""

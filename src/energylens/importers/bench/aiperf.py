@@ -128,7 +128,7 @@ def _samples(node: Node) -> float | None:
             for key in ("request_count", "num_requests", "num_prompts"):
                 found = place.fields.get(key)
                 if isinstance(found, int) and not isinstance(found, bool) and found > 0:
-                    return float(found)
+                    return place.need(key)
     return None
 
 
