@@ -239,15 +239,29 @@ def test_what_cannot_be_written_is_refused_in_one_sentence(arguments, said, caps
 
 def test_a_document_that_is_no_ranking_is_refused(tmp_path, capsys):
     path = Path(tmp_path, "x.json")
-    for text in (
-        '{"ranking": []}',
-        '{"ranking": [1], "llm": "Qwen/Qwen3-8B", "input_tokens": 1, "output_tokens": 2}',
-        '{"configurations": {}, "question": []}',
-        '{"ranking": [{}], "llm": "Qwen/Qwen3-8B", "input_tokens": 1, "output_tokens": 2}',
-    ):
-        path.write_text(text)
-        assert main(["export", str(path), "--to", "otel"]) == 1
-        assert "must be what select --json prints" in capsys.readouterr().err
+    entry = {
+        "gpu": "H100", "precision": "bf16", "tensor_parallel": 1, "pipeline_parallel": 1,
+        "expert_parallel": 1, "data_parallel": 1, "batch_size": 4, "energy_per_request_j": 5.0,
+    }  # fmt: skip
+    question = {"llm": "Qwen/Qwen3-8B", "input_tokens": 10, "output_tokens": 10}
+    broken = [{"ranking": []}, {"ranking": [1], **question}, {"configurations": {}}]
+    broken += [{"ranking": [entry], **question, "llm": 3}]
+    broken += [
+        {"ranking": [{**entry, "energy_per_request_j": x}], **question} for x in (-5, "x", 0)
+    ]
+    broken += [{"ranking": [{**entry, "power_w": "x"}], **question}]
+    broken += [{"ranking": [{**entry, "gpu": 1}], **question}]
+    broken += [{"ranking": [{**entry, "tensor_parallel": None}], **question}]
+    broken += [{"ranking": [entry], **question, "input_tokens": True}]
+    for document in broken:
+        path.write_text(json.dumps(document))
+        for to in ("otel", "wva", "inferencex"):
+            assert main(["export", str(path), "--to", to]) == 1
+            error = capsys.readouterr().err
+            assert "print it again" in error
+            assert "Traceback" not in error
+    path.write_text(json.dumps({"ranking": [entry], **question}))
+    assert main(["export", str(path), "--to", "otel"]) == 0
 
 
 def test_rows_of_a_table_without_watts_are_told(tmp_path, draw_cases, make_dataset, capsys):

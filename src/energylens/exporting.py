@@ -45,6 +45,7 @@ LLM_NAME = 128  # letters of a modelID there, at most
 ISLS, CONTEXTS, USAGES = 16, 8, 10  # points of a planner profile
 SHORTEST = 100  # prompt tokens that such a profile begins with
 BLOCK_TOKENS = 16  # of a block of the KV cache, by default in vLLM
+MOST = 1e15  # of any number in a document: more is none
 WATTS_OFF = 0.05  # of a power curve: more is worth a note
 
 
@@ -135,52 +136,83 @@ def points_of_ranking(document: Mapping[str, Any], name: str) -> list[Point]:
     """
     asked = document.get("question", document)
     entries = document.get("configurations", document.get("ranking"))
-    try:
-        llm = catalog.llm(asked["llm"])
-        lengths = float(asked["input_tokens"]), float(asked["output_tokens"])
-        if not isinstance(entries, list) or not entries:
-            raise KeyError("configurations")
-        return [
-            _point_of_entry(entry, llm.id, lengths, asked.get("rate_per_s")) for entry in entries
-        ]
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    if (
+        not isinstance(asked, Mapping)
+        or not isinstance(asked.get("llm"), str)
+        or not isinstance(entries, list)
+        or not entries
+        or not all(isinstance(entry, Mapping) for entry in entries)
+    ):
         raise ArtefactError(
             f"{name} must be what select --json prints, with llm, input_tokens, output_tokens and "
-            f"configurations; {error} is missing or wrong: print it again"
-        ) from None
+            "a list of configurations: print it again"
+        )
+    workload = Workload(
+        input_tokens=_needed(asked, "input_tokens", name),
+        output_tokens=_needed(asked, "output_tokens", name),
+        request_rate_per_s=_known(asked, "rate_per_s", name),
+    )
+    return [_point_of_entry(entry, asked["llm"], workload, name) for entry in entries]
 
 
-def _point_of_entry(
-    entry: Mapping[str, Any], llm: str, lengths: tuple[float, float], rate: float | None
-) -> Point:
-    batch = float(entry["batch_size"])
-    running = entry.get("mean_batch_size")
+def _point_of_entry(entry: Mapping[str, Any], llm: str, workload: Workload, name: str) -> Point:
+    degrees = {
+        degree: _needed(entry, degree, name)
+        for degree in (
+            "tensor_parallel",
+            "pipeline_parallel",
+            "expert_parallel",
+            "data_parallel",
+        )
+    }
+    running = _known(entry, "mean_batch_size", name)
+    labels = [entry.get(label) for label in ("gpu", "precision")]
+    if not all(isinstance(label, str) for label in labels):
+        raise ArtefactError(
+            f"{name}: every configuration must name its gpu and precision: print it again"
+        )
     case = Case(
         llm=catalog.llm(llm),
-        gpu=catalog.gpu(entry["gpu"]),
-        precision=catalog.precision(entry["precision"]),
-        workload=Workload(
-            input_tokens=lengths[0], output_tokens=lengths[1], request_rate_per_s=rate
-        ),
+        gpu=catalog.gpu(str(labels[0])),
+        precision=catalog.precision(str(labels[1])),
+        workload=workload,
         configuration=Configuration(
-            tensor_parallel=int(entry["tensor_parallel"]),
-            pipeline_parallel=int(entry["pipeline_parallel"]),
-            expert_parallel=int(entry["expert_parallel"]),
-            data_parallel=int(entry["data_parallel"]),
-            batch_size=batch,
-            mean_batch_size=None if running is None else running * entry["data_parallel"],
+            **{degree: int(value) for degree, value in degrees.items()},
+            batch_size=_needed(entry, "batch_size", name),
+            mean_batch_size=None if running is None else running * degrees["data_parallel"],
         ),
     )
     return Point(
         case=case,
-        energy_per_request_j=float(entry["energy_per_request_j"]),
+        energy_per_request_j=_needed(entry, "energy_per_request_j", name),
         source=PREDICTED,
-        requests_per_s=rate,
-        power_w=entry.get("power_w"),
-        ttft_s=entry.get("ttft_s"),
-        tpot_s=entry.get("tpot_s"),
-        request_latency_s=entry.get("request_latency_s"),
+        requests_per_s=workload.request_rate_per_s,
+        power_w=_known(entry, "power_w", name),
+        ttft_s=_known(entry, "ttft_s", name),
+        tpot_s=_known(entry, "tpot_s", name),
+        request_latency_s=_known(entry, "request_latency_s", name),
     )
+
+
+def _known(fields: Mapping[str, Any], key: str, name: str) -> float | None:
+    """Read a number above 0; None where it is not known."""
+    value = fields.get(key)
+    if value is None:
+        return None
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not number or not 0 < value < MOST:
+        raise ArtefactError(
+            f"{name}: {key} must be a number above 0, not {repr(value)[:40]}: print it again with "
+            "select --json"
+        )
+    return float(value)
+
+
+def _needed(fields: Mapping[str, Any], key: str, name: str) -> float:
+    value = _known(fields, key, name)
+    if value is None:
+        raise ArtefactError(f"{name}: {key} is missing: print it again with select --json")
+    return value
 
 
 # -------------------------------------------------------------------------------- list formats
