@@ -33,7 +33,8 @@ release: $(VENV)/.installed-test
 # Real engines on the CPU (vLLM, transformers), and sweeps on Ray and Slurm's local cluster:
 # about 4 minutes and 2.7 GB to install, and 16 minutes to run.
 test-engines: $(VENV)-engines/.installed
-	$(VENV)-engines/bin/python -m pytest tests/test_engines_real.py tests/test_sweeps.py
+	$(VENV)-engines/bin/python -m pytest tests/test_engines_real.py tests/test_sweeps.py \
+		tests/test_control_real.py
 
 $(VENV)-engines/.installed: tools/engine_env/build.py
 	$(PYTHON) tools/engine_env/build.py $(VENV)-engines

@@ -328,8 +328,9 @@ def test_the_verb_says_simulated_and_gives_json(
 
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = on_disk(tmp_path)
-    assert main([*arguments, "--policy", "best"]) == 1
-    assert "policy" in capsys.readouterr().err
+    for name in ("best", ""):
+        assert main([*arguments, "--policy", name]) == 1
+        assert "policy" in capsys.readouterr().err
     arguments = on_disk(tmp_path, TOML.replace("replicas = 2", "replicas = 0"))
     assert main(arguments) == 1
     assert "serve.replicas" in capsys.readouterr().err
@@ -341,6 +342,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
         ({"serve": FILE["serve"] | {"tensor_parallel": 3}}, InfeasibleError),
         ({"limits": {"ttft": "1s:p99", "tpot": "40ms"}}, ArtefactError),
         ({"replica": {"start_s": -1}}, ArtefactError),
+        ({"control": {"max_gpus": 2}}, ArtefactError),
         ({"replica": {"start_s": 1, "speed": 3}}, ArtefactError),
         ({"limits": {"ttft": "soon", "tpot": "40ms"}}, InputError),
     ],

@@ -140,7 +140,10 @@ def _control(arguments: argparse.Namespace) -> None:
         low, high = _bounds(arguments.bounds)
         token = ""
         if arguments.token_file:
-            token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+            try:
+                token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
+            except (OSError, ValueError) as error:
+                raise UsageError(f"{arguments.token_file} cannot be read: {error}") from None
         actuator = make(arguments.act, url=arguments.url, token=token, default=arguments.default)
         consent = Consent(
             actuator=arguments.act, targets=frozenset(arguments.allow), low=low, high=high

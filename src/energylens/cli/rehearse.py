@@ -64,7 +64,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _rehearse(arguments: argparse.Namespace) -> None:
-    from energylens.errors import UnknownNameError
+    from energylens.errors import UnknownNameError, UsageError
     from energylens.online.fleet import read_fleet
     from energylens.online.knowledge import Knowledge
     from energylens.online.oracle import oracle
@@ -73,6 +73,8 @@ def _rehearse(arguments: argparse.Namespace) -> None:
     from energylens.online.trace import read_trace
 
     names = list(dict.fromkeys(arguments.policy))
+    if not names:
+        raise UsageError(f"--policy needs a name: of {', '.join((*POLICIES, ORACLE))}")
     for name in names:
         if name not in (*POLICIES, ORACLE):
             raise UnknownNameError("policy", name, (*POLICIES, ORACLE))
@@ -127,29 +129,31 @@ def _rehearse(arguments: argparse.Namespace) -> None:
         f"{trace.rate_per_s:.2f} a second; {fleet.llm.id} in {fleet.precision.id} on up to "
         f"{fleet.gpus} {fleet.gpu.id}; TTFT <= {1000 * fleet.ttft_s:g} ms and TPOT <= "
         f"{1000 * fleet.tpot_s:g} ms for {100 * fleet.file.limits.share:g} % of the requests. All "
-        "joules are simulated."
+        "joules are simulated, and of one request."
     )
     print()
     base = found[0].simulated_energy_j
     print_table(
-        ("policy", "layout", "replicas", "simulated J/request", "saved", "within", "TTFT p99",
-         "TPOT p99", "starts", "stops"),
+        ("policy", "layout", "simulated J", "saved", "within", "TTFT p99", "TPOT p99"),
         [_row(r, base) for r in found],
         left=2,
     )  # fmt: skip
     print()
     parts = ("steps", "loaded_idle", "sleeping", "starting")
     print_table(
-        ("simulated J/request of", *(p.replace("_", " ") for p in parts), "drained requests"),
+        ("simulated J", "steps", "idle", "asleep", "starts", "replicas", "starts/stops",
+         "drained"),
         [
             (
                 r.policy,
                 *(f"{r.simulated_joules[p] / r.requests:.1f}" for p in parts),
+                f"{r.mean_replicas:.2f}",
+                "/".join(str(sum(c.what == w for c in r.changes)) for w in ("start", "stop")),
                 str(sum(c.drained_requests for c in r.changes)),
             )
             for r in found
         ],
-    )
+    )  # fmt: skip
     if arguments.reasons:
         print()
         for reason in reasons:
@@ -158,16 +162,12 @@ def _rehearse(arguments: argparse.Namespace) -> None:
 
 def _row(r: Rehearsal, base: float) -> tuple[str, ...]:
     document = r.to_json()
-    changes = document["reconfigurations"]
     return (
         r.policy,
         r.layout,
-        f"{r.mean_replicas:.2f}",
         f"{r.simulated_energy_j / r.requests:.1f}",
         f"{100 * (1 - r.simulated_energy_j / base):.1f} %",
         f"{100 * r.within_ratio:.2f} %",
         f"{1000 * document['ttft_s']['p99']:.0f} ms",
         f"{1000 * document['tpot_s']['p99']:.1f} ms",
-        str(changes["starts"]),
-        str(changes["stops"]),
     )

@@ -95,7 +95,7 @@ class Fleet:
     def gpus(self) -> int:
         """GPUs that there are, used or not."""
         deployed = self.file.serve.replicas * self.file.serve.tensor_parallel
-        return max(self.file.control.max_gpus or deployed, deployed)
+        return self.file.control.max_gpus or deployed
 
     def most_replicas(self, tensor_parallel: int) -> int:
         """Replicas of a layout that the GPUs hold."""
@@ -212,6 +212,12 @@ def fleet_of(document: dict[str, Any], name: str) -> Fleet:
             )
         times[measure] = asked.seconds
     fleet = Fleet(file, llm, gpu, precision, times["ttft"], times["tpot"])
+    deployed = serve.replicas * serve.tensor_parallel
+    if fleet.gpus < deployed:
+        raise ArtefactError(
+            f"{name}: control.max_gpus must be at least the {deployed} GPUs that are deployed, "
+            f"replicas x tensor_parallel; it is {fleet.gpus}"
+        )
     if serve.tensor_parallel not in fleet.layouts:
         raise InfeasibleError(
             f"{name}: {llm.id} in {precision.id} does not run at tensor_parallel = "

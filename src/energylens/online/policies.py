@@ -391,7 +391,8 @@ class Ours:
         if short:
             action = replace(action, fill=None, hold_s=0.0)  # all there is, evenly
         if action != seen.action:
-            before = self.watts(k, row, mean, max(now, 1))
+            old = self.known.of(self.tensor_parallel, seen.action.power_cap_w)
+            before = self.watts(old, int(np.argmax(old.most_rate)), mean, max(now, 1))
             after = self.watts(k, row, mean, replicas)
             ttft = float(np.interp(upper / replicas, k.rates[row], k.meets_s[0, row]))
             self.reasons.append(

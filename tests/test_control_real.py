@@ -1,0 +1,161 @@
+"""The admission proxy before a real vLLM (CPU, tiny LLM), and a controller that is killed.
+
+It needs the environment of ``make test-engines``. Nothing is asserted about how long work takes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
+
+import pytest
+
+from energylens.catalog.hf_write import config_for
+from energylens.instrument.engines.folders import write_folder
+from energylens.instrument.engines.vllm_server import VllmServer
+from energylens.records import Attention, FeedForward, Llm
+from energylens.watching.counters import read_counters
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("default"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vLLM is not installed: make test-engines"
+    ),
+]
+
+DENSE = Llm(
+    id="dense", layers=4, hidden_size=256, vocabulary_size=2048, total_parameters=10**7,
+    active_parameters=10**7, attention=Attention(layers=4, heads=4, kv_heads=2, head_size=64),
+    feed_forward=FeedForward(layers=4, size=768),
+)  # fmt: skip
+CONTROLLER = """
+import sys, time
+from energylens.online.actuators import Consent, Hand, make
+target = sys.argv[1]
+consent = Consent(actuator="proxy", targets=frozenset([target]), low=1, high=8)
+hand = Hand(make("proxy"), consent, lease_s=30)
+while True:
+    hand.act(target, 3, {})
+    print("acting", flush=True)
+    time.sleep(0.01)
+"""
+OURS = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder = write_folder(config_for(DENSE).config, tmp_path_factory.mktemp("llm"))
+    arguments = {
+        "model": str(folder), "served_model_name": "tiny", "load_format": "dummy",
+        "skip_tokenizer_init": True, "enforce_eager": True, "max_model_len": 256,
+        "max_num_seqs": 8, "dtype": "bfloat16",
+    }  # fmt: skip
+    environment = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "OMP_NUM_THREADS": "1"}
+    with closing(VllmServer(arguments, os.environ | environment, 600.0)) as started:
+        yield started.url
+
+
+@pytest.fixture
+def proxy(server: str) -> Iterator[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-m", "energylens.online.proxy", server, "--port", "0"],
+        stdout=subprocess.PIPE, text=True, env=os.environ | OURS,
+    )  # fmt: skip
+    assert process.stdout is not None
+    yield process.stdout.readline().split()[0]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+
+
+def ask(url: str) -> Any:
+    prompt = {
+        "model": "tiny", "prompt": [7] * 60, "max_tokens": 24, "min_tokens": 24,
+        "ignore_eos": True, "detokenize": False, "return_token_ids": True,
+    }  # fmt: skip
+    request = urllib.request.Request(
+        f"{url}/v1/completions", json.dumps(prompt).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=120) as answer:
+        return json.load(answer)
+
+
+def text(url: str) -> str:
+    with urllib.request.urlopen(url, timeout=30) as answer:
+        return str(answer.read().decode())
+
+
+def load(url: str, server: str, requests: int) -> tuple[int, float]:
+    """Ask at once; return how many were answered in full, and the most that vLLM ran."""
+    answered: list[int] = []
+
+    def one() -> None:
+        answered.append(ask(url)["usage"]["completion_tokens"])
+
+    threads = [threading.Thread(target=one) for _ in range(requests)]
+    for thread in threads:
+        thread.start()
+    most = 0.0
+    while any(thread.is_alive() for thread in threads):
+        counted = read_counters(text(f"{server}/metrics"))
+        most = max(most, (counted.running or 0.0) + (counted.waiting or 0.0))
+        time.sleep(0.005)
+    return sum(tokens == 24 for tokens in answered), most
+
+
+def limit(proxy: str) -> Any:
+    return json.loads(text(f"{proxy}/_energylens/limit"))["limit"]
+
+
+def act(proxy: str) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", CONTROLLER, proxy], stdout=subprocess.PIPE, text=True,
+        env=os.environ | OURS,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert process.stdout.readline() == "acting\n"
+    return process
+
+
+def test_vllm_behind_the_proxy_runs_no_more_than_allowed_under_a_step_of_load(
+    server: str, proxy: str
+) -> None:
+    assert load(proxy, server, 2)[0] == 2
+    controller = act(proxy)
+    try:
+        answered, most = load(proxy, server, 24)
+    finally:
+        controller.kill()
+        controller.wait()
+        assert controller.stdout is not None
+        controller.stdout.close()
+    assert answered == 24
+    assert most <= 3
+
+
+def test_killing_the_controller_leaves_vllm_and_the_proxy_as_they_were(
+    server: str, proxy: str
+) -> None:
+    rng = random.Random(14)
+    for _ in range(20):
+        controller = act(proxy)
+        time.sleep(rng.uniform(0.0, 0.3))
+        controller.send_signal(signal.SIGKILL)
+        controller.wait()
+        assert controller.stdout is not None
+        controller.stdout.close()
+        while limit(proxy) is not None:
+            time.sleep(0.02)
+    assert load(proxy, server, 4)[0] == 4
