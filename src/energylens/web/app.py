@@ -105,7 +105,7 @@ class State:
     kept: Kept = field(default_factory=Kept)
     ready: bool = False
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    charts: asyncio.Future[bytes] | None = None
+    charts: asyncio.Task[bytes] | None = None
     judge: asyncio.Task[dict[str, Any]] | None = None
 
 
@@ -115,12 +115,31 @@ def page_file(name: str) -> bytes:
     return (resources.files("energylens.web") / "page" / name).read_bytes()
 
 
-def chart_bundle() -> bytes:
-    """Take vega, vega-lite and vega-embed out of the exporter, for the browser; gzipped."""
-    import vl_convert
+#: Takes vega, vega-lite and vega-embed out of the exporter, and writes them gzipped.
+BUNDLE = (
+    "import gzip, sys, vl_convert; sys.stdout.buffer.write("
+    f"gzip.compress(vl_convert.javascript_bundle({EXPORTS!r}).encode(), compresslevel=6, mtime=0))"
+)
 
-    bundle: str = vl_convert.javascript_bundle(EXPORTS)
-    return gzip.compress(bundle.encode(), compresslevel=6, mtime=0)
+
+async def chart_bundle() -> bytes:
+    """Take the chart library out of the exporter, for the browser; gzipped.
+
+    In a process of its own: the exporter holds the interpreter for as long as it works, and no
+    question would be answered meanwhile.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", BUNDLE, stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        packed, _ = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        await process.wait()
+        raise
+    if process.returncode:
+        raise RuntimeError("the chart library could not be taken out of vl-convert")
+    return packed
 
 
 def create(loaded: Loaded, *, hosts: Hosts | None = None, most_rate: float = 200.0) -> FastAPI:
@@ -139,8 +158,7 @@ def create(loaded: Loaded, *, hosts: Hosts | None = None, most_rate: float = 200
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loop = asyncio.get_running_loop()
-        state.charts = loop.run_in_executor(None, chart_bundle)
+        state.charts = asyncio.create_task(chart_bundle())
         state.ready = True
         yield
         state.ready = False
