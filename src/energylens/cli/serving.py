@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import gpu_of, precision_of, print_json, print_paragraph, print_table
-from energylens.words import joules, likelihood, percent, saving
+from energylens.words import energies, joules, likelihood, percent, saving
 
 if TYPE_CHECKING:
     from energylens.cases import Cases
@@ -447,6 +447,11 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} full "
     words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
     print_paragraph(words)
+    lengths = decision.load.lengths
+    print_paragraph(
+        "By unit: "
+        f"{energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)}."
+    )
     times = f"TPOT {seconds(best.tpot_s)}, TTFT {seconds(best.ttft_s)}, request "
     times += seconds(best.request_latency_s)
     if decision.limits:
