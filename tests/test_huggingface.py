@@ -269,7 +269,7 @@ CONFIGS: dict[str, Config] = {
         moe_layer_freq=1,
         num_nextn_predict_layers=1,
         tie_word_embeddings=False,
-        quantization_config={"quant_method": "fp8", "fmt": "e4m3"},
+        quantization_config={"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
     ),
     "zai-org/GLM-4.5-Air": transformer(
         "glm4_moe",
@@ -316,7 +316,7 @@ CONFIGS: dict[str, Config] = {
         num_experts_per_tok=8,
         shared_intermediate_size=0,
         tie_word_embeddings=False,
-        quantization_config={"quant_method": "fp8"},
+        quantization_config={"quant_method": "fp8", "weight_block_size": [128, 128]},
     ),
     # --------------------------------------------------------------- state space and hybrids
     "state-spaces/mamba-2.8b-hf": {
