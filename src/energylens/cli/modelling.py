@@ -634,9 +634,12 @@ def _knobs(arguments: argparse.Namespace) -> None:
         arguments.batch_size = BATCH_SIZE
     for name, column, knob in LISTS:
         if getattr(arguments, name) and column not in freed:
+            hint = ""
+            if name == "gpus" and all(text.isdigit() for text in arguments.gpus):
+                hint = f"; for a count of GPUs, say --max-gpus {arguments.gpus[0]}"
             raise UsageError(
                 f"{_flag(name)} has no effect: {knob} is not free; add {knob} to --choose, or "
-                "leave the option out"
+                f"leave the option out{hint}"
             )
         if column in freed and not getattr(arguments, name) and name != "batch_sizes":
             raise UsageError(
@@ -735,9 +738,19 @@ def _select(arguments: argparse.Namespace) -> None:
         limits=_caps_seen(model) if "power_cap" in arguments.choose else (),
         seed=arguments.seed,
     )
+    fixed = (
+        []
+        if "batch_size" in ranking.choose
+        else [
+            f"The batch limit is fixed at {ranking.cases.batch_size[0]:g}; --choose "
+            f"{','.join([*ranking.choose, 'batch_size'])} frees it, and larger ones take fewer "
+            "joules as a rule."
+        ]
+    )
     notes = [
         *packaged_note,
         *ranking.notes,
+        *fixed,
         *_unseen_gpus(model, ranking),
         "A batch that is kept full is assumed; --rate R answers for a load.",
     ]

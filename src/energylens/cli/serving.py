@@ -443,7 +443,8 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
         f"tokens in and {w.output_tokens:.0f} out; {met}"
     )
     best = decision.best
-    words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request, "
+    words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
+    words += f"({joules(best.lower_j)} to {joules(best.upper_j)}), "
     words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} full "
     words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
     print_paragraph(words)
