@@ -432,6 +432,13 @@ def test_every_configuration_that_was_measured_is_one_that_runs() -> None:
             assert capacity.memory(asked).runs, f"{path}: {capacity.memory(asked).reason}"
 
 
+def test_a_format_of_experts_needs_experts() -> None:
+    for llm, runs in (("openai/gpt-oss-20b", True), ("Qwen/Qwen3-32B", False)):
+        found = capacity.memory(case(llm, precision="mxfp4"))
+        assert found.runs is runs
+        assert runs or "a format of experts" in found.reason
+
+
 # ---------------------------------------------------------- figures that engines printed in public
 
 

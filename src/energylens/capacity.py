@@ -499,6 +499,9 @@ def _blocks(
     vLLM refuses a layout whose share of an inner size is no multiple of the block (issues 13640,
     17569 and 25292); formats of experts alone pad theirs.
     """
+    if precision is not None and precision.scope == "experts" and llm.experts is None:
+        said = f"{precision.id} is a format of experts, and there are none in the layers"
+        return [(np.ones(np.shape(d.tensor), dtype=np.bool_), said)]
     if precision is None or (block := scale_block(llm, precision)) is None:
         return []
     inner: list[tuple[float, str, FloatArray]] = []

@@ -16,7 +16,7 @@ from functools import cached_property
 import numpy as np
 
 from energylens import latency, service
-from energylens.capacity import layout_possible
+from energylens.capacity import layout_possible, layout_problem
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.decisions import (
     NAMES,
@@ -389,6 +389,9 @@ def decide(
             scenario, load, choose=choose, candidates=candidates, batch_limits=batch_limits
         )
     if not len(cases):
+        # What not even one GPU can lay out, memory aside, no layout can.
+        if (refused := layout_problem(scenario.llm, scenario.precision)) is not None:
+            raise InfeasibleError(f"{scenario.describe()}: {refused}.")
         raise InfeasibleError(
             f"{scenario.describe()}: no configuration has room in memory for one request. Allow "
             "more GPUs, or weights in fewer bits."

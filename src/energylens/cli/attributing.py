@@ -48,6 +48,7 @@ def requests_of(
 
 def print_requests(requests: Sequence[RequestShare], case: Case) -> None:
     """Print what single requests take of their batch."""
+    from energylens import catalog
     from energylens.explanation import SUBJECTS
 
     others = max(case.configuration.batch_size - 1, 0)
@@ -58,7 +59,7 @@ def print_requests(requests: Sequence[RequestShare], case: Case) -> None:
     )
     for request in requests:
         print_paragraph(
-            f"{request.input_tokens:g} in, {request.output_tokens:g} out: "
+            f"{request.input_tokens:.10g} in, {request.output_tokens:.10g} out: "
             f"{energies(request.energy_j, request.input_tokens, request.output_tokens)} "
             f"({joules(request.low_j)} to {joules(request.high_j)}), {request.ratio:.2f} times the "
             "mean request of its batch",
@@ -68,3 +69,5 @@ def print_requests(requests: Sequence[RequestShare], case: Case) -> None:
         largest = sorted(request.terms_j.items(), key=lambda item: -item[1])[:3]
         told = ", ".join(f"{SUBJECTS[name]} ({j / request.energy_j:.0%})" for name, j in largest)
         print_paragraph(f"mostly {told}", "    ", "  ")
+        if note := catalog.context_note(case.llm.id, request.input_tokens + request.output_tokens):
+            print_paragraph(f"Note: {note}")

@@ -77,7 +77,9 @@ def _rehearse(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--policy needs a name: of {', '.join((*POLICIES, ORACLE))}")
     for name in names:
         if name not in (*POLICIES, ORACLE):
-            raise UnknownNameError("policy", name, (*POLICIES, ORACLE))
+            raise UnknownNameError(
+                "policy", name, (*POLICIES, ORACLE), f"Known are {', '.join((*POLICIES, ORACLE))}."
+            )
     fleet = read_fleet(arguments.fleet)
     trace = read_trace(arguments.trace)
     if arguments.first:

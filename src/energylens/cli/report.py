@@ -170,10 +170,7 @@ def require_page(output: str) -> None:
     from energylens.errors import UsageError
 
     if not output.lower().endswith((".html", ".htm")):
-        raise UsageError(
-            f"-o names the page and must end in .html or .htm, not {output!r}; --text prints the "
-            "same report, so > report.txt keeps that"
-        )
+        raise UsageError(f"-o names the page and must end in .html or .htm, not {output!r}")
 
 
 def _tell(

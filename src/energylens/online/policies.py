@@ -458,7 +458,9 @@ def policy(name: str, fleet: Fleet, known: Knowledge, trace: Trace) -> Policy:
         If there is none.
     """
     if name not in POLICIES:
-        raise UnknownNameError("policy", name, (*POLICIES, ORACLE))
+        raise UnknownNameError(
+            "policy", name, (*POLICIES, ORACLE), f"Known are {', '.join((*POLICIES, ORACLE))}."
+        )
     return POLICIES[name](fleet, known, Plan.of(trace))
 
 
