@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from energylens import catalog, deciding, packaged
-from energylens.answering import parse_limit
+from energylens.answering import parse_limit, query
 from energylens.cli import main
 from energylens.deciding import (
     Decision,
@@ -27,6 +27,7 @@ from energylens.lengths import read_lengths
 from energylens.model import EnergyModel
 from energylens.records import Configuration, Workload
 from energylens.savings import Prices, bill
+from energylens.schemas import DecisionFile
 from energylens.selection import Scenario
 from energylens.service import Lengths
 
@@ -362,3 +363,25 @@ def test_explain_says_where_the_seconds_go(capsys: pytest.CaptureFixture[str]) -
     assert reading["plausible"] == (119 <= reading["watts_per_gpu"] <= 700)
     assert main(arguments) == 0
     assert "where the seconds go" in capsys.readouterr().out
+
+
+def test_money_and_co2_name_what_they_rest_on() -> None:
+    assert Prices().describe() == (
+        "Money and CO2: 0.13 USD/kWh (EIA 2024), 0.37 kg CO2/kWh (EPA 2022), 1.56 PUE "
+        "(Uptime 2024)."
+    )
+    own = Prices(price_per_kwh=0.2, carbon_kg_per_kwh=0.05, pue=1.1).describe()
+    assert own == "Money and CO2: 0.2 USD/kWh, 0.05 kg CO2/kWh, 1.1 PUE."
+    assert "2 USD a GPU-hour" in Prices(gpu_hour=2.0).describe()
+
+
+@pytest.mark.parametrize("said", ["fp8", "fp8-block", None])
+def test_a_document_reads_the_format_of_a_checkpoint_as_the_command_does(said: str | None) -> None:
+    asked = DecisionFile.model_validate(
+        {
+            "serve": {"llm": "Qwen/Qwen3-32B-FP8", "gpu": "H100", "precision": said},
+            "load": {"rate_per_s": 1, "input_tokens": 500, "output_tokens": 300},
+        }
+    )
+    model = packaged.for_gpu("H100-SXM-80GB")[0].model()
+    assert query(asked, model).scenario.precision.id == "fp8-block"

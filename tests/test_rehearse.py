@@ -350,3 +350,12 @@ def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture
 def test_a_fleet_that_cannot_be_is_refused(change: dict[str, object], kind: type) -> None:
     with pytest.raises(kind):
         fleet_of(FILE | change, "fleet.toml")
+
+
+@pytest.mark.parametrize(
+    ("llm", "precision"),
+    [("Qwen/Qwen3-30B-A3B-FP8", "fp8-block"), ("Qwen/Qwen3-30B-A3B", "bf16")],
+)
+def test_a_fleet_serves_the_format_that_the_name_states(llm: str, precision: str) -> None:
+    read = fleet_of(FILE | {"serve": FILE["serve"] | {"llm": llm}}, "fleet.toml")
+    assert read.precision.id == precision

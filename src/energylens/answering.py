@@ -179,7 +179,7 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
     serve, load = asked.serve, asked.load
     llm, stated = catalog.llm(serve.llm), catalog.split_precision(serve.llm)
     if serve.precision and stated[1] and serve.llm != stated[0]:
-        given = catalog.precision(serve.precision).id
+        given = catalog.checkpoint_precision(serve.llm, serve.precision).id
         if given != stated[1]:
             raise UsageError(
                 f"precision is {given}, but the name {serve.llm} says {stated[1]}: leave one of "
@@ -208,7 +208,7 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
     scenario = Scenario(
         llm=llm,
         gpu=told(gpu),
-        precision=catalog.precision(serve.precision or stated[1] or llm.native_precision),
+        precision=catalog.checkpoint_precision(serve.llm, serve.precision or ""),
         workload=Workload(input_tokens=lengths.input_tokens, output_tokens=lengths.output_tokens),
         configuration=Configuration(batch_size=BATCH_SIZE),
         boundary=Boundary.NODE if serve.node_gpus else Boundary.ACTIVE_GPUS,

@@ -50,6 +50,23 @@ class Prices:
             if not (least <= value < float("inf")):
                 raise UsageError(f"{name} must be {least:g} or more, not {value!r}")
 
+    def describe(self) -> str:
+        """Say what money and CO2 rest on, in one sentence; defaults with their source."""
+
+        def of(name: str, unit: str) -> str:
+            value = getattr(self, name)
+            source = f" ({_SHORT[name]})" if value == getattr(Prices, name) else ""
+            return f"{value:g} {unit}{source}"
+
+        rent = self.gpu_hour
+        money = of("price_per_kwh", "USD/kWh") if rent is None else f"{rent:g} USD a GPU-hour"
+        pue = of("pue", "PUE")
+        return f"Money and CO2: {money}, {of('carbon_kg_per_kwh', 'kg CO2/kWh')}, {pue}."
+
+
+#: The sources of the defaults, as a sentence names them.
+_SHORT = {"price_per_kwh": "EIA 2024", "carbon_kg_per_kwh": "EPA 2022", "pue": "Uptime 2024"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bill:

@@ -272,7 +272,10 @@ def answer(
     if arguments.check is not None and decision.current is None:
         raise UsageError("--check compares what runs today with the best: --current must be given")
     rates = read_profile(arguments.profile) if arguments.profile else ()
-    month = bills(model, decision, prices_of(arguments), rates)
+    prices = prices_of(arguments)
+    month = bills(model, decision, prices, rates)
+    if decision.current is not None:
+        notes = [*notes, prices.describe()]
     if arguments.json:
         made = document(decision, month, notes)
         if arguments.check is not None:
@@ -450,7 +453,6 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     print_paragraph(words)
     lengths = decision.load.lengths
     print_paragraph(
-        "By unit: "
         f"{energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)}."
     )
     times = f"TPOT {seconds(best.tpot_s)}, TTFT {seconds(best.ttft_s)}, request "

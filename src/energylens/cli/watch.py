@@ -217,7 +217,12 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
     if arguments.llm is None or arguments.gpu is None:
         raise UsageError("what runs is said with both --llm and --gpu")
     llm, folder = find_llm(arguments.llm)
-    suffix = None if folder else catalog.split_precision(arguments.llm)[1]
+    given = arguments.precision or ""
+    served = (
+        (given or llm.native_precision)
+        if folder
+        else catalog.checkpoint_precision(arguments.llm, given).id
+    )
     configuration = read_configuration(arguments.current)
     if arguments.node_gpus and arguments.node_gpus < configuration.gpus:
         raise UsageError(
@@ -229,7 +234,7 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
     case = Case(
         llm=llm,
         gpu=gpu_of(arguments, arguments.gpu),
-        precision=precision_of(arguments, arguments.precision or suffix or llm.native_precision),
+        precision=precision_of(arguments, served),
         workload=Workload(input_tokens=1.0, output_tokens=1.0),
         configuration=configuration,
         boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,

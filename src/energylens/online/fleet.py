@@ -201,7 +201,7 @@ def fleet_of(document: dict[str, Any], name: str) -> Fleet:
         raise ArtefactError(f"{name}: {where}: {first['msg']}") from None
     serve = file.serve
     llm, gpu = catalog.llm(serve.llm), catalog.gpu(serve.gpu)
-    precision = catalog.precision(serve.precision or llm.native_precision)
+    precision = catalog.checkpoint_precision(serve.llm, serve.precision or "")
     times = {}
     for measure in ("ttft", "tpot"):
         asked = parse_limit(getattr(file.limits, measure), measure, f"limits.{measure}")

@@ -79,7 +79,9 @@ def select(loaded: Loaded, question: DecisionFile, *, certain: bool = True) -> d
 
 
 def _decision(found: Query, decision: Decision) -> dict[str, Any]:
-    made = document(decision, bills(found.model, decision, found.prices), found.notes)
+    priced = [found.prices.describe()] if decision.current is not None else []
+    month = bills(found.model, decision, found.prices)
+    made = document(decision, month, [*found.notes, *priced])
     if not decision.entries:
         why = decision.why_none().replace("--meet", "the probability asked")
         made["notes"] = [f"{why[0].upper()}{why[1:]}", *made["notes"]]
@@ -196,11 +198,10 @@ def explanation(loaded: Loaded, question: CaseQuestion) -> dict[str, Any]:
             f"{question.node_gpus}"
         )
     llm = catalog.llm(question.llm)
-    stated = catalog.split_precision(question.llm)[1]
     case = Case(
         llm=llm,
         gpu=replace(catalog.gpu(question.gpu), max_num_seqs=None),
-        precision=catalog.precision(question.precision or stated or llm.native_precision),
+        precision=catalog.checkpoint_precision(question.llm, question.precision or ""),
         workload=Workload(input_tokens=question.input_tokens, output_tokens=question.output_tokens),
         configuration=Configuration(
             tensor_parallel=question.tensor_parallel,
