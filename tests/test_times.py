@@ -7,8 +7,10 @@ import os
 from pathlib import Path
 
 import pytest
+from studies.limits.__main__ import SHOWN
+from studies.limits.__main__ import study as limits_study
 from studies.results.runs import Data
-from studies.times.__main__ import study
+from studies.times.__main__ import sources, study
 
 from energylens import table
 from energylens.cli import main
@@ -31,6 +33,18 @@ def test_the_law_has_the_published_errors_of_time(source: str) -> None:
             assert found[protocol][name]["mape_ratio"] == pytest.approx(
                 published[protocol][name]["mape_ratio"], rel=0.02
             )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (DATA / "argonne").is_dir(), reason=f"no public measurements in {DATA}")
+def test_choices_within_limits_come_out_as_published() -> None:
+    published = json.loads((ROOT / "studies" / "limits" / "limits.json").read_text())["v2, A100"]
+    rows, _ = sources(Data(DATA))["ML.ENERGY v2, A100"]
+    assert rows.digest == published["dataset_digest"]
+    found = limits_study(rows, "0.8", ("energylens",))["energylens"]
+    for ours, theirs in zip(found, published["0.8"]["energylens"], strict=True):
+        for key in SHOWN:
+            assert ours[key] == pytest.approx(theirs[key], abs=0.02)
 
 
 def test_the_law_is_nearer_than_a_log_linear_one_on_every_source() -> None:
