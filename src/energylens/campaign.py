@@ -8,7 +8,6 @@ and the same command goes on where it was stopped or killed.
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -16,14 +15,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from energylens import capacity, files, fitting, modelfile, table
+from energylens import capacity, files, fitting, modelfile
 from energylens.cases import Cases
 from energylens.catalog.scaling import scaled_down
 from energylens.dataset import Dataset
-from energylens.errors import EnergyLensError, InfeasibleError, UsageError
-from energylens.instrument import planfile, planning, sweep
+from energylens.errors import InfeasibleError, UsageError
+from energylens.instrument import planning, sweep
 from energylens.instrument.executor import Executor
-from energylens.instrument.plan import Plan, PlannedCase, Procedure
+from energylens.instrument.folder import Instrument, SweepFolder
+from energylens.instrument.plan import PlannedCase, Procedure
 from energylens.instrument.worker import EngineFactory, MeterFactory
 from energylens.model import EnergyModel
 from energylens.nextruns import verbs as nextruns
@@ -209,21 +209,24 @@ class Campaign:
         measure_options: dict[str, Any] | None = None,
     ) -> None:
         self.question = question
-        self.folder = Path(folder)
-        self._engine_factory = engine_factory
-        self._meter_factory = meter_factory
-        self._make_executor = make_executor
         self._procedure = procedure or Procedure()
         self._told = told
         self._on_progress = on_progress
-        self._measure_options = measure_options or {}
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._work = SweepFolder(
+            folder,
+            Instrument(
+                engine_factory=engine_factory,
+                meter_factory=meter_factory,
+                make_executor=make_executor,
+                procedure=self._procedure,
+                gpus=question.gpus,
+                seed=question.seed,
+                options=measure_options or {},
+            ),
+        )
+        self.folder = self._work.path
         self._began_s = time.monotonic()
         self._earlier_s = self._read_clock()
-        self._cases: list[PlannedCase] = []
-        if self._path("plan.jsonl").exists():
-            earlier = planfile.read_plan(self._path("plan.jsonl"), scale=scaled_down)
-            self._cases = list(earlier.cases)
         draft = planning.plan(
             question.space(),
             gpus=question.gpus,
@@ -240,7 +243,7 @@ class Campaign:
             )
         self._candidates = fitting_
         first = self._candidates[0].case
-        for case in self._cases:
+        for case in self._work.cases:
             asked, planned = (first.llm.id, first.gpu.id), (case.case.llm.id, case.case.gpu.id)
             if asked != planned or case.engine != question.engine:
                 raise UsageError(
@@ -249,13 +252,10 @@ class Campaign:
                     "give another folder."
                 )
 
-    def _path(self, name: str) -> Path:
-        return self.folder / name
-
     # ---------------------------------------------------------------------------------- time
 
     def _read_clock(self) -> float:
-        path = self._path("clock.json")
+        path = self._work.file("clock.json")
         if not path.exists():
             return 0.0
         seconds = files.read_json(path)
@@ -271,44 +271,17 @@ class Campaign:
     def _measured_s(self) -> float:
         return sum(
             planning.case_seconds(case, self._procedure)
-            for case in self._cases
-            if case.key in self._done()
+            for case in self._work.cases
+            if case.key in self._work.done()
         )
 
     def left_s(self) -> float:
         """Seconds left."""
         return 60.0 * self.question.minutes - self.used_s()
 
-    # ---------------------------------------------------------------------------------- rows
-
-    def _records(self) -> list[dict[str, Any]]:
-        path = self._path("runs.records.jsonl")
-        if not path.exists():
-            return []
-        return [r for r in files.read_json_lines(path, allow_torn_end=True) if isinstance(r, dict)]
-
-    def _done(self) -> set[str]:
-        path = self._path("runs.records.jsonl")
-        size = path.stat().st_size if path.exists() else 0
-        if getattr(self, "_seen_size", None) != size:
-            self._seen_size = size
-            self._seen = {str(r["case"]) for r in self._records() if r.get("kind") == "case"}
-        return self._seen
-
     def dataset(self) -> Dataset | None:
         """Rows measured so far; None if there are none."""
-        path = self._path("runs.jsonl")
-        if not path.exists() or not path.stat().st_size:
-            return None
-        try:
-            files.read_json_lines(path)
-        except EnergyLensError:  # torn by a kill, and mended when the sweep goes on
-            whole = files.read_json_lines(path, allow_torn_end=True)
-            if not whole:
-                return None
-            text = "".join(json.dumps(row) + "\n" for row in whole)
-            return table.dataset_from_table(files.parse_table(text, str(path), "jsonl"))
-        return table.read(path)
+        return self._work.dataset()
 
     # ---------------------------------------------------------------------------------- rounds
 
@@ -322,7 +295,7 @@ class Campaign:
         """
         interrupted = False
         try:
-            while self._unfinished() or self._plan_next():
+            while self._work.unfinished() or self._plan_next():
                 if self.left_s() <= 0:
                     self._told("The time is over.")
                     break
@@ -333,14 +306,11 @@ class Campaign:
         except KeyboardInterrupt:
             interrupted = True
         finally:
-            files.write_json(self._path("clock.json"), {"seconds": self._wall_s()})
+            files.write_json(self._work.file("clock.json"), {"seconds": self._wall_s()})
         return self.answer(interrupted=interrupted)
 
     def _wall_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._began_s
-
-    def _unfinished(self) -> bool:
-        return any(case.key not in self._done() for case in self._cases)
 
     def _plan_next(self) -> bool:
         """Choose the next round; False where nothing is left to learn in the time."""
@@ -349,24 +319,21 @@ class Campaign:
         chosen: list[PlannedCase] = []
         if share < CHOICE_SHARE:
             chosen = self._most_telling(measured)
-        if not chosen and not any(case.request_rate_per_s for case in self._cases):
+        if not chosen and not any(case.request_rate_per_s for case in self._work.cases):
             chosen = self._loads(measured)
         if not chosen:
             return False
-        self._cases += chosen
-        planfile.write_plan(
-            self._path("plan.jsonl"), Plan(cases=tuple(self._cases), procedure=self._procedure)
-        )
+        self._work.add(chosen)
         return True
 
     def _most_telling(self, measured: Dataset | None) -> list[PlannedCase]:
-        planned = {case.key for case in self._cases}
+        planned = {case.key for case in self._work.cases}
         open_ = [case for case in self._candidates if case.key not in planned]
         room = CHOICE_SHARE * 60.0 * self.question.minutes - self.used_s()
         count = 0
         for case in open_[:ROUND]:
             room -= planning.case_seconds(case, self._procedure)
-            count += room > 0 or not self._cases
+            count += room > 0 or not self._work.cases
         if not open_ or not count:
             return []
         if measured is not None:
@@ -429,17 +396,8 @@ class Campaign:
 
     def _measure(self) -> bool:
         """Measure what is planned; True if somebody interrupted."""
-        result = sweep.measure(
-            Plan(cases=tuple(self._cases), procedure=self._procedure, seed=self.question.seed),
-            self._engine_factory,
-            self._meter_factory,
-            self._path("runs.jsonl"),
-            executor=self._make_executor(),
-            gpus=self.question.gpus,
-            on_progress=lambda progress: self._on_progress(progress, self.left_s()),
-            **self._measure_options,
-        )
-        files.write_json(self._path("clock.json"), {"seconds": self._wall_s()})
+        result = self._work.measure(lambda progress: self._on_progress(progress, self.left_s()))
+        files.write_json(self._work.file("clock.json"), {"seconds": self._wall_s()})
         return result.interrupted
 
     # ---------------------------------------------------------------------------------- answers
@@ -506,8 +464,7 @@ class Campaign:
         """Fit what is there, and write model and answer."""
         measured = self.dataset()
         model, _ = self._fitted(measured)
-        records = [r for r in self._records() if r.get("kind") == "case"]
-        ends = {str(r["case"]): r.get("status") for r in records}
+        ends = self._work.ended()
         idle = []
         rates = []
         if measured is not None:
@@ -519,8 +476,8 @@ class Campaign:
         more = max(1, min(len(self._candidates), round(HALF_HOUR_S / each), 32))
         found = Answer(
             rows=0 if measured is None else len(measured),
-            failed=sum(status == "failed" for status in ends.values()),
-            planned=len(self._cases),
+            failed=sum(end.get("status") == "failed" for end in ends.values()),
+            planned=len(self._work.cases),
             minutes_used=self.used_s() / 60.0,
             sources=() if measured is None else tuple(sorted(set(measured.source.tolist()))),
             loaded_idle_w=statistics.median(idle) if idle else None,
@@ -530,7 +487,7 @@ class Campaign:
             verdict=None if measured is None else self._verdict(measured, more),
             interrupted=interrupted,
         )
-        modelfile.save(model, self._path("model.json"))
-        files.write_json(self._path("answer.json"), found.to_json())
-        files.write_text(self._path("answer.txt"), "\n".join(found.sentences()) + "\n")
+        modelfile.save(model, self._work.file("model.json"))
+        files.write_json(self._work.file("answer.json"), found.to_json())
+        files.write_text(self._work.file("answer.txt"), "\n".join(found.sentences()) + "\n")
         return found
