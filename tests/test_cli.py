@@ -18,7 +18,7 @@ import pytest
 
 from energylens import words as words_module
 from energylens.baselines import ESTIMATORS
-from energylens.cli import build_parser, judging, main, modelling
+from energylens.cli import build_parser, configuring, judging, main
 
 COMMAND = Path(sys.executable).with_name("energylens")
 LLM = "meta-llama/Llama-3.1-8B-Instruct"
@@ -1185,7 +1185,7 @@ def test_a_format_that_contradicts_the_name_of_the_llm_is_refused(run, model, ve
 
 
 def test_a_degree_beyond_what_is_accounted_for_is_refused_with_the_limit(run, model):
-    for degree, code in ((modelling.MOST_GPUS, 0), (modelling.MOST_GPUS + 1, 1)):
+    for degree, code in ((configuring.MOST_GPUS, 0), (configuring.MOST_GPUS + 1, 1)):
         said = run("explain", model, *CASE, "--data-parallel", degree)
         assert said.code == code
     assert_refused(said, "--data-parallel must be 32767 or less, not 32768")

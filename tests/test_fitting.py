@@ -7,13 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from energylens import catalog, factors, fitting
+from energylens import catalog, factors
 from energylens.cases import Cases
 from energylens.dataset import Dataset
 from energylens.errors import FitError, InputError, UnknownNameError, UsageError
 from energylens.explanation import scope_notes
 from energylens.fitting import (
     LOSSES,
+    PRIORS,
     Datasheet,
     EnergyLens,
     FitOptions,
@@ -21,6 +22,7 @@ from energylens.fitting import (
     diagnose,
     fit,
     from_datasheet,
+    problem,
 )
 from energylens.formula import EXTENSIONS, NAMES, SPREADS, TERMS, datasheet, design, energy
 from energylens.records import UNKNOWN_ENGINE, Engine
@@ -120,7 +122,7 @@ def test_residuals_that_wander_reach_as_far_as_all_their_pairs_say():
     apart = np.abs(place[:, None] - place[None]).sum(axis=2)
     alike = np.where(scenario[:, None] == scenario, 0.6 + 0.4 * np.exp(-apart / 8), 0.0)
     logs = 0.1 * np.linalg.cholesky(alike + 1e-9 * np.eye(1200)) @ rng.standard_normal(1200)
-    _, _, reach = fitting._spreads(logs, scenario, place)
+    _, _, reach = problem.spreads(logs, scenario, place)
     i, j = np.triu_indices(1200, 1)
     pairs = scenario[i] == scenario[j]
     i, j = i[pairs], j[pairs]
@@ -132,13 +134,13 @@ def test_residuals_that_wander_reach_as_far_as_all_their_pairs_say():
 
 
 def test_how_far_residuals_reach_is_a_guess_where_no_two_rows_share_a_scenario(noisy):
-    assert fit(noisy).pooled.reach_doublings == fitting.REACH_DOUBLINGS
+    assert fit(noisy).pooled.reach_doublings == problem.REACH_DOUBLINGS
 
 
 # --------------------------------------------------------------------------------- bounds
 
 
-@pytest.mark.parametrize("prior", fitting.PRIORS)
+@pytest.mark.parametrize("prior", PRIORS)
 def test_no_coefficient_is_ever_below_its_bound(draw_cases, make_dataset, prior):
     for seed in range(6):
         cases = Cases.of(draw_cases(25, seed=seed))
@@ -251,7 +253,7 @@ def test_known_idle_power_fixes_its_coefficient(small):
 def test_idle_power_stays_fixed_where_no_row_speaks_of_it(draw_cases, make_dataset):
     k = NAMES.index("idle_gpus")
     data = make_dataset(draw_cases(40, node=False), theta=PLANTED)
-    for prior in fitting.PRIORS:
+    for prior in PRIORS:
         model = fit(data, FitOptions(idle_power_w=60.0, prior=prior))
         assert model.pooled.theta[k] * datasheet(data.cases.gpus)[0, k] == pytest.approx(60.0)
 
@@ -661,7 +663,7 @@ def test_rows_off_by_orders_of_magnitude_give_finite_numbers(small, factor):
     joules = small.energy_per_request_j.copy()
     joules[::20] *= factor
     for loss in LOSSES:
-        for prior in fitting.PRIORS:
+        for prior in PRIORS:
             odd = replace(small, energy_per_request_j=joules)
             model = fit(odd, FitOptions(loss=loss, prior=prior))
             for numbers in (model.pooled.theta, model.pooled.covariance):
@@ -698,8 +700,9 @@ def test_options_that_are_none_are_refused(options, message):
 
 def fitted(dataset):
     """The minimum and what it knows of rows left out, before any widening is divided out."""
-    problem = fitting._Problem(dataset, np.ones(len(dataset)), FitOptions())
-    return problem._minimise(np.arange(len(dataset)), problem.expected, problem.spread)
+    least_squares = problem.Problem(dataset, np.ones(len(dataset)), FitOptions())
+    everything = np.arange(len(dataset))
+    return least_squares._minimise(everything, least_squares.expected, least_squares.spread)
 
 
 def plain(model):

@@ -183,7 +183,7 @@ _CASE = {
 def _case(
     llm: str, gpu: str, input_tokens: float, output_tokens: float, engine: Any, others: Any
 ) -> Case:
-    from energylens.cli.console import case_of
+    from energylens.cli.configuring import case_of
 
     unknown = [name for name in others if name not in _CASE]
     if unknown:
@@ -204,7 +204,7 @@ def _case(
 
 
 def _engine(engine: Any) -> Any:
-    from energylens.cli.console import engine_of
+    from energylens.cli.configuring import engine_of
 
     return engine_of(engine) if isinstance(engine, str) else engine
 

@@ -8,7 +8,6 @@ import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
 from energylens.errors import ExitCode, UsageError
@@ -16,10 +15,6 @@ from energylens.words import WIDTH, table_lines, wrapped
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
-    from energylens.records import Case, Engine, Gpu, Precision
-
-KV_FORMATS = ("auto", "bf16", "fp16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
-BATCH_SIZE = 32  # where none is named
 MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
 
@@ -144,6 +139,23 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: i
 def print_paragraph(text: str, indent: str = "", hanging: str = "") -> None:
     """Print wrapped text, lines after the first indented by ``hanging`` too."""
     print("\n".join(wrapped(text, indent=indent + hanging, first=indent)))
+
+
+def print_wrapped(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table whose first column goes on below where it is too wide."""
+    rest = [max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header))]
+    room = max(WIDTH - sum(rest) - 2 * len(rest), len(header[0]))
+    lines: list[Sequence[str]] = []
+    for first, *cells in rows:
+        head, *more = textwrap.wrap(first, room, subsequent_indent="  ", break_on_hyphens=False)
+        lines.append((head, *cells))
+        lines += [(line, *("" for _ in rest)) for line in more]
+    print_table(header, lines)
+
+
+def flag(name: str) -> str:
+    """Name the option that an argument comes from."""
+    return "--" + name.replace("_", "-")
 
 
 class Progress:
@@ -280,168 +292,6 @@ def _known_as(column: str, name: str) -> str:
         return name
 
 
-def add_case(parser: argparse.ArgumentParser) -> None:
-    """Add what describes one case."""
-    group = parser.add_argument_group("the case")
-    group.add_argument("--llm", required=True, help="a name from energylens llm list")
-    group.add_argument("--gpu", required=True, help="a name from energylens gpu list")
-    group.add_argument("--precision", help="a number format; the LLM's own by default")
-    for degree in ("tensor", "pipeline", "expert", "data"):
-        group.add_argument(
-            f"--{degree}-parallel", type=positive_int, default=1, metavar="N", help="default: 1"
-        )
-    group.add_argument(
-        "--batch-size", type=positive_int, metavar="N", help=f"default: {BATCH_SIZE}"
-    )
-    group.add_argument(
-        "--power-cap-w", type=positive, metavar="W", help="power limit of each GPU; default: none"
-    )
-    add_memory(group)
-    group.add_argument("--input-tokens", type=positive, required=True, metavar="N")
-    group.add_argument("--output-tokens", type=positive, required=True, metavar="N")
-    group.add_argument(
-        "--vision-tokens",
-        type=positive,
-        metavar="N",
-        help="those of images or frames among the input tokens; by default what the catalog "
-        "says, on top of them",
-    )
-    group.add_argument("--images", type=positive_int, default=0, metavar="N")
-    group.add_argument("--frames", type=positive_int, default=0, metavar="N")
-    group.add_argument(
-        "--node-gpus",
-        type=positive_int,
-        metavar="N",
-        help="count every GPU of a node of this size, idle ones too",
-    )
-    group.add_argument(
-        "--engine",
-        type=engine_of,
-        metavar="'NAME VERSION'",
-        help="what serves it, as in 'vllm 0.11.1', where the fit has rows of several",
-    )
-
-
-def add_memory(group: Any) -> None:
-    """Add what an engine is told of the memory of its GPUs."""
-    group.add_argument(
-        "--gpu-memory-utilization",
-        type=_share,
-        metavar="RATIO",
-        help="share of the GPU's memory that the engine may use; default: 0.9",
-    )
-    group.add_argument(
-        "--kv-cache-dtype",
-        choices=KV_FORMATS,
-        default="auto",
-        help="format of the KV cache; default: auto, that of the number format",
-    )
-    group.add_argument(
-        "--max-num-seqs",
-        type=positive_int,
-        metavar="N",
-        help="sequences of a replica that the engine may run, for which it sets memory aside; "
-        "default: the batch size given, or where none is given the engine's own default",
-    )
-
-
-def gpu_of(arguments: argparse.Namespace, name: str) -> Gpu:
-    """Look a GPU type up, with what the engine is told of its memory."""
-    from energylens import capacity, catalog
-
-    gpu, share = catalog.gpu(name), arguments.gpu_memory_utilization
-    if share is not None:
-        gpu = replace(gpu, memory_share_ratio=share)
-    told = arguments.max_num_seqs
-    if told is None and getattr(arguments, "engine_default_limit", False):
-        told = capacity.default_sequences(gpu)
-    return gpu if told is None else replace(gpu, max_num_seqs=told)
-
-
-def precision_of(arguments: argparse.Namespace, name: str) -> Precision:
-    """Look a number format up, with the format that the KV cache is given."""
-    from energylens import capacity, catalog
-
-    precision, bits = catalog.precision(name), capacity.KV_BITS[arguments.kv_cache_dtype]
-    return precision if bits is None else replace(precision, kv_bits=bits)
-
-
-def engine_of(text: str) -> Engine:
-    """Read an engine and its version, as in ``vllm 0.11.1`` or ``vllm==0.11.1``."""
-    from energylens.records import Engine
-
-    name, _, version = text.replace("==", " ").strip().partition(" ")
-    return Engine(name=name, version=version.strip())
-
-
-def case_of(arguments: argparse.Namespace) -> Case:
-    """Make the case that the arguments describe.
-
-    The vision tokens that the catalog knows are added to the input tokens; those given with
-    ``--vision-tokens`` are taken to be part of them.
-    """
-    from energylens import catalog
-    from energylens.records import (
-        UNKNOWN_ENGINE,
-        Boundary,
-        Case,
-        Configuration,
-        Modality,
-        Workload,
-    )
-
-    gpus = arguments.tensor_parallel * arguments.pipeline_parallel * arguments.data_parallel
-    if arguments.node_gpus and arguments.node_gpus < gpus:
-        raise UsageError(
-            f"--node-gpus must be at least the {gpus} GPUs of the deployment, tensor x pipeline x "
-            f"data parallel ones; given {arguments.node_gpus}"
-        )
-    if arguments.batch_size is None:
-        # Who names no limit starts an engine that takes its own.
-        arguments.batch_size, arguments.engine_default_limit = BATCH_SIZE, True
-    llm = catalog.llm(arguments.llm)
-    stated = catalog.checkpoint_precision(arguments.llm, arguments.precision or "")
-    precision = precision_of(arguments, stated.id)
-    tokens, vision = arguments.input_tokens, arguments.vision_tokens
-    if arguments.images or arguments.frames or vision:
-        if llm.vision is None:
-            raise UsageError(f"{llm.id} has no vision tower: leave images and frames out")
-        if vision is None:
-            vision = arguments.images * (llm.vision.tokens_per_image or 0)
-            vision += arguments.frames * (llm.vision.tokens_per_frame or 0)
-            if not vision:
-                raise UsageError(
-                    f"the catalog does not know how many tokens {llm.id} makes of an image or "
-                    "frame: give --vision-tokens"
-                )
-            tokens += vision
-    modality = Modality.VIDEO if arguments.frames else Modality.IMAGE if vision else Modality.TEXT
-    return Case(
-        llm=llm,
-        gpu=gpu_of(arguments, arguments.gpu),
-        precision=precision,
-        workload=Workload(
-            input_tokens=tokens,
-            output_tokens=arguments.output_tokens,
-            vision_tokens=vision or 0.0,
-            images=arguments.images,
-            frames=arguments.frames,
-            modality=modality,
-        ),
-        configuration=Configuration(
-            tensor_parallel=arguments.tensor_parallel,
-            pipeline_parallel=arguments.pipeline_parallel,
-            expert_parallel=arguments.expert_parallel,
-            data_parallel=arguments.data_parallel,
-            batch_size=arguments.batch_size,
-            power_cap_w=arguments.power_cap_w,
-        ),
-        boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
-        node_gpus=arguments.node_gpus,
-        engine=arguments.engine or UNKNOWN_ENGINE,
-    )
-
-
 def positive_int(text: str) -> int:
     """Read a whole number of 1 or more (an argparse type)."""
     return _whole(text, 1)
@@ -452,7 +302,8 @@ def not_negative_int(text: str) -> int:
     return _whole(text, 0)
 
 
-def _share(text: str) -> float:
+def share(text: str) -> float:
+    """Read a share above 0, at most 1."""
     try:
         value = float(text)
     except ValueError:

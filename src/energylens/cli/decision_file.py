@@ -81,7 +81,7 @@ def read(arguments: argparse.Namespace) -> None:
         "choose": tuple(asked.choose.knobs) if asked.choose.knobs else None,
     }
     if asked.serve.engine:
-        from energylens.cli.console import engine_of
+        from energylens.cli.configuring import engine_of
 
         values["engine"] = engine_of(asked.serve.engine)
     if asked.current is not None:

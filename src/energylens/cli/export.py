@@ -6,15 +6,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import (
-    Subparsers,
-    add_case,
-    add_json,
-    case_of,
-    positive,
-    print_json,
-    print_paragraph,
-)
+from energylens.cli.configuring import add_case, case_of
+from energylens.cli.console import Subparsers, add_json, positive, print_json, print_paragraph
 from energylens.errors import UsageError
 
 if TYPE_CHECKING:

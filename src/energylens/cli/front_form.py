@@ -6,7 +6,8 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import case_of, print_json, print_paragraph, print_table
+from energylens.cli.configuring import case_of
+from energylens.cli.console import print_json, print_paragraph, print_table
 from energylens.words import joules, percent, plural
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def note(front: Front, point: FrontPoint) -> str:
 
 def select_by(arguments: argparse.Namespace) -> None:
     """Rank configurations by a form."""
-    from energylens.cli.console import gpu_of, precision_of
+    from energylens.cli.configuring import gpu_of, precision_of
     from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
     from energylens.showing import ranking_cells
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from energylens.cli.configuring import KV_FORMATS
 from energylens.cli.console import (
-    KV_FORMATS,
     Subparsers,
     about_minutes,
     add_json,

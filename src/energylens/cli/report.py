@@ -139,7 +139,7 @@ ASKED = ("llm", "gpu", "input_tokens", "output_tokens")
 def _scenario(arguments: argparse.Namespace) -> Scenario | None:
     """Make the scenario that is asked for; None if none is."""
     from energylens import catalog
-    from energylens.cli.console import engine_of
+    from energylens.cli.configuring import engine_of
     from energylens.errors import UsageError
     from energylens.records import UNKNOWN_ENGINE, Configuration, Workload
     from energylens.selection import Scenario

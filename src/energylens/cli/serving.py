@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import gpu_of, precision_of, print_json, print_paragraph, print_table
+from energylens.cli.configuring import gpu_of, precision_of
+from energylens.cli.console import print_json, print_paragraph, print_table
 from energylens.words import energies, joules, likelihood, percent, saving
 
 if TYPE_CHECKING:

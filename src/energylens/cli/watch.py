@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
+from energylens.cli.configuring import add_memory, engine_of, gpu_of, precision_of
 from energylens.cli.console import (
     Subparsers,
     add_json,
-    add_memory,
-    engine_of,
-    gpu_of,
     positive,
     positive_int,
-    precision_of,
     print_json_line,
     print_paragraph,
 )

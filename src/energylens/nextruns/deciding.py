@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from energylens import fitting
 from energylens.cases import BoolArray, FloatArray, IntArray
+from energylens.fitting.problem import REACH_DOUBLINGS
 from energylens.formula import OVERLAPS
 from energylens.model import draw_theta, knob_place
 from energylens.nextruns.ground import _Ground, log_slopes
@@ -70,7 +70,7 @@ class _Belief:
     def _shared(ground: _Ground, a: FloatArray, b: FloatArray) -> FloatArray:
         """Prior covariance of the residuals of kin at two lists of places."""
         distance = np.abs(a[:, None] - b[None]).sum(axis=2)
-        near = np.exp(-distance / fitting.REACH_DOUBLINGS)
+        near = np.exp(-distance / REACH_DOUBLINGS)
         return np.asarray(ground.between**2 + ground.within**2 * near)
 
     def covariance(self, ground: _Ground) -> FloatArray:

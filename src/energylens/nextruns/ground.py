@@ -17,6 +17,7 @@ from energylens.counts import in_flight
 from energylens.dataset import Dataset, freed_columns, group_rows
 from energylens.errors import UsageError
 from energylens.fitting import FitOptions
+from energylens.fitting.problem import PRIOR_ROW_RATIO
 from energylens.formula import SPREADS, design, energy, slopes
 from energylens.model import Coefficients, EnergyModel, draw_theta
 from energylens.nextruns.answers import _KNOBS, _LENGTHS, Choice, Run
@@ -178,7 +179,7 @@ def _spreads(
     intervals do, they mispredict each other far more than ordinary rows. So residuals of the fit
     are counted here, over the rows that it left free; a guess helps out while rows are few.
     """
-    guess = fitting.PRIOR_ROW_RATIO**2
+    guess = PRIOR_ROW_RATIO**2
     n = len(joules)
     if n == 0:
         return float(np.sqrt(guess)), float(np.sqrt(guess))

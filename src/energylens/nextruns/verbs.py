@@ -32,10 +32,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from energylens import fitting, table
+from energylens import table
 from energylens.cases import BoolArray, Cases, IntArray
 from energylens.dataset import Dataset
 from energylens.errors import InfeasibleError, UsageError
+from energylens.fitting.problem import ENOUGH
 from energylens.nextruns.answers import Batch, Verdict
 from energylens.nextruns.deciding import (
     REPEAT_RATIO,
@@ -284,7 +285,7 @@ def _lacking(ground: _Ground) -> str:
         same = kinds[ground.n :] == gpu
         if engine:
             same &= (engines[ground.n :] == engine) | (engines[ground.n :] == "")
-        rows, most = int(same.sum()), fitting.ENOUGH
+        rows, most = int(same.sum()), ENOUGH
         if rows < most:
             of = f"of {ground.cases.gpus[gpu].id}" + (
                 f" with the engine {engine}" if engine else ""

@@ -1,0 +1,339 @@
+"""The verbs select and verify."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+from energylens.cli import front_form
+from energylens.cli.configuring import (
+    BATCH_SIZE,
+    DEGREES,
+    add_case,
+    case_meant,
+    gpu_of,
+    precision_of,
+)
+from energylens.cli.console import (
+    Subparsers,
+    add_json,
+    add_seed,
+    comma_list,
+    flag,
+    numbers,
+    positive_int,
+    print_json,
+    print_paragraph,
+    print_wrapped,
+)
+from energylens.cli.serving import (
+    add_load_options,
+    answer,
+    lengths_of,
+    model_for,
+    refuse_without_rate,
+)
+
+if TYPE_CHECKING:
+    from energylens.model import EnergyModel
+    from energylens.selection import Limit, Ranking
+
+LISTED = 4  # infeasible layouts shown
+# What fixes a knob that --choose can free: argument, column that frees it, value by default.
+FIXED: tuple[tuple[str, str, Any], ...] = (
+    *((degree, degree, 1) for degree in DEGREES),
+    ("batch_size", "batch_size", None),
+    ("precision", "precision_index", None),
+    ("power_cap_w", "power_cap_w", None),
+)
+# What lists the values of a free knob: argument, column that frees it, knob.
+LISTS = (
+    ("batch_sizes", "batch_size", "batch_size"),
+    ("gpus", "gpu_index", "gpu"),
+    ("precisions", "precision_index", "precision"),
+    ("power_caps", "power_cap_w", "power_cap"),
+)
+
+
+def add_verbs(verbs: Any) -> None:
+    """Add the verbs."""
+    subparsers = Subparsers(verbs)
+    parser = subparsers.add(
+        "select",
+        "rank the feasible configurations by energy",
+        _select,
+        (
+            "energylens select model.json --llm Qwen/Qwen3-32B --gpu H100 "
+            "--input-tokens 500 --output-tokens 300",
+            "energylens select datasheet --llm Qwen/Qwen3-32B --gpu H200 "
+            "--input-tokens 500 --output-tokens 300",
+            "energylens select model.json --llm Qwen/Qwen3-235B-A22B --gpu H100 --precision fp8 "
+            "--choose parallelism,batch_size --input-tokens 500 --output-tokens 300",
+            "energylens select --llm meta-llama/Llama-3.3-70B-Instruct --precision fp8 --gpu H100 "
+            "--rate 3 --tpot 50ms --ttft 1s --input-tokens 2000 --output-tokens 300 "
+            "--current 'TP8 B256'",
+        ),
+    )
+    _add_selection(parser)
+
+    parser = subparsers.add(
+        "verify",
+        "measure the choice under load, correct it, choose again",
+        _select,
+        (
+            "energylens verify --llm meta-llama/Llama-3.3-70B-Instruct --precision fp8 --gpu H100 "
+            "--rate 3 --tpot 50ms --input-tokens 2000 --output-tokens 300",
+            "energylens verify decision.toml --measured runs.csv",
+        ),
+    )
+    _add_selection(parser)
+    parser.add_argument(
+        "--measured",
+        metavar="RUNS.csv",
+        help="what was measured so far: configuration (as TP4 B64), energy_per_request_j, tpot_s, "
+        "ttft_s, request_latency_s",
+    )
+    parser.add_argument(
+        "--runs",
+        type=positive_int,
+        default=3,
+        metavar="N",
+        help="runs after which the best measured one is the answer (default: 3)",
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Add what a choice is asked with."""
+    parser.add_argument(
+        "model",
+        metavar="MODEL",
+        nargs="?",
+        help="a model.json, a tidy table (fitted as fit does), a model that energylens models "
+        "lists, the word datasheet, or a decision file (.toml); by default the packaged model of "
+        "the GPU type",
+    )
+    add_case(parser)
+    for action in parser._actions:
+        if action.dest in ("llm", "gpu", "input_tokens", "output_tokens"):
+            action.required = False  # a decision file or a trace may say
+    add_load_options(parser)
+    parser.add_argument(
+        "--choose",
+        type=comma_list,
+        default=None,
+        metavar="KNOBS",
+        help="free knobs, a comma list of tensor_parallel, pipeline_parallel, expert_parallel, "
+        "data_parallel, parallelism, batch_size, precision, gpu, power_cap "
+        "(default: tensor_parallel,pipeline_parallel; with --rate data_parallel and batch_size "
+        "too)",
+    )
+    parser.add_argument(
+        "--max-gpus", type=int, default=8, metavar="N", help="GPUs to use at most (default: 8)"
+    )
+    parser.add_argument(
+        "--batch-sizes", type=numbers, metavar="LIST", help="values of a free batch_size"
+    )
+    parser.add_argument("--gpus", type=comma_list, default=(), help="values of a free gpu")
+    parser.add_argument(
+        "--precisions", type=comma_list, default=(), help="values of a free precision"
+    )
+    parser.add_argument(
+        "--power-caps", type=numbers, metavar="LIST", help="values of a free power_cap, in W"
+    )
+    parser.add_argument(
+        "--top",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="configurations to list (default: 8)",
+    )
+    # None tells a knob that was not fixed from one fixed at its default.
+    parser.set_defaults(**{name: None for name, _, _ in FIXED})
+    add_seed(parser)
+    add_json(parser)
+
+
+def _knobs(arguments: argparse.Namespace) -> None:
+    """Refuse what would have no effect, name what is missing, and fill in the defaults."""
+    from energylens.dataset import freed_columns
+    from energylens.errors import UsageError
+
+    freed = freed_columns(arguments.choose)
+    for name, column, default in FIXED:
+        given = getattr(arguments, name)
+        if given is not None and column in freed:
+            knob = {"power_cap_w": "power_cap"}.get(name, name)
+            shown = f"{given:g}" if isinstance(given, float) else given
+            raise UsageError(
+                f"{flag(name)} {shown} has no effect: {knob} is free (--choose); give --choose "
+                "without it, or leave the option out"
+            )
+        if given is None:
+            setattr(arguments, name, default)
+    if "batch_size" in freed:  # each limit that is tried is what the engine is told
+        arguments.batch_size = BATCH_SIZE
+    for name, column, knob in LISTS:
+        if getattr(arguments, name) and column not in freed:
+            hint = ""
+            if name == "gpus" and all(text.isdigit() for text in arguments.gpus):
+                hint = f"; for a count of GPUs, say --max-gpus {arguments.gpus[0]}"
+            raise UsageError(
+                f"{flag(name)} has no effect: {knob} is not free; add {knob} to --choose, or "
+                f"leave the option out{hint}"
+            )
+        if column in freed and not getattr(arguments, name) and name != "batch_sizes":
+            raise UsageError(
+                f"to choose the {knob} freely, the candidates must list some: give {flag(name)}"
+            )
+
+
+def _caps_seen(model: EnergyModel) -> tuple[Limit, ...]:
+    """Limit free power caps to those that the fit can speak of."""
+    from energylens import catalog
+    from energylens.errors import UnknownNameError
+    from energylens.selection import CapsSeen
+
+    if "power_cap_w" not in model.scope.ranges:
+        return ()
+    low, high = model.scope.ranges["power_cap_w"]
+    try:
+        tdp_w = [catalog.gpu(name).tdp_w for name in model.scope.gpus]
+    except UnknownNameError:
+        return ()  # fitted with a catalog of someone else
+    # Which GPU type had which cap is not kept: of several, those that rule out the least.
+    return (CapsSeen(low_ratio=low / max(tdp_w), high_ratio=high / min(tdp_w)),)
+
+
+def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
+    """Note GPU types that no row speaks of, but for the best one's, which is explained anyway."""
+    scope = model.scope_of(ranking.scenario.engine.id)
+    ids = {gpu.id for gpu in ranking.cases.gpus} - set(scope.gpus) - {ranking.best.gpu}
+    return [
+        f"No row of the fit has the GPU {name}: its joules rest on its datasheet."
+        for name in sorted(ids)
+    ]
+
+
+def _select(arguments: argparse.Namespace) -> None:
+    from energylens.cli import decision_file
+    from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
+    from energylens.errors import UsageError
+    from energylens.explanation import explain
+    from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
+    from energylens.showing import advice, ranking_cells
+
+    if arguments.model and arguments.model.lower().endswith((".toml", ".yaml", ".yml")):
+        decision_file.read(arguments)
+    under_load = arguments.rate is not None
+    if arguments.verb == "verify" and not under_load:
+        raise UsageError("verify measures a choice under load: --rate must be given")
+    if arguments.choose is None:
+        arguments.choose = UNDER_LOAD if under_load else DEFAULT_CHOOSE
+    if "gpu" in arguments.choose:
+        if arguments.gpu and "," in arguments.gpu and not arguments.gpus:
+            arguments.gpus = comma_list(arguments.gpu)
+            arguments.gpu = None
+        if arguments.gpu is None and arguments.gpus:
+            arguments.gpu = arguments.gpus[0]
+    for name in ("llm", "gpu") + (() if under_load else ("input_tokens", "output_tokens")):
+        if getattr(arguments, name) is None:
+            raise UsageError(f"{flag(name)} must be given")
+    if front_form.is_form(arguments.model):
+        if under_load:
+            raise UsageError(f"{arguments.model} is a form of energy alone: leave --rate out")
+        refuse_without_rate(arguments)
+        _knobs(arguments)
+        front_form.select_by(arguments)
+        return
+    model, packaged_note = model_for(arguments.model, arguments.gpu, arguments.engine)
+    if under_load:
+        lengths = lengths_of(arguments)
+        arguments.input_tokens = lengths.input_tokens
+        arguments.output_tokens = lengths.output_tokens
+    else:
+        refuse_without_rate(arguments)
+    _knobs(arguments)
+    case = case_meant(arguments, model)
+    if under_load:
+        answer(arguments, model, case, lengths, packaged_note)
+        return
+    model = model.choosing(arguments.choose)  # the explanation speaks of the same joules
+    candidates = Candidates(
+        gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
+        precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
+        batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
+        power_caps_w=tuple(map(float, arguments.power_caps or ())),
+    )
+    if "power_cap" in arguments.choose and "power_cap" not in model.extensions:
+        raise UsageError(
+            f"choosing a power cap takes a model that knows some, and "
+            f"{arguments.model or 'the packaged one'} knows "
+            "none: fit one with --extend power_cap to rows that have power_cap_w"
+        )
+    ranking = select(
+        model,
+        Scenario.of(case, arguments.max_gpus),
+        choose=arguments.choose,
+        candidates=candidates,
+        limits=_caps_seen(model) if "power_cap" in arguments.choose else (),
+        seed=arguments.seed,
+    )
+    fixed = (
+        []
+        if "batch_size" in ranking.choose
+        else [
+            f"The batch limit is fixed at {ranking.cases.batch_size[0]:g}; --choose "
+            f"{','.join([*ranking.choose, 'batch_size'])} frees it, and larger ones take fewer "
+            "joules as a rule."
+        ]
+    )
+    notes = [
+        *packaged_note,
+        *ranking.notes,
+        *fixed,
+        *_unseen_gpus(model, ranking),
+        "A batch that is kept full is assumed; --rate R answers for a load.",
+    ]
+    best = ranking.cases.case(0)
+    explanation = explain(model, best)
+    if arguments.json:
+        document = ranking.to_json()
+        document["notes"] = [*explanation.notes, *notes]
+        document["explanation"] = explanation.to_json()
+        print_json(document)
+        return
+    print_paragraph(ranking.describe())
+    print()
+    header, rows = ranking_cells(ranking, arguments.top)
+    print_wrapped(header, rows)
+    more = len(ranking.served()) - len(rows)
+    if more > 0:
+        print(f"... and {more} more")
+    print()
+    print_paragraph(advice(ranking))
+    for line in explanation.sentences[1:]:
+        print_paragraph(line)
+    for note in (*explanation.notes, *notes):
+        print_paragraph(f"Note: {note}")
+    # One line for each layout, whose batch sizes fail for the same reason, and for each cap.
+    layouts = set()
+    ruled_out: dict[tuple[str, ...], tuple[str, str]] = {}
+    for item in ranking.infeasible():
+        layout = item.configuration.describe().partition(" B")[0]
+        layouts.add((layout, item.gpu, item.precision))
+        name, cap_w = item.configuration.describe(), item.configuration.power_cap_w
+        if item.cause.startswith("power cap"):
+            name = f"{cap_w:g} W on {item.gpu}"
+            layout = name
+        ruled_out.setdefault((layout, item.gpu, item.precision), (name, item.reason))
+    if ruled_out:
+        print()
+        print(
+            f"Not feasible: {len(ranking.ruled_out)} configurations of {len(layouts)} "
+            f"layout{'s' * (len(layouts) > 1)}"
+            + (", among them" if len(ruled_out) > LISTED else "")
+        )
+        # Caps first: there are few, and layouts would crowd them out.
+        lines = sorted(ruled_out.values(), key=lambda line: " W on " not in line[0])
+        for name, reason in lines[:LISTED]:
+            print_paragraph(f"{name}: {reason}", "  ")
