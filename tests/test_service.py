@@ -21,7 +21,7 @@ from energylens.importers import mlenergy_v3
 from energylens.latency import from_datasheet as time_from_datasheet
 from energylens.latency_fitting import fit_latency
 from energylens.records import Case, Configuration, Engine, Gpu, Workload
-from energylens.service import JouleSteps, Lengths, Service, slots, steady_state
+from energylens.service import JouleSteps, Lengths, Service, _chain, slots, steady_state
 
 LENGTHS = Lengths(input_tokens=500, output_tokens=300)
 
@@ -87,6 +87,29 @@ def test_power_is_affine_in_the_rate_once_the_engine_is_never_empty() -> None:
     rates = np.array([5.0, 10.0, 15.0])
     power = serve(line(3), rates).power_w
     assert power[2] - power[1] == pytest.approx(power[1] - power[0], rel=0.02)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.floats(-2, 3.5), st.floats(0.05, 1.3), st.integers(1, 400))
+def test_the_chain_is_its_weights_summed(log_r: float, load: float, limit: int) -> None:
+    alpha, beta = 10.0**log_r, 1.0
+    offered = load / (alpha / limit + beta)  # of what the slots sustain
+    chain = _chain(*(np.array([x]) for x in (offered, alpha, beta, float(limit))), moments=True)
+    if load >= 1.0:
+        assert (chain.full[0], chain.mean[0], chain.queue[0]) == (1.0, limit, np.inf)
+        return
+    n = np.arange(1, limit + 1)
+    logs = np.concatenate([[0.0], np.cumsum(np.log(offered * (alpha / n + beta)))])
+    weights = np.exp(logs - logs.max())
+    beyond = weights[-1] * load / (1.0 - load)
+    held, running = weights.sum() + beyond, np.append(n, limit)
+    shares = np.append(weights[1:], beyond) / held
+    assert chain.empty[0] == pytest.approx(weights[0] / held, rel=1e-9)
+    assert chain.mean[0] == pytest.approx(shares @ running, rel=1e-9)
+    variance = shares @ running**2 - (shares @ running) ** 2
+    assert chain.variance[0] == pytest.approx(variance, rel=1e-6, abs=1e-9)
+    assert chain.full[0] == pytest.approx((weights[-1] + beyond) / held, rel=1e-8, abs=1e-12)
+    assert chain.queue[0] == pytest.approx(beyond / (1 - load) / held, rel=1e-8, abs=1e-12)
 
 
 def test_saturates_where_a_full_batch_does() -> None:

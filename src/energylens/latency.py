@@ -27,6 +27,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -397,6 +398,23 @@ def check_target(target: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class _Folded:
+    """Coefficients times counts, by what they are multiplied with; each of shape (n,)."""
+
+    reading: FloatArray  # of weights
+    multiplying_s: FloatArray  # for each sequence of a microbatch, as the next
+    each_s: FloatArray
+    sequence_s: FloatArray  # for each sequence
+    fixed_s: FloatArray
+    piped: IntArray  # cases with pipeline stages, which alone have bubbles
+    bubble: FloatArray
+    token_s: FloatArray  # for each prompt token
+    pass_s: FloatArray
+    fresh_s: FloatArray  # reading experts that the step had not touched, all of them
+    sparse: bool  # whether any case has experts
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Steps:
     """Seconds of a step and a prompt of one replica of n cases, as functions of its batch.
 
@@ -413,26 +431,59 @@ class Steps:
         """Return the cases at ``index``."""
         return Steps(times=self.times.take(index), theta=self.theta[index])
 
+    @cached_property
+    def _folded(self) -> _Folded:
+        """Terms that depend on the batch alike, added up once for all batches asked about."""
+        t, th = self.times, self.theta.T
+        launch = th[_K["step_launch"]] * t.launch_s
+        together = th[_K["step_synchronisation"]] * t.synchronisation_s
+        once = th[_K["prompt_launch"]] * t.prompt_launch_s
+        own = (
+            th[_K["prompt_compute"]] * t.prompt_compute_s
+            + th[_K["vision"]] * t.vision_s
+            + th[_K["media"]] * t.media_s
+            + th[_K["prompt_link"]] * t.prompt_link_s
+            + th[_K["lockstep"]] * t.lockstep_s
+        )
+        return _Folded(
+            reading=th[0] + th[1] * t.narrow_ratio + th[2] * t.weight_only_ratio,
+            multiplying_s=th[MULTIPLYING] * t.compute_s,
+            each_s=th[_K["step_cache"]] * t.cache_s + th[_K["step_link"]] * t.link_s,
+            sequence_s=th[_K["step_sequence"]] * t.sequence_s,
+            fixed_s=launch + together + th[_K["step_stage"]] * t.stage_s,
+            piped=np.flatnonzero(t.stages > 1),
+            bubble=th[_K["step_bubble"]],
+            token_s=own / t.input_tokens,
+            pass_s=once / t.prompt_passes,
+            fresh_s=th[0] * t.prompt_experts_s / t.prompt_passes,
+            sparse=bool(t.experts_s.any()),
+        )
+
+    def _covered(self, each: FloatArray) -> FloatArray | float:
+        """Share of the experts that a microbatch touches; of a dense LLM there are none."""
+        t = self.times
+        return coverage(t.log_missed, t.sharing * each) if self._folded.sparse else 0.0
+
+    def _each(self, running: FloatArray) -> FloatArray:
+        """Sequences of one microbatch."""
+        if not len(self._folded.piped):
+            return running
+        each: FloatArray = running / np.clip(running, 1.0, self.times.stages)
+        return each
+
     def step_s(self, running: FloatArray) -> FloatArray:
         """Seconds of a decode step with ``running`` sequences in the replica; shape (n,)."""
-        t, th = self.times, self.theta.T
-        if (t.stages > 1).any():
-            step, _ = t.design(running)
-            return seconds(step, np.zeros_like(step), self.theta)
-        weights = t.always_s + t.experts_s * coverage(t.log_missed, t.sharing * running)
-        reading = th[0] + th[1] * t.narrow_ratio + th[2] * t.weight_only_ratio
-        each = (
-            th[_K["step_cache"]] * t.cache_s
-            + th[_K["step_sequence"]] * t.sequence_s
-            + th[_K["step_link"]] * t.link_s
-        )
-        fixed = (
-            th[_K["step_launch"]] * t.launch_s
-            + th[_K["step_synchronisation"]] * t.synchronisation_s
-        )
-        multiplying = th[MULTIPLYING] * t.compute_s * running
-        corner: FloatArray = np.hypot(reading * weights, multiplying)
-        total: FloatArray = corner + each * running + fixed
+        t, f = self.times, self._folded
+        each = self._each(running)
+        weights = t.always_s + t.experts_s * self._covered(each)
+        reading, multiplying = f.reading * weights, f.multiplying_s * each
+        total: FloatArray = np.sqrt(reading * reading + multiplying * multiplying)
+        total += f.each_s * each + f.sequence_s * running + f.fixed_s
+        if len(k := f.piped):
+            micro = np.clip(running[k], 1.0, t.stages[k])
+            busy = np.hypot(weights[k], t.compute_s[k] * each[k]) + t.cache_s[k] * each[k]
+            busy += t.launch_s[k] + t.synchronisation_s[k]
+            total[k] += f.bubble[k] * (micro - 1.0) * busy
         return total
 
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
@@ -441,18 +492,10 @@ class Steps:
         Prompts of the cases' mean length; what a pass costs, its launch and the experts that the
         step had not touched, is paid once, up to the token budget of a pass.
         """
-        t, th = self.times, self.theta.T
-        own = (
-            th[_K["prompt_compute"]] * t.prompt_compute_s
-            + th[_K["vision"]] * t.vision_s
-            + th[_K["media"]] * t.media_s
-            + th[_K["prompt_link"]] * t.prompt_link_s
-            + th[_K["lockstep"]] * t.lockstep_s
-        )
-        micro = np.clip(running, 1.0, t.stages)
-        missed = 1.0 - coverage(t.log_missed, t.sharing * running / micro)
-        once = th[_K["prompt_launch"]] * t.prompt_launch_s + th[0] * t.prompt_experts_s * missed
-        total: FloatArray = own * tokens / t.input_tokens + once / t.prompt_passes
+        f = self._folded
+        total: FloatArray = f.token_s * tokens + f.pass_s
+        if f.sparse:
+            total += f.fresh_s * (1.0 - self._covered(self._each(running)))
         return total
 
     def prompt_s(self, running: FloatArray) -> FloatArray:
