@@ -4,10 +4,12 @@ import shlex
 from pathlib import Path
 
 import pytest
+from tests import import_documents as ours
 from tests.import_fixtures import NOON, smi_csv, step, step_times, vllm_bench, write_json
 
 from energylens import table
 from energylens.cli import main
+from energylens.errors import UsageError
 from energylens.importers import auto
 from energylens.importers.declared import Setup
 from energylens.importers.runs import RefusedFileError
@@ -165,3 +167,50 @@ def test_json_without_a_file_says_what_was_taken_and_what_is_missing(folder, cap
     code, out, err = run(capsys, "import", "auto", "bench.json", "--power", "smi.csv", *SERVED)
     assert code == 0, err
     assert out.startswith("llm,gpu")
+
+
+def test_a_folder_gives_its_runs_each_with_the_log_beside_it(folder, capsys):
+    for name, watts in (("a", 400.0), ("b", 500.0)):
+        inside = folder / "runs" / name
+        inside.mkdir(parents=True)
+        write_json(inside / "bench.json", vllm_bench())
+        times = step_times(1.0)
+        (inside / "smi.csv").write_text(
+            smi_csv(times, [step(times, NOON + 180, NOON + 300, 70.0, watts)])
+        )
+        (inside / "config.yaml").write_text("load: {}\nserver: {}\n")
+        (inside / "server.log").write_text("INFO started\n")
+    failed = vllm_bench(completed=0)
+    write_json(folder / "runs" / "failed.json", failed)
+    imported, _ = auto.read([folder / "runs"], auto.Options(setup=Setup(gpu="H100", gpus=1)))
+    assert imported.dataset.energy_per_request_j == pytest.approx([200.0, 250.0], rel=0.01)
+    assert [s.example for s in imported.skipped] == ["failed.json"]
+    assert "none of its 240 requests completed" in imported.skipped[0].reason
+    assert any(
+        "passed over, as no results: a/config.yaml, a/server.log" in n for n in imported.notes
+    )
+    with pytest.raises(UsageError, match="give one power log for a benchmark, not 2"):
+        auto.read([folder / "bench.json", folder / "runs"], auto.Options(setup=Setup(gpu="H100")))
+
+
+def test_a_folder_without_results_says_so(folder):
+    (folder / "empty").mkdir()
+    with pytest.raises(RefusedFileError, match="a folder without a result file"):
+        auto.read([folder / "empty"])
+    write_json(folder / "empty" / "b.json", vllm_bench(completed=0))
+    with pytest.raises(RefusedFileError, match=r"without a result file: b\.json: none of its 240"):
+        auto.read([folder / "empty"])
+
+
+def test_what_is_stated_twice_in_a_folder_is_one_row(folder):
+    import gzip
+
+    inside = folder / "twice"
+    inside.mkdir()
+    report = json.dumps(ours.guidellm())
+    (inside / "benchmarks.json").write_text(report)
+    (inside / "benchmarks.yaml").write_text(report)
+    (inside / "bench.json.gz").write_bytes(gzip.compress(json.dumps(vllm_bench()).encode()))
+    with pytest.raises(auto.IncompleteError) as caught:
+        auto.read([inside])
+    assert [item.run.format for item in caught.value.taken] == ["vllm bench serve", "GuideLLM"]

@@ -108,6 +108,174 @@ def test_a_file_that_may_be_of_two_formats_is_refused(form):
         runs(both)
 
 
+# --------------------------------------------------------- what other versions and options write
+
+
+def changed(document, path, value):
+    """Give a copy with the value at a path, as in "a/0/c", changed; None takes it out."""
+    document = copy.deepcopy(document)
+    *steps, last = [int(key) if key.isdigit() else key for key in path.split("/")]
+    place = document
+    for key in steps:
+        place = place[key]
+    if value is None:
+        del place[last]
+    else:
+        place[last] = value
+    return document
+
+
+EMBEDDING = {
+    name: vllm_bench()[name]
+    for name in ("date", "backend", "model_id", "num_prompts", "duration", "completed")
+} | {"total_input_tokens": 9, "total_token_throughput": 1.0, "mean_e2el_ms": 3.0}
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (
+            vllm_bench(ramp_up_strategy="linear", ramp_up_start_rps=1, ramp_up_end_rps=9),
+            "ramps up from 1 to 9 a second, so its joules are of no one load",
+        ),
+        (vllm_bench(ramp_up_strategy="linear"), "its request rate ramps up"),
+        (changed(ours.inference_perf(), "load_summary/requested_rate", None), "over all stages"),
+        (
+            changed(ours.inference_perf(), "successes/audio", {"count": {"mean": 1.0}}),
+            "its requests carry audio",
+        ),
+    ],
+)
+def test_runs_of_no_one_load_are_refused(document, said):
+    with pytest.raises(RefusedFileError, match=said):
+        runs(document)
+
+
+@pytest.mark.parametrize(
+    ("document", "said"),
+    [
+        (EMBEDDING, "a benchmark of embeddings or reranking: nothing is generated"),
+        ({"avg_latency": 1.0, "latencies": [1.0], "percentiles": {}}, "vllm bench latency"),
+        ({"elapsed_time": 1.0, "num_requests": 2, "total_num_tokens": 9}, "vllm bench throughput"),
+        (
+            {"metadata": {"request_start_ns": 1}, "metrics": {}},
+            "AIPerf's records of single requests: give its profile_export_aiperf.json",
+        ),
+        (
+            {"aiperf_version": "0.10", "metadata": {"aggregation_type": "c"}, "metrics": {}},
+            "of no one run: give the profile_export_aiperf.json of each",
+        ),
+        ({"experiments": [], "version": "1"}, "give profile_export_genai_perf.json"),
+        ({"load": {}, "server": {}}, "a configuration of inference-perf"),
+        ([{"start_time": 1, "end_time": 2, "request": "x"}], "records of single requests"),
+        ("# gpu   pid  type   sm\n# Idx  #  C/G  %\n  0  1  C  1\n", "processes, not watts"),
+        ("==============NVSMI LOG==============\n\nTimestamp : x\n", "nvidia-smi -q: it is a rep"),
+        ("<?xml version='1.0'?>\n<nvidia_smi_log>\n", "nvidia-smi -q: it is a report"),
+        ("#Entity   POWER\nID   W\nGPU 0    30.1\n", "dcgmi dmon: it has no time stamps"),
+        ("Pwr Consumption  | 210.000    | Watts      | ok\n", "ipmitool dcmi power reading"),
+    ],
+)
+def test_what_lies_beside_results_is_told(document, said, tmp_path):
+    path = tmp_path / "f"
+    path.write_text(document if isinstance(document, str) else json.dumps(document))
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(vllm_bench()))
+    for paths, logs in (([path], ()), ([bench], (str(path),))):
+        with pytest.raises(RefusedFileError, match=said):
+            auto.read(paths, auto.Options(power=logs, setup=Setup(gpu="H100", gpus=1)))
+
+
+def newer_aiperf(vendor="nvidia", joules=38400.0, **changes):
+    """The telemetry of versions since 2026: the counter's difference over the profiling alone."""
+    document = ours.aiperf(**changes)
+    gpus = document["telemetry_data"]["endpoints"]["http://localhost:9401/metrics"]["gpus"]
+    busy = "amd_gfx_activity" if vendor == "amd" else "nvidia_gpu_utilization"
+    for label, gpu in gpus.items():
+        served = label == "gpu_0"
+        gpu["gpu_uuid"] = f"GPU-{label}"
+        gpu["metrics"] = {
+            f"{vendor}_power" if vendor == "amd" else "nvidia_power_usage": {
+                "unit": "W",
+                "avg": 300.0 if served else 60.0,
+            },
+            f"{vendor}_energy_consumption": {
+                "unit": "MJ",
+                "avg": (joules if served else 7680.0) * 1e-6,
+            },
+            busy: {"unit": "%", "avg": 90.0 if served else 0.0},
+        }
+    return document
+
+
+@pytest.mark.parametrize("vendor", ["nvidia", "amd"])
+def test_aiperf_since_2026_gives_the_counters_difference_itself(vendor, tmp_path):
+    # 300 W for 128 s are 38,400 J, and the counter went on by as much.
+    dataset, taken = row(tmp_path, newer_aiperf(vendor), gpus=1)
+    assert dataset.energy_per_request_j[0] == pytest.approx(38400 / 96)
+    assert taken[0].joined.active == ("0",)
+    with pytest.raises(RefusedFileError, match="may be the mean of a counter"):
+        row(tmp_path, newer_aiperf(vendor, joules=3e8), gpus=1)
+
+
+def test_aiperf_gpus_that_two_exporters_list_are_counted_once(tmp_path):
+    document = newer_aiperf()
+    endpoints = document["telemetry_data"]["endpoints"]
+    endpoints["http://localhost:9400/metrics"] = endpoints["http://localhost:9401/metrics"]
+    dataset, _ = row(tmp_path, document, gpus=1)
+    assert dataset.energy_per_request_j[0] == pytest.approx(38400 / 96)
+
+
+def test_guidellm_windows_leave_the_warm_up_out():
+    item = "benchmarks/0/scheduler_metrics"
+    times = {"measure_start_time": 1786896200.0, "measure_end_time": 1786896280.0}
+    (run,) = runs(changed(ours.guidellm(), item, times))
+    assert (run.window.start_s, run.duration_s) == (1786896200.0, 80.0)
+    (run,) = runs(changed(ours.guidellm_first(), "benchmarks/0/args/warmup_duration", 20.0))
+    assert (run.window.start_s, run.duration_s) == (1786896200.0, 80.0)
+    (run,) = runs(changed(ours.guidellm_first(), "benchmarks/0/args/warmup_number", 5))
+    assert run.window is None
+
+
+def test_inference_perf_takes_the_servers_count_of_tokens_and_images():
+    document = changed(ours.inference_perf(), "successes/prompt_tokens", {"mean": 220.0})
+    document = changed(document, "successes/output_tokens", {"mean": 63.0})
+    document = changed(document, "successes/image", {"count": {"mean": 2.0}, "pixels": None})
+    (run,) = runs(document)
+    assert (run.input_tokens, run.output_tokens, run.images) == (220.0, 63.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "missing"),
+    [({"total_input_vision_tokens": 3000}, "--images N"), ({"total_input_vision_tokens": 0}, None)],
+)
+def test_a_run_with_images_is_no_run_of_text(changes, missing, tmp_path):
+    setup = {"gpu": "H100", "batch_size": 64}
+    with pytest.raises(auto.IncompleteError, match="--power") as caught:
+        row(tmp_path, ours.sglang(**changes), **setup)
+    assert (missing or "--images") in str(caught.value) or missing is None
+    assert ("images" in caught.value.missing) == (missing is not None)
+
+
+@pytest.mark.parametrize(
+    ("server", "degrees"),
+    [
+        ({"tp_size": 8, "dp_size": 2}, (8, 2)),
+        ({"tp_size": 8, "dp_size": 8, "enable_dp_attention": True}, (1, 8)),
+        ({"tp_size": 8, "dp_size": 2, "enable_dp_attention": True}, (4, 2)),
+    ],
+)
+def test_sglang_copies_of_attention_are_on_the_same_gpus(server, degrees):
+    (run,) = runs(ours.sglang(server_info=server))
+    assert (run.tensor_parallel, run.data_parallel) == degrees
+
+
+def test_llmd_watts_are_not_taken_and_the_reason_is_said(tmp_path):
+    observed = {"components": [{"aggregate": {"power_consumption": {"units": "W", "mean": 300}}}]}
+    document = changed(ours.llmd(), "results/observability", observed)
+    with pytest.raises(auto.IncompleteError, match=r"neither one GPU's nor their sum.*--power LOG"):
+        row(tmp_path, document)
+
+
 # ------------------------------------------------------------------------ worked out by hand
 
 

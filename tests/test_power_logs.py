@@ -5,10 +5,11 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
-from tests.import_fixtures import NOON, smi_csv, step, step_times
+from tests.import_fixtures import NOON, smi_csv, step, step_times, vllm_bench
 
 from energylens.errors import EnergyLensError
 from energylens.importers import auto, documents
+from energylens.importers.declared import Setup
 from energylens.importers.energy_join import JoinOptions, join
 from energylens.importers.power.series import Clock
 from energylens.importers.runs import RefusedFileError, Window
@@ -101,52 +102,184 @@ def timeline():
     return json.dumps({"timeline": {"power": {"device_instant": {"0": pairs}}}})
 
 
-@pytest.mark.parametrize(
-    ("text", "form", "wall"),
-    [
-        (smi_csv(TIMES, [WATTS]), "nvidia-smi CSV", False),
-        (exporter(), "DCGM exporter text", False),
-        (exporter(counter=False), "DCGM exporter text", False),
-        (prometheus(), "Prometheus range query", False),
-        (amd(), "amd-smi CSV", False),
-        (rocm(), "rocm-smi CSV", False),
-        (gaudi(), "hl-smi CSV", False),
-        (ptdaemon(), "PTDaemon log", True),
-        (ipmi(), "ipmitool dcmi power reading", True),
-        (pdu(), "PDU or IPMI CSV", True),
-        (timeline(), "ML.ENERGY or Zeus power timeline", False),
-    ],
+def dmon():
+    """Two GPUs of which the first served, as ``nvidia-smi dmon -s pu -o DT`` writes them."""
+    lines = [
+        "#Date       Time        gpu    pwr  gtemp     sm",
+        "#YYYYMMDD   HH:MM:SS    Idx      W      C      %",
+    ]
+    for t, w in zip(stamps("%Y%m%d   %H:%M:%S"), WATTS, strict=True):
+        lines += [f" {t}      0    {w:.0f}     36     90", f" {t}      1     70      -      0"]
+    return "\n".join(lines) + "\n"
+
+
+ZEUS = (
+    "start_time,window_name,elapsed_time,gpu0_energy,gpu1_energy\n"
+    "13586624.1,warmup,33.2,3991.3,4170.0\n"
+    "13586667.1,bench,120.5,28000.5,20000.0\n"
 )
-def test_joules_of_the_run_within_a_percent(text, form, wall):
+
+
+def codecarbon(columns, *rows):
+    return ",".join(columns) + "\n" + "".join(",".join(map(str, r)) + "\n" for r in rows)
+
+
+EMISSIONS = codecarbon(
+    ("timestamp", "project_name", "run_id", "duration", "emissions", "gpu_energy", "gpu_count"),
+    ("2026-08-16T16:05:00", "p", "a", 121.0, 2e-5, 48000 / 3.6e6, "1"),
+)
+
+#: Each power log: how it is made; what another version of it may look like, with what is then said;
+#: and what makes it ambiguous.
+EACH = {
+    "nvidia-smi CSV": (
+        lambda: smi_csv(TIMES, [WATTS]),
+        ("power.draw [W]", "power.now [W]", "no power log known here|must have the columns"),
+        ("power.draw [W]", "power.draw [W], power.draw [mW]", "cells where the others have"),
+    ),
+    "nvidia-smi dmon": (
+        dmon,
+        ("#Date       Time ", "#When       Clock", "no power log known here"),
+        ("#Date       Time        gpu", "#Time        gpu", "no date and time with each reading"),
+    ),
+    "DCGM exporter text": (
+        exporter,
+        ("DCGM_FI_DEV_", "DCGM_FI_V9_", "has neither DCGM_FI_DEV_POWER_USAGE nor"),
+        ('gpu="1"', 'gpu="0"', "which cannot both be|its clock goes back"),
+    ),
+    "Prometheus range query": (
+        prometheus,
+        ('"resultType": "matrix"', '"resultType": "frames"', "ask for a range"),
+        ('"__name__": "DCGM_FI_DEV_POWER_USAGE", ', "", "has no __name__"),
+    ),
+    "amd-smi CSV": (
+        amd,
+        ("power_usage", "power_now", "no power log known here"),
+        ("gfx", "power_usage", "2 columns of power_usage"),
+    ),
+    "rocm-smi CSV": (
+        rocm,
+        ("Package Power (W)", "Package Power (kW/10)", "no power log known here"),
+        ("timestamp,", "moment,", "no column of time stamps"),
+    ),
+    "hl-smi CSV": (
+        gaudi,
+        ("power.draw [W]", "power.draw [%]", "must be in W, mW or kW"),
+        ("utilization.aip [%]", "power.draw [mW]", "2 columns of power.draw"),
+    ),
+    "PTDaemon log": (
+        ptdaemon,
+        (",Watts,", ",Power,", "'Time' is no time stamp"),
+        ("Time,08-16-2026", "Time,16-08-2026", "no reading with a time"),
+    ),
+    "ipmitool dcmi power reading": (
+        ipmi,
+        (" Watts\n    Minimum", " BTU\n    Minimum", "its power is in BTU, not in W"),
+        ("IPMI timestamp", "IPMI moment", "480 readings and 0 times"),
+    ),
+    "PDU or IPMI CSV": (
+        pdu,
+        ("Active Power (kW)", "Active Power (BTU/h)", "no power log known here"),
+        ("outlet", "Input Power (W)", "2 of its columns may be the power"),
+    ),
+    "ML.ENERGY or Zeus power timeline": (
+        timeline,
+        ("device_instant", "device_v9", "no power log known here|of no format known here"),
+        ("device_instant", "memory_average", "power of the memory alone"),
+    ),
+    "Zeus CSV": (
+        lambda: ZEUS,
+        ("_energy", "_joules", "no GPU was measured"),
+        ("33.2", "120.1", "2 took as long as the benchmark"),
+    ),
+    "CodeCarbon emissions.csv": (
+        lambda: EMISSIONS,
+        ("gpu_energy", "energy_consumed", "adds estimates of CPU and RAM"),
+        (
+            "2026-08-16T16:05:00,p,a",
+            "2026-08-16T16:01:00,p,b,120.0,2e-5,0.02,1\n2026-08-16T16:05:00,p,a",
+            "2 took as long as the benchmark",
+        ),
+    ),
+}
+OF_WINDOWS = ("Zeus CSV", "CodeCarbon emissions.csv")
+SERVED = {"Zeus CSV": 2}
+
+
+def joules_of(text, form):
     found = log(text)
-    assert found.format == form
-    joined = join(found, RUN, serving=1, options=UTC_LOGS)
-    joules = joined.wall_j if wall else joined.active_j
+    if found is None:
+        raise RefusedFileError("no power log known here")
+    joined = join(found, RUN, serving=SERVED.get(form, 1), options=UTC_LOGS)
+    return joined, joined.active_j or joined.node_j or joined.wall_j
+
+
+@pytest.mark.parametrize("form", EACH)
+def test_joules_of_the_run_within_a_percent(form):
+    text = EACH[form][0]()
+    assert log(text).format == form
+    joined, joules = joules_of(text, form)
     assert joules == pytest.approx(400 * 120, rel=0.01)
+    wall = form in ("PTDaemon log", "ipmitool dcmi power reading", "PDU or IPMI CSV")
     assert (joined.wall_j is None) != wall
-    assert abs(joined.offset_s) <= 1.0
-    assert joined.idle_before_w == pytest.approx(70, rel=0.01)
+    if form not in OF_WINDOWS:
+        assert abs(joined.offset_s) <= 1.0
+        assert joined.idle_before_w == pytest.approx(70, rel=0.01)
 
 
-@pytest.mark.parametrize(
-    ("text", "form"),
-    [
-        (smi_csv(TIMES, [WATTS]), "smi"),
-        (exporter(), "dcgm"),
-        (amd(), "amd"),
-        (rocm(), "rocm"),
-        (gaudi(), "gaudi"),
-        (ptdaemon(), "ptdaemon"),
-        (ipmi(), "ipmi"),
-        (pdu(), "pdu"),
-    ],
-)
-def test_a_cut_last_line_is_left_out_and_a_cut_run_is_refused(text, form):
-    whole = text.rstrip("\n")
-    late = join(log(whole[:-9]), RUN, serving=1, options=UTC_LOGS)
-    assert (late.active_j or late.wall_j) == pytest.approx(400 * 120, rel=0.01)
-    with pytest.raises(EnergyLensError, match=r"do(es)? not cover the run|breaks off"):
-        join(log(text[: int(len(text) * 0.55)]), RUN, serving=1, options=UTC_LOGS)
+@pytest.mark.parametrize("form", EACH)
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.55])
+def test_a_log_cut_within_the_run_is_refused(form, share):
+    text = EACH[form][0]()
+    with pytest.raises(
+        EnergyLensError, match=r"do(es)? not cover the run|breaks? off|no power|no li"
+    ):
+        joules_of(text[: int(len(text) * share)], form)
+
+
+@pytest.mark.parametrize("form", [form for form in EACH if form not in OF_WINDOWS])
+@pytest.mark.parametrize("lost", [1, 2, 5, 9, 14])
+def test_a_log_whose_last_line_was_cut_gives_the_joules_of_the_others(form, lost):
+    text = EACH[form][0]()
+    if text.startswith("{"):
+        with pytest.raises(EnergyLensError, match="breaks off"):
+            log(text[:-lost])
+        return
+    assert joules_of(text[:-lost], form)[1] == pytest.approx(400 * 120, rel=0.01)
+
+
+@pytest.mark.parametrize("form", OF_WINDOWS)
+def test_a_window_whose_last_number_may_be_cut_is_left_out(form):
+    text = EACH[form][0]()
+    for lost in range(1, 40):
+        try:
+            joules = joules_of(text[:-lost], form)[1]
+        except EnergyLensError:
+            continue
+        assert joules == pytest.approx(48000, rel=0.001), lost
+
+
+@pytest.mark.parametrize("form", EACH)
+def test_a_log_of_another_version_is_refused(form, tmp_path):
+    make, (known, other, said), _ = EACH[form]
+    text = make()
+    assert known in text
+    (tmp_path / "power.log").write_text(text.replace(known, other))
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(vllm_bench()))
+    setup = Setup(gpu="H100", gpus=SERVED.get(form, 1), tensor_parallel=SERVED.get(form, 1))
+    options = auto.Options(setup=setup, join=UTC_LOGS, power=(str(tmp_path / "power.log"),))
+    with pytest.raises(EnergyLensError, match=said):
+        auto.read([bench], options)
+
+
+@pytest.mark.parametrize("form", EACH)
+def test_an_ambiguous_log_is_refused(form):
+    make, _, (known, other, said) = EACH[form]
+    text = make()
+    assert known in text
+    with pytest.raises(EnergyLensError, match=said):
+        joules_of(text.replace(known, other), form)
 
 
 def test_the_counter_is_read_where_there_is_one():
@@ -209,18 +342,11 @@ def test_gpus_without_an_index_are_told_by_repeating_stamps():
     assert join(found, RUN, serving=2, options=UTC_LOGS).active == ("0", "1")
 
 
-ZEUS = (
-    "start_time,window_name,elapsed_time,gpu0_energy,gpu1_energy\n"
-    "13586624.1,warmup,33.2,3991.3,4170.0\n"
-    "13586667.1,bench,120.5,48000.0,36000.0\n"
-)
-
-
 def test_zeus_joules_are_those_of_the_window_as_long_as_the_run():
     joined = join(log(ZEUS), RUN, serving=2)
-    assert joined.active_j == pytest.approx(84000)
+    assert joined.active_j == pytest.approx(48000.5)
     one = join(log(ZEUS), RUN, serving=1, options=JoinOptions(gpus_active=("1",)))
-    assert one.active_j == pytest.approx(36000)
+    assert one.active_j == pytest.approx(20000)
     with pytest.raises(RefusedFileError, match="2 GPUs, but the deployment has 1"):
         join(log(ZEUS), RUN, serving=1)
     with pytest.raises(RefusedFileError, match="leave a part of the run out"):
@@ -228,10 +354,6 @@ def test_zeus_joules_are_those_of_the_window_as_long_as_the_run():
     longer = ZEUS.replace("120.5", "140.5")
     with pytest.raises(RefusedFileError, match="include a warm-up"):
         join(log(longer), RUN, serving=2, options=JoinOptions(power_window="bench"))
-
-
-def codecarbon(columns, *rows):
-    return ",".join(columns) + "\n" + "".join(",".join(map(str, r)) + "\n" for r in rows)
 
 
 @pytest.mark.parametrize("extra", [(), ("experiment_id",), ("experiment_id", "wue")])
@@ -247,6 +369,41 @@ def test_codecarbon_kwh_are_cumulative_within_a_run(extra):
     assert join(log(text), RUN, serving=1).node_j == pytest.approx(36000)
     with pytest.raises(RefusedFileError, match="0 kWh in every run"):
         log(text.replace("0.005", "0").replace("0.01", "0").replace("0.05", "0"))
+
+
+def test_codecarbon_joules_are_of_as_many_gpus_as_it_counts_and_without_pue(tmp_path):
+    path = tmp_path / "bench.json"
+    path.write_text(json.dumps(vllm_bench()))
+
+    def read(text, **setup):
+        (tmp_path / "emissions.csv").write_text(text)
+        options = auto.Options(
+            setup=Setup(gpu="H100", **setup), power=(str(tmp_path / "emissions.csv"),)
+        )
+        return auto.read([path], options)[0].dataset
+
+    one = read(EMISSIONS, gpus=1)
+    assert one.energy_per_request_j[0] == pytest.approx(48000 / 240)
+    assert list(one.boundary) == ["active_gpus"]
+    # Eight GPUs were metered and one served: that is the node, never the one.
+    eight = EMISSIONS.replace(",1\n", ",8\n")
+    node = read(eight, gpus=1)
+    assert list(node.boundary) == ["node"]
+    assert node.cases.node_gpus[0] == 8
+    with pytest.raises(RefusedFileError, match="no joules of the boundary active_gpus"):
+        read(eight, gpus=1, boundary="active_gpus")
+    with pytest.raises(auto.IncompleteError, match="--node-gpus"):
+        read(EMISSIONS.replace("gpu_count", "n_gpus"), gpus=1)
+    building = EMISSIONS.replace("gpu_count\n", "gpu_count,pue\n").replace(",1\n", ",1,1.5\n")
+    assert read(building, gpus=1).energy_per_request_j[0] == pytest.approx(32000 / 240)
+    with pytest.raises(RefusedFileError, match="pue must be 1 or more"):
+        read(building.replace("1.5", "0.5"), gpus=1)
+
+
+def test_two_readings_of_one_gpu_at_one_time_are_one_if_they_agree():
+    text = exporter()
+    again = text.replace('Hostname="n"', 'Hostname="n",pod="b"')
+    assert joules_of(text + again, "")[1] == pytest.approx(joules_of(text, "")[1])
 
 
 def test_a_clock_that_goes_back_is_refused():

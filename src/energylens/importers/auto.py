@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from energylens.errors import InputError, UsageError
+from energylens.errors import EnergyLensError, InputError, UsageError
 from energylens.importers import documents
 from energylens.importers.bench import (
     aiperf,
@@ -25,6 +25,7 @@ from energylens.importers.bench import (
     trtllm_bench,
     vllm_serve,
 )
+from energylens.importers.beside import told
 from energylens.importers.collecting import Collector, Imported
 from energylens.importers.declared import Row, Setup, question, row_of
 from energylens.importers.documents import Document
@@ -108,6 +109,7 @@ POWER_FORMATS: tuple[PowerFormat, ...] = (
         matches=lambda d: not d.objects and nvidia_smi.matches(d.text),
         read=lambda d, columns: nvidia_smi.read(d.text, d.name, columns),
     ),
+    _of_text(nvidia_smi.DMON, nvidia_smi.matches_dmon, nvidia_smi.read_dmon),
     _of_text(dcgm.TEXT, dcgm.matches_text, dcgm.read_text),
     PowerFormat(
         name=dcgm.RANGE,
@@ -214,11 +216,15 @@ def log_of(document: Document, columns: Sequence[str] = ()) -> PowerLog | None:
     return found[0].read(document, columns)
 
 
+class UnknownFileError(RefusedFileError):
+    """A file that holds neither runs nor power over time, as far as is known here."""
+
+
 def _unknown(name: str, found: Sequence[str]) -> RefusedFileError:
     if found:
         return RefusedFileError(f"{name} reads as {' and as '.join(found)}: it is ambiguous.")
     known = ", ".join(form.name for form in FORMATS)
-    return RefusedFileError(
+    return UnknownFileError(
         f"{name} is of no format known here, or of a version that is not: there are {known}; a "
         "table of your own is read by import table."
     )
@@ -250,35 +256,89 @@ def read(
         If no row can be used.
     """
     options = options or Options()
-    runs: list[BenchmarkRun] = []
-    logs: list[PowerLog] = []
-    for path in _spread(paths):
-        document = documents.load(path)
-        log = log_of(document, options.power_columns)
-        if log is not None:
-            logs.append(log)
-        elif document.objects:
-            runs += runs_of(document)
+    found = _Found()
+    for path in map(Path, paths):
+        if path.is_dir():
+            found.take_folder(path, options)
         else:
-            runs += _text_runs(document)
+            found.take(path, options)
     for given in options.power:
-        document = documents.load(given)
+        document = _load(Path(given))
         log = log_of(document, options.power_columns)
         if log is None:
             known = ", ".join(form.name for form in POWER_FORMATS)
             raise RefusedFileError(
                 f"{document.name} is no power log known here: there are {known}."
             )
-        logs.append(log)
-    if not runs:
-        what = ", ".join(log.name for log in logs) or "nothing"
+        found.logs.append((None, log))
+    if not found.runs:
+        what = ", ".join(log.name for _, log in found.logs) or "nothing"
         raise UsageError(
             f"a power log says when joules were used, not for what: give the benchmark's result "
             f"file too (given: {what})"
         )
-    if len(logs) > 1:
-        raise UsageError("give one power log for a benchmark")
-    return _rows(runs, logs[0] if logs else None, options)
+    return _rows(found, options)
+
+
+@dataclass(kw_only=True)
+class _Found:
+    """What files hold: runs and power logs, each with its folder (None where named one by one)."""
+
+    runs: list[tuple[Path | None, BenchmarkRun]] = field(default_factory=list)
+    logs: list[tuple[Path | None, PowerLog]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    passed: list[str] = field(default_factory=list)
+
+    def take(self, path: Path, options: Options, folder: Path | None = None) -> None:
+        """Take one file."""
+        document = _load(path)
+        log = log_of(document, options.power_columns)
+        if log is not None:
+            self.logs.append((folder, log))
+            return
+        runs = runs_of(document) if document.objects else _text_runs(document)
+        self.runs += [(folder, run) for run in runs]
+
+    def take_folder(self, path: Path, options: Options) -> None:
+        """Take the files of a folder; those that hold neither runs nor power are passed over."""
+        before = len(self.runs), len(self.refused)
+        for file in _inside(path):
+            where = str(file.relative_to(path))
+            try:
+                self.take(file, options, file.parent)
+            except UnknownFileError:
+                self.passed.append(where)
+            except EnergyLensError as fault:
+                self.refused.append((where, str(fault)))
+        if len(self.runs) == before[0]:
+            reasons = [reason for _, reason in self.refused[before[1] :]]
+            more = f": {reasons[0]}" if reasons else "."
+            raise RefusedFileError(f"{path} is a folder without a result file{more}")
+
+    def log_of(self, folder: Path | None) -> PowerLog | None:
+        """Choose the power log of a run: the one of its folder, else the only one.
+
+        Raises
+        ------
+        UsageError
+            If there are several.
+        """
+        near = [log for place, log in self.logs if place is not None and place == folder]
+        named = [log for place, log in self.logs if place is None]
+        logs = named or near or [log for _, log in self.logs]
+        if len(logs) > 1:
+            names = " and ".join(log.name for log in logs[:3])
+            raise UsageError(f"give one power log for a benchmark, not {len(logs)}: {names}")
+        return logs[0] if logs else None
+
+
+def _load(path: Path) -> Document:
+    """Read a file; one that is known to hold no run and no power over time is refused for that."""
+    document = documents.load(path)
+    kind = told(document)
+    if kind is not None:
+        raise UnknownFileError(f"{document.name} is {kind.name}: {kind.lacks}.")
+    return document
 
 
 def _text_runs(document: Document) -> list[BenchmarkRun]:
@@ -289,51 +349,63 @@ def _text_runs(document: Document) -> list[BenchmarkRun]:
     raise _unknown(document.name, [])
 
 
-def _spread(paths: Sequence[str | Path]) -> list[Path]:
-    """Give the files, those of a folder in the order of their names."""
-    found: list[Path] = []
-    for path in map(Path, paths):
-        if not path.is_dir():
-            found.append(path)
-            continue
-        inside = sorted(path.rglob("run=*.json"))
-        if not inside:
-            # summary.json of a sweep is the list of its runs.
-            ends = (".json", ".jsonl", ".yaml", ".yml")
-            inside = sorted(p for p in path.rglob("*") if p.suffix in ends and p.is_file())
-        if not inside:
-            raise RefusedFileError(f"{path} is a folder without result files.")
-        found += inside
-    return found
+#: What results and logs are called; whatever else is in a folder is not looked into.
+_ENDS = (".json", ".jsonl", ".yaml", ".yml", ".csv", ".txt", ".log")
 
 
-def _rows(
-    runs: Sequence[BenchmarkRun], log: PowerLog | None, options: Options
-) -> tuple[Imported, list[Taken]]:
+def _inside(folder: Path) -> list[Path]:
+    """Give the files of a folder in the order of their names, each result once."""
+    files = [p for p in folder.rglob("*") if p.is_file() and not p.is_symlink()]
+    there = {
+        p for p in files if p.with_suffix("" if p.suffix == ".gz" else p.suffix).suffix in _ENDS
+    }
+    sweeps = {p.parent for p in there if p.match("run=*.json")}
+    copies = {p for p in there if p.name == "summary.json" and p.parent in sweeps}
+    for path in there:
+        # Tools write the same results as JSON and as YAML, AIPerf as JSON and as CSV.
+        doubled = path.suffix in (".yaml", ".yml") or "profile_export" in path.name
+        if doubled and path.suffix != ".json" and path.with_suffix(".json") in there:
+            copies.add(path)
+    return sorted(there - copies)
+
+
+def _rows(found: _Found, options: Options) -> tuple[Imported, list[Taken]]:
     taken: list[Taken] = []
-    for run in runs:
-        joined = _joined(run, log, options, [r.window for r in runs if r.window is not None])
+    logs = [found.log_of(folder) for folder, _ in found.runs]
+    for (_, run), log in zip(found.runs, logs, strict=True):
+        windows = [
+            other.window
+            for (_, other), its in zip(found.runs, logs, strict=True)
+            if its is log and other.window is not None
+        ]
+        joined = _joined(run, log, options, windows)
         taken.append(Taken(run=run, joined=joined, row=row_of(run, options.setup, joined)))
     missing = list(dict.fromkeys(name for item in taken for name in item.row.missing))
     if missing:
         where = [item.run.where for item in taken if item.row.missing]
         asides = dict.fromkeys(aside for item in taken for aside in item.row.asides)
         version = all(item.row.cells.get("engine_version") for item in taken)
-        where[0] = f"{where[0]} ({_took(taken[0].run)})"
+        first = next(item.run for item in taken if item.row.missing)
+        where[0] = f"{where[0]} ({_took(first)})"
         raise IncompleteError(
             question(where, missing, tuple(asides), version=version), tuple(missing), taken
         )
-    rows = Collector(", ".join(dict.fromkeys(run.where.split(" run ")[0] for run in runs))[:80])
-    for item in taken:
+    names = dict.fromkeys(run.where.split(" run ")[0] for _, run in found.runs)
+    rows = Collector(", ".join(names)[:80])
+    for item, log in zip(taken, logs, strict=True):
         source = f"{item.run.format} {item.run.where}"
-        meter = log.name if log is not None else None
-        origin = f"{source} with {meter}" if meter else source
+        origin = f"{source} with {log.name}" if log is not None else source
         rows.add(item.run.where, _known(item.row.cells) | {"origin": origin})
+    for file, reason in found.refused:
+        rows.skip(reason.rstrip("."), file)
     notes = [
         f"{item.run.where}: {note}"
         for item in taken
         for note in (*item.row.notes, *(item.joined.notes if item.joined else ()))
     ]
+    if found.passed:
+        more = f" and {len(found.passed) - 4} more" if len(found.passed) > 4 else ""
+        notes.append(f"passed over, as no results: {', '.join(found.passed[:4])}{more}")
     return rows.finish(list(dict.fromkeys(notes))), taken
 
 

@@ -138,6 +138,8 @@ ASKED: Mapping[str, str] = {
     "node_gpus": "--node-gpus N",
     "input_tokens": "--input-tokens N",
     "output_tokens": "--output-tokens N",
+    "vision_tokens": "--vision-tokens N (those of the prompt from its images or frames)",
+    "images": "--images N (a request; --frames N where they are of videos)",
     "energy": "--power LOG (a power log of the run; the file has no joules)",
 }
 
@@ -194,7 +196,8 @@ def row_of(run: BenchmarkRun, setup: Setup, joined: Joined | None = None) -> Row
     notes = list(run.notes)
     notes += _energy(taken, gpus, joined)
     _latencies(taken)
-    for name in ("vision_tokens", "images", "frames", "task", "power_cap_w"):
+    _seen(taken)
+    for name in ("task", "power_cap_w"):
         taken.take(name, None)
     taken.cells["source"] = setup.source or OWN_SOURCE
     taken.cells["declared"] = " ".join(dict.fromkeys(taken.declared))
@@ -327,6 +330,17 @@ def _load(taken: _Taken) -> None:
     taken.cells["mean_batch_size"] = mean
 
 
+def _seen(taken: _Taken) -> None:
+    """Take what requests carry besides text; with either known, both are needed."""
+    vision, images, frames = (
+        taken.take(name, getattr(taken.run, name)) for name in ("vision_tokens", "images", "frames")
+    )
+    if vision and not (images or frames):
+        taken.missing.append("images")
+    elif (images or frames) and not vision:
+        taken.missing.append("vision_tokens")
+
+
 def mean_latency_s(run: BenchmarkRun) -> float | None:
     """Mean time of a request: stated, or TTFT and the tokens after it; None if neither is."""
     if run.request_latency.mean_s is not None:
@@ -373,6 +387,8 @@ def _energy(taken: _Taken, gpus: int | None, joined: Joined | None) -> list[str]
         notes.append(f"joules: {run.energy.how}")
     else:
         taken.missing.append("energy")
+        if run.unusable is not None:
+            taken.asides.append(run.unusable)
         return notes
     if boundary is None:
         taken.missing.append("boundary")
@@ -403,10 +419,10 @@ def _of_log(
     asked = setup.boundary
     if asked is None:
         asked = next(name for name, joules in have.items() if joules is not None)
-        if asked == "node" and gpus is not None and gpus == len(joined.listed):
+        if asked == "node" and gpus is not None and gpus == joined.covered:
             asked = "active_gpus"
-            have["active_gpus"] = joined.node_j
-    if asked == "active_gpus" and have[asked] is None and gpus == len(joined.listed):
+    if asked == "active_gpus" and have[asked] is None and joined.covered in (None, gpus):
+        # A log that does not count its GPUs covers what the operator says that it covers.
         have[asked] = joined.node_j
     joules = have[asked]
     if joules is None:
@@ -415,7 +431,7 @@ def _of_log(
             f"{run.where}: the power log has no joules of the boundary {asked}: it has those of "
             f"{there}."
         )
-    return asked, joules, len(joined.listed) or None
+    return asked, joules, joined.covered
 
 
 def _of_file(taken: _Taken, gpus: int | None) -> tuple[str | None, float, int | None]:

@@ -73,6 +73,8 @@ class Joined:
         Labels of the GPUs that served.
     listed : tuple of str
         Labels of all GPUs in the log.
+    covered : int or None
+        How many GPUs ``node_j`` covers, None where the log does not count them.
     offset_s : float
         Seconds that the log's clock is ahead of the benchmark's.
     offset_known : bool
@@ -94,6 +96,7 @@ class Joined:
     wall_j: float | None
     active: tuple[str, ...]
     listed: tuple[str, ...]
+    covered: int | None = None
     offset_s: float = 0.0
     offset_known: bool = False
     idle_before_w: float | None = None
@@ -189,6 +192,7 @@ def join(
         wall_j=total if wall else None,
         active=() if wall else tuple(item.label for item in active),
         listed=() if wall else tuple(item.label for item in series),
+        covered=None if wall else len(series),
         offset_s=offset.seconds,
         offset_known=offset.told,
         idle_before_w=before,
@@ -683,6 +687,7 @@ def _join_windows(
             wall_j=None,
             active=(),
             listed=labels,
+            covered=item.gpus,
             mean_w=total / item.elapsed_s,
             counted=True,
             notes=(*log.notes, *notes),
@@ -703,6 +708,7 @@ def _join_windows(
         wall_j=None,
         active=tuple(chosen),
         listed=labels,
+        covered=len(labels),
         mean_w=active_j / item.elapsed_s,
         counted=True,
         notes=(*log.notes, *notes),

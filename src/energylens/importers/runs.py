@@ -93,7 +93,8 @@ class BenchmarkRun:
     ``request_rate_per_s`` is the rate offered by an open loop, None for a closed one or all at
     once. ``max_concurrency`` is the client's limit on requests in flight, ``max_num_seqs`` the
     engine's; ``mean_concurrency`` what was observed. ``completed`` requests succeeded; with
-    ``counted`` False the file does not count them, and joules are those of one.
+    ``counted`` False the file does not count them, and joules are those of one. ``unusable`` says
+    why power that the file states gives no joules.
     """
 
     format: str
@@ -113,6 +114,9 @@ class BenchmarkRun:
     failed: float | None = None
     input_tokens: float | None = None
     output_tokens: float | None = None
+    vision_tokens: float | None = None
+    images: float | None = None
+    frames: float | None = None
     duration_s: float | None = None
     window: Window | None = None
     request_rate_per_s: float | None = None
@@ -128,6 +132,7 @@ class BenchmarkRun:
     prefill_energy_j: float | None = None
     decode_energy_j: float | None = None
     power: PowerLog | None = None
+    unusable: str | None = None
     counted: bool = True
     needs: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()

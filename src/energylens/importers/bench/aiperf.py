@@ -1,8 +1,9 @@
 """AIPerf's ``profile_export_aiperf.json`` and ``.csv``, and genai-perf's JSON before it.
 
-Every metric has its unit beside it, which is obeyed. Telemetry lists every GPU of the host with
-statistics over the profiling and its warm-up; the mean of an energy counter since boot says
-nothing, so joules are the counter's difference, of GPUs that were busy, scaled to the benchmark.
+Every metric has its unit beside it, which is obeyed. Telemetry lists every GPU of the host. At
+first it gave statistics of the energy counter over the profiling and its warm-up, of which the mean
+says nothing: joules are its max less its min, scaled to the benchmark. Since 2026 its only figure,
+``avg``, is the counter's difference over the profiling. Joules are those of GPUs that were busy.
 """
 
 from __future__ import annotations
@@ -30,6 +31,30 @@ FORMAT, OLDER = "AIPerf", "genai-perf"
 SECONDS = {"ms": 1e-3, "s": 1.0, "sec": 1.0, "seconds": 1.0, "us": 1e-6, "ns": 1e-9}
 SECONDS |= {"milliseconds": 1e-3, "microseconds": 1e-6, "nanoseconds": 1e-9}
 JOULES = {"mJ": 1e-3, "J": 1.0, "kJ": 1e3, "MJ": 1e6, "Wh": 3600.0, "kWh": 3.6e6}
+
+#: Names of telemetry; those with a vendor since AIPerf reads several, in CSV by their headings.
+_ENERGY: tuple[str, ...] = (
+    "energy_consumption",
+    "nvidia_energy_consumption",
+    "amd_energy_consumption",
+)
+_POWER: tuple[str, ...] = (
+    "gpu_power_usage",
+    "nvidia_power_usage",
+    "nvidia_gpu_power_usage",
+    "amd_power",
+    "amd_gpu_power",
+)
+_BUSY: tuple[str, ...] = (
+    "gpu_utilization",
+    "nvidia_gpu_utilization",
+    "sm_utilization",
+    "nvidia_sm_utilization",
+    "amd_gfx_activity",
+)
+
+#: The counter's difference and mean watts x duration differ by less.
+_COUNTER_RATIO = 0.25
 
 _OWN = ("aiperf_version", "schema_version", "benchmark_duration", "was_cancelled", "total_osl")
 
@@ -105,8 +130,10 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
         llm=_model(config),
         completed=completed,
         failed=_value(node, "error_request_count"),
+        notes=("the run was cancelled before its end",) if document.get("was_cancelled") else (),
         input_tokens=_value(node, "input_sequence_length") or None,
         output_tokens=_value(node, "output_sequence_length") or None,
+        images=_value(node, "num_images") or None,
         duration_s=duration,
         window=_window(node, duration),
         request_rate_per_s=load[0],
@@ -231,12 +258,18 @@ def _with_energy(run: BenchmarkRun, node: Node) -> BenchmarkRun:
     if telemetry is None and isinstance(node.fields.get("telemetry_stats"), Mapping):
         return _older_energy(run, node.need_inner("telemetry_stats"))
     gpus: list[tuple[str, Node]] = []
+    seen: set[tuple[str, str | None]] = set()
     endpoints = telemetry.inner("endpoints") if telemetry is not None else None
     for url in endpoints.fields if endpoints is not None else ():
         inner = endpoints.need_inner(url).inner("gpus") if endpoints is not None else None
         for label in inner.fields if inner is not None else ():
             assert inner is not None
-            gpus.append((label.removeprefix("gpu_"), inner.need_inner(label)))
+            gpu = inner.need_inner(label)
+            # Two exporters on one host list the same GPUs.
+            unique = (label, gpu.text("gpu_uuid"))
+            if unique not in seen or unique[1] is None:
+                gpus.append((label.removeprefix("gpu_"), gpu))
+            seen.add(unique)
     if len({label for label, _ in gpus}) < len(gpus):  # several hosts, each with a GPU 0
         gpus = [(f"{place}:{label}", gpu) for place, (label, gpu) in enumerate(gpus)]
     if not gpus or telemetry is None or run.duration_s is None:
@@ -285,36 +318,48 @@ def _span(telemetry: Node, duration: float) -> float:
 
 
 def _joules(metrics: Node, run: BenchmarkRun, span: float, who: str) -> tuple[float, bool] | None:
-    energy = metrics.inner("energy_consumption")
     assert run.duration_s is not None
-    if energy is not None and energy.has("avg"):
+    watts = _first(metrics, _POWER)
+    integrated = None
+    if watts is not None:
+        unit = (watts.text("unit") or "").strip()
+        if unit not in ("W", "watts", "Watts"):
+            raise RefusedFileError(f"{who}: its power is in {unit!r}, not in W.")
+        integrated = (watts.number("avg") or 0.0) * run.duration_s or None
+    energy = _first(metrics, _ENERGY)
+    if energy is not None:
         unit = energy.text("unit") or ""
         if unit not in JOULES:
             raise RefusedFileError(f"{who}: energy_consumption is in {unit!r}, no unit of energy.")
         low, high = energy.number("min"), energy.number("max")
-        if low is None or high is None:
-            raise RefusedFileError(
-                f"{who}: energy_consumption is the mean of a counter since boot, which is not the "
-                "energy of the run: its min and max are missing."
-            )
-        if high > low:
-            return (high - low) * JOULES[unit] * run.duration_s / span, True
-    power = metrics.inner("gpu_power_usage")
-    if power is None or not power.has("avg"):
-        return None
-    unit = (power.text("unit") or "").strip()
-    if unit not in ("W", "watts", "Watts"):
-        raise RefusedFileError(f"{who}: gpu_power_usage is in {unit!r}, not in W.")
-    mean = power.number("avg")
-    return (mean * run.duration_s, False) if mean else None
+        if low is not None and high is not None:
+            if high > low:
+                return (high - low) * JOULES[unit] * run.duration_s / span, True
+        else:
+            counted = (energy.number("avg") or 0.0) * JOULES[unit]
+            near = integrated is not None and abs(counted / integrated - 1.0) <= _COUNTER_RATIO
+            if not near or not low == high:
+                raise RefusedFileError(
+                    f"{who}: energy_consumption without min and max may be the mean of a counter "
+                    "since boot, which is not the energy of the run, and its watts do not show "
+                    "that it is the counter's difference."
+                )
+            return counted, True
+    return None if integrated is None else (integrated, False)
+
+
+def _first(metrics: Node, names: tuple[str, ...]) -> Node | None:
+    """Give the first metric of some names that has a value."""
+    for name in names:
+        metric = metrics.inner(name)
+        if metric is not None and metric.has("avg"):
+            return metric
+    return None
 
 
 def _busy(metrics: Node) -> bool | None:
-    for key in ("gpu_utilization", "sm_utilization"):
-        busy = metrics.inner(key)
-        if busy is not None and busy.has("avg"):
-            return (busy.number("avg") or 0) > 1.0
-    return None
+    busy = _first(metrics, _BUSY)
+    return None if busy is None else (busy.number("avg") or 0) > 1.0
 
 
 def _derived(run: BenchmarkRun, node: Node) -> BenchmarkRun:
@@ -382,7 +427,7 @@ def read_text(text: str, name: str) -> BenchmarkRun:
         If it breaks off, or a rule refuses it.
     """
     document: dict[str, object] = {"aiperf_version": None}
-    gpus: dict[str, dict[str, object]] = {}
+    gpus: dict[str, dict[str, dict[str, object]]] = {}
     header: list[str] = []
     try:
         rows = list(csv.reader(text.splitlines(), strict=True))
@@ -403,8 +448,13 @@ def read_text(text: str, name: str) -> BenchmarkRun:
         cells = dict(zip(header, row, strict=True))
         key, metric = _metric(cells, name, number)
         if "GPU_Index" in cells:
-            gpu = gpus.setdefault(
-                cells["GPU_Index"], {"gpu_name": cells.get("GPU_Name"), "metrics": {}}
+            gpu = gpus.setdefault(cells.get("Endpoint", ""), {}).setdefault(
+                cells["GPU_Index"],
+                {
+                    "gpu_name": cells.get("GPU_Name"),
+                    "gpu_uuid": cells.get("GPU_UUID"),
+                    "metrics": {},
+                },
             )
             inner = gpu["metrics"]
             assert isinstance(inner, dict)
@@ -414,7 +464,8 @@ def read_text(text: str, name: str) -> BenchmarkRun:
     if "request_count" not in document or "benchmark_duration" not in document:
         raise RefusedFileError(f"{name} has no table of totals: it breaks off.")
     if gpus:
-        document["telemetry_data"] = {"endpoints": {"csv": {"gpus": gpus}}}
+        places = {endpoint: {"gpus": listed} for endpoint, listed in gpus.items()}
+        document["telemetry_data"] = {"endpoints": places}
     return read(document, name)
 
 

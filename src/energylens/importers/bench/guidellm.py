@@ -69,16 +69,20 @@ def _run(root: Node, item: Node, where: str, version: str | None) -> BenchmarkRu
         raise RefusedFileError(
             f"{where}: none of its requests succeeded, so its latencies of 0 are no measurement."
         )
-    start, end = item.positive("start_time"), item.positive("end_time")
-    stats = item.inner("run_stats")
-    if start is None and stats is not None:
-        start, end = stats.positive("start_time"), stats.positive("end_time")
+    start, end = _times(item)
     duration = item.positive("duration")
-    if duration is None and start is not None and end is not None:
+    if start is not None and end is not None and end > start:
+        # Where version 1 states both, its duration is that of the warm-up too.
         duration = end - start
     window = None
+    notes: list[str] = []
     if start is not None and end is not None and end > start:
         window = Window(start_s=start, end_s=end, clock=Clock.EPOCH, slack_s=0.5)
+    args = item.fields.get("args")
+    parts = ("warmup_number", "cooldown_number")
+    if isinstance(args, Mapping) and any(args.get(part) for part in parts):
+        window = None
+        notes.append("requests of a warm-up or cool-down are left out, at times that it leaves out")
     rate, limit = _load(item)
     in_flight = _mean(metrics, "request_concurrency")
     return verified(
@@ -99,8 +103,24 @@ def _run(root: Node, item: Node, where: str, version: str | None) -> BenchmarkRu
             ttft=_latency(metrics, "time_to_first_token_ms", 1e-3),
             tpot=_latency(metrics, "inter_token_latency_ms", 1e-3),
             request_latency=_latency(metrics, "request_latency", 1.0),
+            notes=tuple(notes),
         )
     )
+
+
+def _times(item: Node) -> tuple[float | None, float | None]:
+    """Begin and end of what was measured, without the warm-up before and the cool-down after."""
+    scheduler = item.inner("scheduler_metrics")
+    if scheduler is not None and scheduler.has("measure_start_time"):
+        return scheduler.positive("measure_start_time"), scheduler.positive("measure_end_time")
+    stats = item.inner("run_stats")
+    holder = item if item.has("start_time") or stats is None else stats
+    start, end = holder.positive("start_time"), holder.positive("end_time")
+    args = item.inner("args") if isinstance(item.fields.get("args"), Mapping) else None
+    if args is not None and start is not None and end is not None:
+        start += args.number("warmup_duration") or 0.0
+        end -= args.number("cooldown_duration") or 0.0
+    return start, end
 
 
 def _successful(metrics: Node, key: str) -> Node | None:

@@ -1,7 +1,8 @@
 """inference-perf's ``stage_N_lifecycle_metrics.json``, in JSON or YAML. All its times are seconds.
 
 Its ``inter_token_latency`` is between chunks, of which many arrive together; time per output token
-is its ``time_per_output_token``.
+is its ``time_per_output_token``. Lengths are those that the server counted, ``prompt_tokens`` and
+``output_tokens``, where they are stated (since 2026), else those that the client did.
 """
 
 from __future__ import annotations
@@ -52,6 +53,15 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             f"{name}: none of its requests succeeded, so it holds no measurement."
         )
     summary = node.need_inner("load_summary")
+    if not summary.has("requested_rate") and not summary.has("concurrency"):
+        raise RefusedFileError(
+            f"{name} is the summary over all stages, which may be of several loads: give "
+            "stage_N_lifecycle_metrics.json of each."
+        )
+    if _mean(_media(good, "audio"), "count"):
+        raise RefusedFileError(
+            f"{name}: its requests carry audio, which the tidy table has no columns for."
+        )
     throughput = good.inner("throughput")
     per_s = throughput.positive("requests_per_sec") if throughput is not None else None
     duration = node.positive("benchmark_time_seconds")
@@ -66,8 +76,10 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             where=name,
             completed=completed,
             failed=bad.number("count") if bad is not None else None,
-            input_tokens=_mean(good, "prompt_len"),
-            output_tokens=_mean(good, "output_len"),
+            input_tokens=_mean(good, "prompt_tokens") or _mean(good, "prompt_len"),
+            output_tokens=_mean(good, "output_tokens") or _mean(good, "output_len"),
+            images=_mean(_media(good, "image"), "count"),
+            frames=_mean(_media(good, "video"), "frames"),
             duration_s=duration,
             request_rate_per_s=rate,
             achieved_rate_per_s=per_s,
@@ -79,8 +91,12 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     )
 
 
-def _mean(node: Node, key: str) -> float | None:
-    inner = node.inner(key)
+def _media(good: Node, kind: str) -> Node | None:
+    return good.inner(kind) if isinstance(good.fields.get(kind), Mapping) else None
+
+
+def _mean(node: Node | None, key: str) -> float | None:
+    inner = node.inner(key) if node is not None else None
     return (inner.number("mean") or None) if inner is not None else None
 
 

@@ -27,6 +27,13 @@ FORMAT = "llm-d benchmark report"
 
 VERSIONS = ("0.1", "0.2", "0.2.1")
 
+#: The harness reads DCGM_FI_DEV_POWER_USAGE off each pod's scrape by its bare name, and drops the
+#: labels of the GPUs: those of the pod (of the host, where the exporter lists them) follow one
+#: another in one series, which is averaged over all scrapes. Nothing in the report counts them.
+POWER_OF_NONE = (
+    "the watts in it are means over GPUs whose labels were dropped, neither one GPU's nor their sum"
+)
+
 SECONDS: Mapping[str, float] = {"s": 1.0, "ms": 1e-3, "us": 1e-6, "ns": 1e-9, "seconds": 1.0}
 PER_TOKEN: Mapping[str, float] = {f"{unit}/token": factor for unit, factor in SECONDS.items()}
 _PER_S = ("queries/s", "requests/s", "req/s", "1/s")
@@ -89,6 +96,7 @@ def _first(node: Node) -> BenchmarkRun:
     requests, throughput = metrics.need_inner("requests"), metrics.inner("throughput")
     return _run(
         node,
+        power=_says_power(metrics.fields.get("resources")),
         version="0.1",
         llm=model.text("name") if model is not None else None,
         served=served,
@@ -146,9 +154,9 @@ def _second(node: Node, version: str) -> BenchmarkRun:
     run = node.inner("run")
     time = run.inner("time") if run is not None else None
     duration, window = _times(node, time)
-    in_flight = None
     return _run(
         node,
+        power=_says_power(results.fields.get("observability")),
         version=version,
         llm=llm,
         served=_served(node.name, parts),
@@ -161,7 +169,6 @@ def _second(node: Node, version: str) -> BenchmarkRun:
         window=window,
         rate=rate,
         limit=limit,
-        in_flight=in_flight,
     )
 
 
@@ -287,7 +294,7 @@ def _run(
     window: Window | None,
     rate: float | None,
     limit: float | None,
-    in_flight: float | None = None,
+    power: bool,
 ) -> BenchmarkRun:
     total, failed = requests.number("total"), requests.number("failures") or 0
     if total is None:
@@ -319,13 +326,25 @@ def _run(
             request_rate_per_s=rate if limit is None else None,
             achieved_rate_per_s=per_s,
             max_concurrency=limit,
-            mean_concurrency=in_flight,
             ttft=_latency(latency, "time_to_first_token", SECONDS),
             tpot=_latency(latency, "time_per_output_token", {**SECONDS, **PER_TOKEN}),
             itl=_latency(latency, "inter_token_latency", {**SECONDS, **PER_TOKEN}),
             request_latency=_latency(latency, "request_latency", SECONDS),
+            unusable=POWER_OF_NONE if power else None,
         )
     )
+
+
+def _says_power(part: object, depth: int = 0) -> bool:
+    """Whether a part of a report states power somewhere."""
+    if depth > 8:
+        return False
+    if isinstance(part, Mapping):
+        named = ("power", "power_consumption", "DCGM_FI_DEV_POWER_USAGE")
+        return any(part.get(name) for name in named) or any(
+            _says_power(inner, depth + 1) for inner in part.values()
+        )
+    return isinstance(part, list) and any(_says_power(inner, depth + 1) for inner in part)
 
 
 def _count(requests: Node, key: str) -> float | None:

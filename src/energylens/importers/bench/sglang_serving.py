@@ -51,6 +51,10 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
         value = server.fields.get(key) if server is not None else None
         return value if type(value) is int and value >= 1 else None
 
+    tensor, data = served("tp_size"), served("dp_size")
+    if server is not None and server.fields.get("enable_dp_attention") and tensor and data:
+        # The data-parallel copies of attention are on the GPUs of tp_size, not beside them.
+        tensor = max(tensor // data, 1)
     limit = node.positive("max_concurrency")
     model = server.fields.get("model_path") if server is not None else None
     version = server.fields.get("version") if server is not None else None
@@ -63,13 +67,14 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             llm=node.text("model") or (model if isinstance(model, str) else None),
             engine=kind if kind in ("sglang", "vllm", "lmdeploy") else None,
             engine_version=version if isinstance(version, str) else None,
-            tensor_parallel=served("tp_size"),
+            tensor_parallel=tensor,
             pipeline_parallel=served("pp_size"),
-            data_parallel=served("dp_size"),
+            data_parallel=data,
             expert_parallel=served("ep_size"),
             completed=completed,
             input_tokens=_mean(node, "total_input_tokens", completed),
             output_tokens=_mean(node, "total_output_tokens", completed),
+            vision_tokens=_mean(node, "total_input_vision_tokens", completed),
             duration_s=node.need("duration"),
             request_rate_per_s=open_rate,
             achieved_rate_per_s=node.positive("request_throughput"),

@@ -73,6 +73,14 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             f"{name}: none of its {node.number('num_prompts') or 0:g} requests completed, so its "
             "latencies of 0 are no measurement: run the benchmark again."
         )
+    if node.has("ramp_up_strategy"):
+        raise RefusedFileError(
+            f"{name}: its request rate ramps up from {node.number('ramp_up_start_rps'):g} to "
+            f"{node.number('ramp_up_end_rps'):g} a second, so its joules are of no one load: run "
+            "the benchmark at one rate."
+            if node.has("ramp_up_start_rps") and node.has("ramp_up_end_rps")
+            else f"{name}: its request rate ramps up, so its joules are of no one load."
+        )
     duration = node.need("duration")
     rate = _rate(node)
     limit = node.positive("max_concurrency")

@@ -167,6 +167,16 @@ def _log(
             row = times.setdefault(label(reading.gpu), {}).setdefault(
                 reading.time_s, [np.nan, np.nan, np.nan]
             )
+            # A GPU in parts, or of several pods, is listed more than once, with the same watts.
+            if np.isfinite(row[place]) and abs(row[place] - reading.value) > 0.01 * row[place]:
+                if key == BUSY:
+                    reading = _Reading(reading.gpu, reading.time_s, max(row[place], reading.value))
+                else:
+                    raise RefusedFileError(
+                        f"{name}: {key} of GPU {label(reading.gpu)} is {row[place]:g} and "
+                        f"{reading.value:g} at one time, which cannot both be: its labels do not "
+                        "tell the GPUs apart."
+                    )
             row[place] = reading.value
     series: list[Series] = []
     notes: list[str] = []

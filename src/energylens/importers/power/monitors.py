@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
 from energylens.importers.power.series import Clock, EnergyWindow, PowerLog
 from energylens.importers.power.sheets import numbers_of, sheet_of
 from energylens.importers.power.stamps import parse_stamps
@@ -60,6 +62,9 @@ def matches_codecarbon(text: str) -> bool:
 def read_codecarbon(text: str, name: str) -> PowerLog:
     """Read runs of CodeCarbon: energies are cumulative since each run's start, in kWh.
 
+    They are multiplied by the ``pue`` that the run was told, which is taken out again: it is the
+    building's, not the GPUs'.
+
     Raises
     ------
     RefusedFileError
@@ -79,6 +84,11 @@ def read_codecarbon(text: str, name: str) -> PowerLog:
         raise RefusedFileError(f"{name}: its timestamp is no time.")
     elapsed = numbers_of(sheet.column(place["duration"]), name, sheet.lines, "duration")
     kwh = numbers_of(sheet.column(place["gpu_energy"]), name, sheet.lines, "gpu_energy")
+    pue = np.ones(len(kwh))
+    if "pue" in place:
+        stated = numbers_of(sheet.column(place["pue"]), name, sheet.lines, "pue")
+        pue = np.where(np.isfinite(stated), stated, 1.0)
+    counts = sheet.column(place["gpu_count"]) if "gpu_count" in place else None
     last: dict[str, int] = {}
     for row, run in enumerate(sheet.column(place[run_column])):
         last[run or f"line {sheet.lines[row]}"] = row
@@ -86,14 +96,20 @@ def read_codecarbon(text: str, name: str) -> PowerLog:
     for run, row in last.items():
         if not (elapsed[row] > 0 and kwh[row] > 0):
             continue
+        if not pue[row] >= 1:
+            raise RefusedFileError(
+                f"{name} line {sheet.lines[row]}: pue must be 1 or more, not {pue[row]:g}."
+            )
+        count = re.fullmatch(r"(\d{1,4})(?:\.0)?", counts[row]) if counts is not None else None
         task = sheet.rows[row][place["task_name"]] if "task_name" in place else ""
         windows.append(
             EnergyWindow(
                 name=task or run,
                 elapsed_s=float(elapsed[row]),
-                joules={"all": float(kwh[row]) * KWH_J},
+                joules={"all": float(kwh[row] / pue[row]) * KWH_J},
                 end_s=float(seconds[row]),
                 all_gpus=True,
+                gpus=int(count[1]) or None if count is not None else None,
             )
         )
     if not windows:
@@ -101,10 +117,9 @@ def read_codecarbon(text: str, name: str) -> PowerLog:
             f"{name} has a gpu_energy of 0 kWh in every run, as without energy counters: it gave "
             "nothing."
         )
+    notes = [*sheet.notes, "joules are gpu_energy, the last row of the run"]
+    if (pue > 1).any():
+        notes.append("gpu_energy is multiplied by the building's PUE, which is taken out again")
     return PowerLog(
-        format=CODECARBON,
-        name=name,
-        clock=clock,
-        windows=tuple(windows),
-        notes=(*sheet.notes, "joules are gpu_energy, the last row of the run"),
+        format=CODECARBON, name=name, clock=clock, windows=tuple(windows), notes=tuple(notes)
     )

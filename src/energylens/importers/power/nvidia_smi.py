@@ -1,6 +1,7 @@
 """Logs of ``nvidia-smi --query-gpu=timestamp,...,power.draw --format=csv -l``, and of ``hl-smi``.
 
 Gaudi's tool takes the same query (``-Q timestamp,index,power.draw -f csv``) and writes the same.
+``nvidia-smi dmon -o DT`` writes a table of its own, with date and time in columns of their own.
 """
 
 from __future__ import annotations
@@ -12,11 +13,17 @@ import numpy as np
 
 from energylens.importers.power.gather import series_by_gpu
 from energylens.importers.power.series import Clock, PowerLog
-from energylens.importers.power.sheets import Sheet, numbers_of, sheet_of, watts_of
+from energylens.importers.power.sheets import (
+    Sheet,
+    numbers_of,
+    place_of,
+    sheet_of,
+    watts_of,
+)
 from energylens.importers.power.stamps import is_stamp, parse_stamps
 from energylens.importers.runs import RefusedFileError
 
-FORMAT, GAUDI = "nvidia-smi CSV", "hl-smi CSV"
+FORMAT, GAUDI, DMON = "nvidia-smi CSV", "hl-smi CSV", "nvidia-smi dmon"
 
 #: Columns of power in the order in which they are taken. The plain one is a mean over a second on
 #: drivers of 2023 and later, as is ``average``; ``instant`` is a sample.
@@ -28,11 +35,14 @@ GPU = (
     "gpu_index",
     "pci.bus_id",
     "gpu_bus_id",
+    "bus_id",
     "uuid",
     "gpu_uuid",
     "serial",
     "gpu_serial",
 )
+#: Stamps of nvidia-smi, and of hl-smi, at the begin of a line without header.
+_STAMP = re.compile(r"^(\d{4}/\d{2}/\d{2} \d{2}:\d{2}:\d{2}|\w{3} \w{3} +\d+ \d{2}:\d{2}:\d{2} )")
 _HEADER = re.compile(r"^(?P<name>[^\[(]+?)\s*(?:[\[(](?P<unit>[^\])]*)[\])])?$")
 
 
@@ -41,11 +51,62 @@ def matches(text: str) -> bool:
     first = next((line for line in text.splitlines() if line.strip()), "")
     cells = [cell.strip() for cell in first.split(",")]
     names = [_split(cell)[0] for cell in cells]
-    if any(name in POWER for name in names) and "timestamp" in names:
+    if any(name in POWER for name in names):
         return True
-    return len(cells) >= 2 and any(
-        re.match(r"^\d{4}/\d{2}/\d{2} \d{2}:\d{2}:\d{2}", cell) for cell in cells
+    return len(cells) >= 2 and any(_STAMP.match(cell) for cell in cells)
+
+
+def matches_dmon(text: str) -> bool:
+    """Whether a text is the table of ``nvidia-smi dmon``, of any of its options."""
+    names = _dmon_names(text)
+    return "gpu" in names and "type" not in names
+
+
+def _dmon_names(text: str) -> list[str]:
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if not first.startswith("#"):
+        return []
+    names = re.split(r"[\s,]+", first.lstrip("# \t").strip().lower())
+    return names if names[0] in ("date", "time", "gpu") else []
+
+
+def read_dmon(text: str, name: str) -> PowerLog:
+    """Read the table of ``nvidia-smi dmon -s p -o DT``.
+
+    Raises
+    ------
+    RefusedFileError
+        If its lines have no date and time, or it was not asked for power.
+    """
+    names = _dmon_names(text)
+    if "pwr" not in names:
+        raise RefusedFileError(f"{name} has no power in it: log nvidia-smi dmon -s p -o DT.")
+    if not {"date", "time"} <= set(names):
+        raise RefusedFileError(
+            f"{name} has no date and time with each reading: log nvidia-smi dmon -s p -o DT."
+        )
+    lines = [line for line in text.splitlines() if line.strip()]
+    if not text.endswith("\n"):
+        lines = lines[:-1]
+    rows = [re.split(r"[\s,]+", line.strip()) for line in lines if not line.startswith("#")]
+    units = next((re.split(r"[\s,]+", line.lstrip("# ").strip()) for line in lines[1:2]), [])
+    wrong = next((row for row in rows if len(row) != len(names)), None)
+    if wrong is not None or not rows:
+        what = f"a line of {len(wrong)} cells" if wrong is not None else "no line"
+        raise RefusedFileError(f"{name} has {what}, where its heading names {len(names)}.")
+    place = {column: i for i, column in enumerate(names)}
+    unit = units[place["pwr"]] if len(units) == len(names) else "W"
+    cells = [[row[i] for row in rows] for i in range(len(names))]
+    time_s, clock = parse_stamps(
+        [f"{d}-{t}" for d, t in zip(cells[place["date"]], cells[place["time"]], strict=True)]
     )
+    if time_s is None:
+        raise RefusedFileError(f"{name}: {rows[0][0]} {rows[0][1]} is no date and time.")
+    numbers = range(1, len(rows) + 1)
+    watts = watts_of(cells[place["pwr"]], name, numbers, "pwr", unit)
+    use = numbers_of(cells[place["sm"]], name, numbers, "sm") / 100 if "sm" in place else None
+    series, notes = series_by_gpu(name, cells[place["gpu"]], time_s, watts, utilisation=use)
+    return PowerLog(format=DMON, name=name, clock=clock, series=series, notes=tuple(notes))
 
 
 def _split(cell: str) -> tuple[str, str]:
@@ -100,7 +161,7 @@ def read(text: str, name: str, columns: Sequence[str] = ()) -> PowerLog:
         raise RefusedFileError(
             f"{name} line {sheet.lines[0]}: {sheet.rows[0][stamps]!r} is no time stamp."
         )
-    place = names.index(power)
+    place = place_of(names, power, name)
     watts = watts_of(sheet.column(place), name, sheet.lines, power, units[place])
     whose = next((names.index(column) for column in GPU if column in names), None)
     labels = None if whose is None else sheet.column(whose)

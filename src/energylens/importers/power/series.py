@@ -73,7 +73,7 @@ class EnergyWindow:
 
     ``joules`` are by GPU label, as is ``busy``: whether the GPU was used, None where not known;
     ``end_s`` is None where the file has no time of day. With ``all_gpus`` the one entry of
-    ``joules`` is of every GPU of the host.
+    ``joules`` is of every GPU that was metered, ``gpus`` of them where the file counts them.
     """
 
     name: str
@@ -82,6 +82,7 @@ class EnergyWindow:
     end_s: float | None = None
     busy: Mapping[str, bool | None] = field(default_factory=dict)
     all_gpus: bool = False
+    gpus: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -82,9 +82,14 @@ def sheet_of(text: str, name: str, *, header: bool = True, separator: str = ",")
     width = len(names) or (len(rows[0]) if rows else 0)
     notes: list[str] = []
     whole_end = text.endswith(("\n", "\r"))
-    if rows and not whole_end and len(rows) > 1 and _cut(rows[-1], rows[-2], width):
+    if rows and not whole_end and _cut(rows[-1], rows[-2] if len(rows) > 1 else None, width):
         rows, lines = rows[:-1], lines[:-1]
         notes.append("its last line was cut in the middle and is left out")
+        if not rows:
+            raise RefusedFileError(
+                f"{name}: its one line of readings breaks off, or lacks the end of line that tells "
+                "it has not."
+            )
     for row, line in zip(rows, lines, strict=True):
         if len(row) != width:
             raise RefusedFileError(
@@ -96,12 +101,33 @@ def sheet_of(text: str, name: str, *, header: bool = True, separator: str = ",")
     return Sheet(name=name, header=names, rows=rows, lines=lines, notes=tuple(notes))
 
 
-def _cut(last: Sequence[str], before: Sequence[str], width: int) -> bool:
-    """Whether the last line breaks off: cells or the unit of the last cell are missing."""
+def _cut(last: Sequence[str], before: Sequence[str] | None, width: int) -> bool:
+    """Whether the last line, which has no end, breaks off: what is missing may matter.
+
+    Cells are missing, or the unit of the last cell is, or its last digits may be; of decimals those
+    that are missing do not matter.
+    """
     if len(last) != width:
         return True
-    unit = re.sub(r"[\d.\s+-]", "", before[-1])
-    return bool(unit) and not last[-1].endswith(unit)
+    unit = re.sub(r"[\d.\s+-]", "", before[-1]) if before is not None else ""
+    if unit:
+        return not last[-1].endswith(unit)
+    return bool(re.fullmatch(r"[\d+-]*\.?", last[-1]))
+
+
+def place_of(names: Sequence[str], column: str, name: str) -> int:
+    """Find a column by its name.
+
+    Raises
+    ------
+    RefusedFileError
+        If several are called so.
+    """
+    if names.count(column) > 1:
+        raise RefusedFileError(
+            f"{name} has {names.count(column)} columns of {column}: keep the one that is it."
+        )
+    return names.index(column)
 
 
 def numbers_of(cells: Sequence[str], name: str, lines: Sequence[int], what: str) -> FloatArray:

@@ -9,7 +9,13 @@ import numpy as np
 
 from energylens.importers.power.gather import MOST_GPU_W, MOST_WALL_W, series_by_gpu
 from energylens.importers.power.series import Clock, Cover, PowerLog
-from energylens.importers.power.sheets import Sheet, numbers_of, sheet_of, watts_of
+from energylens.importers.power.sheets import (
+    Sheet,
+    numbers_of,
+    place_of,
+    sheet_of,
+    watts_of,
+)
 from energylens.importers.power.stamps import parse_stamps
 from energylens.importers.runs import RefusedFileError
 
@@ -72,11 +78,11 @@ def read_amd(text: str, name: str) -> PowerLog:
     energy = next((c for c in _AMD_ENERGY if c in bare), None)
     watts = np.full(len(sheet.rows), np.nan)
     if power is not None:
-        place = bare.index(power)
+        place = place_of(bare, power, name)
         watts = watts_of(sheet.column(place), name, sheet.lines, power, _unit(names[place]))
     joules = None
     if energy is not None:
-        place = bare.index(energy)
+        place = place_of(bare, energy, name)
         unit = _unit(names[place])
         if unit not in ("", "j"):
             raise RefusedFileError(f"{name}: {energy} must be in J, not in {unit}.")
