@@ -17,7 +17,7 @@ import pytest
 from energylens import catalog
 from energylens.errors import MissingExtraError, UnknownNameError
 from energylens.instrument.engine import EngineError, Layout, Phase, Reason
-from energylens.instrument.engines import ENGINES, amx, open_engine, vllm, vllm_worker
+from energylens.instrument.engines import ENGINES, amx, open_engine, vllm_setup, vllm_worker
 from energylens.instrument.engines.amx import Amx
 from energylens.instrument.engines.options import Options
 from energylens.instrument.engines.quantization import (
@@ -26,8 +26,9 @@ from energylens.instrument.engines.quantization import (
     loaded_provenance,
     vllm_quantization,
 )
-from energylens.instrument.engines.vllm import VllmEngine, default_executor
+from energylens.instrument.engines.vllm import OPTIONS, VllmEngine
 from energylens.instrument.engines.vllm_server import command_line, start_failure
+from energylens.instrument.engines.vllm_setup import default_executor
 from energylens.records import Source
 
 
@@ -279,7 +280,7 @@ def test_vllm_is_given_what_the_layout_says(
     monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
     monkeypatch.setattr(VllmEngine, "_load", capture)
     monkeypatch.setattr(VllmEngine, "_serve", capture)
-    monkeypatch.setattr("energylens.instrument.engines.vllm._runs_on_cpu", lambda: False)
+    monkeypatch.setattr("energylens.instrument.engines.vllm_setup.runs_on_cpu", lambda: False)
     monkeypatch.setenv("VLLM_LOGGING_LEVEL", "INFO")
     monkeypatch.delenv("VLLM_ENABLE_V1_MULTIPROCESSING", raising=False)
     with pytest.raises(EngineError, match="enough"):
@@ -324,11 +325,11 @@ def test_a_matrix_unit_is_tried_in_a_child_that_may_die_of_it() -> None:
 def test_vllm_is_kept_from_a_kernel_that_would_end_it(
     monkeypatch: pytest.MonkeyPatch, state: Amx
 ) -> None:
-    monkeypatch.setattr(vllm, "amx", lambda: state)
-    monkeypatch.setattr(vllm, "_runs_on_cpu", lambda: True)
-    told = vllm._environment(layout(), Options("vllm", {}, vllm.OPTIONS))
+    monkeypatch.setattr(vllm_setup, "amx", lambda: state)
+    monkeypatch.setattr(vllm_setup, "runs_on_cpu", lambda: True)
+    told = vllm_setup.environment(layout(), Options("vllm", {}, OPTIONS))
     assert (amx.NO_AMX_VARIABLE in told) == (state is Amx.REFUSED)
-    facts = vllm._processor_facts()
+    facts = vllm_setup.processor_facts()
     assert facts["amx"] == str(state)
     assert ("kernels" in facts) == (state is Amx.REFUSED)
 

@@ -28,7 +28,7 @@ from energylens.latency import (
     slopes,
     step_times,
 )
-from energylens.latency_fitting import TimeDatasheet, TimeLens, fit_latency, observed_s
+from energylens.latency_fitting import fit_latency, observed_s
 from energylens.records import Case, Configuration, Engine, Workload
 
 LLAMA, MIXTURE = "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B"
@@ -269,8 +269,9 @@ def test_fifty_published_rows_tell_the_latency_of_the_rest(
     for repeat in range(6):
         order = np.random.default_rng([0, repeat]).permutation(len(data))
         train, test = data.take(order[:50]), data.take(order[50:])
-        for key, lens in (("law", TimeLens()), ("datasheet", TimeDatasheet())):
-            ratio = lens.fit(train).predict_s(test.cases) / measured[order[50:]]
+        laws = {"law": fit_latency(train, "latency"), "datasheet": from_datasheet()}
+        for key, law in laws.items():
+            ratio = law.predict_s(test.cases, "latency") / measured[order[50:]]
             errors[key].append(float(np.abs(ratio - 1).mean()))
     assert np.mean(errors["law"]) <= most
     assert np.mean(errors["law"]) < 0.7 * np.mean(errors["datasheet"])

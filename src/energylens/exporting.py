@@ -40,7 +40,6 @@ OF_A_MODEL = ("dynamo", "semantic-router")
 
 PREDICTED = "predicted by energylens"
 POWER_SCHEMA = 2
-VARIANT_COST = re.compile(r"\d+(\.\d+)?")  # what the CRD's schema admits
 LLM_NAME = 128  # letters of a modelID there, at most
 ISLS, CONTEXTS, USAGES = 16, 8, 10  # points of a planner profile
 SHORTEST = 100  # prompt tokens that such a profile begins with

@@ -7,12 +7,12 @@ without a time are left out; rows that have one need no joules.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
 from energylens import __version__
-from energylens.cases import Cases, FloatArray, IntArray
+from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray
 from energylens.errors import FitError
 from energylens.latency import (
@@ -30,6 +30,7 @@ from energylens.latency import (
     seconds,
     slopes,
 )
+from energylens.linearised import Linearised, bounded
 from energylens.model import Coefficients, Scope, group_key
 from energylens.service import running_under_load
 
@@ -218,24 +219,24 @@ class _Problem:
         """Fit some rows, with theta expected at ``mean`` within ``spread``."""
         step, prompt, weights = self.step[rows], self.prompt[rows], self.weights[rows]
         theta, variance = _minimise(step, prompt, weights, mean, spread)
-        residual = seconds(step, prompt, theta) - 1.0
-        root = np.sqrt(weights)
         apart = np.maximum(theta, OVERLAP_FLOOR)
-        steep = slopes(step, prompt, apart) * root[:, None]
+        steep = slopes(step, prompt, apart) * np.sqrt(weights)[:, None]
         curvature = steep.T @ steep + np.diag(variance / spread**2)
         covariance: FloatArray = variance * np.linalg.inv(curvature).astype(np.float64)
-        free = theta > LOWER_BOUNDS + 1e-9
-        b = slopes(step, prompt, theta)[:, free] * root[:, None]
-        normal = b.T @ b + np.diag(variance / spread[free] ** 2)
-        leverage = (b * np.linalg.solve(normal, b.T).T).sum(axis=1)
-        rest = np.maximum(1.0 - leverage, 1e-3)
-        seen = _logs(residual / rest)
-        seen_added = leverage / rest
+        fitted = Linearised(
+            theta=theta,
+            free=theta > LOWER_BOUNDS + 1e-9,
+            slopes=slopes(step, prompt, theta),
+            weights=weights,
+            residual=seconds(step, prompt, theta) - 1.0,
+            pull=variance / spread**2,
+            variance=variance,
+        )
         architecture = self.architecture[rows]
-        unseen, unseen_added = _left_out(b, normal, residual * root, architecture)
-        unseen = _logs(unseen / root)
+        seen, seen_added = fitted.without_rows()
+        unseen, unseen_added = fitted.without_groups(architecture)
+        effect = fitted.design_effect(architecture)
         kinds = len(np.unique(architecture))
-        effect = _design_effect(b, normal, residual * root, architecture, variance, leverage)
         between = np.array([seen[architecture == a].mean() for a in np.unique(architecture)])
         scale = float(np.sqrt(max(float((seen**2).mean()), VARIANCE_FLOOR)))
         return Coefficients(
@@ -297,28 +298,13 @@ def _minimise(
     step: FloatArray, prompt: FloatArray, weights: FloatArray, mean: FloatArray, spread: FloatArray
 ) -> tuple[FloatArray, float]:
     """Find the coefficients, and the variance of residuals that weighed the prior."""
-    from scipy.optimize import nnls
-
     n, root = len(step), np.sqrt(weights)
     theta = np.maximum(mean, LOWER_BOUNDS)
     variance = 0.05
     for turn in range(ROUNDS):
         at = np.maximum(theta, 0.0)
-        a = slopes(step, prompt, at) * root[:, None]
-        tug = np.sqrt(variance) / spread
-        target = np.concatenate([root, tug * mean])
-        stacked = np.vstack([a, np.diag(tug)])
-        size = np.sqrt((stacked**2).sum(axis=0))
-        try:
-            above, _ = nnls(
-                stacked / size, target - stacked @ LOWER_BOUNDS, maxiter=100 * len(NAMES)
-            )
-        except RuntimeError as error:
-            raise FitError(
-                "the times could not be fitted; look for rows whose time is off by orders of "
-                "magnitude (energylens check)"
-            ) from error
-        full = LOWER_BOUNDS + above / size
+        pull = variance / spread**2
+        full = bounded(slopes(step, prompt, at), weights, mean, pull, LOWER_BOUNDS, "time")
         best = None
         for length in STEP_LENGTHS:
             tried = theta + length * (full - theta)
@@ -335,89 +321,3 @@ def _minimise(
         elif moved < CONVERGED:
             break
     return theta, variance
-
-
-def _left_out(
-    b: FloatArray, normal: FloatArray, scaled: FloatArray, group: IntArray
-) -> tuple[FloatArray, FloatArray]:
-    """Residuals of rows left out with their group, and what coefficients add to their variance."""
-    residual, added = scaled.copy(), np.empty(len(scaled))
-    for name in np.unique(group):
-        mine = np.flatnonzero(group == name)
-        part = b[mine]
-        gain = part @ np.linalg.pinv(normal - part.T @ part)
-        residual[mine] += gain @ (part.T @ scaled[mine])
-        added[mine] = (gain * part).sum(axis=1)
-    return residual, np.maximum(added, 0.0)
-
-
-def _design_effect(
-    b: FloatArray,
-    normal: FloatArray,
-    scaled: FloatArray,
-    group: IntArray,
-    variance: float,
-    leverage: FloatArray,
-) -> float:
-    """How much larger the variance of predictions is because rows of one LLM err alike."""
-    names = np.unique(group)
-    if len(names) < 3:
-        return 1.0
-    moments = np.array([(b[group == g] * scaled[group == g, None]).sum(axis=0) for g in names])
-    pushed = np.linalg.solve(normal, moments.T)
-    clustered = float(((b @ pushed) ** 2).sum()) * len(names) / (len(names) - 1)
-    return max(clustered / (variance * float(leverage.sum())), 1.0)
-
-
-def _logs(residual: FloatArray) -> FloatArray:
-    """log(measured / predicted) of relative residuals."""
-    logs: FloatArray = -np.log(np.maximum(1.0 + residual, 0.05))
-    return logs
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class TimePredictor:
-    """A time law asked about one target: what judges of time see."""
-
-    model: TimeModel
-    target: Target
-
-    def predict_s(self, cases: Cases) -> FloatArray:
-        """Predict seconds, shape (n,)."""
-        return self.model.predict_s(cases, self.target)
-
-    def interval_s(self, cases: Cases, coverage_ratio: float) -> tuple[FloatArray, FloatArray]:
-        """Lower and upper seconds that should cover a new measurement; each of shape (n,)."""
-        return self.model.interval_s(cases, coverage_ratio, self.target)
-
-    def quantile_s(self, cases: Cases, meet_ratio: float) -> FloatArray:
-        """Seconds that a new measurement stays below with the probability asked; shape (n,)."""
-        return self.model.quantile_s(cases, meet_ratio, self.target)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeLens:
-    """The time law as a contestant: fitted to one target's rows."""
-
-    target: Target = "latency"
-    name: str = "energylens"
-    factors: bool = True
-    ranks_only: bool = False
-
-    def fit(self, dataset: Dataset) -> TimePredictor:
-        """Fit to measured rows; raises FitError where none has the time."""
-        model = fit_latency(dataset, self.target, factors=self.factors)
-        return TimePredictor(model=model, target=self.target)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TimeDatasheet:
-    """The time law without a single measurement, as a contestant."""
-
-    target: Target = "latency"
-    name: str = "energylens-datasheet"
-    ranks_only: bool = False
-
-    def fit(self, dataset: Dataset) -> TimePredictor:  # noqa: ARG002
-        """Ignore the rows."""
-        return TimePredictor(model=from_datasheet(), target=self.target)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,8 @@ import numpy as np
 
 from energylens import catalog
 from energylens.cases import FloatArray, IntArray
-from energylens.instrument.engines.load import SimulatedLoad, StepTable, simulate_load
+from energylens.instrument.engines.load import Replica, StepTable
+from energylens.instrument.engines.simulation import STEP_TOKENS
 from energylens.records import Case, Configuration, Workload
 from energylens.service import Lengths, Service, steady_state
 
@@ -118,6 +120,102 @@ class TableSteps:
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         """Joules that prompt tokens add."""
         return self._read(self.table.joules, running, tokens) - self.step_j(running)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SimulatedLoad:
+    """What became of the requests after a warm-up, and of the replica meanwhile.
+
+    Attributes
+    ----------
+    ttft_s, latency_s, output_tokens : ndarray, shape (n,)
+        Of each request, from its arrival.
+    duration_s, joules : float
+        From the first of these arrivals to the last.
+    arrivals : int
+    mean_batch_size, empty_ratio : float
+        Over that time.
+    preemptions : int
+    """
+
+    ttft_s: FloatArray
+    latency_s: FloatArray
+    output_tokens: FloatArray
+    duration_s: float
+    joules: float
+    arrivals: int
+    mean_batch_size: float
+    empty_ratio: float
+    preemptions: int
+
+    @property
+    def energy_per_request_j(self) -> float:
+        """Joules over requests, idle time included."""
+        return self.joules / self.arrivals
+
+    @property
+    def tpot_s(self) -> float:
+        """Mean seconds per token after the first, over all tokens."""
+        tokens = float((self.output_tokens - 1.0).sum())
+        return float((self.latency_s - self.ttft_s).sum()) / tokens
+
+    def tpot_quantile_s(self, ratio: float) -> float:
+        """Seconds per token that a share of the requests stays below."""
+        several = self.output_tokens >= 2
+        decode = (self.latency_s - self.ttft_s)[several]
+        return float(np.quantile(decode / (self.output_tokens[several] - 1.0), ratio))
+
+
+def simulate_load(
+    table: StepTable,
+    arrivals_s: FloatArray,
+    input_tokens: IntArray,
+    output_tokens: IntArray,
+    *,
+    slots: int,
+    cache_tokens: float,
+    warm: int,
+    budget: float = STEP_TOKENS,
+) -> SimulatedLoad:
+    """Serve requests as they arrive.
+
+    Parameters
+    ----------
+    table : StepTable
+    arrivals_s : ndarray, shape (n,)
+        Ascending.
+    input_tokens, output_tokens : ndarray of int, shape (n,)
+    slots : int
+        Sequences that may run at once.
+    cache_tokens : float
+        Tokens that the cache holds.
+    warm : int
+        Requests at the start that are not looked at.
+    budget : float
+        Tokens of a step.
+    """
+    replica = Replica(table, slots=slots, cache_tokens=cache_tokens, budget=budget)
+    n = len(arrivals_s)
+    replica.count_from_s, replica.count_to_s = float(arrivals_s[warm]), float(arrivals_s[-1])
+    for arrival, prompt, output in zip(
+        arrivals_s.tolist(), input_tokens.tolist(), output_tokens.tolist(), strict=True
+    ):
+        replica.offer(arrival, prompt, output)
+    replica.advance(math.inf)
+    duration = replica.count_to_s - replica.count_from_s
+    kept = slice(warm, n)
+    arrived = np.array(replica.arrivals[kept])
+    return SimulatedLoad(
+        ttft_s=np.array(replica.first_s[kept]) - arrived,
+        latency_s=np.array(replica.done_s[kept]) - arrived,
+        output_tokens=np.array(replica.outputs[kept], dtype=np.float64),
+        duration_s=duration,
+        joules=replica.busy_j + replica.idle_w * replica.idle_s,
+        arrivals=n - 1 - warm,
+        mean_batch_size=replica.area / duration,
+        empty_ratio=replica.idle_s / duration,
+        preemptions=replica.preempted,
+    )
 
 
 def setting(rng: np.random.Generator) -> dict[str, Any] | None:

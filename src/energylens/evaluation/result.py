@@ -7,8 +7,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from energylens.cases import FloatArray
-from energylens.errors import UsageError
-from energylens.evaluation.scoring import METRICS, TIE_RATIO, Metrics
+from energylens.evaluation.scoring import TIE_RATIO, Metrics
 from energylens.viewing import Shown
 
 _LISTED = 20
@@ -165,26 +164,6 @@ class Evaluation(Shown):
         """Scenarios with two candidates: a pick at random is right in half of them."""
         scores = next(iter(self.estimators.values()), None)
         return sum(s.candidates == 2 for s in scores.scenarios) if scores else 0
-
-    def smallest_train_rows(self, estimator: str, metric: str, at_least: float) -> int | None:
-        """Fewest training rows among the points at which a metric reaches a value.
-
-        Raises
-        ------
-        UsageError
-            If no such estimator or metric was judged.
-        """
-        if estimator not in self.estimators or metric not in METRICS:
-            raise UsageError(
-                f"one of the estimators {', '.join(self.estimators)} and one of the metrics "
-                f"{', '.join(METRICS)} must be named; given {estimator!r}, {metric!r}"
-            )
-        reached = [
-            score.train_rows
-            for score in (point.scores[estimator] for point in self.points)
-            if (value := getattr(score.metrics, metric)) is not None and value >= at_least
-        ]
-        return min(reached, default=None)
 
     def to_json(self) -> dict[str, Any]:
         """One document; every number finite or null."""

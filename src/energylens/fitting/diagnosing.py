@@ -10,6 +10,7 @@ from energylens.cases import BoolArray, FloatArray
 from energylens.dataset import Dataset
 from energylens.fitting.problem import NO_PRIOR_SPREAD, VARIANCE_FLOOR
 from energylens.formula import design, power_ratio, slopes
+from energylens.linearised import Linearised
 from energylens.loaded import rows_at_work, time_law
 from energylens.model import EnergyModel, physics_flags
 
@@ -110,12 +111,20 @@ def diagnose(
     # By the fit's own loss and prior: rows count as they did, and without a prior none pulls.
     if model.options.get("loss") == "absolute":
         weights = weights * (y / y.mean()) ** 2
-    b = a[:, active] * np.sqrt(weights)[:, None]
     variance = max(model.pooled.within_ratio**2 + model.pooled.between_ratio**2, VARIANCE_FLOOR)
-    pulled = spreads[active] if model.options.get("prior") != "none" else NO_PRIOR_SPREAD
-    pull = np.broadcast_to(variance / np.square(pulled), active.sum())
-    leverage = (b * np.linalg.solve(b.T @ b + np.diag(pull), b.T).T).sum(axis=1)
+    pulled = (
+        spreads if model.options.get("prior") != "none" else np.full_like(spreads, NO_PRIOR_SPREAD)
+    )
     ratio = predicted / y
+    leverage = Linearised(
+        theta=theta,
+        free=active,
+        slopes=a,
+        weights=weights,
+        residual=ratio - 1.0,
+        pull=variance / pulled**2,
+        variance=variance,
+    ).leverage
     order = np.argsort(-np.abs(ratio - 1.0))[:5].tolist()
     return Diagnostics(
         rows=len(dataset),

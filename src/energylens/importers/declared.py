@@ -22,9 +22,6 @@ from energylens.records import BOUNDARIES, SOURCES, Boundary, Source
 #: Own measurements with a tool that is not energylens.
 OWN_SOURCE = "self_measured" if "self_measured" in SOURCES else Source.MEASURED.value
 
-#: By how much an observed mean of requests in flight may pass its limit: the two ends of a run.
-BATCH_SLACK_SHARE = 0.05
-
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:

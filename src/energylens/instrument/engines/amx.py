@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
 import subprocess
 import sys
 from enum import StrEnum
@@ -82,8 +81,3 @@ def _tried(program: str) -> Amx:
     if status == _ABSENT_STATUS:
         return Amx.ABSENT
     return Amx.WORKS if status == 0 else Amx.REFUSED
-
-
-def ended_by_illegal_instruction(status: int | None) -> bool:
-    """Whether a process ended on an instruction that its processor does not have."""
-    return status in (-signal.SIGILL, 128 + signal.SIGILL)

@@ -59,13 +59,22 @@ from energylens.instrument.engines.quantization import (
     loaded_provenance,
 )
 from energylens.instrument.engines.synthetic import media_grids, text_tokens_beside
+from energylens.instrument.engines.transformers_layers import (
+    ATTENTION,
+    STATE_ATTRIBUTES,
+    copy_rows,
+    in_blocks,
+    quantize_nf4,
+    register_attention,
+    repeat_states,
+    states_of,
+    weights_of,
+)
 from energylens.instrument.meter import Meter
 from energylens.records import Modality, Precision
 
 OPTIONS = ("device", "graphs", "compile", "threads")
 STEP_TOKENS = 8192  # tokens of one prefill pass where the layout does not say, as vLLM has it
-ATTENTION = "energylens"  # our name among transformers' attention functions
-MARKER_TOKENS = 2  # a start and an end token around each image or group of frames
 
 
 @dataclass(kw_only=True)
@@ -158,7 +167,7 @@ class TransformersEngine:
             raise EngineError("graphs=true needs device=cuda", reason=Reason.UNSUPPORTED)
         self._layout = layout
         self._config, differences = layout_config(layout)
-        _register_attention()
+        register_attention()
         with self._translated("load the LLM"):
             self._model = self._build(layout)
             described = self._quantize(layout.precision)
@@ -167,7 +176,7 @@ class TransformersEngine:
         graphs = str(self._graphs).lower()
         if self._graphs and "graphs" not in layout.options:
             graphs = self._probed_graphs()
-        loaded = loaded_provenance([_weights(self._model)])
+        loaded = loaded_provenance([weights_of(self._model)])
         check_loaded(layout.precision, layout_llm(layout), loaded)
         vision = has_vision(self._config)
         self._phases = frozenset(Phase) if vision else frozenset(Phase) - {Phase.ENCODE}
@@ -250,7 +259,7 @@ class TransformersEngine:
                 reason=Reason.UNSUPPORTED,
             )
         if precision.id == "nf4":
-            return _quantize_nf4(self._model)
+            return quantize_nf4(self._model)
         kinds = {
             "w8a16": "Int8WeightOnlyConfig",
             "int8": "Int8DynamicActivationInt8WeightConfig",
@@ -270,7 +279,7 @@ class TransformersEngine:
 
         try:
             config = getattr(quantization, kinds[precision.id])()
-            quantization.quantize_(self._model, config, filter_fn=_in_blocks)
+            quantization.quantize_(self._model, config, filter_fn=in_blocks)
         except (ImportError, AssertionError, NotImplementedError, RuntimeError) as error:
             raise EngineError(
                 f"torchao {torchao.__version__} cannot have {precision.id} on this device "
@@ -431,16 +440,16 @@ class TransformersEngine:
         for source in group.layers:
             if getattr(source, "keys", None) is None:
                 layers.append(source)  # a state of fixed size
-                _repeat_states(source, batch.requests)
+                repeat_states(source, batch.requests)
                 continue
             window = getattr(source, "sliding_window", None)
             length = min(slots, window) if window else slots
-            stateful = any(True for _ in _states(source))  # attention and a state in one layer
+            stateful = any(True for _ in states_of(source))  # attention and a state in one layer
             kind = "LinearAttentionAndStaticFullAttentionLayer" if stateful else "StaticLayer"
             layer = getattr(cache_utils, kind)(max_cache_len=length)
-            for name in _STATE_ATTRIBUTES if stateful else ():
+            for name in STATE_ATTRIBUTES if stateful else ():
                 setattr(layer, name, getattr(source, name))
-            _repeat_states(layer, batch.requests)
+            repeat_states(layer, batch.requests)
             sample = (batch.requests, *source.keys.shape[1:2], 1)
             layer.lazy_initialization(
                 source.keys.new_empty((*sample, source.keys.shape[-1])),
@@ -518,7 +527,7 @@ class TransformersEngine:
         for first, requests in self._groups(ready.batch):
             group = self._prefill_group(ready.batch, repetition, first, requests)
             for target, source in zip(ready.cache.layers, group.layers, strict=True):
-                _copy_rows(target, source, first, requests, ready.batch.input_tokens)
+                copy_rows(target, source, first, requests, ready.batch.input_tokens)
             passes += 1
         ready.filled = True
         return passes
@@ -692,119 +701,3 @@ class _Translated:
             f"transformers could not {self._what}: {type(error).__name__}: {told[0][:300]}",
             reason=Reason.UNSUPPORTED if unsupported else Reason.CRASHED,
         ) from error
-
-
-def _register_attention() -> None:
-    """Make our attention known to transformers: fused, grouped heads, never a mask."""
-    import torch
-    from transformers import AttentionInterface, AttentionMaskInterface
-
-    def attention(
-        module: Any, query: Any, key: Any, value: Any, attention_mask: Any, **settings: Any
-    ) -> tuple[Any, None]:
-        del attention_mask
-        causal = query.shape[2] > 1 and bool(getattr(module, "is_causal", True))
-        output = torch.nn.functional.scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            is_causal=causal,
-            scale=settings.get("scaling"),
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-        return output.transpose(1, 2).contiguous(), None
-
-    AttentionInterface.register(ATTENTION, attention)
-    AttentionMaskInterface.register(ATTENTION, lambda **_: None)
-
-
-def _in_blocks(module: Any, name: str) -> bool:
-    """Whether a layer is one that number formats are for: linear, in a block of the LLM."""
-    import torch
-
-    outside = ("lm_head", "visual", "vision")
-    return isinstance(module, torch.nn.Linear) and not any(part in name for part in outside)
-
-
-def _quantize_nf4(model: Any) -> dict[str, str]:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError("bitsandbytes", "transformers", "nf4 weights")
-    import bitsandbytes
-
-    for name, module in list(model.named_modules()):
-        if not _in_blocks(module, name):
-            continue
-        narrow = bitsandbytes.nn.Linear4bit(
-            module.in_features,
-            module.out_features,
-            bias=module.bias is not None,
-            compute_dtype=module.weight.dtype,
-            quant_type="nf4",
-        )
-        device = module.weight.device
-        narrow.weight = bitsandbytes.nn.Params4bit(
-            module.weight.data, requires_grad=False, quant_type="nf4"
-        )
-        narrow.bias = module.bias
-        parent, _, child = name.rpartition(".")
-        # moving it to its device is what quantizes
-        setattr(model.get_submodule(parent), child, narrow.to(device))
-    return {"quantization": f"bitsandbytes {bitsandbytes.__version__} nf4"}
-
-
-def _weights(model: Any) -> dict[str, Any]:
-    """Count the bytes really held, by dtype, looking into tensors made of others."""
-    loaded: dict[str, int] = {}
-    kinds: set[str] = set()
-
-    def count(tensor: Any) -> None:
-        flatten = getattr(tensor, "__tensor_flatten__", None)
-        names = flatten()[0] if flatten is not None else []
-        if names:
-            kinds.add(type(tensor).__name__)
-            for name in names:
-                count(getattr(tensor, name))
-            return
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        loaded[dtype] = loaded.get(dtype, 0) + tensor.numel() * tensor.element_size()
-
-    for tensor in (*model.parameters(), *model.buffers()):
-        if type(tensor).__name__ == "Params4bit":
-            kinds.add("Params4bit")
-        count(tensor.data if type(tensor).__name__ == "Parameter" else tensor)
-    return {"bytes": loaded, "quantization_methods": sorted(kinds)}
-
-
-# What a layer with a state of fixed size keeps of it.
-_STATE_ATTRIBUTES = (
-    *("conv_states", "recurrent_states", "has_previous_state", "conv_kernel_size"),
-    *("is_conv_states_initialized", "is_recurrent_states_initialized", "dtype", "device"),
-)
-
-
-def _states(layer: Any) -> Iterator[dict[int, Any]]:
-    for name in ("conv_states", "recurrent_states"):
-        states = getattr(layer, name, None)
-        if isinstance(states, dict):
-            yield states
-
-
-def _repeat_states(layer: Any, requests: int) -> None:
-    """Make room for ``requests`` sequences in a layer of fixed state that holds one."""
-    for states in _states(layer):
-        for i, state in states.items():
-            if state is not None:
-                states[i] = state.repeat(requests, *[1] * (state.dim() - 1))
-
-
-def _copy_rows(target: Any, source: Any, first: int, requests: int, tokens: int) -> None:
-    """Copy what a group of requests left in one layer into the batch's cache."""
-    rows = slice(first, first + requests)
-    if getattr(source, "keys", None) is not None:
-        kept = min(tokens, target.max_cache_len, source.keys.shape[2])
-        target.keys[rows, :, :kept].copy_(source.keys[:, :, -kept:])
-        target.values[rows, :, :kept].copy_(source.values[:, :, -kept:])
-    for into, states in zip(_states(target), _states(source), strict=True):
-        for i, state in states.items():
-            if state is not None:
-                into[i][rows].copy_(state)
