@@ -385,3 +385,63 @@ def test_a_document_reads_the_format_of_a_checkpoint_as_the_command_does(said: s
     )
     model = packaged.for_gpu("H100-SXM-80GB")[0].model()
     assert query(asked, model).scenario.precision.id == "fp8-block"
+
+
+SEES = "Qwen/Qwen2.5-VL-72B-Instruct"
+
+
+@pytest.mark.parametrize(
+    ("options", "vision"),
+    [(("--frames", "16"), 2400.0), (("--images", "2"), 2738.0), (("--vision-tokens", "300"), 300)],
+)
+def test_images_and_frames_are_part_of_the_prompts_under_load(
+    options: tuple[str, str], vision: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = (
+        "select", "--llm", SEES, "--gpu", "H100", "--rate", "0.5", "--choose", "tensor_parallel",
+        "--input-tokens", "500", "--output-tokens", "300", "--json",
+    )  # fmt: skip
+
+    def answered(*more: str) -> dict[str, Any]:
+        assert main([*asked, *more]) == 0
+        made: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return made
+
+    seeing, text = answered(*options), answered()
+    prompt = 500.0 if options[0] == "--vision-tokens" else 500.0 + vision
+    assert seeing["question"]["vision_tokens"] == vision
+    assert seeing["question"]["input_tokens"] == prompt
+    for entry, bare in zip(seeing["configurations"], text["configurations"], strict=True):
+        assert entry["ttft_s"] > bare["ttft_s"]
+        assert entry["energy_per_request_j"] > bare["energy_per_request_j"]
+    # The same question as a document, and as a prompt of so many tokens: encoding comes on top.
+    name = options[0].removeprefix("--").replace("-", "_")
+    asked_of = DecisionFile.model_validate(
+        {
+            "serve": {"llm": SEES, "gpu": "H100"},
+            "load": {
+                "rate_per_s": 0.5, "input_tokens": 500, "output_tokens": 300,
+                name: float(options[1]),
+            },
+            "choose": {"knobs": ["tensor_parallel"]},
+        }
+    )  # fmt: skip
+    best = query(asked_of, fitted()).decide().best
+    assert best.energy_per_request_j == pytest.approx(
+        seeing["configurations"][0]["energy_per_request_j"]
+    )
+    plain = answered("--input-tokens", f"{prompt:g}")["configurations"]
+    assert seeing["configurations"][0]["ttft_s"] > plain[0]["ttft_s"]
+
+
+def test_images_for_an_llm_that_sees_nothing_are_refused(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*QUESTION, "--images", "2"]) != 0
+    assert "no vision tower" in capsys.readouterr().err
+
+
+def test_prompts_of_a_load_are_those_of_its_scenario() -> None:
+    load = Load(rate_per_s=1.0, lengths=replace(LENGTHS, input_tokens=100.0))
+    with pytest.raises(UsageError, match="must be those of the scenario"):
+        decide(Engine(fitted()), scenario(), load)

@@ -26,7 +26,7 @@ from energylens.deciding import (
 )
 from energylens.deploying import read_configuration
 from energylens.errors import UsageError
-from energylens.lengths import MIXES
+from energylens.lengths import MIXES, with_prompts_of, workload_of
 from energylens.model import EnergyModel
 from energylens.records import (
     UNKNOWN_ENGINE,
@@ -34,7 +34,6 @@ from energylens.records import (
     Case,
     Configuration,
     Gpu,
-    Workload,
 )
 from energylens.records import Engine as Served
 from energylens.savings import Bill, Prices, bill
@@ -197,6 +196,15 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
                 "give both or neither"
             )
     lengths = _lengths(asked)
+    workload = workload_of(
+        llm,
+        lengths.input_tokens,
+        lengths.output_tokens,
+        images=load.images or 0,
+        frames=load.frames or 0,
+        vision_tokens=load.vision_tokens,
+    )
+    lengths = with_prompts_of(lengths, workload)
     gpu = catalog.gpu(serve.gpu)
 
     def told(gpu: Gpu) -> Gpu:
@@ -209,7 +217,7 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
         llm=llm,
         gpu=told(gpu),
         precision=catalog.checkpoint_precision(serve.llm, serve.precision or ""),
-        workload=Workload(input_tokens=lengths.input_tokens, output_tokens=lengths.output_tokens),
+        workload=workload,
         configuration=Configuration(batch_size=BATCH_SIZE),
         boundary=Boundary.NODE if serve.node_gpus else Boundary.ACTIVE_GPUS,
         node_gpus=serve.node_gpus,

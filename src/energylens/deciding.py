@@ -382,6 +382,12 @@ def decide(
     """
     if not 0.0 < meet < 1.0:
         raise UsageError(f"the probability of meeting must lie between 0 and 1, not {meet!r}")
+    workload = scenario.workload
+    if not np.isclose(workload.input_tokens, load.lengths.input_tokens):
+        raise UsageError(
+            f"the prompts of the load ({load.lengths.input_tokens:g} tokens) must be those of the "
+            f"scenario ({workload.input_tokens:g}), images and frames included"
+        )
     limits = tuple(limits)
     ruled_out = 0
     if cases is None:

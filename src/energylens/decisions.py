@@ -264,6 +264,7 @@ class Decision:
                 "llm": self.scenario.llm.id,
                 "rate_per_s": self.load.rate_per_s,
                 "input_tokens": w.input_tokens,
+                "vision_tokens": self.scenario.workload.vision_tokens,
                 "output_tokens": w.output_tokens,
                 "input_cv": w.input_cv,
                 "output_cv": w.output_cv,

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
+from dataclasses import replace
 from pathlib import Path
 
-from energylens.errors import ArtefactError, InputError
+from energylens.errors import ArtefactError, InputError, UsageError
+from energylens.records import Llm, Modality, Workload
 from energylens.service import Lengths
 
 #: What a column of prompt and output tokens may be called.
@@ -71,3 +73,59 @@ def _moments(
         raise InputError(f"{path}: {name} is 0 in every line")
     variance = sum((v - mean) ** 2 for v in values) / len(values)
     return {f"{what}_tokens": mean, f"{what}_cv": math.sqrt(variance) / mean}
+
+
+def workload_of(
+    llm: Llm,
+    input_tokens: float,
+    output_tokens: float,
+    *,
+    images: float = 0.0,
+    frames: float = 0.0,
+    vision_tokens: float | None = None,
+) -> Workload:
+    """Say what a request brings, its images and frames included.
+
+    Parameters
+    ----------
+    llm : Llm
+    input_tokens, output_tokens : float
+        Tokens a request. Those of images and frames are added to the prompt as the catalog knows
+        them; ``vision_tokens`` that are given are part of it already.
+    images, frames : float
+        A request.
+    vision_tokens : float, optional
+
+    Raises
+    ------
+    UsageError
+        If the LLM sees nothing, or the catalog does not know how many tokens it makes of what it
+        sees.
+    """
+    if not (images or frames or vision_tokens):
+        return Workload(input_tokens=input_tokens, output_tokens=output_tokens)
+    if llm.vision is None:
+        raise UsageError(f"{llm.id} has no vision tower: leave images and frames out")
+    if vision_tokens is None:
+        each_image, each_frame = llm.vision.tokens_per_image, llm.vision.tokens_per_frame
+        if (images and not each_image) or (frames and not each_frame):
+            raise UsageError(
+                f"the catalog does not know how many tokens {llm.id} makes of an image or "
+                "frame: give --vision-tokens"
+            )
+        vision_tokens = images * (each_image or 0) + frames * (each_frame or 0)
+        input_tokens += vision_tokens
+    return Workload(
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        vision_tokens=vision_tokens,
+        images=images,
+        frames=frames,
+        modality=Modality.VIDEO if frames else Modality.IMAGE,
+    )
+
+
+def with_prompts_of(lengths: Lengths, workload: Workload) -> Lengths:
+    """Make prompts as long as those of a workload: what is added is the same in every request."""
+    longer = workload.input_tokens / lengths.input_tokens
+    return replace(lengths, input_tokens=workload.input_tokens, input_cv=lengths.input_cv / longer)

@@ -20,6 +20,7 @@ Knob = Literal[
 ]  # fmt: skip
 
 MOST_TOKENS = 1e8
+MOST_IMAGES = 100_000
 MOST_RATE = 1e6
 MOST_GPUS = 1024
 Name = Annotated[str, Field(min_length=1, max_length=200)]
@@ -55,6 +56,11 @@ class Load(_Strict):
     output_cv: float | None = Field(default=None, ge=0)
     lengths: str | None = Field(default=None, description="a trace in CSV, in place of the means")
     mix: str | None = None
+    images: int | None = Field(default=None, ge=0, description="a request, on top of the tokens")
+    frames: int | None = Field(default=None, ge=0, description="of its video, likewise")
+    vision_tokens: float | None = Field(
+        default=None, ge=0, description="those of images or frames among the input tokens"
+    )
     cached_share: float | None = Field(default=None, ge=0, lt=1)
     profile: str | None = Field(default=None, description="a day's rates in CSV")
 
@@ -124,6 +130,11 @@ class Question(_Strict):
     input_cv: float | None = Field(default=None, ge=0, lt=100)
     output_cv: float | None = Field(default=None, ge=0, lt=100)
     mix: Name | None = Field(default=None, description="conversation or code, for the lengths")
+    images: int = Field(default=0, ge=0, le=MOST_IMAGES, description="on top of the tokens")
+    frames: int = Field(default=0, ge=0, le=MOST_IMAGES, description="of a video, likewise")
+    vision_tokens: float | None = Field(
+        default=None, ge=0, le=MOST_TOKENS, description="those of images or frames in the prompt"
+    )
     cached_share: float | None = Field(default=None, ge=0, lt=1)
     tpot: Name | None = Field(default=None, description="as in 50ms or 50ms:p90")
     ttft: Name | None = Field(default=None, description="as in 1s or 1s:p99")
@@ -165,6 +176,9 @@ class Question(_Strict):
                 input_cv=self.input_cv,
                 output_cv=self.output_cv,
                 mix=self.mix,
+                images=self.images,
+                frames=self.frames,
+                vision_tokens=self.vision_tokens,
                 cached_share=self.cached_share,
             ),
             limits=Limits(tpot=self.tpot, ttft=self.ttft, latency=self.latency, meet=self.meet),
@@ -197,6 +211,11 @@ class CaseQuestion(_Strict):
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
     input_tokens: float = Field(gt=0, le=MOST_TOKENS)
     output_tokens: float = Field(gt=0, le=MOST_TOKENS)
+    images: int = Field(default=0, ge=0, le=MOST_IMAGES, description="on top of the tokens")
+    frames: int = Field(default=0, ge=0, le=MOST_IMAGES, description="of a video, likewise")
+    vision_tokens: float | None = Field(
+        default=None, ge=0, le=MOST_TOKENS, description="those of images or frames in the prompt"
+    )
     node_gpus: int | None = Field(default=None, ge=1, le=MOST_GPUS)
 
 
@@ -251,6 +270,7 @@ class Asked(Answer):
     llm: str
     rate_per_s: float
     input_tokens: float
+    vision_tokens: float = Field(default=0.0, description="those of images or frames among them")
     output_tokens: float
     input_cv: float
     output_cv: float

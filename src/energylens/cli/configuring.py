@@ -120,13 +120,12 @@ def case_of(arguments: argparse.Namespace) -> Case:
     ``--vision-tokens`` are taken to be part of them.
     """
     from energylens import catalog
+    from energylens.lengths import workload_of
     from energylens.records import (
         UNKNOWN_ENGINE,
         Boundary,
         Case,
         Configuration,
-        Modality,
-        Workload,
     )
 
     gpus = arguments.tensor_parallel * arguments.pipeline_parallel * arguments.data_parallel
@@ -141,31 +140,17 @@ def case_of(arguments: argparse.Namespace) -> Case:
     llm = catalog.llm(arguments.llm)
     stated = catalog.checkpoint_precision(arguments.llm, arguments.precision or "")
     precision = precision_of(arguments, stated.id)
-    tokens, vision = arguments.input_tokens, arguments.vision_tokens
-    if arguments.images or arguments.frames or vision:
-        if llm.vision is None:
-            raise UsageError(f"{llm.id} has no vision tower: leave images and frames out")
-        if vision is None:
-            vision = arguments.images * (llm.vision.tokens_per_image or 0)
-            vision += arguments.frames * (llm.vision.tokens_per_frame or 0)
-            if not vision:
-                raise UsageError(
-                    f"the catalog does not know how many tokens {llm.id} makes of an image or "
-                    "frame: give --vision-tokens"
-                )
-            tokens += vision
-    modality = Modality.VIDEO if arguments.frames else Modality.IMAGE if vision else Modality.TEXT
     return Case(
         llm=llm,
         gpu=gpu_of(arguments, arguments.gpu),
         precision=precision,
-        workload=Workload(
-            input_tokens=tokens,
-            output_tokens=arguments.output_tokens,
-            vision_tokens=vision or 0.0,
+        workload=workload_of(
+            llm,
+            arguments.input_tokens,
+            arguments.output_tokens,
             images=arguments.images,
             frames=arguments.frames,
-            modality=modality,
+            vision_tokens=arguments.vision_tokens,
         ),
         configuration=Configuration(
             tensor_parallel=arguments.tensor_parallel,

@@ -219,6 +219,7 @@ def _select(arguments: argparse.Namespace) -> None:
     from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
     from energylens.errors import UsageError
     from energylens.explanation import explain
+    from energylens.lengths import with_prompts_of
     from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
     from energylens.showing import advice, ranking_cells
 
@@ -255,7 +256,7 @@ def _select(arguments: argparse.Namespace) -> None:
     _knobs(arguments)
     case = case_meant(arguments, model)
     if under_load:
-        answer(arguments, model, case, lengths, packaged_note)
+        answer(arguments, model, case, with_prompts_of(lengths, case.workload), packaged_note)
         return
     model = model.choosing(arguments.choose)  # the explanation speaks of the same joules
     candidates = Candidates(

@@ -442,9 +442,11 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     w, load = decision.load.lengths, decision.load
     limits = ", ".join(x.describe() for x in decision.limits)
     met = f"{limits}, met with probability {decision.meet:g}" if limits else "no limit on latency"
+    seen = decision.scenario.workload.vision_tokens
     print_paragraph(
         f"{decision.scenario.llm.id} at {load.rate_per_s:g} requests/s, {w.input_tokens:.0f} "
-        f"tokens in and {w.output_tokens:.0f} out; {met}"
+        f"tokens in {f'({seen:.0f} of images or frames) ' if seen else ''}"
+        f"and {w.output_tokens:.0f} out; {met}"
     )
     best = decision.best
     words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request "

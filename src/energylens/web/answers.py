@@ -28,8 +28,9 @@ from energylens.errors import EnergyLensError, InfeasibleError, UsageError
 from energylens.explanation import NORMAL_80, explain, scope_notes
 from energylens.formula import OVERLAPS, datasheet
 from energylens.latency_terms import TERMS as TIME_TERMS
+from energylens.lengths import workload_of
 from energylens.model import EnergyModel
-from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Workload
+from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
 from energylens.service import loaded_idle_w, slots
 from energylens.time_explained import explain_time, explanation_document
@@ -202,7 +203,14 @@ def explanation(loaded: Loaded, question: CaseQuestion) -> dict[str, Any]:
         llm=llm,
         gpu=replace(catalog.gpu(question.gpu), max_num_seqs=None),
         precision=catalog.checkpoint_precision(question.llm, question.precision or ""),
-        workload=Workload(input_tokens=question.input_tokens, output_tokens=question.output_tokens),
+        workload=workload_of(
+            llm,
+            question.input_tokens,
+            question.output_tokens,
+            images=question.images,
+            frames=question.frames,
+            vision_tokens=question.vision_tokens,
+        ),
         configuration=Configuration(
             tensor_parallel=question.tensor_parallel,
             pipeline_parallel=question.pipeline_parallel,
