@@ -51,7 +51,7 @@ def test_a_command_does_not_write_over_what_it_reads(
 ) -> None:
     before = table.read_bytes(), plan.read_bytes()
     names = {"table": table, "plan": plan, "folder": table.parent, "name": table.parent.name}
-    assert main([word.format(**names) for word in command]) == 1
+    assert main([word.format(**names) for word in command]) == 2
     assert "is read by this command and would be written over" in capsys.readouterr().err
     assert (table.read_bytes(), plan.read_bytes()) == before
 
@@ -62,7 +62,7 @@ def test_a_plan_or_a_model_does_not_replace_a_table_of_measurements(
     other = tmp_path / "other.csv"
     other.write_bytes(table.read_bytes())
     for command in (PLAN, ("fit", str(table))):
-        assert main([*command, "-o", str(other)]) == 1
+        assert main([*command, "-o", str(other)]) == 2
         assert "is a table of measurements and would be written over" in capsys.readouterr().err
     assert other.read_bytes() == table.read_bytes()
 
@@ -77,7 +77,7 @@ def test_a_table_without_its_records_is_not_gone_on_with(
     before = runs.read_bytes()
     runs.with_name("runs.records.jsonl").rename(plan.parent / "elsewhere.jsonl")
     capsys.readouterr()
-    assert main(measure) == 1
+    assert main(measure) == 2
     assert "2 have none there: put that file back" in capsys.readouterr().err
     assert runs.read_bytes() == before
     assert len({json.loads(line)["x_run"] for line in before.splitlines()}) == 2
@@ -176,7 +176,7 @@ def test_once_everything_is_measured_there_is_a_verdict_and_no_plan(
     document = json.loads(capsys.readouterr().out)
     assert (document["stop"], document["cases"], document["output"]) == (True, 0, None)
     assert not Path("next.jsonl").exists()
-    assert main([*command, "--choose", "tensor_parallel"]) == 1
+    assert main([*command, "--choose", "tensor_parallel"]) == 2
 
 
 def said_by(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> str:
@@ -222,7 +222,7 @@ def test_what_no_case_can_do_without_is_said_once(
     assert "and 5 others: there is no meter auto." in said
     assert "the reasons are above; the engine vllm is not installed either" in said
     assert "--retry-failed tries those that failed again" in said_by(capsys, *measure, code=1)
-    said = said_by(capsys, *measure, "--meter", "nope", code=1)
+    said = said_by(capsys, *measure, "--meter", "nope", code=2)
     assert said.startswith("energylens measure: unknown meter 'nope'. Known are auto")
 
 
@@ -248,6 +248,6 @@ def test_what_would_have_no_effect_is_refused(
 ) -> None:
     new = plan.parent / "new"
     capsys.readouterr()
-    assert main([word.format(plan=plan, new=new) for word in command]) == 1
+    assert main([word.format(plan=plan, new=new) for word in command]) == 2
     assert told in capsys.readouterr().err
     assert not list(plan.parent.glob("new*"))

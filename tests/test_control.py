@@ -606,11 +606,11 @@ def test_the_verb_refuses_to_act_without_targets_and_bounds(
     tmp_path: Path, metrics: Metrics, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [*question(tmp_path), "--metrics", metrics.url, "--looks", "3"]
-    assert main([*arguments, "--act", "keda"]) == 1
+    assert main([*arguments, "--act", "keda"]) == 2
     assert "--allow" in capsys.readouterr().err
-    assert main([*arguments, "--act", "keda", "--allow", str(tmp_path / "r.json")]) == 1
+    assert main([*arguments, "--act", "keda", "--allow", str(tmp_path / "r.json")]) == 2
     assert "--bounds" in capsys.readouterr().err
-    assert main([*arguments, "--allow", "0"]) == 1
+    assert main([*arguments, "--allow", "0"]) == 2
     assert not (tmp_path / "r.json").exists()
 
 

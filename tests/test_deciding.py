@@ -289,7 +289,7 @@ def test_json_has_the_keys_that_others_script_against(capsys: pytest.CaptureFixt
 
 def test_options_of_a_load_need_one(capsys: pytest.CaptureFixture[str]) -> None:
     plain = [x for x in QUESTION if x not in ("--rate", "3")]
-    assert main(plain) == 1
+    assert main(plain) == 2
     assert "--tpot has no effect without --rate" in capsys.readouterr().err
 
 

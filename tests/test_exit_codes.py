@@ -70,7 +70,7 @@ def test_every_error_has_a_code_of_the_table():
     while kinds:
         kind = kinds.pop()
         kinds += kind.__subclasses__()
-        assert kind.exit_code in (ExitCode.FAILED, ExitCode.IMPOSSIBLE), kind
+        assert kind.exit_code in (ExitCode.FAILED, ExitCode.USAGE, ExitCode.IMPOSSIBLE), kind
 
 
 def answer(code, out, err, expected):
@@ -162,9 +162,39 @@ def test_wrong_usage_of_every_verb_is_json_where_json_is_asked(run, verb):
         (("measure", "nothing.jsonl", "-o", "x.jsonl"), 1),
         (("llm", "show", "nobody"), 1),
         (("gpu", "show", "nothing"), 1),
+        (("fit", "runs.csv", "--extend", "colour"), 2),
+        (("fit", "runs.csv", "--where", "colour=red"), 2),
+        (("compare", "runs.csv", "runs.csv", "--fail-on", "foo"), 2),
+        (("evaluate", "runs.csv", "--estimators", "nope"), 2),
+        (("evaluate", "runs.csv", "--choose", "nope"), 2),
+        (("discover", "runs.csv", "--engine", "nope"), 2),
+        (("rehearse", "t.csv", "--fleet", "f.toml", "--policy", "nope"), 2),
+        (
+            (
+                "control",
+                "--fleet",
+                "f",
+                "--trace",
+                "t",
+                "--metrics",
+                "http://h",
+                "--act",
+                "keda",
+                "--allow",
+                "x",
+                "--bounds",
+                "9,2",
+            ),
+            2,
+        ),
+        (("select", "datasheet", *CASE, "--rate", "2", "--tpot", "soon"), 2),
+        (("select", "datasheet", *CASE, "--rate", "2", "--tpot", "50ms", "--emit", "foo"), 2),
+        (("measure", "plan.jsonl", "-o", "x.jsonl", "--meter", "nope"), 1),  # no such plan
+        (("import", "tabel", "runs.csv", "-o", "x.csv"), 2),
     ],
 )
-def test_an_error_is_json_on_both_streams(run, words, code):
+def test_an_error_is_json_on_both_streams(run, runs, words, code):
+    assert runs.name == "runs.csv"
     ended, out, err = run(*words, "--json")
     document = answer(ended, out, err, code)
     assert document["format"] == "energylens-error"

@@ -329,7 +329,7 @@ def test_the_verb_says_simulated_and_gives_json(
 def test_mistakes_are_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = on_disk(tmp_path)
     for name in ("best", ""):
-        assert main([*arguments, "--policy", name]) == 1
+        assert main([*arguments, "--policy", name]) == 2
         assert "policy" in capsys.readouterr().err
     arguments = on_disk(tmp_path, TOML.replace("replicas = 2", "replicas = 0"))
     assert main(arguments) == 1

@@ -87,7 +87,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["verify", *SELECT, "--measured", str(path), "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["meets"] is True
-    assert main(["verify", "--llm", LLAMA, "--gpu", "H100"]) == 1
+    assert main(["verify", "--llm", LLAMA, "--gpu", "H100"]) == 2
     assert "--rate" in capsys.readouterr().err
 
 

@@ -7,7 +7,7 @@
     │   ├── TableError         a row or column of a measurement table
     │   ├── ArtefactError      a model.json, plan or other file of ours: corrupt, or from the future
     │   ├── UnknownNameError   an LLM, GPU, precision, estimator ... that nobody knows
-    │   └── UsageError         arguments that contradict each other
+    │   └── UsageError         arguments that cannot be read, or contradict each other
     ├── FitError               the rows cannot determine a model
     ├── InfeasibleError        no configuration is left to choose from
     ├── CheckError             what was asked to hold does not: a verdict, not a fault
@@ -124,7 +124,13 @@ def _parts(name: str) -> tuple[str, str, frozenset[str]]:
 
 
 class UsageError(InputError):
-    """Arguments that are each valid but contradict each other."""
+    """Arguments that cannot be read, or that contradict each other or the rows they are for."""
+
+    exit_code = ExitCode.USAGE
+
+
+class UnknownChoiceError(UnknownNameError, UsageError):
+    """A name that is none of the few that an option takes: `UnknownNameError` of a closed list."""
 
 
 class FitError(EnergyLensError):

@@ -12,15 +12,12 @@ import io
 import json
 import math
 import os
-import secrets
-import stat
-import sys
-import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+from energylens import streams
 from energylens.errors import (
     ArtefactError,
     EnergyLensError,
@@ -30,7 +27,6 @@ from energylens.errors import (
 )
 
 #: Guards against files that would exhaust memory or the stack rather than mean anything.
-MAX_TABLE_BYTES = 2 << 30
 MAX_JSON_BYTES = 256 << 20
 MAX_CELLS = 40_000_000  # of a table: some gigabytes in memory
 MAX_INTEGER_BITS = 1024  # as large as a float can be
@@ -122,14 +118,34 @@ def read_unzipped(path: str | Path) -> tuple[str, bytes, list[str]]:
     TableError
         If it cannot be read, is too large, or is a damaged gzip file.
     """
-    name, data = _name(path, "standard input"), _read_bytes(path, MAX_TABLE_BYTES, TableError)
+    name, data = (
+        streams.name_of(path, "standard input"),
+        streams.read(path, streams.MAX_TABLE_BYTES, TableError),
+    )
     suffixes = [] if str(path) == "-" else [s.lower() for s in Path(path).suffixes[-2:]]
     if data[:2] == b"\x1f\x8b":
-        data = _gunzip(data, name)
+        data = streams.gunzip(data, name)
         suffixes = [s for s in suffixes if s != ".gz"]
     elif suffixes[-1:] == [".gz"]:
         raise TableError(f"{name} is named .gz but is not a gzip file: rename it.")
     return name, data, suffixes
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Read a small CSV file of another tool's: a mapping for each line, by column.
+
+    Raises
+    ------
+    TableError
+        If it cannot be read, or is no well-formed CSV.
+    """
+    name, data, _ = read_unzipped(path)
+    table = parse_csv(streams.decode(data, name, TableError), name, foreign=True)
+    columns = table.columns.values()
+    return [
+        dict(zip(table.columns, map(str, cells), strict=True))
+        for cells in zip(*columns, strict=True)
+    ]
 
 
 def parse_table(data: bytes | str, name: str, form: str | None = None) -> RawTable:
@@ -153,7 +169,7 @@ def parse_table(data: bytes | str, name: str, form: str | None = None) -> RawTab
         data = data.encode("utf-8", errors="surrogatepass")
     if form == "parquet" or (form is None and data[:4] == b"PAR1"):
         return _parse_parquet(data, name)
-    text = _decode(data, name, TableError)
+    text = streams.decode(data, name, TableError)
     if not text.strip():
         raise TableError(f"{name} is empty: a table needs a header and one row or more.")
     if form is None:
@@ -352,7 +368,7 @@ def _parse_parquet(data: bytes, name: str) -> RawTable:
     except EnergyLensError:
         raise
     except Exception as error:  # pyarrow raises its own, built-in and C++ ones alike
-        raise TableError(f"{name} cannot be read as Parquet: {_one_line(error)}") from None
+        raise TableError(f"{name} cannot be read as Parquet: {streams.one_line(error)}") from None
     return RawTable(name=name, columns=columns, lines=range(1, table.num_rows + 1), place="row")
 
 
@@ -372,7 +388,7 @@ def write_table(path: str | Path, columns: Mapping[str, Sequence[object]]) -> No
     TableError
         If the name says no format, a number is not finite, or the file cannot be written.
     """
-    name = _name(path, "standard output")
+    name = streams.name_of(path, "standard output")
     suffixes = [".csv"] if str(path) == "-" else [s.lower() for s in Path(path).suffixes[-2:]]
     zipped = suffixes[-1:] == [".gz"]
     form = _FORMATS.get("".join(suffixes[:-1] if zipped else suffixes[-1:]))
@@ -385,12 +401,12 @@ def write_table(path: str | Path, columns: Mapping[str, Sequence[object]]) -> No
         data = _format_parquet(columns, name)
     else:
         text = _format_csv(columns, name) if form == "csv" else _format_json_lines(columns, name)
-        data = _encode(text, name, TableError)
+        data = streams.encode(text, name, TableError)
     if zipped:
         import gzip
 
         data = gzip.compress(data, mtime=0)
-    _write_bytes(path, data, TableError)
+    streams.write(path, data, TableError)
 
 
 def _cells(column: Sequence[object], name: str) -> list[str]:
@@ -431,7 +447,9 @@ def _format_parquet(columns: Mapping[str, Sequence[object]], name: str) -> bytes
         table = arrow.table({key: arrow.array(list(cells)) for key, cells in columns.items()})
         parquet.write_table(table, sink)
     except Exception as error:  # as above
-        raise TableError(f"{name} cannot be written as Parquet: {_one_line(error)}") from None
+        raise TableError(
+            f"{name} cannot be written as Parquet: {streams.one_line(error)}"
+        ) from None
     return sink.getvalue()
 
 
@@ -462,8 +480,8 @@ def read_json(path: str | Path, *, infinite: bool = False) -> Any:
         If it cannot be read, is not JSON, has NaN or Infinity, a key twice, text that is no
         Unicode, or is too deep or too large to be one of ours.
     """
-    name = _name(path, "standard input")
-    data = _read_bytes(path, MAX_JSON_BYTES, ArtefactError)
+    name = streams.name_of(path, "standard input")
+    data = streams.read(path, MAX_JSON_BYTES, ArtefactError)
     return parse_json(data, name, infinite=infinite)
 
 
@@ -475,7 +493,7 @@ def parse_json(data: bytes | str, name: str, *, infinite: bool = False) -> Any:
     ArtefactError
         As `read_json`.
     """
-    text = _decode(data, name, ArtefactError) if isinstance(data, bytes) else data
+    text = streams.decode(data, name, ArtefactError) if isinstance(data, bytes) else data
     if not text.strip():
         raise ArtefactError(f"{name} is empty: it must hold a JSON document.")
     return _parse_json(text, name, ArtefactError, _LENIENT if infinite else _DECODER)
@@ -490,9 +508,9 @@ def write_json(path: str | Path, document: Any) -> None:
         If the document has a number that is not finite or something JSON has no word for, or
         the file cannot be written.
     """
-    name = _name(path, "standard output")
+    name = streams.name_of(path, "standard output")
     text = _format_json(document, name, ArtefactError, indent=2) + "\n"
-    _write_bytes(path, _encode(text, name, ArtefactError), ArtefactError)
+    streams.write(path, streams.encode(text, name, ArtefactError), ArtefactError)
 
 
 def read_json_lines(path: str | Path, *, allow_torn_end: bool = False) -> list[Any]:
@@ -511,18 +529,18 @@ def read_json_lines(path: str | Path, *, allow_torn_end: bool = False) -> list[A
     ArtefactError
         If the file cannot be read, or a line is not one strict JSON document.
     """
-    name = _name(path, "standard input")
-    data = _read_bytes(path, MAX_TABLE_BYTES, ArtefactError)
+    name = streams.name_of(path, "standard input")
+    data = streams.read(path, streams.MAX_TABLE_BYTES, ArtefactError)
     whole, _, end = data.rpartition(b"\n")
     documents = [
         _parse_json(line, f"{name} line {number}", ArtefactError)
-        for number, line in enumerate(_decode(whole, name, ArtefactError).split("\n"), 1)
+        for number, line in enumerate(streams.decode(whole, name, ArtefactError).split("\n"), 1)
         if line and not line.isspace()
     ]
     if end.strip():
         last = data.count(b"\n") + 1
         try:
-            text = _decode(end, name, ArtefactError)
+            text = streams.decode(end, name, ArtefactError)
             documents.append(_parse_json(text, f"{name} line {last}", ArtefactError))
         except ArtefactError:
             if not allow_torn_end:
@@ -543,7 +561,7 @@ def append_json_line(path: str | Path, document: Any) -> None:
         be written.
     """
     name = str(path)
-    line = _encode(_format_json(document, name, ArtefactError) + "\n", name, ArtefactError)
+    line = streams.encode(_format_json(document, name, ArtefactError) + "\n", name, ArtefactError)
     try:
         with open(path, "a+b") as file:  # noqa: PTH123 - a path may be a plain string
             _mend_end(file, name)
@@ -551,7 +569,7 @@ def append_json_line(path: str | Path, document: Any) -> None:
             file.flush()
             os.fsync(file.fileno())
     except OSError as error:
-        raise ArtefactError(f"{name} cannot be written: {_reason(error)}.") from None
+        raise ArtefactError(f"{name} cannot be written: {streams.reason(error)}.") from None
 
 
 def _mend_end(file: io.BufferedRandom, name: str) -> None:
@@ -591,12 +609,23 @@ def read_toml(path: str | Path) -> dict[str, Any]:
     """
     import tomllib
 
-    name = _name(path, "standard input")
-    text = _decode(_read_bytes(path, MAX_JSON_BYTES, ArtefactError), name, ArtefactError)
+    name, text = streams.name_of(path, "standard input"), read_text(path)
     try:
         return tomllib.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ArtefactError(f"{name} is not valid TOML: {_one_line(error)}") from None
+        raise ArtefactError(f"{name} is not valid TOML: {streams.one_line(error)}") from None
+
+
+def read_text(path: str | Path) -> str:
+    """Read UTF-8 text.
+
+    Raises
+    ------
+    ArtefactError
+        If the file cannot be read, or is no text.
+    """
+    name = streams.name_of(path, "standard input")
+    return streams.decode(streams.read(path, MAX_JSON_BYTES, ArtefactError), name, ArtefactError)
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -607,7 +636,7 @@ def write_text(path: str | Path, text: str) -> None:
     ArtefactError
         If the text is no Unicode, or the file cannot be written.
     """
-    _write_bytes(path, _encode(text, str(path), ArtefactError), ArtefactError)
+    streams.write(path, streams.encode(text, str(path), ArtefactError), ArtefactError)
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
@@ -618,7 +647,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     ArtefactError
         If the file cannot be written.
     """
-    _write_bytes(path, data, ArtefactError)
+    streams.write(path, data, ArtefactError)
 
 
 def _parse_json(
@@ -657,7 +686,7 @@ def _load_json(text: str, where: str, error: type[InputError], decoder: json.JSO
     except RecursionError:
         raise error(f"{where} is nested too deeply to be a file of ours.") from None
     except ValueError as fault:  # the two above, and integers of more digits than Python takes
-        raise error(f"{where} is not valid JSON: {_one_line(fault)}.") from None
+        raise error(f"{where} is not valid JSON: {streams.one_line(fault)}.") from None
 
 
 def _check_json(document: Any, where: str, error: type[InputError]) -> None:
@@ -673,7 +702,7 @@ def _check_json(document: Any, where: str, error: type[InputError]) -> None:
                 following += item
             elif isinstance(item, str):
                 if not item.isascii():
-                    _encode(item, where, error)
+                    streams.encode(item, where, error)
             elif isinstance(item, float) and not math.isfinite(item):
                 raise error(f"{where}: a number is too large.")
             elif isinstance(item, int) and item.bit_length() > MAX_INTEGER_BITS:
@@ -690,106 +719,4 @@ def _format_json(
     try:
         return json.dumps(document, allow_nan=False, indent=indent, ensure_ascii=False)
     except (TypeError, ValueError, RecursionError) as fault:
-        raise error(f"{name} cannot be written as JSON: {_one_line(fault)}") from None
-
-
-# ----------------------------------------------------------------------------------- bytes
-
-
-def _name(path: str | Path, stream: str) -> str:
-    return stream if str(path) == "-" else str(path)
-
-
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or _one_line(error)).rstrip(".")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
-
-
-def _read_bytes(path: str | Path, limit: int, error: type[InputError]) -> bytes:
-    name = _name(path, "standard input")
-    try:
-        if str(path) == "-":
-            data = sys.stdin.buffer.read(limit + 1)
-        else:
-            with open(path, "rb") as file:  # noqa: PTH123 - a path may be a plain string
-                data = file.read(limit + 1)
-    except (OSError, ValueError) as fault:  # ValueError: a NUL in the path
-        raise error(f"{name} cannot be read: {_reason(fault)}.") from None
-    if len(data) > limit:
-        raise error(f"{name} is larger than {limit >> 20} MiB, more than can be read at once.")
-    return data
-
-
-def _gunzip(data: bytes, name: str) -> bytes:
-    import gzip
-
-    try:
-        with gzip.GzipFile(fileobj=io.BytesIO(data)) as file:
-            plain = file.read(MAX_TABLE_BYTES + 1)
-    except (OSError, EOFError, zlib.error) as fault:
-        raise TableError(f"{name} is a damaged gzip file: {_reason(fault)}.") from None
-    if len(plain) > MAX_TABLE_BYTES:
-        raise TableError(f"{name} unpacks to more than {MAX_TABLE_BYTES >> 20} MiB.")
-    return plain
-
-
-def _decode(data: bytes, name: str, error: type[InputError]) -> str:
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as fault:
-        line = data.count(b"\n", 0, fault.start) + 1
-        raise error(f"{name} line {line} is not UTF-8 text: save the file as UTF-8.") from None
-    if "\0" in text:
-        line = text.count("\n", 0, text.index("\0")) + 1
-        raise error(f"{name} line {line} holds a NUL character: the file is damaged, or no text.")
-    return text
-
-
-def _encode(text: str, name: str, error: type[InputError]) -> bytes:
-    try:
-        return text.encode("utf-8")
-    except UnicodeEncodeError:
-        raise error(f"{name}: some text has half of a character pair and is no Unicode.") from None
-
-
-def _write_bytes(path: str | Path, data: bytes, error: type[InputError]) -> None:
-    """Write to a temporary file beside the target, then put it in its place.
-
-    A pipe whose reader has gone raises BrokenPipeError, which only the command line can answer.
-    """
-    if str(path) == "-":
-        sys.stdout.flush()
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-        return
-    try:
-        target = Path(path).resolve()  # a link stays a link
-        mode = target.stat().st_mode if target.exists() else None
-        if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
-            with target.open("wb") as device:  # /dev/null, a named pipe
-                device.write(data)
-            return
-        temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
-        try:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-            with os.fdopen(descriptor, "wb") as file:
-                if mode is not None:
-                    os.fchmod(file.fileno(), stat.S_IMODE(mode))
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
-        folder = os.open(target.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-    except (OSError, ValueError, RuntimeError) as fault:
-        if isinstance(fault, BrokenPipeError):
-            raise
-        raise error(f"{path} cannot be written: {_reason(fault)}.") from None
+        raise error(f"{name} cannot be written as JSON: {streams.one_line(fault)}") from None

@@ -39,7 +39,7 @@ from energylens.counts import (
     Counts,
     count,
 )
-from energylens.errors import InputError, UnknownNameError
+from energylens.errors import InputError, UnknownChoiceError
 from energylens.records import Gpu
 
 STRUCTURE = "2026.2"  # changes whenever TERMS or the counts they use change
@@ -476,12 +476,12 @@ def terms_of(extensions: Sequence[str] = ()) -> tuple[Term, ...]:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If there is no such extension.
     """
     for name in extensions:
         if name not in EXTENSIONS:
-            raise UnknownNameError(
+            raise UnknownChoiceError(
                 "extension", name, EXTENSIONS, f"There are {', '.join(EXTENSIONS)}."
             )
     terms = (*TERMS, *(term for name in extensions for term in EXTENSIONS[name]))

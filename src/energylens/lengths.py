@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from dataclasses import replace
 from pathlib import Path
 
-from energylens.errors import ArtefactError, InputError, UsageError
+from energylens import files
+from energylens.errors import InputError, UsageError
 from energylens.records import Llm, Modality, Workload
 from energylens.service import Lengths
 
@@ -38,16 +38,12 @@ def read_lengths(path: str | Path) -> Lengths:
 
     Raises
     ------
-    ArtefactError
+    TableError
         If the file cannot be read.
     InputError
         If it lacks a column, or has a length that is none.
     """
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    rows = files.read_rows(path)
     return Lengths(
         **_moments(rows, INPUT, "input", str(path)), **_moments(rows, OUTPUT, "output", str(path))
     )

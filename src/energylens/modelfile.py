@@ -17,6 +17,7 @@ from energylens.factors import Factors
 from energylens.formula import STRUCTURE, terms_of
 from energylens.latency import TimeModel
 from energylens.model import Coefficients, EnergyModel, Scope
+from energylens.words import complaint
 
 FORMAT = "energylens-model"
 VERSION = 4
@@ -166,11 +167,8 @@ def from_json(document: Any, name: str) -> EnergyModel:
     try:
         read = _Document.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
-        raise ArtefactError(
-            f"{name} is not a valid energy model: {where}: {first['msg']}. Fit again."
-        ) from error
+        said = complaint(error.errors()[0])
+        raise ArtefactError(f"{name} is not a valid energy model: {said}. Fit again.") from error
     content = {key: value for key, value in document.items() if key != "seal"}
     if read.seal != _seal(content):
         raise ArtefactError(

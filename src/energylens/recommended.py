@@ -7,14 +7,13 @@ the layouts and batch limits are taken; joules and times are those of the laws.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from energylens import files
-from energylens.errors import ArtefactError, InputError
+from energylens.errors import InputError
 from energylens.records import Configuration
 
 #: What each knob is called, in the order looked for.
@@ -56,7 +55,7 @@ def read_recommendation(path: str | Path) -> Recommendation:
 
     Raises
     ------
-    ArtefactError
+    ArtefactError or TableError
         If the file cannot be read.
     InputError
         If it holds no feasible candidate with a tensor-parallel degree.
@@ -102,13 +101,8 @@ def _json(path: str | Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _csv(path: str | Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
-    for number, row in enumerate(rows, 1):
-        values = {(key or "").strip().lower(): value for key, value in row.items()}
+    for number, row in enumerate(files.read_rows(path), 1):
+        values = {key.strip().lower(): value for key, value in row.items()}
         yield f"{number}", str(values.get("status") or "").lower(), values
 
 

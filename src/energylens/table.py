@@ -173,12 +173,28 @@ def dataset_from_table(raw: RawTable, *, joules: bool = True) -> Dataset:
     dataset = check.dataset()
     if dataset is None:
         found = check.problems()
+        if guide := foreign(raw):
+            raise TableError(guide)
         others = f"{len(found) - 1} more" if len(found) > 1 else "no other"
         raise TableError(
             f"{raw.name} {str(found[0]).rstrip('.')}. There {'are' if len(found) > 2 else 'is'} "
             f"{others} problem{'s' if len(found) > 2 else ''}{_where_all_are_listed(raw.name)}"
         )
     return dataset
+
+
+def foreign(raw: RawTable) -> str:
+    """Say how to read a table whose columns have names of their own, "" if it is none such."""
+    wanted = [c.name for c in COLUMNS if c.required]
+    missing = [name for name in wanted if name not in raw.columns]
+    if "energy_per_request_j" in raw.columns or len(missing) < 2 or not Path(raw.name).is_file():
+        return ""
+    command = shlex.join(["energylens", "import", "table", raw.name, "--guess", "-o", "runs.csv"])
+    columns = ", ".join(list(raw.columns)[:6]) + (", ..." if len(raw.columns) > 6 else "")
+    return (
+        f"{raw.name} has columns of its own ({columns}) and lacks {', '.join(missing)}. To have "
+        f"them recognised and shown before anything is written, run: {command}"
+    )
 
 
 def _where_all_are_listed(name: str) -> str:

@@ -8,7 +8,6 @@ other is expected to be better.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from energylens import files
 from energylens.cases import Cases
 from energylens.deciding import Decision, Engine, Entry, LatencyLimit, Load, case_of, decide
 from energylens.deploying import read_configuration
-from energylens.errors import ArtefactError, InputError
+from energylens.errors import InputError
 from energylens.model import EnergyModel
 from energylens.records import Configuration
 from energylens.selection import Scenario
@@ -89,18 +89,13 @@ def read_runs(path: str | Path) -> list[Run]:
 
     Raises
     ------
-    ArtefactError
+    TableError
         If the file cannot be read.
     InputError
         If a line lacks joules, or has a number that is none.
     """
-    try:
-        with Path(path).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
     runs = []
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(files.read_rows(path), 1):
         values: dict[str, float | None] = {}
         for name in COLUMNS[1:]:
             text = (row.get(name) or "").strip()

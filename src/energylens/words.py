@@ -5,7 +5,8 @@ from __future__ import annotations
 import html
 import math
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 WIDTH = 80  # columns of a terminal
 SURE_RATIO = 0.994  # above it a share or a probability is "over 99 %": never the whole
@@ -49,6 +50,43 @@ def energies(request_j: float, input_tokens: float, output_tokens: float) -> str
         f"{joules(request_j / (input_tokens + output_tokens))}/total token, "
         f"{si(request_j / J_PER_KWH * 1e3, 'Wh')}/request"
     )
+
+
+def complaint(fault: Mapping[str, Any]) -> str:
+    """Write the first fault that pydantic finds in a file: where, what must hold, what was given.
+
+    Examples
+    --------
+    >>> complaint({"type": "missing", "loc": ("replica", "start_s"), "msg": "", "input": {}})
+    'replica.start_s must be given'
+    """
+    where = ".".join(map(str, fault["loc"][:8])) or "the document"
+    kind, told = str(fault["type"]), fault.get("ctx") or {}
+    if kind == "missing":
+        return f"{where} must be given"
+    if kind == "extra_forbidden":
+        return f"{where} is no key that is known"
+    bound = next((f"{w} {told[n]}" for n, w in _BOUNDS.items() if n in told), "")
+    must = bound or next((w for start, w in _KINDS.items() if kind.startswith(start)), "")
+    if not must:
+        said = str(fault["msg"]).removeprefix("Value error, ")
+        return f"{where}: {said[:1].lower()}{said[1:300]}"
+    given = repr(fault.get("input"))
+    return f"{where} must be {must}, not {given[:60]}{'...' if len(given) > 60 else ''}"
+
+
+_BOUNDS = {"gt": "above", "ge": "at least", "lt": "below", "le": "at most", "expected": "one of"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "finite": "a finite number",
+    "string": "text",
+    "bool": "true or false",
+    "list": "a list",
+    "tuple": "a list",
+    "model": "a table of keys",
+    "dict": "a table of keys",
+}
 
 
 def percent(ratio: float | None, digits: int = 1) -> str:

@@ -37,7 +37,7 @@ from types import MappingProxyType
 
 from energylens.baselines import analytical, ensembles, latency, trivial
 from energylens.baselines.analytical import fit_workload_coefficients
-from energylens.errors import UnknownNameError
+from energylens.errors import UnknownChoiceError
 from energylens.protocols import Estimator
 
 __all__ = ["DEFAULT_ESTIMATORS", "ESTIMATORS", "factories", "fit_workload_coefficients"]
@@ -155,12 +155,12 @@ def factories(names: Iterable[str]) -> dict[str, Factory]:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If a name is not known; the nearest are suggested.
     """
     chosen: dict[str, Factory] = {}
     for name in names:
         if name not in ESTIMATORS:
-            raise UnknownNameError("estimator", name, ESTIMATORS)
+            raise UnknownChoiceError("estimator", name, ESTIMATORS)
         chosen[name] = ESTIMATORS[name]
     return chosen

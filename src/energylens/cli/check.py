@@ -10,7 +10,6 @@ from energylens.errors import ExitCode, TableError
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
-    from energylens.files import RawTable
 
 LISTED = 20
 FAR_RATIO = 10.0  # from what the datasheet suggests, beyond which joules are doubted
@@ -47,9 +46,11 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
             document["doubts"] = doubts(dataset)
         print_json(document)
         if problems:
-            raise TableError(f"{len(problems)} problems, listed above")
+            raise TableError(table.foreign(raw) or f"{len(problems)} problems, listed above")
         return _code(document["doubts"])
     if problems:
+        if guide := table.foreign(raw):
+            raise TableError(guide)
         for p in problems[:LISTED]:
             print_paragraph(f"line {p.line}, {p.column or 'the row'}: {p.reason}", hanging="  ")
         more = len(problems) - LISTED
@@ -57,7 +58,6 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
             f"{arguments.table} has {len(problems)} problem{'s' * (len(problems) > 1)}"
             + (f", the first {LISTED} listed above" if more > 0 else ", listed above")
             + ". Nothing was changed; mend the rows and check again."
-            + _if_foreign(arguments.table, raw)
         )
     dataset = table.dataset_from_table(raw)
     print(f"{arguments.table}: {len(dataset)} row{'s, all' if len(dataset) != 1 else ','} valid.")
@@ -117,18 +117,6 @@ def doubts(dataset: Dataset) -> list[dict[str, Any]]:
                 }
             )
     return found
-
-
-def _if_foreign(path: str, raw: RawTable) -> str:
-    """Say how to read a table whose columns have names of their own, if this may be one."""
-    from energylens.importers.table import import_command
-
-    if "energy_per_request_j" in raw.columns or path == "-":
-        return ""
-    return (
-        " If its columns are called otherwise, write a FILE.toml that says which is which "
-        f"(docs/data-format.md) and run: {import_command(path)}"
-    )
 
 
 def _isnan(values: Any) -> Any:

@@ -239,7 +239,7 @@ def read_tables(arguments: argparse.Namespace, *, joules: bool = True) -> Datase
 
     from energylens import table
     from energylens.dataset import Dataset
-    from energylens.errors import UnknownNameError
+    from energylens.errors import UnknownChoiceError
 
     parts = [table.read(path, joules=joules) for path in arguments.tables]
     dataset = Dataset.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -261,7 +261,7 @@ def read_tables(arguments: argparse.Namespace, *, joules: bool = True) -> Datase
                 f"--where takes COLUMN=VALUE, as in --where gpu=H100-SXM-80GB, not {condition!r}"
             )
         if name not in columns:
-            raise UnknownNameError(
+            raise UnknownChoiceError(
                 "column for --where", name, columns, f"It takes {', '.join(columns)}."
             )
         column = columns[name].astype(str)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import Subparsers, positive, positive_int, print_paragraph
@@ -140,10 +139,7 @@ def _control(arguments: argparse.Namespace) -> None:
         low, high = _bounds(arguments.bounds)
         token = ""
         if arguments.token_file:
-            try:
-                token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
-            except (OSError, ValueError) as error:
-                raise UsageError(f"{arguments.token_file} cannot be read: {error}") from None
+            token = files.read_text(arguments.token_file).strip()
         actuator = make(arguments.act, url=arguments.url, token=token, default=arguments.default)
         consent = Consent(
             actuator=arguments.act, targets=frozenset(arguments.allow), low=low, high=high

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from energylens.errors import ArtefactError, InputError
 from energylens.schemas import DecisionFile
+from energylens.words import complaint
 
 
 def parse(path: str) -> DecisionFile:
@@ -25,18 +26,13 @@ def parse(path: str) -> DecisionFile:
     InputError
         If a key is missing, unknown or has a value that is none.
     """
-    import tomllib
+    from energylens import files
 
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
+    document: Any
     if path.lower().endswith(".toml"):
-        try:
-            document: Any = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ArtefactError(f"{path} is no TOML: {error}") from error
+        document = files.read_toml(path)
     else:
+        text = files.read_text(path)
         try:
             import yaml  # type: ignore[import-untyped, unused-ignore]
         except ImportError as error:
@@ -50,10 +46,8 @@ def parse(path: str) -> DecisionFile:
     try:
         return DecisionFile.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the document"
         raise InputError(
-            f"{path}: {where}: {first['msg']} "
+            f"{path}: {complaint(error.errors()[0])} "
             "(docs/schemas/v1/decision-file.schema.json has every key)"
         ) from error
 

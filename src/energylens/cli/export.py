@@ -124,6 +124,7 @@ def _made(arguments: argparse.Namespace) -> Export:
 def _model_and_case(arguments: argparse.Namespace) -> tuple[EnergyModel, Case]:
     from energylens.cli.serving import model_for
 
+    model = model_for(arguments.source, arguments.gpu, arguments.engine)[0]
     missing = [
         f"--{name.replace('_', '-')}"
         for name in ("llm", "gpu", "input_tokens", "output_tokens")
@@ -131,7 +132,6 @@ def _model_and_case(arguments: argparse.Namespace) -> tuple[EnergyModel, Case]:
     ]
     if missing:
         raise UsageError(f"{arguments.source} is a model: name the case, {', '.join(missing)}")
-    model = model_for(arguments.source, arguments.gpu, arguments.engine)[0]
     return model, case_of(arguments)
 
 

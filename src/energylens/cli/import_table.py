@@ -106,14 +106,21 @@ def read(arguments: argparse.Namespace, assumed: dict[str, Any]) -> Imported:
 
 def print_draft(arguments: argparse.Namespace) -> None:
     """Print the mapping that ``--guess`` drafts, and read nothing by it."""
+    from energylens import files
     from energylens.importers import guess
 
+    target = _target(arguments) if arguments.mapping else None
     draft = guess.draft(arguments.path, declared(arguments), _form(arguments))
+    if target:
+        files.write_text(target, draft.text)
     if arguments.json:
         asked = {"missing": list(draft.missing), "questions": list(draft.questions)}
-        print_json({"mapping": draft.text, **asked})
+        written = str(target) if target else None
+        print_json({"mapping": draft.text, "written": written, **asked})
     else:
         print(draft.text, end="")
+    if target:
+        print(f"The draft is written to {target}.", file=sys.stderr)
 
 
 def _form(arguments: argparse.Namespace) -> FileForm:
@@ -135,12 +142,7 @@ def _guessed(
     from energylens import files
     from energylens.importers import guess, table
 
-    target = Path(arguments.mapping or _beside(arguments.path))
-    if target.exists():
-        raise UsageError(
-            f"there is a mapping already, {target}: leave --guess out to use it, or name another "
-            "with --mapping"
-        )
+    target = _target(arguments)
     draft = guess.draft(arguments.path, said, form)
     print(draft.text, file=sys.stderr)
     if draft.missing:
@@ -159,6 +161,17 @@ def _guessed(
     return type(imported)(
         dataset=imported.dataset, skipped=imported.skipped, notes=(*imported.notes, note)
     )
+
+
+def _target(arguments: argparse.Namespace) -> Path:
+    """Give where a draft goes, which must not be there yet."""
+    target = Path(arguments.mapping or _beside(arguments.path))
+    if target.exists():
+        raise UsageError(
+            f"there is a mapping already, {target}: leave --guess out to use it, or name another "
+            "with --mapping"
+        )
+    return target
 
 
 def _beside(path: str) -> str:

@@ -205,7 +205,7 @@ def contestants(
     from energylens import baselines
     from energylens.baselines.residual import SmoothResidual
     from energylens.discovery import Structure
-    from energylens.errors import UnknownNameError
+    from energylens.errors import UnknownChoiceError
     from energylens.fitting import Datasheet, EnergyLens, FitOptions, ScaledDatasheet
 
     ours = {
@@ -252,7 +252,7 @@ def contestants(
             form = Structure.of(front_form.read_form(name)[1], name=name)
             return lambda _seed: form
         if name not in known:
-            raise UnknownNameError(
+            raise UnknownChoiceError(
                 "estimator",
                 name,
                 [*unfitted, *ours, *known],

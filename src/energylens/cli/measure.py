@@ -158,7 +158,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
     from energylens.catalog.scaling import scaled_down
-    from energylens.errors import MeasurementError, UnknownNameError, UsageError
+    from energylens.errors import MeasurementError, UnknownChoiceError, UsageError
     from energylens.instrument import engines, meters, planfile
     from energylens.instrument.sweep import measure
 
@@ -178,7 +178,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     kinds = [name.partition(":")[0] for name in meters.NAMES]
     if arguments.meter.partition(":")[0] not in kinds:
         advice = f"Known are {', '.join(meters.NAMES)}."
-        raise UnknownNameError("meter", arguments.meter, kinds, advice)
+        raise UnknownChoiceError("meter", arguments.meter, kinds, advice)
     live = sys.stderr.isatty()
     pause_s = 0.5 if live else LOG_PAUSE_S  # a log wants a line now and then, no moving one
     shown = [0.0 if live else time.monotonic()]

@@ -76,8 +76,8 @@ def _meter(arguments: argparse.Namespace) -> None:
 def _serving_token(arguments: argparse.Namespace) -> str | None:
     """Take the token from the command line, a file or the environment; None for a random one."""
     import os
-    from pathlib import Path
 
+    from energylens import files
     from energylens.errors import UsageError
     from energylens.instrument.meters import TOKEN_VARIABLE
 
@@ -87,10 +87,7 @@ def _serving_token(arguments: argparse.Namespace) -> str | None:
         return str(arguments.token)
     if arguments.token_file is None:
         return os.environ.get(TOKEN_VARIABLE) or None
-    try:
-        token = Path(arguments.token_file).read_text(encoding="utf-8").strip()
-    except (OSError, ValueError) as error:
-        raise UsageError(f"{arguments.token_file} cannot be read: {error}") from None
+    token = files.read_text(arguments.token_file).strip()
     if not token:
         raise UsageError(f"{arguments.token_file} must hold a token, and is empty")
     return token

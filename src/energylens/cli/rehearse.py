@@ -64,7 +64,7 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _rehearse(arguments: argparse.Namespace) -> None:
-    from energylens.errors import UnknownNameError, UsageError
+    from energylens.errors import UnknownChoiceError, UsageError
     from energylens.online.fleet import read_fleet
     from energylens.online.knowledge import Knowledge
     from energylens.online.oracle import oracle
@@ -77,13 +77,11 @@ def _rehearse(arguments: argparse.Namespace) -> None:
         raise UsageError(f"--policy needs a name: of {', '.join((*POLICIES, ORACLE))}")
     for name in names:
         if name not in (*POLICIES, ORACLE):
-            raise UnknownNameError(
+            raise UnknownChoiceError(
                 "policy", name, (*POLICIES, ORACLE), f"Known are {', '.join((*POLICIES, ORACLE))}."
             )
     fleet = read_fleet(arguments.fleet)
-    trace = read_trace(arguments.trace)
-    if arguments.first:
-        trace = trace.first(arguments.first)
+    trace = read_trace(arguments.trace, first_s=arguments.first)
     trace = trace.scaled(arguments.rate, arguments.seed)
     if arguments.day:
         trace = trace.day(arguments.seed)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.configuring import gpu_of, precision_of
@@ -407,22 +406,16 @@ def read_profile(path: str) -> list[float]:
 
     Raises
     ------
-    ArtefactError
+    TableError
         If the file cannot be read.
     InputError
         If a rate is none.
     """
-    import csv
-
-    from energylens.errors import ArtefactError, InputError
+    from energylens import files
+    from energylens.errors import InputError
 
     try:
-        text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArtefactError(f"{path} cannot be read: {error}") from error
-    rows = list(csv.DictReader(text.splitlines()))
-    try:
-        rates = [float(row["rate_per_s"]) for row in rows]
+        rates = [float(row["rate_per_s"]) for row in files.read_rows(path)]
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"{path} must be CSV with a column rate_per_s of numbers, one line for each hour"

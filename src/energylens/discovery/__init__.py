@@ -23,7 +23,7 @@ from energylens.discovery.pysr import PysrEngine
 from energylens.discovery.search import DEFAULT_CHOOSE, GROUPS, Scorer, discover
 from energylens.discovery.structure import Discovery, FittedStructure, Structure
 from energylens.discovery.units import Unit
-from energylens.errors import UnknownNameError
+from energylens.errors import UnknownChoiceError
 
 __all__ = [
     "DEFAULT_CHOOSE",
@@ -67,10 +67,10 @@ def engine(name: str) -> Engine:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If there is none of that name.
     """
     for made in (OwnEngine(), OperonEngine(), PysrEngine()):
         if made.name == name:
             return made
-    raise UnknownNameError("engine", name, ENGINES, f"There are {', '.join(ENGINES)}.")
+    raise UnknownChoiceError("engine", name, ENGINES, f"There are {', '.join(ENGINES)}.")

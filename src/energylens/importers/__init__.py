@@ -7,7 +7,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol
 
-from energylens.errors import UnknownNameError
+from energylens.errors import UnknownChoiceError
 from energylens.importers import argonne, energy_code_eval, mlenergy_v2, mlenergy_v3, table
 from energylens.importers.collecting import Imported, Skipped
 
@@ -44,9 +44,9 @@ def reader(name: str) -> Reader:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If there is none.
     """
     if name not in READERS:
-        raise UnknownNameError("source", name, READERS, f"There are {', '.join(READERS)}.")
+        raise UnknownChoiceError("source", name, READERS, f"There are {', '.join(READERS)}.")
     return READERS[name]

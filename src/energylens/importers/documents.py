@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from energylens import streams
 from energylens.errors import EnergyLensError, MissingExtraError
 from energylens.importers.runs import RefusedFileError
 
@@ -48,14 +49,7 @@ def load(path: str | Path) -> Document:
         If it is YAML and pyyaml is not installed.
     """
     name = Path(path).name or str(path)
-    try:
-        with open(path, "rb") as file:  # noqa: PTH123 - a path may be a plain string
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as fault:
-        reason = getattr(fault, "strerror", None) or str(fault)
-        raise RefusedFileError(f"{path} cannot be read: {reason}.") from None
-    if len(data) > MAX_BYTES:
-        raise RefusedFileError(f"{name} is larger than {MAX_BYTES >> 20} MiB.")
+    data = streams.read(path, MAX_BYTES, RefusedFileError)
     if data[:2] == b"\x1f\x8b":
         data = _unzipped(data, name)
     return parse(data, name)

@@ -11,11 +11,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from energylens import capacity, catalog
 from energylens.answering import parse_limit
-from energylens.errors import ArtefactError, InfeasibleError
+from energylens.errors import ArtefactError, InfeasibleError, InputError
 from energylens.files import read_toml
 from energylens.instrument.engines.load import StepTable
 from energylens.instrument.engines.simulated_gpu import Board
 from energylens.records import Case, Configuration, Gpu, Llm, Precision, Workload
+from energylens.words import complaint
 
 LONGEST_CONTEXT = 32_768.0  # tokens, of the tables of steps
 
@@ -196,15 +197,19 @@ def fleet_of(document: dict[str, Any], name: str) -> Fleet:
     try:
         file = FleetFile.model_validate(document)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"])) or "the file"
-        raise ArtefactError(f"{name}: {where}: {first['msg']}") from None
+        raise ArtefactError(f"{name}: {complaint(error.errors()[0])}") from None
     serve = file.serve
-    llm, gpu = catalog.llm(serve.llm), catalog.gpu(serve.gpu)
-    precision = catalog.checkpoint_precision(serve.llm, serve.precision or "")
     times = {}
-    for measure in ("ttft", "tpot"):
-        asked = parse_limit(getattr(file.limits, measure), measure, f"limits.{measure}")
+    try:
+        llm, gpu = catalog.llm(serve.llm), catalog.gpu(serve.gpu)
+        precision = catalog.checkpoint_precision(serve.llm, serve.precision or "")
+        limits = {
+            measure: parse_limit(getattr(file.limits, measure), measure, f"limits.{measure}")
+            for measure in ("ttft", "tpot")
+        }
+    except InputError as error:
+        raise ArtefactError(f"{name}: {error}") from None
+    for measure, asked in limits.items():
         if asked.quantile is not None:
             raise ArtefactError(
                 f"{name}: limits.{measure} is of each request: write {asked.seconds:g}s, and the "

@@ -9,7 +9,7 @@ from math import ceil
 import numpy as np
 
 from energylens.cases import FloatArray
-from energylens.errors import InfeasibleError, UnknownNameError
+from energylens.errors import InfeasibleError, UnknownChoiceError
 from energylens.online.fleet import Fleet
 from energylens.online.knowledge import Knowledge, Known
 from energylens.online.rehearsal import Action, Policy, Seen
@@ -454,11 +454,11 @@ def policy(name: str, fleet: Fleet, known: Knowledge, trace: Trace) -> Policy:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If there is none.
     """
     if name not in POLICIES:
-        raise UnknownNameError(
+        raise UnknownChoiceError(
             "policy", name, (*POLICIES, ORACLE), f"Known are {', '.join((*POLICIES, ORACLE))}."
         )
     return POLICIES[name](fleet, known, Plan.of(trace))

@@ -19,6 +19,7 @@ from energylens.service import Lengths
 ARRIVAL = ("TIMESTAMP", "timestamp", "arrival_s", "arrived_at", "arrival_time")
 JITTER_S = 5.0  # by which copies of a request are moved where a rate is scaled up
 DAY_S = 86_400.0
+LONGEST_S = 31 * DAY_S
 NIGHT_RATIO = 0.2  # rate at the lowest hour of a made day, of that at the highest
 MOST_REQUESTS = 5_000_000
 
@@ -123,7 +124,7 @@ class Trace:
         )
 
 
-def read_trace(path: str | Path) -> Trace:
+def read_trace(path: str | Path, *, first_s: float | None = None) -> Trace:
     """Read a trace: one line a request, with its arrival, prompt tokens and output tokens.
 
     Parameters
@@ -133,11 +134,13 @@ def read_trace(path: str | Path) -> Trace:
         ContextTokens, GeneratedTokens), or any that :data:`ARRIVAL`,
         :data:`~energylens.lengths.INPUT` and :data:`~energylens.lengths.OUTPUT` name. Requests
         without output are left out, lines need not be in order.
+    first_s : float, optional
+        Keep the first seconds only.
 
     Raises
     ------
     InputError
-        If a column is missing, or a value is none.
+        If a column is missing, a value is none, or the trace lasts longer than `LONGEST_S`.
     """
     table = read_table(path)
     columns = table.columns
@@ -167,12 +170,21 @@ def read_trace(path: str | Path) -> Trace:
     order = np.flatnonzero(kept)[np.argsort(arrivals[kept], kind="stable")]
     if len(order) < 2 or arrivals[order[-1]] <= arrivals[order[0]]:
         raise InputError(f"{path} must have at least two requests, at different moments")
-    return Trace(
+    trace = Trace(
         name=Path(path).name,
         arrivals_s=arrivals[order] - arrivals[order[0]],
         input_tokens=np.rint(prompts[order]).astype(np.intp),
         output_tokens=np.rint(outputs[order]).astype(np.intp),
     )
+    if first_s is not None:
+        trace = trace.first(first_s)
+    if trace.duration_s > LONGEST_S:
+        raise InputError(
+            f"{path} spans {trace.duration_s / DAY_S:.3g} days, and a trace may last "
+            f"{LONGEST_S / DAY_S:.0f}: arrivals must be seconds, or dates with times; --first "
+            "SECONDS takes the beginning"
+        )
+    return trace
 
 
 def _moments(name: str, values: Sequence[object], path: str) -> FloatArray:

@@ -5,7 +5,7 @@ Heavy packages are imported when an engine starts; this module imports without a
 
 from __future__ import annotations
 
-from energylens.errors import UnknownNameError
+from energylens.errors import UnknownChoiceError
 from energylens.instrument.engine import Engine
 from energylens.instrument.engines.openai import OpenAiEngine
 from energylens.instrument.engines.simulated import SimulatedEngine
@@ -22,7 +22,7 @@ def open_engine(name: str) -> Engine:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If there is none of that name.
 
     Examples
@@ -38,4 +38,4 @@ def open_engine(name: str) -> Engine:
         return OpenAiEngine()
     if name == "simulated":
         return SimulatedEngine()
-    raise UnknownNameError("engine", name, ENGINES, f"Known are {', '.join(ENGINES)}.")
+    raise UnknownChoiceError("engine", name, ENGINES, f"Known are {', '.join(ENGINES)}.")

@@ -19,7 +19,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
-from energylens.errors import MissingExtraError, UnknownNameError, UsageError
+from energylens.errors import MissingExtraError, UnknownChoiceError, UsageError
 from energylens.instrument.meter import Meter, MeterError
 from energylens.instrument.meters.combined import CombinedMeter
 from energylens.instrument.meters.estimated import EstimatedMeter
@@ -70,7 +70,7 @@ def open_meter(name: str = "auto", *, token: str | None = None) -> Meter:
 
     Raises
     ------
-    UnknownNameError
+    UnknownChoiceError
         If no meter has that name.
     MissingExtraError
         If its package is not installed.
@@ -110,7 +110,7 @@ def open_meter(name: str = "auto", *, token: str | None = None) -> Meter:
         "estimated": EstimatedMeter,
     }
     if name not in makers:
-        raise UnknownNameError("meter", name, makers, f"Known are {', '.join(NAMES)}.")
+        raise UnknownChoiceError("meter", name, makers, f"Known are {', '.join(NAMES)}.")
     return makers[name]()
 
 
