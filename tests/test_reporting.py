@@ -972,7 +972,7 @@ def test_the_scenario_is_the_one_asked_for_or_is_said_to_be_taken(
     assert "Qwen/Qwen3-8B at bf16" in said
     assert "as asked" in " ".join(said.split())
     assert len(said.splitlines()) <= 25
-    assert main([*asked, *CASE[:4]]) == 1
+    assert main([*asked, *CASE[:4]]) == 2
     assert "--input-tokens and --output-tokens too" in capsys.readouterr().err
     assert main(asked) == 0
     assert "taken because" in " ".join(capsys.readouterr().out.split())

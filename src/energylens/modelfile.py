@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -57,8 +58,8 @@ class _Scope(_Strict):
     llms: list[str]
     gpus: list[str]
     precisions: list[str]
-    engines: dict[str, _Scope]
     ranges: dict[str, Annotated[list[FiniteFloat], Field(min_length=2, max_length=2)]]
+    engines: dict[str, _Scope]
 
 
 class _Time(_Strict):
@@ -117,26 +118,44 @@ def load(path: str | Path) -> EnergyModel:
 
 def to_json(model: EnergyModel) -> dict[str, Any]:
     """Give a model as plain JSON values."""
-    names = [term.name for term in model.terms]
-    document: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "structure": model.structure,
-        "energylens_version": model.energylens_version,
-        "dataset_digest": model.dataset_digest,
-        "sources": dict(model.sources),
-        "options": dict(model.options),
-        "measured_power": model.measured_power,
-        "extensions": list(model.extensions),
-        "per": list(model.per),
-        "scope": _scope_json(model.scope),
-        "pooled": _coefficients_json(model.pooled, names),
-        "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
-        "travel": {key: _coefficients_json(c, names) for key, c in model.travel.items()},
-    }
-    if model.time is not None:
-        document["time"] = _time_json(model.time)
+    document = {"format": FORMAT, "version": VERSION, **_plain(model, _Document)}
+    if model.time is None:
+        del document["time"]
     return {**document, "seal": _seal(document)}
+
+
+def _plain(record: Any, schema: type[_Strict]) -> dict[str, Any]:
+    """Give what a schema names of a record as JSON has it."""
+    held = {name: getattr(record, name) for name in schema.model_fields if hasattr(record, name)}
+    laws: tuple[Any, ...] = (EnergyModel, TimeModel)
+    if isinstance(record, laws):
+        names = latency.NAMES if isinstance(record, TimeModel) else [t.name for t in record.terms]
+
+        def coefficients(c: Coefficients) -> dict[str, Any]:
+            theta = dict(zip(names, c.theta.tolist(), strict=True))
+            return {**_plain(c, _Coefficients), "theta": theta}
+
+        for name in {"pooled", "groups", "travel"} & set(held):
+            value = held[name]
+            held[name] = (
+                {key: coefficients(c) for key, c in value.items()}
+                if isinstance(value, Mapping)
+                else coefficients(value)
+            )
+    return {name: _json_value(value) for name, value in held.items()}
+
+
+def _json_value(value: Any) -> Any:
+    for kind, schema in ((Scope, _Scope), (TimeModel, _Time), (Factors, _Factors)):
+        if isinstance(value, kind):
+            return _plain(value, schema)
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_json_value(inner) for inner in value]
+    return value
 
 
 def from_json(document: Any, name: str) -> EnergyModel:
@@ -185,34 +204,26 @@ def from_json(document: Any, name: str) -> EnergyModel:
     except UnknownNameError as error:
         raise ArtefactError(f"{name}: {error} Fit again.") from error
     return EnergyModel(
-        structure=read.structure,
-        energylens_version=read.energylens_version,
-        dataset_digest=read.dataset_digest,
+        **_law(read, names, name),
         sources=read.sources,
         options=read.options,
         measured_power=read.measured_power,
         extensions=tuple(read.extensions),
         per=tuple(read.per),
-        scope=_scope_of(read.scope),
-        pooled=_coefficients(read.pooled, names, name),
-        groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
         travel={key: _coefficients(value, names, name) for key, value in read.travel.items()},
         time=None if read.time is None else _time(read.time, name),
     )
 
 
-def _time_json(model: TimeModel) -> dict[str, Any]:
-    names = list(latency.NAMES)
+def _law(read: _Document | _Time, names: list[str], name: str) -> dict[str, Any]:
+    """Read what the laws of joules and of seconds both have."""
     return {
-        "structure": model.structure,
-        "scope": _scope_json(model.scope),
-        "pooled": _coefficients_json(model.pooled, names),
-        "groups": {key: _coefficients_json(c, names) for key, c in model.groups.items()},
-        "factors": dict(model.factors),
-        "narrowing_ratio": model.narrowing_ratio,
-        "targets": dict(model.targets),
-        "dataset_digest": model.dataset_digest,
-        "energylens_version": model.energylens_version,
+        "structure": read.structure,
+        "scope": _scope_of(read.scope),
+        "pooled": _coefficients(read.pooled, names, name),
+        "groups": {key: _coefficients(value, names, name) for key, value in read.groups.items()},
+        "dataset_digest": read.dataset_digest,
+        "energylens_version": read.energylens_version,
     }
 
 
@@ -222,28 +233,12 @@ def _time(read: _Time, name: str) -> TimeModel:
             f"{name} holds coefficients of the time law {read.structure}; this energylens has "
             f"{latency.STRUCTURE}. Fit again."
         )
-    names = list(latency.NAMES)
     return TimeModel(
-        structure=read.structure,
-        scope=_scope_of(read.scope),
-        pooled=_coefficients(read.pooled, names, name),
-        groups={key: _coefficients(value, names, name) for key, value in read.groups.items()},
+        **_law(read, list(latency.NAMES), name),
         factors=read.factors,
         narrowing_ratio=read.narrowing_ratio,
         targets=read.targets,
-        dataset_digest=read.dataset_digest,
-        energylens_version=read.energylens_version,
     )
-
-
-def _scope_json(scope: Scope) -> dict[str, Any]:
-    return {
-        "llms": list(scope.llms),
-        "gpus": list(scope.gpus),
-        "precisions": list(scope.precisions),
-        "ranges": {name: list(ends) for name, ends in scope.ranges.items()},
-        "engines": {name: _scope_json(inner) for name, inner in scope.engines.items()},
-    }
 
 
 def _scope_of(read: _Scope) -> Scope:
@@ -254,30 +249,6 @@ def _scope_of(read: _Scope) -> Scope:
         ranges={name: (ends[0], ends[1]) for name, ends in read.ranges.items()},
         engines={name: _scope_of(inner) for name, inner in read.engines.items()},
     )
-
-
-def _coefficients_json(c: Coefficients, names: list[str]) -> dict[str, Any]:
-    return {
-        "theta": dict(zip(names, c.theta.tolist(), strict=True)),
-        "covariance": c.covariance.tolist(),
-        "residuals_seen": c.residuals_seen.tolist(),
-        "residuals_unseen": c.residuals_unseen.tolist(),
-        "llms": c.llms,
-        "spread_ratio": c.spread_ratio,
-        "design_effect": c.design_effect,
-        "within_ratio": c.within_ratio,
-        "between_ratio": c.between_ratio,
-        "reach_doublings": c.reach_doublings,
-        "rows": c.rows,
-        "factors": {
-            "keys": [list(key) for key in c.factors.keys],
-            "names": dict(c.factors.names),
-            "mean": c.factors.mean.tolist(),
-            "covariance": c.factors.covariance.tolist(),
-            "scale_ratio": c.factors.scale_ratio,
-        },
-        "format_scales": {kind: list(both) for kind, both in c.format_scales.items()},
-    }
 
 
 def _coefficients(read: _Coefficients, names: list[str], name: str) -> Coefficients:

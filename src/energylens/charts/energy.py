@@ -18,7 +18,6 @@ from energylens.charts.parts import (
     chart,
     colour,
     fitted,
-    hover,
     key,
     log,
     places,
@@ -27,7 +26,7 @@ from energylens.charts.parts import (
     rule,
     table,
 )
-from energylens.charts.theme import CATEGORIES, SHAPES, Spec
+from energylens.charts.theme import CATEGORIES, SHAPES, Spec, hover
 
 DOT = 55  # square pixels of a mark
 PER_REQUEST = "energy (J per request)"

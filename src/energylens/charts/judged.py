@@ -17,7 +17,6 @@ from energylens.charts.parts import (
     chart,
     colour,
     fitted,
-    hover,
     key,
     log,
     places,
@@ -26,9 +25,10 @@ from energylens.charts.parts import (
     rule,
     table,
 )
-from energylens.charts.theme import CATEGORIES, SHAPES, Spec
+from energylens.charts.theme import CATEGORIES, SHAPES, Spec, hover
 
 REGRET_TICKS = (0, 0.5, 1, 2, 5, 10, 30, 100, 300, 1000)
+FRAME = 2.0  # ends of the median curve: what goes farther is cut and labelled
 
 
 def predictions(
@@ -197,19 +197,19 @@ def learning(
     colours = [colour(role) for role in CATEGORIES[: len(named)]]
     drawn = []
     for metric, title, means, band in panels:
-        ours = np.concatenate([means[name] for name in names])
-        top = float(np.nanmax(ours, initial=0.0))
-        least = float(np.nanmin(ours, initial=100.0))
+        # How far a curve goes from where all curves want to be: 0, or all choices right.
+        far = {name: 100.0 - means[name] if metric == "top1" else means[name] for name in names}
+        end = _frame(list(far.values()))
         scale: Spec
-        ticks: Spec
+        ticks: Spec = {"tickCount": 5}
         if metric == "top1":
-            scale, ticks = {"domain": [least - 5, 101]}, {"tickCount": 5}
+            scale = {"domain": [95.0 - end, 101]}
         elif metric == "regret":
             # A few percent matter here, and tens of percent happen.
-            scale = {"type": "symlog", "constant": 1, "domain": [0, 1.2 * max(top, 1.0)]}
-            ticks = {"values": [t for t in REGRET_TICKS if t <= 1.2 * max(top, 1.0)]}
+            scale = {"type": "symlog", "constant": 1, "domain": [0, 1.2 * max(end, 1.0)]}
+            ticks = {"values": [t for t in REGRET_TICKS if t <= 1.2 * max(end, 1.0)]}
         else:
-            scale, ticks = {"domain": [0, 1.1 * top]}, {"tickCount": 5}
+            scale = {"domain": [0, 1.1 * end]}
         x = {
             **log("n", "training rows", sizes[0] / 1.1, sizes[-1] * 1.1),
             "axis": {"values": list(sizes), "labelExpr": "format(datum.value, 'd')",
@@ -261,6 +261,21 @@ def learning(
                     "encoding": {"x": x, "y": y, "color": colour_by, "tooltip": told, **extra},
                 }
             )
+        cut = [k for k, name in enumerate(names) if np.nanmax(far[name], initial=0.0) > end]
+        for place, k in enumerate(cut):
+            worst = int(np.nanargmax(far[names[k]]))
+            layers.append(
+                {
+                    "data": table(
+                        n=[sizes[worst]],
+                        said=[f"{means[names[k]][worst]:.0f} % {'↓' if metric == 'top1' else '↑'}"],
+                    ),
+                    "mark": {"type": "text", "fontSize": 12, "aria": False, "color": colours[k],
+                             "align": "right" if worst == len(sizes) - 1 else "left", "dx": 2,
+                             "y": 190 - 14 * place if metric == "top1" else 9 + 14 * place},
+                    "encoding": {"x": x, "text": {"field": "said"}},
+                }
+            )  # fmt: skip
         drawn.append({"title": title, "height": 200, "layer": layers})
     return chart(
         "Metrics of every estimator against the rows it was trained on.",
@@ -269,6 +284,12 @@ def learning(
             **beside(drawn, width, indent=30, shares=[1] * len(drawn), between=58),
         },
     )
+
+
+def _frame(curves: Sequence[FloatArray]) -> float:
+    """Where an axis ends so that neither the first curve is cut nor one stretches it for all."""
+    ends = [float(np.nanmax(curve, initial=0.0)) for curve in curves]
+    return max(ends[0], min(max(ends), FRAME * float(np.median(ends))))
 
 
 def forms(

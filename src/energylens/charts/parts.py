@@ -252,16 +252,6 @@ def key(
     }
 
 
-def hover(**titles: str | tuple[str, str]) -> list[Spec]:
-    """Name what a hover says: field by title, or by title and number format."""
-    return [
-        {"field": name, "title": said}
-        if isinstance(said, str)
-        else {"field": name, "title": said[0], "format": said[1]}
-        for name, said in titles.items()
-    ]
-
-
 def rule(axis: str, value: float, role: str = "muted", **mark: Any) -> Spec:
     """Draw a line across a panel."""
     return {

@@ -2,21 +2,10 @@
 
 from __future__ import annotations
 
-from energylens.charts.theme import CATEGORIES, SCHEMA, SHAPES, Spec, colour, theme
+from energylens.charts.theme import Spec, by_category, colour, hover, web_chart, web_log
 
 HEIGHT = 300
-AXIS_WIDE = 48
-
-
-def _chart(description: str, *, dark: bool) -> Spec:
-    return {
-        "$schema": SCHEMA,
-        "description": description,
-        "width": "container",
-        "height": HEIGHT,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": theme(dark=dark),
-    }
+WIDE = {"minExtent": 48, "maxExtent": 48}  # of an upright axis, in pixels
 
 
 def residuals(*, dark: bool = False) -> Spec:
@@ -25,11 +14,11 @@ def residuals(*, dark: bool = False) -> Spec:
     Named data: ``rows`` with ``measured``, ``ratio``, ``g`` (place of the category) and what a
     hover says (``llm``, ``gpu``, ``configuration``, ``tokens``, ``predicted``, ``source``).
     """
-    places = [str(k) for k in range(len(CATEGORIES))]
     return {
-        **_chart(
+        **web_chart(
             "Predicted over measured joules of every row, against the measured joules. At 1 the "
             "two agree.",
+            HEIGHT,
             dark=dark,
         ),
         "layer": [
@@ -43,29 +32,16 @@ def residuals(*, dark: bool = False) -> Spec:
                 "mark": {"type": "point", "filled": True, "size": 34, "opacity": 0.7,
                          "aria": False},
                 "encoding": {
-                    "x": {"field": "measured", "type": "quantitative", "title": "measured joules",
-                          "scale": {"type": "log", "nice": False, "padding": 10},
-                          "axis": {"format": "~s", "tickCount": 5}},
-                    "y": {"field": "ratio", "type": "quantitative",
-                          "title": "predicted / measured",
-                          "scale": {"type": "log", "nice": False, "padding": 10},
-                          "axis": {"format": ".2~f", "tickCount": 6, "minExtent": AXIS_WIDE,
-                                   "maxExtent": AXIS_WIDE}},
-                    "color": {"field": "g", "type": "nominal", "legend": None,
-                              "scale": {"domain": places, "range": [
-                                  colour(role, dark=dark) for role in CATEGORIES]}},
-                    "shape": {"field": "g", "type": "nominal", "legend": None,
-                              "scale": {"domain": places, "range": list(SHAPES)}},
-                    "tooltip": [
-                        {"field": "llm", "title": "LLM"},
-                        {"field": "gpu", "title": "GPU type"},
-                        {"field": "precision"},
-                        {"field": "configuration"},
-                        {"field": "tokens", "title": "tokens in + out"},
-                        {"field": "measured", "title": "measured J", "format": ".4~g"},
-                        {"field": "predicted", "title": "predicted J", "format": ".4~g"},
-                        {"field": "source"},
-                    ],
+                    "x": web_log("measured", "measured joules", format="~s"),
+                    "y": web_log("ratio", "predicted / measured", format=".2~f", tickCount=6,
+                                 **WIDE),
+                    **by_category("g", dark=dark),
+                    "tooltip": hover(
+                        llm="LLM", gpu="GPU type", precision="precision",
+                        configuration="configuration", tokens="tokens in + out",
+                        measured=("measured J", ".4~g"), predicted=("predicted J", ".4~g"),
+                        source="source",
+                    ),
                 },
             },
         ],
@@ -77,32 +53,21 @@ def learning(*, dark: bool = False) -> Spec:
 
     Named data: ``curve`` with ``rows``, ``error``, ``g`` and ``name``.
     """
-    places = [str(k) for k in range(len(CATEGORIES))]
     return {
-        **_chart("Mean error of each estimator against the rows it was trained on.", dark=dark),
+        **web_chart(
+            "Mean error of each estimator against the rows it was trained on.", HEIGHT, dark=dark
+        ),
         "data": {"name": "curve"},
         "mark": {"type": "line", "strokeWidth": 2, "aria": False,
                  "point": {"size": 46, "filled": True}},
         "encoding": {
-            "x": {"field": "rows", "type": "quantitative", "title": "rows trained on",
-                  "scale": {"type": "log", "nice": False, "padding": 10},
-                  "axis": {"format": "~s", "tickCount": 5}},
-            "y": {"field": "error", "type": "quantitative", "title": "mean error of joules, %",
-                  "scale": {"type": "log", "nice": False, "padding": 10},
-                  "axis": {"format": "~s", "tickCount": 5, "minExtent": AXIS_WIDE,
-                           "maxExtent": AXIS_WIDE}},
-            "color": {"field": "g", "type": "nominal", "legend": None,
-                      "scale": {"domain": places, "range": [
-                          colour(role, dark=dark) for role in CATEGORIES]}},
-            "shape": {"field": "g", "type": "nominal", "legend": None,
-                      "scale": {"domain": places, "range": list(SHAPES)}},
-            "tooltip": [
-                {"field": "name", "title": "estimator"},
-                {"field": "rows", "title": "rows trained on"},
-                {"field": "error", "title": "mean error, %", "format": ".3~g"},
-                {"field": "regret", "title": "regret, %", "format": ".3~g"},
-                {"field": "top1", "title": "best choice found, %", "format": ".3~g"},
-            ],
+            "x": web_log("rows", "rows trained on", format="~s"),
+            "y": web_log("error", "mean error of joules, %", format="~s", **WIDE),
+            **by_category("g", dark=dark),
+            "tooltip": hover(
+                name="estimator", rows="rows trained on", error=("mean error, %", ".3~g"),
+                regret=("regret, %", ".3~g"), top1=("best choice found, %", ".3~g"),
+            ),
         },
     }  # fmt: skip
 
@@ -115,12 +80,16 @@ def forms(*, dark: bool = False) -> Spec:
     hue, ink = colour("category-1", dark=dark), colour("ink", dark=dark)
     x = {"field": "complexity", "type": "quantitative", "title": "complexity",
          "scale": {"nice": False, "padding": 12, "zero": False}}  # fmt: skip
-    scale = {"type": "log", "nice": False, "padding": 10}
-    axis = {"format": "~s", "tickCount": 5, "minExtent": AXIS_WIDE, "maxExtent": AXIS_WIDE}
+    place = {"x": x, "y": {"field": "error", "type": "quantitative"}}
+    told = hover(
+        form="form", complexity="complexity", error=("error left out, %", ".3~g"),
+        top1=("best choice found, %", ".3~g"),
+    )  # fmt: skip
     return {
-        **_chart(
+        **web_chart(
             "Error on rows left out of every discovered form, against its complexity. The ring is "
             "the form to take.",
+            HEIGHT,
             dark=dark,
         ),
         "data": {"name": "forms"},
@@ -129,8 +98,7 @@ def forms(*, dark: bool = False) -> Spec:
                 "mark": {"type": "rule", "color": hue, "strokeWidth": 1, "aria": False},
                 "encoding": {
                     "x": x,
-                    "y": {"field": "low", "type": "quantitative", "scale": scale,
-                          "title": "error on rows left out, %", "axis": axis},
+                    "y": web_log("low", "error on rows left out, %", format="~s", **WIDE),
                     "y2": {"field": "high"},
                 },
             },
@@ -138,21 +106,12 @@ def forms(*, dark: bool = False) -> Spec:
                 "transform": [{"filter": "datum.knee"}],
                 "mark": {"type": "point", "size": 230, "strokeWidth": 2.5, "filled": False,
                          "color": ink, "aria": False},
-                "encoding": {"x": x, "y": {"field": "error", "type": "quantitative"}},
+                "encoding": place,
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 60, "color": hue,
                          "aria": False},
-                "encoding": {
-                    "x": x,
-                    "y": {"field": "error", "type": "quantitative"},
-                    "tooltip": [
-                        {"field": "form"},
-                        {"field": "complexity"},
-                        {"field": "error", "title": "error left out, %", "format": ".3~g"},
-                        {"field": "top1", "title": "best choice found, %", "format": ".3~g"},
-                    ],
-                },
+                "encoding": {**place, "tooltip": told},
             },
         ],
     }  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from energylens.charts.theme import CATEGORIES, SCHEMA, SHAPES, Spec, colour, theme
+from energylens.charts.theme import Spec, by_category, colour, hover, web_chart, web_log
 
 FRONT_HEIGHT, CURVE_HEIGHT, BAR_STEP = 330, 150, 24
 BARS = 10  # that the height is for
@@ -38,28 +38,6 @@ TIME_ROLES: Mapping[str, str] = {
 }
 
 
-def _log(field: str, title: str, **more: object) -> Spec:
-    axis: Spec = {"format": "~g", "tickCount": 5, **more}
-    return {
-        "field": field,
-        "type": "quantitative",
-        "title": title,
-        "scale": {"type": "log", "nice": False, "padding": 10},
-        "axis": axis,
-    }
-
-
-def _chart(description: str, height: object, *, dark: bool) -> Spec:
-    return {
-        "$schema": SCHEMA,
-        "description": description,
-        "width": "container",
-        "height": height,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": theme(dark=dark),
-    }
-
-
 def front(*, dark: bool = False) -> Spec:
     """Draw joules a request against time per token, with the front and the limit.
 
@@ -67,30 +45,18 @@ def front(*, dark: bool = False) -> Spec:
     with ``tpot_ms``, ``j``, ``g`` (place of the GPU type), ``ok``, ``name``, ``gpu``, ``gpus``,
     ``ttft_ms``, ``w`` and ``chance``; ``limit`` with ``tpot_ms``; ``chosen`` and ``current``.
     """
-    x = _log("tpot_ms", "time per output token, ms")
-    y = _log("j", "joules a request", format="~s", minExtent=AXIS_WIDE, maxExtent=AXIS_WIDE)
+    x = web_log("tpot_ms", "time per output token, ms")
+    y = web_log("j", "joules a request", format="~s", minExtent=AXIS_WIDE, maxExtent=AXIS_WIDE)
     ink, paper = colour("ink", dark=dark), colour("paper", dark=dark)
-    places = [str(k) for k in range(len(CATEGORIES))]
-    colours = [colour(role, dark=dark) for role in CATEGORIES]
-    by_gpu = {
-        "color": {"field": "g", "type": "nominal", "legend": None,
-                  "scale": {"domain": places, "range": colours}},
-        "shape": {"field": "g", "type": "nominal", "legend": None,
-                  "scale": {"domain": places, "range": list(SHAPES)}},
-    }  # fmt: skip
-    tooltip = [
-        {"field": "name", "title": "configuration"},
-        {"field": "gpu", "title": "GPU type"},
-        {"field": "gpus", "title": "GPUs"},
-        {"field": "j", "title": "J a request", "format": ".4~g"},
-        {"field": "tpot_ms", "title": "ms a token", "format": ".3~g"},
-        {"field": "ttft_ms", "title": "ms to the first token", "format": ".3~g"},
-        {"field": "w", "title": "W", "format": ".4~g"},
-        {"field": "chance", "title": "meets the limits"},
-    ]
+    by_gpu = by_category("g", dark=dark)
+    tooltip = hover(
+        name="configuration", gpu="GPU type", gpus="GPUs", j=("J a request", ".4~g"),
+        tpot_ms=("ms a token", ".3~g"), ttft_ms=("ms to the first token", ".3~g"),
+        w=("W", ".4~g"), chance="meets the limits",
+    )  # fmt: skip
     place = {"x": x, "y": y}
     return {
-        **_chart(
+        **web_chart(
             "Joules a request against time per output token of every candidate. The line joins "
             "the configurations that no other beats in both; the dashed rule is the limit.",
             FRONT_HEIGHT,
@@ -121,11 +87,8 @@ def front(*, dark: bool = False) -> Spec:
                 "data": {"name": "current"},
                 "mark": {"type": "point", "shape": "cross", "size": 170, "filled": True,
                          "color": colour("warning", dark=dark), "stroke": paper, "aria": False},
-                "encoding": {**place, "tooltip": [
-                    {"field": "name", "title": "today"},
-                    {"field": "j", "title": "J a request", "format": ".4~g"},
-                    {"field": "tpot_ms", "title": "ms a token", "format": ".3~g"},
-                ]},
+                "encoding": {**place, "tooltip": hover(
+                    name="today", j=("J a request", ".4~g"), tpot_ms=("ms a token", ".3~g"))},
             },
             {
                 "data": {"name": "chosen"},
@@ -165,7 +128,7 @@ def stacked(
     """
     colours = [colour(role, dark=dark) for _, _, role in terms]
     return {
-        **_chart(
+        **web_chart(
             f"{title[0].upper()}{title[1:]} by term, for the best configurations.",
             BARS * BAR_STEP,
             dark=dark,
@@ -189,12 +152,8 @@ def stacked(
             "order": {"field": "k"},
             "color": {"field": "term", "type": "nominal", "legend": None,
                       "scale": {"domain": [name for name, _, _ in terms], "range": colours}},
-            "tooltip": [
-                {"field": "name", "title": "configuration"},
-                {"field": "words", "title": "term"},
-                {"field": field, "title": title, "format": ".3~g"},
-                {"field": "share", "title": "share", "format": ".0%"},
-            ],
+            "tooltip": hover(name="configuration", words="term", **{field: (title, ".3~g")},
+                             share=("share", ".0%")),
         },
     }  # fmt: skip
 
@@ -213,20 +172,17 @@ def curve(field: str, title: str, *, last: bool, dark: bool = False) -> Spec:
         Whether this is the lowest of the panels, which names the rate.
     dark : bool
     """
-    x = _log("rate", "requests a second" if last else "")
+    x = web_log("rate", "requests a second" if last else "")
     hue = colour("category-1" if field == "j" else "category-2", dark=dark)
     warning, ink = colour("warning", dark=dark), colour("ink", dark=dark)
-    tooltip = [
-        {"field": "rate", "title": "requests a second", "format": ".3~g"},
-        {"field": "j", "title": "J a request", "format": ".4~g"},
-        {"field": "w", "title": "W", "format": ".4~g"},
-        {"field": "tpot_ms", "title": "ms a token", "format": ".3~g"},
-        {"field": "ttft_ms", "title": "ms to the first token", "format": ".3~g"},
-        {"field": "batch", "title": "requests running", "format": ".3~g"},
-    ]
+    tooltip = hover(
+        rate=("requests a second", ".3~g"), j=("J a request", ".4~g"), w=("W", ".4~g"),
+        tpot_ms=("ms a token", ".3~g"), ttft_ms=("ms to the first token", ".3~g"),
+        batch=("requests running", ".3~g"),
+    )  # fmt: skip
     at = {"x": {"field": "rate", "type": "quantitative"}}
     return {
-        **_chart(
+        **web_chart(
             f"{title[0].upper()}{title[1:]} against the rate, for the choice. The dashed rule is "
             "the rate up to which the limits are met.",
             CURVE_HEIGHT,
@@ -248,7 +204,7 @@ def curve(field: str, title: str, *, last: bool, dark: bool = False) -> Spec:
                       "point": {"size": 36, "color": hue, "filled": True}},
              "encoding": {
                  "x": x,
-                 "y": _log(field, title, minExtent=AXIS_WIDE, maxExtent=AXIS_WIDE, tickCount=4,
+                 "y": web_log(field, title, minExtent=AXIS_WIDE, maxExtent=AXIS_WIDE, tickCount=4,
                            format="~s" if field == "j" else "~g"),
                  "tooltip": tooltip}},
         ],

@@ -76,3 +76,54 @@ def theme(*, dark: bool = False) -> Spec:
             "symbolStrokeWidth": 0,
         },
     }
+
+
+def web_chart(description: str, height: int, *, dark: bool) -> Spec:
+    """Begin a chart that fills the width of its place in a page."""
+    return {
+        "$schema": SCHEMA,
+        "description": description,
+        "width": "container",
+        "height": height,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "config": theme(dark=dark),
+    }
+
+
+def web_log(field: str, title: str, **axis: object) -> Spec:
+    """Encode a quantity on a logarithmic axis."""
+    return {
+        "field": field,
+        "type": "quantitative",
+        "title": title,
+        "scale": {"type": "log", "nice": False, "padding": 10},
+        "axis": {"format": "~g", "tickCount": 5, **axis},
+    }
+
+
+def by_category(field: str, *, dark: bool) -> Spec:
+    """Encode the place of a category by colour and shape, named beside the chart."""
+    places = [str(k) for k in range(len(CATEGORIES))]
+    looks = {
+        "color": [colour(role, dark=dark) for role in CATEGORIES],
+        "shape": list(SHAPES),
+    }
+    return {
+        channel: {
+            "field": field,
+            "type": "nominal",
+            "legend": None,
+            "scale": {"domain": places, "range": values},
+        }
+        for channel, values in looks.items()
+    }
+
+
+def hover(**titles: str | tuple[str, str]) -> list[Spec]:
+    """Name what a hover says: field by title, or by title and number format."""
+    return [
+        {"field": name, "title": said}
+        if isinstance(said, str)
+        else {"field": name, "title": said[0], "format": said[1]}
+        for name, said in titles.items()
+    ]

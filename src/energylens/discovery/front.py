@@ -157,30 +157,16 @@ class FrontPoint:
 
     def to_json(self) -> dict[str, Any]:
         """Names and values, the expression also as text and LaTeX."""
+        terms = [
+            {**vars(term), "expression": term.expression.text, "stand_ins": dict(term.stand_ins)}
+            for term in self.terms
+        ]
+        held = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "terms"}
         return {
-            "size": self.size,
-            "complexity": self.complexity,
-            "criterion": self.criterion,
-            "in_sample_mape_ratio": self.in_sample_mape_ratio,
-            "held_out_mape_ratio": self.held_out_mape_ratio,
-            "held_out_error_ratio": self.held_out_error_ratio,
-            "top1_ratio": self.top1_ratio,
-            "regret_mean_ratio": self.regret_mean_ratio,
-            "knee": self.knee,
+            **held,
             "expression": self.expression.text,
             "latex": self.to_latex(),
-            "terms": [
-                {
-                    "expression": term.expression.text,
-                    "coefficient": term.coefficient,
-                    "unit": term.unit,
-                    "meaning": term.meaning,
-                    "share_ratio": term.share_ratio,
-                    "stability_ratio": term.stability_ratio,
-                    "stand_ins": dict(term.stand_ins),
-                }
-                for term in self.terms
-            ],
+            "terms": terms,
         }
 
 
@@ -292,17 +278,10 @@ class Front:
         return {
             "format": FORMAT,
             "version": VERSION,
-            "engine": self.engine,
-            "rows": self.rows,
-            "candidates": self.candidates,
-            "groups": self.groups,
-            "folds": self.folds,
-            "samples": self.samples,
-            "seed": self.seed,
+            **vars(self),
             "choose": list(self.choose),
-            "dataset_digest": self.dataset_digest,
-            "sources": dict(self.sources),
             "notes": list(self.notes),
+            "sources": dict(self.sources),
             "cautions": list(self.cautions),
             "reference": None if self.reference is None else self.reference.to_json(),
             "points": [point.to_json() for point in self.points],

@@ -282,12 +282,8 @@ def learning_curves(evaluation: Evaluation) -> Picture:
             )
             + ". The choice is within noise if its joules are within "
             f"{percent(evaluation.noise_ratio, 0)} of the best."
-            + (
-                f" {len(others)} weaker estimators are grey; where they leave the frame, the table "
-                "has their numbers."
-                if others
-                else ""
-            )
+            + " Where a curve leaves the frame, an arrow says how far it goes."
+            + (f" {len(others)} weaker estimators are grey, in the table too." if others else "")
         ),
         alternative=(
             f"Learning curves of {', '.join(named)} over {sizes[0]} to {sizes[-1]} training rows."
