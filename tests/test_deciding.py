@@ -8,10 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from energylens import catalog, deciding, packaged
 from energylens.answering import parse_limit, query
+from energylens.cases import Cases
 from energylens.cli import main
 from energylens.deciding import (
     Decision,
@@ -23,6 +25,7 @@ from energylens.deciding import (
 )
 from energylens.deploying import EMITTERS, emit, read_configuration
 from energylens.errors import InfeasibleError, InputError, UsageError
+from energylens.latency_terms import NAMES as TIME_NAMES
 from energylens.lengths import read_lengths
 from energylens.model import EnergyModel
 from energylens.records import Configuration, Workload
@@ -445,3 +448,26 @@ def test_prompts_of_a_load_are_those_of_its_scenario() -> None:
     load = Load(rate_per_s=1.0, lengths=replace(LENGTHS, input_tokens=100.0))
     with pytest.raises(UsageError, match="must be those of the scenario"):
         decide(Engine(fitted()), scenario(), load)
+
+
+@pytest.mark.parametrize("stages", [2, 4, 8])
+def test_pipelines_without_rows_never_fall_far_below_their_known_terms(stages: int) -> None:
+    model = fitted()
+    assert model.time is not None
+    pipelined = Configuration(pipeline_parallel=stages, batch_size=64)
+    cases = Cases.of([deciding.case_of(scenario(precision=catalog.precision("bf16")), pipelined)])
+    unknown = [term.name == "pipeline_parallel" for term in model.terms]
+    known_j = sum(float(part[0, ~np.array(unknown)].sum()) for part in model.predict_parts_j(cases))
+    low, high = model.interval_energy_j(cases, 0.8)
+    assert low[0] > 0.85 * known_j
+    assert high[0] > 2.0 * model.predict_energy_j(cases)[0]  # it may cost far more, though
+    theta = model.time.pooled.theta.copy()
+    theta[[TIME_NAMES.index(name) for name in ("step_stage", "step_bubble")]] = 0.0
+    without = replace(model.time, pooled=replace(model.time.pooled, theta=theta), groups={})
+    alone = replace(model.time, groups={}).interval_s(cases, 0.8, "tpot")[0]
+    assert alone[0] > 0.8 * without.predict_s(cases, "tpot")[0]
+
+
+def test_what_no_gpu_can_do_is_not_likely(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUESTION, "--tpot", "1ms"]) != 0
+    assert "probability 0.00" in capsys.readouterr().err

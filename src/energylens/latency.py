@@ -59,6 +59,7 @@ from energylens.model import (
     Scope,
     conformal_quantiles,
     group_key,
+    share_of_term,
 )
 from energylens.records import Gpu, Llm, Precision
 
@@ -628,7 +629,7 @@ class TimeModel:
                 for s in sets
             ]
         )[place, known.astype(np.intp)]
-        logs = self._widening(cases, target, sets, place) * tails
+        logs = self._widening(cases, target, sets, place, below=end == 0) * tails
         logs = logs * np.where(self._factor(cases) == 1.0, 1.0, self.narrowing_ratio)
         limited: FloatArray = np.clip(logs, -WIDEST_LOG, WIDEST_LOG)
         return limited
@@ -647,9 +648,19 @@ class TimeModel:
         return middle * np.exp(low), middle * np.exp(high)
 
     def _widening(
-        self, cases: Cases, target: Target, sets: list[Coefficients], place: IntArray
+        self,
+        cases: Cases,
+        target: Target,
+        sets: list[Coefficients],
+        place: IntArray,
+        *,
+        below: bool,
     ) -> FloatArray:
-        """Spread of each case over that of a residual with known coefficients, shape (n,)."""
+        """Spread of each case over that of a residual with known coefficients, shape (n,).
+
+        ``below``: of shorter times. No coefficient lies below 0, so none takes away more than its
+        term.
+        """
         step, prompt = design(cases, target)
         theta = self._theta(cases)
         steep = slopes(step, prompt, theta) / seconds(step, prompt, theta)[:, None]
@@ -657,10 +668,12 @@ class TimeModel:
         for s, coefficients in enumerate(sets):
             mine = place == s
             if mine.any():
-                a = steep[mine]
-                of_theta = np.einsum("ij,jk,ik->i", a, coefficients.covariance, a)
-                added = coefficients.design_effect * of_theta / coefficients.spread_ratio**2
-                ratio[mine] = np.sqrt(1.0 + added)
+                a, covariance = steep[mine], coefficients.design_effect * coefficients.covariance
+                of_theta = np.einsum("ij,jk,ik->i", a, covariance, a)
+                if below:
+                    a = a * share_of_term(coefficients.theta, covariance)
+                    of_theta = np.minimum(of_theta, np.einsum("ij,jk,ik->i", a, covariance, a))
+                ratio[mine] = np.sqrt(1.0 + of_theta / coefficients.spread_ratio**2)
         return ratio
 
     def without_factors(self) -> TimeModel:

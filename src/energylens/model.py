@@ -328,7 +328,7 @@ class EnergyModel(Shown):
                 for s in sets
             ]
         )[set_index, known.astype(np.intp)]
-        logs = self._widening(cases, joules, sets, set_index)[:, None] * tails
+        logs = self._widening(cases, joules, sets, set_index) * tails
         logs *= self._format_scales(cases, sets, set_index, known)[:, None]
         # Rows left out may all have cost more, or less, than predicted: the point stays inside.
         low = np.clip(logs[:, 0], -WIDEST_LOG, 0.0)
@@ -366,11 +366,15 @@ class EnergyModel(Shown):
         sets: list[Coefficients],
         set_index: NDArray[np.intp],
     ) -> FloatArray:
-        """Spread of each case over that of a residual with known coefficients, shape (n,)."""
+        """Spread below and above over that of a residual with known coefficients, shape (n, 2)."""
         spread = np.array([s.spread_ratio for s in sets])[set_index]
-        widening: FloatArray = np.sqrt(
-            1.0 + self._log_variance(cases, joules, sets, set_index) / spread**2
-        )
+        of_factors = self._factors(cases, sets, set_index)[1]
+        of_coefficients = [
+            self._of_coefficients(cases, joules, sets, set_index, below=below)
+            for below in (True, False)
+        ]
+        variance = np.column_stack(of_coefficients) + of_factors[:, None]
+        widening: FloatArray = np.sqrt(1.0 + variance / spread[:, None] ** 2)
         return widening
 
     def log_variance(self, cases: Cases) -> FloatArray:
@@ -395,19 +399,47 @@ class EnergyModel(Shown):
         ``UNSEEN_GPU_SPREAD`` or ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named
         is one of those seen.
         """
-        logs, of_factors = self._factors(cases, sets, set_index)
+        of_factors = self._factors(cases, sets, set_index)[1]
+        return self._of_coefficients(cases, joules, sets, set_index) + of_factors
+
+    def _of_coefficients(
+        self,
+        cases: Cases,
+        joules: FloatArray,
+        sets: list[Coefficients],
+        set_index: NDArray[np.intp],
+        *,
+        below: bool = False,
+    ) -> FloatArray:
+        """Variance of the joules over their square, that the coefficients leave open; shape (n,).
+
+        ``below``: of joules that are fewer. No coefficient lies below 0, so none takes away more
+        than its term.
+        """
+        logs, _ = self._factors(cases, sets, set_index)
         x = design(cases, self.terms) * np.exp(logs)[:, None]
         if self.measured_power:
             x = x * power_ratio(cases)[:, None]
-        apart = self._strangeness(cases) ** 2
+        apart = self._strangeness(cases)
         spreads = np.array([term.spread for term in self.terms])
         variance = np.zeros(len(cases))
         for s, coefficients in enumerate(sets):
             mine = set_index == s
-            steep = slopes(x[mine], coefficients.theta) / joules[mine, None]
-            of_theta = np.einsum("ij,jk,ik->i", steep, coefficients.covariance, steep)
-            of_strangers = apart[mine] * ((steep * spreads) ** 2).sum(axis=1)
-            variance[mine] = coefficients.design_effect * of_theta + of_strangers + of_factors[mine]
+            theta, covariance = (
+                coefficients.theta,
+                coefficients.design_effect * coefficients.covariance,
+            )
+            steep = slopes(x[mine], theta) / joules[mine, None]
+            of_theta = np.einsum("ij,jk,ik->i", steep, covariance, steep)
+            strangers = apart[mine, None] * spreads
+            if below:
+                capped = steep * share_of_term(theta, covariance)
+                # Where errors cancel, capping one of them would uncover the other.
+                of_theta = np.minimum(
+                    of_theta, np.einsum("ij,jk,ik->i", capped, covariance, capped)
+                )
+                strangers = np.minimum(strangers, theta)
+            variance[mine] = of_theta + ((steep * strangers) ** 2).sum(axis=1)
         return variance
 
     def _strangeness(self, cases: Cases) -> FloatArray:
@@ -563,6 +595,13 @@ def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generato
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
     draws: FloatArray = rng.standard_normal((samples, len(root))) @ root.T
     return coefficients.theta + draws
+
+
+def share_of_term(theta: FloatArray, covariance: FloatArray) -> FloatArray:
+    """Share of each coefficient's deviation that it can be smaller by: none lies below 0."""
+    deviation = np.sqrt(np.maximum(np.diag(covariance), 1e-300))
+    share: FloatArray = np.minimum(theta / deviation, 1.0)
+    return share
 
 
 def conformal_quantiles(
