@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from energylens.charts.parts import colour, hover, key, log, quantity, rule, table
-from energylens.charts.theme import SHAPES, Spec
+from energylens.charts.parts import colour, key, log, quantity, rule, table
+from energylens.charts.theme import SHAPES, Spec, hover
 
 
 @dataclass(frozen=True, kw_only=True)
