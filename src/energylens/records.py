@@ -356,6 +356,7 @@ class Llm:
 
     ``total_parameters`` and ``active_parameters`` are the published counts (vision tower
     included); the ``*_parameters`` properties are recomputed from the architecture.
+    ``context_tokens`` is the longest context, prompt and output together, where it is known.
     """
 
     id: str
@@ -371,6 +372,7 @@ class Llm:
     state_space: StateSpace | None = None
     vision: Vision | None = None
     native_precision: str = "bf16"
+    context_tokens: int | None = None
     aliases: tuple[str, ...] = ()
     source: str = ""
     date: str = ""
@@ -387,6 +389,7 @@ class Llm:
             vocabulary_size=self.vocabulary_size,
             total_parameters=self.total_parameters,
             active_parameters=self.active_parameters,
+            context_tokens=self.context_tokens,
         )
         _require(
             self.attention is not None or self.state_space is not None,

@@ -222,7 +222,10 @@ def context_note(llm_id: str, tokens: float) -> str:
     tokens : float
         Of prompt and output together.
     """
-    longest = next((n for name, n in _contexts().items() if fnmatchcase(llm_id, name)), 0)
+    row = llms().get(llm_id)
+    longest = (row.context_tokens if row else None) or next(
+        (n for name, n in _contexts().items() if fnmatchcase(llm_id, name)), 0
+    )
     if not longest or tokens <= longest:
         return ""
     return (

@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from energylens import files
+from energylens.catalog.hf_format import native_precision
+from energylens.catalog.hf_keys import Keys
+from energylens.catalog.hf_vision import UNKNOWN_TOWER, reads_vision, vision_of
 from energylens.errors import InputError
-from energylens.records import Attention, Experts, FeedForward, Llm, StateSpace, Vision
+from energylens.records import Attention, Experts, FeedForward, Llm, StateSpace
 
 __all__ = ["llm_from_config", "llm_from_path"]
 
@@ -28,90 +31,23 @@ _TRANSFORMERS = """
     qwen2_moe qwen3_moe gpt_oss llama4 llama4_text minimax_m2 deepseek deepseek_v2 deepseek_v3
     deepseek_v32 kimi_k2 qwen2_vl qwen2_vl_text qwen2_5_vl qwen2_5_vl_text qwen3_vl
     qwen3_vl_text qwen3_vl_moe qwen3_vl_moe_text qwen3_omni_moe_text mllama_text_model phi3_v
+    apertus arcee baichuan bailing_moe bailing_moe_v2 chatglm dbrx dots1 ernie4_5 ernie4_5_moe
+    exaone exaone4 flex_olmo glm glm4_moe_lite glm_moe_dsa gpt_bigcode granitemoeshared
+    hunyuan_v1_dense hunyuan_v1_moe internlm3 mimo minicpm minicpm3 ministral3 mpt nemotron
     """
 _HYBRIDS = """
     mamba mamba2 falcon_mamba bamba granitemoehybrid nemotron_h jamba falcon_h1 qwen3_next
-    qwen3_5_text qwen3_5_moe_text
+    qwen3_5_text qwen3_5_moe_text kimi_linear lfm2 lfm2_moe
     """
 # Feed-forward layers of two matrices; all others are gated (three).
-_UNGATED = "gpt2 gptj gpt_neox opt bloom falcon starcoder2 phi nemotron_h"
+_UNGATED = "gpt2 gptj gpt_neox opt bloom falcon starcoder2 phi nemotron_h nemotron "
+_UNGATED += "arcee apertus gpt_bigcode mpt"
 # Where config.json leaves tie_word_embeddings out, these share one vocabulary matrix.
 _TIED = """
     gemma gemma2 gemma3 gemma3_text opt bloom falcon starcoder2 gpt2 mamba falcon_mamba cohere
-    cohere2
+    cohere2 gpt_bigcode mpt minicpm minicpm3 lfm2 lfm2_moe
     """
-# What transformers fills in where the text_config or vision_config of a vision LLM, which is
-# saved as the difference from its class, says nothing.
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "llama": {
-        "hidden_size": 4096,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "vocab_size": 32000,
-    },
-    "mistral": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-    },
-    "gemma3_text": {
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 262208,
-        "sliding_window": 4096,
-        "sliding_window_pattern": 6,
-    },
-    "mllama_text_model": {
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-    },
-    "clip_vision_model": {
-        "hidden_size": 1024,  # of ViT-L/14 at 336 px, which every LLaVA states or means
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "image_size": 336,
-        "patch_size": 14,
-    },
-    "pixtral": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "image_size": 1024,
-        "patch_size": 16,
-    },
-    "mllama_vision_model": {
-        "hidden_size": 1280,
-        "intermediate_size": 5120,
-        "num_hidden_layers": 32,
-        "num_global_layers": 8,
-        "image_size": 448,
-        "patch_size": 14,
-        "vision_output_dim": 7680,
-    },
-    "llama4_vision_model": {
-        "hidden_size": 1408,
-        "intermediate_size": 5632,
-        "num_hidden_layers": 34,
-        "image_size": 336,
-        "patch_size": 14,
-        "vision_output_dim": 4096,
-    },
-}
-
 _MOST_LAYERS = 10_000  # a slip of the pen beyond it
-
-# Counts of vision tokens are given for an image of this size, and for a frame of that one.
-IMAGE_PIXELS = (1024, 1024)
-FRAME_PIXELS = (640, 360)
 
 
 def llm_from_config(
@@ -149,9 +85,9 @@ def llm_from_config(
     """
     if not isinstance(config, Mapping):
         raise InputError(f"the config.json of {id!r} must be an object")
-    whole = _Keys(config, f"the config.json of {id!r}")
+    whole = Keys(config, f"the config.json of {id!r}")
     _refuse_what_generates_no_text(whole)
-    text = _text(whole)
+    text = _in_common_words(_text(whole))
     kind = text.kind
     if kind not in (known := sorted((_TRANSFORMERS + _HYBRIDS).split())):
         raise InputError(
@@ -162,10 +98,8 @@ def llm_from_config(
     if text.get("moe_latent_size"):
         raise InputError(f"{text.where}: experts behind a latent projection cannot be described")
     _refuse_unknown_experts(text)
-    if whole.part("vision_config") is not None and not _reads_vision(whole):
-        raise InputError(
-            _UNKNOWN_TOWER.format(where=whole.where, kind=str(whole.get("model_type")))
-        )
+    if whole.part("vision_config") is not None and not reads_vision(whole):
+        raise InputError(UNKNOWN_TOWER.format(where=whole.where, kind=str(whole.get("model_type"))))
     listed = text.items("layers_block_type") or text.items("layer_types")
     layers = text.count(
         "num_hidden_layers", "n_layer", "n_layers", "num_layers", default=len(listed) or None
@@ -185,8 +119,9 @@ def llm_from_config(
         feed_forward=_feed_forward(text, kind, hidden, roles),
         experts=_experts(text, kind, roles),
         state_space=_state_space(text, kind, hidden, roles),
-        vision=_vision(whole, hidden),
-        native_precision=_native_precision(whole, text),
+        vision=vision_of(whole, hidden),
+        native_precision=native_precision(whole, text),
+        context_tokens=_context(whole, text, kind),
         aliases=aliases,
         source=source,
         date=date,
@@ -247,23 +182,21 @@ _NO_TEXT = re.compile(
     r"Retrieval|Embedding|Reward|ImageClassification|Sequence\w*Reward)\w*$|"
     r"(Reward|Embedding|Retriev\w*|Reranker)Model$|^(?!\w*(Chat|Omni|VL)\w*)[A-Z]\w*(?<!LM)(?<!LMHead)Model$"
 )
-_UNKNOWN_TOWER = (
-    "{where}: the vision tower of model_type {kind!r} is not one that energylens can read. Write "
-    "its row by hand, as docs/catalog.md shows."
-)
-_VISION_KINDS = """
-    llava llava_next llava_onevision gemma3 mistral3 internvl_chat internvl llama4 mllama phi3_v
-    """
 # Keys that speak of experts and give neither how many there are nor how they are laid out.
 _OF_EXPERTS = re.compile(r"experts?(_|$)|^moe_|_moe_|moe$")
 
 
-def _refuse_what_generates_no_text(whole: _Keys) -> None:
+def _refuse_what_generates_no_text(whole: Keys) -> None:
     if "peft_type" in whole.values:
         base = whole.values.get("base_model_name_or_path") or "its base LLM"
         raise InputError(
             f"{whole.where} is that of an adapter ({whole.values['peft_type']}): give the "
             f"config.json of {base}"
+        )
+    if whole.get("is_encoder_decoder") is True:
+        raise InputError(
+            f"{whole.where}: model_type {whole.get('model_type')!r} is an encoder with a decoder, "
+            "and energylens describes LLMs that read their prompt and write with the same layers"
         )
     names = [str(name) for name in whole.items("architectures")]
     if names and all(map(_NO_TEXT.search, names)):
@@ -281,7 +214,7 @@ def _refuse_what_generates_no_text(whole: _Keys) -> None:
                 )
 
 
-def _refuse_unknown_experts(text: _Keys) -> None:
+def _refuse_unknown_experts(text: Keys) -> None:
     """Refuse experts without a count that is understood: they would pass for a dense LLM."""
     if any(text.get(name) is not None for name in _EXPERT_COUNTS):
         return
@@ -297,69 +230,10 @@ def _refuse_unknown_experts(text: _Keys) -> None:
         )
 
 
-def _reads_vision(whole: _Keys) -> bool:
-    kind = str(whole.values.get("model_type") or "")
-    return kind.startswith("qwen") or kind in _VISION_KINDS.split()
+# ---------------------------------------------------------------------------- the language model
 
 
-# --------------------------------------------------------------------------- reading of keys
-
-
-@dataclass(frozen=True)
-class _Keys:
-    """One object of a config.json, which says what it lacks."""
-
-    values: Mapping[str, Any]
-    where: str
-    kind: str = ""
-    nested: bool = False
-
-    def get(self, name: str, default: Any = None) -> Any:
-        """Give a value, the default also where the file says null."""
-        value = self.values.get(name)
-        if value is None and self.nested:
-            value = _DEFAULTS.get(self.kind, {}).get(name)
-        return default if value is None else value
-
-    def count(self, *names: str, default: int | None = None, least: int = 1) -> int:
-        """Give a whole number under the first of some names, or refuse."""
-        name, value = next(((n, v) for n in names if (v := self.get(n)) is not None), ("", None))
-        if value is None:
-            if default is not None:
-                return default
-            also = f" (or {', '.join(names[1:])})" if names[1:] else ""
-            raise InputError(f"{self.where} lacks the key {names[0]!r}{also}")
-        if type(value) is not int or not least <= value < 10**15:
-            raise InputError(
-                f"{self.where}: {name} must be a whole number, {least} or more, not {value!r}"
-            )
-        return value
-
-    def flag(self, name: str, default: bool) -> bool:
-        """Give a yes or no."""
-        value = self.get(name, default)
-        if not isinstance(value, bool):
-            raise InputError(f"{self.where}: {name} must be true or false, not {value!r}")
-        return value
-
-    def items(self, name: str) -> list[Any]:
-        """Give a list, an empty one where there is none."""
-        value = self.get(name, [])
-        if not isinstance(value, list):
-            raise InputError(f"{self.where}: {name} must be a list, not {value!r}")
-        return value
-
-    def part(self, *names: str) -> _Keys | None:
-        """Give a nested object, None where there is none of those names."""
-        for name in names:
-            value = self.values.get(name)
-            if isinstance(value, Mapping):
-                kind = str(value.get("model_type") or "")
-                return _Keys(value, f"{self.where}, {name}", kind, nested=True)
-        return None
-
-
-def _text(whole: _Keys) -> _Keys:
+def _text(whole: Keys) -> Keys:
     """Find the part that describes the language model."""
     outer = whole.part("thinker_config") or whole
     text = outer.part("text_config", "llm_config", "language_config")
@@ -367,10 +241,110 @@ def _text(whole: _Keys) -> _Keys:
     if text is None:
         if not kind:
             raise InputError(f"{whole.where} lacks the key 'model_type'")
-        return _Keys(whole.values, whole.where, kind)
+        return Keys(whole.values, whole.where, kind)
     if not text.kind:
         text = replace(text, kind=kind)
     return text
+
+
+def _in_common_words(text: Keys) -> Keys:
+    """Say in the words of most families what some say in words, or objects, of their own."""
+    more: dict[str, Any] = {}
+    if text.kind == "dbrx":
+        attention, ffn = text.part("attn_config"), text.part("ffn_config")
+        if attention is None or ffn is None:
+            raise InputError(f"{text.where} lacks the key 'attn_config' or 'ffn_config'")
+        more["num_key_value_heads"] = attention.get("kv_n_heads")
+        more["num_local_experts"] = ffn.count("moe_num_experts")
+        more["num_experts_per_tok"] = ffn.count("moe_top_k")
+        more["intermediate_size"] = ffn.count("ffn_hidden_size")
+    elif text.kind == "mpt":
+        attention = text.part("attn_config")
+        more["num_key_value_heads"] = attention.get("kv_n_heads") if attention else None
+        more["intermediate_size"] = text.count("expansion_ratio", default=4) * text.count("d_model")
+    elif text.kind == "chatglm":
+        if text.flag("multi_query_attention", False):
+            more["num_key_value_heads"] = text.count("multi_query_group_num")
+        more["head_dim"] = text.get("kv_channels")
+        more["intermediate_size"] = text.count("ffn_hidden_size")
+    elif text.kind == "gpt_bigcode":
+        more["num_key_value_heads"] = 1 if text.flag("multi_query", True) else None
+        more["intermediate_size"] = text.count("n_inner", default=4 * text.count("n_embd"))
+    elif text.kind == "ernie4_5_moe":
+        more["num_experts_per_tok"] = text.count("moe_k", "num_experts_per_tok")
+        more["num_shared_experts"] = text.count("moe_num_shared_experts", default=0, least=0)
+        more["first_k_dense_replace"] = text.count("moe_layer_start_index", default=0, least=0)
+        more["moe_layer_freq"] = text.count("moe_layer_interval", default=1)
+    elif text.kind == "hunyuan_v1_moe":
+        more["num_experts_per_tok"] = text.count("moe_topk")
+        more["num_shared_experts"] = text.count("num_shared_expert", default=0, least=0)
+    elif text.kind == "kimi_linear":
+        linear = text.part("linear_attn_config")
+        if linear is None:
+            raise InputError(f"{text.where} lacks the key 'linear_attn_config'")
+        listed = [(n, "linear_attention") for n in linear.items("kda_layers")]
+        listed += [(n, "full_attention") for n in linear.items("full_attn_layers")]
+        more["layer_types"] = [sort for _, sort in listed]
+        more["mamba_num_heads"] = linear.count("num_heads")
+        more["mamba_head_dim"] = linear.count("head_dim")
+        more["conv_kernel"] = linear.count("short_conv_kernel_size", default=4)
+        # Of each head a state of head size x head size, with keys and queries of its own.
+        more |= {"ssm_state_size": more["mamba_head_dim"], "n_groups": more["mamba_num_heads"]}
+        more["mamba_ssm_dtype"] = text.get("mamba_ssm_dtype", "float32")
+    elif text.kind.startswith("lfm2"):
+        more["tie_word_embeddings"] = text.flag("tie_embedding", True)
+        more["first_k_dense_replace"] = text.count("num_dense_layers", default=0, least=0)
+        if "layer_types" not in text.values:
+            full = text.items("full_attn_idxs")
+            more["layer_types"] = [
+                "full_attention" if n in full else "conv"
+                for n in range(text.count("num_hidden_layers"))
+            ]
+        if text.kind == "lfm2":
+            size = text.count("block_ff_dim", "intermediate_size")
+            if text.flag("block_auto_adjust_ff_dim", True):
+                step = text.count("block_multiple_of", default=256)
+                size = math.ceil(int(2 * size / 3) / step) * step
+            more["intermediate_size"] = size
+        # A gated convolution of a few tokens: 4 x hidden^2 weights, and next to no state.
+        hidden = text.count("hidden_size")
+        more |= {"mamba_num_heads": 1, "mamba_head_dim": hidden, "n_groups": max(hidden // 2, 1)}
+        more |= {"ssm_state_size": 1, "conv_kernel": text.count("conv_L_cache", default=3)}
+    known = {name: value for name, value in more.items() if value is not None}
+    return replace(text, values={**text.values, **known}) if known else text
+
+
+def _context(whole: Keys, text: Keys, kind: str) -> int | None:
+    """Give the longest context in tokens, by vLLM's rule; None where the file states none."""
+    named = next(
+        (n for n in _CONTEXTS if text.get(n) is not None or whole.get(n) is not None), None
+    )
+    if named is None:
+        return None
+    stated = (text if text.get(named) is not None else whole).count(named)
+    rope = text.part("rope_scaling", "rope_parameters")
+    rope = (rope.part("full_attention") or rope) if rope else None
+    if rope is None or rope.get("factor") is None:
+        return stated
+    way, factor = str(rope.get("rope_type", rope.get("type", "default"))), rope.get("factor")
+    if isinstance(factor, bool) or not isinstance(factor, int | float) or not 1 <= factor < 1e6:
+        return stated
+    if way == "yarn":
+        begun = rope.count(
+            "original_max_position_embeddings",
+            default=text.count("original_max_position_embeddings", default=stated),
+        )
+        # Checkpoints state the length before scaling or after it.
+        return max(stated, round(begun * factor)) if begun != stated or factor > 1 else stated
+    if way in ("linear", "dynamic") and not kind.startswith("gemma3"):
+        return round(stated * factor)
+    return stated
+
+
+_CONTEXTS = (
+    "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "model_max_length",
+    "max_sequence_length", "n_ctx",
+)  # fmt: skip
 
 
 # ---------------------------------------------------------------------- what each layer is
@@ -390,7 +364,7 @@ class _Roles:
     dense_size: int | None = None
 
 
-def _roles(text: _Keys, kind: str, layers: int) -> _Roles:
+def _roles(text: Keys, kind: str, layers: int) -> _Roles:
     if kind == "nemotron_h":
         return _nemotron_h_roles(text)
     if kind == "nemotron-nas":
@@ -404,7 +378,7 @@ def _roles(text: _Keys, kind: str, layers: int) -> _Roles:
     return roles
 
 
-def _nemotron_h_roles(text: _Keys) -> _Roles:
+def _nemotron_h_roles(text: Keys) -> _Roles:
     stated = text.get("hybrid_override_pattern")
     pattern = list(stated) if isinstance(stated, str) else text.items("layers_block_type")
     if not pattern:
@@ -423,7 +397,7 @@ def _nemotron_h_roles(text: _Keys) -> _Roles:
     return roles
 
 
-def _nemotron_nas_roles(text: _Keys, layers: int) -> _Roles:
+def _nemotron_nas_roles(text: Keys, layers: int) -> _Roles:
     """Layers of an architecture search: attention may be absent, feed-forward sizes differ."""
     blocks = text.items("block_configs")
     if len(blocks) != layers:
@@ -452,7 +426,7 @@ def _nemotron_nas_roles(text: _Keys, layers: int) -> _Roles:
     )
 
 
-def _mixers(text: _Keys, kind: str, layers: int, roles: _Roles) -> None:
+def _mixers(text: Keys, kind: str, layers: int, roles: _Roles) -> None:
     """Count what mixes tokens: full attention, windowed attention, state space."""
     listed = text.items("layer_types") or text.items("layers_block_type")
     if kind in ("mamba", "mamba2", "falcon_mamba"):
@@ -467,6 +441,7 @@ def _mixers(text: _Keys, kind: str, layers: int, roles: _Roles) -> None:
     elif listed:
         found = Counter(map(str, listed))
         state = sum(found.pop(name, 0) for name in ("linear_attention", "mamba", "mamba2"))
+        state += found.pop("conv", 0) if kind.startswith("lfm2") else 0
         windowed = sum(found.pop(name, 0) for name in ("sliding_attention", "chunked_attention"))
         full = sum(found.pop(name, 0) for name in ("full_attention", "attention"))
         if found or state + windowed + full != layers:
@@ -494,7 +469,7 @@ def _mixers(text: _Keys, kind: str, layers: int, roles: _Roles) -> None:
         roles.windowed = 0
 
 
-def _windowed_layers(text: _Keys, kind: str, layers: int) -> int:
+def _windowed_layers(text: Keys, kind: str, layers: int) -> int:
     """Layers with a sliding window where they are not listed one by one."""
     if kind.startswith("llama4"):  # every fourth layer attends to everything
         return layers - layers // 4
@@ -504,6 +479,8 @@ def _windowed_layers(text: _Keys, kind: str, layers: int) -> int:
         return layers - layers // 2
     if kind == "gpt_oss":
         return layers // 2
+    if isinstance(stated := text.get("sliding_window_pattern"), str) and stated:
+        return sum(stated[layer % len(stated)] == "L" for layer in range(layers))
     # Every so many layers, one attends to everything; the class says how many where the file
     # does not.
     pattern = {"olmo3": 4, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}.get(kind)
@@ -514,7 +491,7 @@ def _windowed_layers(text: _Keys, kind: str, layers: int) -> int:
     return layers
 
 
-def _routed_layers(text: _Keys, kind: str, layers: int) -> int:
+def _routed_layers(text: Keys, kind: str, layers: int) -> int:
     """Layers whose feed-forward part is a mixture of experts."""
     if not _expert_count(text):
         return 0
@@ -537,7 +514,7 @@ def _routed_layers(text: _Keys, kind: str, layers: int) -> int:
 # -------------------------------------------------------------------------- parts of a layer
 
 
-def _attention(text: _Keys, kind: str, hidden: int, roles: _Roles) -> Attention | None:
+def _attention(text: Keys, kind: str, hidden: int, roles: _Roles) -> Attention | None:
     if not roles.attention:
         return None
     heads = text.count("num_attention_heads", "n_head", "n_heads")
@@ -550,7 +527,9 @@ def _attention(text: _Keys, kind: str, hidden: int, roles: _Roles) -> Attention 
             query_rank=text.count("q_lora_rank") if text.get("q_lora_rank") else None,
             kv_rank=text.count("kv_lora_rank"),
             rope_head_size=text.count("qk_rope_head_dim"),
-            value_head_size=text.count("v_head_dim"),
+            value_head_size=text.count(
+                "v_head_dim", default=hidden // heads if kind == "minicpm3" else None
+            ),
             index_heads=text.count("index_n_heads", default=0, least=0),
             index_head_size=text.count("index_head_dim", default=0, least=0),
             index_tokens=text.count("index_topk") if text.get("index_topk") else None,
@@ -574,7 +553,7 @@ _HEAD_SIZES = {"gemma": 256, "gemma2": 256, "gemma3": 256, "gemma3_text": 256, "
     "qwen3_moe": 128, "gpt_oss": 64}  # fmt: skip
 
 
-def _kv_heads(text: _Keys, kind: str, heads: int) -> int:
+def _kv_heads(text: Keys, kind: str, heads: int) -> int:
     if kind == "falcon":
         if text.flag("new_decoder_architecture", False):
             return text.count("num_kv_heads", "n_head_kv", default=heads)
@@ -585,7 +564,7 @@ def _kv_heads(text: _Keys, kind: str, heads: int) -> int:
     return text.count("num_key_value_heads", default=heads)
 
 
-def _feed_forward(text: _Keys, kind: str, hidden: int, roles: _Roles) -> FeedForward | None:
+def _feed_forward(text: Keys, kind: str, hidden: int, roles: _Roles) -> FeedForward | None:
     if not roles.dense:
         return None
     if roles.dense_size:
@@ -607,19 +586,19 @@ _EXPERT_COUNTS = (
 )  # fmt: skip
 
 
-def _expert_count(text: _Keys) -> int:
+def _expert_count(text: Keys) -> int:
     """Give the number of routed experts, 0 where there is no routing."""
     number = text.count(*_EXPERT_COUNTS, default=0, least=0)
     return number if number > 1 else 0
 
 
-def _experts(text: _Keys, kind: str, roles: _Roles) -> Experts | None:
+def _experts(text: Keys, kind: str, roles: _Roles) -> Experts | None:
     if not roles.routed:
         return None
     size = text.count("moe_intermediate_size", "intermediate_size")
     if kind.startswith("llama4"):
         shared = size
-    elif kind in ("granitemoehybrid", "minimax_m2"):
+    elif kind in ("granitemoehybrid", "granitemoeshared", "minimax_m2"):
         shared = text.count("shared_intermediate_size", default=0, least=0)
     elif text.get("shared_expert_intermediate_size"):
         shared = text.count("shared_expert_intermediate_size")
@@ -636,7 +615,7 @@ def _experts(text: _Keys, kind: str, roles: _Roles) -> Experts | None:
     )
 
 
-def _state_space(text: _Keys, kind: str, hidden: int, roles: _Roles) -> StateSpace | None:
+def _state_space(text: Keys, kind: str, hidden: int, roles: _Roles) -> StateSpace | None:
     if not roles.state_space:
         return None
     layers = roles.state_space
@@ -674,216 +653,3 @@ def _state_space(text: _Keys, kind: str, hidden: int, roles: _Roles) -> StateSpa
         state_bits=state_bits,
         convolution_width=text.count("conv_kernel", "mamba_d_conv", default=4),
     )
-
-
-# ------------------------------------------------------------------------------ vision tower
-
-
-def _vision(whole: _Keys, hidden: int) -> Vision | None:
-    kind = str(whole.values.get("model_type") or "")
-    outer = whole.part("thinker_config") or whole
-    part = outer.part("vision_config")
-    if kind == "phi3_v":
-        part = _Keys({}, whole.where, "clip_vision_model", nested=True)
-    if part is None:
-        return None
-    if kind.startswith("qwen"):
-        return _qwen_vision(part, kind, hidden)
-    if "patch_size" not in part.values and part.kind not in _DEFAULTS:
-        raise InputError(f"{part.where} lacks the key 'patch_size'")
-    layers = part.count("num_hidden_layers")
-    width, inner = part.count("hidden_size"), part.count("intermediate_size")
-    patch, image = _side(part, "patch_size"), _side(part, "image_size")
-    side = image // patch
-    gated = 3 if part.kind == "pixtral" else 2
-    layers += part.count("num_global_layers", default=0)
-    tower = layers * (4 * width * width + gated * width * inner)
-    tower += 3 * patch * patch * width
-    if part.kind != "pixtral":  # which rotates instead of adding a table of positions
-        tower += side * side * width
-    projector, ratio, per_image, per_frame = 0, 1, side * side, None
-    if kind == "llava":
-        projector = width * hidden + hidden * hidden
-        if part.kind == "pixtral":  # native resolution, one token to end each row
-            per_image = _native_tokens(IMAGE_PIXELS, patch, row_ends=True)
-    elif kind == "llava_next":
-        projector = width * hidden + hidden * hidden
-        per_image = _tiled_with_row_ends(2, side)
-    elif kind == "llava_onevision":
-        projector = width * hidden + hidden * hidden
-        per_image = _tiled_with_row_ends(3, side)
-        per_frame = math.ceil(side / 2) ** 2
-    elif kind == "gemma3":
-        projector = width * hidden
-        per_image = per_frame = whole.count("mm_tokens_per_image", default=256)
-        ratio = side * side // per_image
-    elif kind == "mistral3":
-        merge = whole.count("spatial_merge_size", default=2)
-        projector = merge * merge * width * width + width * hidden + hidden * hidden
-        ratio = merge * merge
-        per_image = _native_tokens(IMAGE_PIXELS, patch * merge, row_ends=True)
-    elif kind in ("internvl_chat", "internvl"):
-        ratio = 4
-        projector = ratio * width * hidden + hidden * hidden
-        tile = side * side // ratio
-        per_image, per_frame = _tiles(image, most=12) * tile, tile
-    elif kind == "llama4":
-        ratio = 4
-        out = part.count("vision_output_dim")
-        projector = ratio * width * out + out * out + out * hidden
-        tile = side * side // ratio
-        per_image, per_frame = 17 * tile, tile  # 4 x 4 tiles cover 1024 px, and an overview
-    elif kind == "mllama":
-        projector = part.count("vision_output_dim") * hidden
-        tower += 9 * 4 * (side * side + 1) * width  # a position table for each aspect ratio
-        per_image = 4 * (side * side + 1)
-    elif kind == "phi3_v":
-        ratio = 4
-        projector = 4 * width * hidden + hidden * hidden
-        per_image = 17 * (side * side // ratio) + 61  # 4 x 4 crops and an overview, row ends
-    else:
-        raise InputError(_UNKNOWN_TOWER.format(where=whole.where, kind=kind))
-    return Vision(
-        parameters=tower + projector,
-        layers=layers,
-        hidden_size=width,
-        patch_pixels=patch,
-        patches_per_token=float(ratio),
-        tokens_per_image=per_image,
-        tokens_per_frame=per_frame,
-    )
-
-
-def _qwen_vision(part: _Keys, kind: str, hidden: int) -> Vision:
-    layers, patch = part.count("depth"), part.count("patch_size", "spatial_patch_size")
-    merge = part.count("spatial_merge_size", default=2)
-    if kind == "qwen2_vl":  # here hidden_size is that of the LLM
-        width = part.count("embed_dim")
-        per_layer = 4 * width * width + 2 * width * part.count("mlp_ratio", default=4) * width
-        out = part.count("hidden_size", default=hidden)
-    else:
-        width = part.count("hidden_size")
-        matrices = 3 if kind == "qwen2_5_vl" else 2
-        per_layer = 4 * width * width + matrices * width * part.count("intermediate_size")
-        out = part.count("out_hidden_size", default=hidden)
-    merged = merge * merge * width
-    mergers = 1 + len(part.items("deepstack_visual_indexes"))
-    parameters = layers * per_layer + mergers * merged * (merged + out)
-    temporal = part.count("temporal_patch_size", default=2)
-    parameters += 3 * temporal * patch * patch * width
-    parameters += part.count("num_position_embeddings", default=0, least=0) * width
-    return Vision(
-        parameters=parameters,
-        layers=layers,
-        hidden_size=width,
-        patch_pixels=patch,
-        patches_per_token=float(merge * merge),
-        tokens_per_image=_native_tokens(IMAGE_PIXELS, patch * merge),
-        tokens_per_frame=round(_native_tokens(FRAME_PIXELS, patch * merge) / temporal),
-    )
-
-
-def _side(part: _Keys, name: str) -> int:
-    """Give a length in pixels, which some files hold as a pair."""
-    value = part.get(name)
-    if isinstance(value, list) and value:
-        return _Keys({name: value[0]}, part.where).count(name)
-    return part.count(name)
-
-
-def _native_tokens(pixels: tuple[int, int], step: int, *, row_ends: bool = False) -> int:
-    """Count the tokens of an image at its own resolution, ``step`` pixels a token."""
-    columns, rows = (max(round(side / step), 1) for side in pixels)
-    return rows * (columns + row_ends)
-
-
-def _tiles(tile_pixels: int, most: int) -> int:
-    """Count InternVL's tiles for a square image, the overview included.
-
-    The largest square of tiles is taken that the image fills by more than half.
-    """
-    area = IMAGE_PIXELS[0] * IMAGE_PIXELS[1]
-    squares = [n * n for n in range(1, math.isqrt(most) + 1) if 2 * area > tile_pixels**2 * n * n]
-    count = max(squares, default=1)
-    return count + (count > 1)
-
-
-def _tiled_with_row_ends(tiles: int, side: int) -> int:
-    """Count LLaVA's tokens for ``tiles`` x ``tiles`` tiles, row ends and the overview."""
-    rows = tiles * side
-    return rows * (rows + 1) + side * side
-
-
-# ----------------------------------------------------------------------------- number format
-
-
-def _native_precision(whole: _Keys, text: _Keys) -> str:
-    """Give the precision that the checkpoint is stored in, by catalog id."""
-    stated = whole.part("quantization_config") or text.part("quantization_config")
-    if stated is None:
-        dtype = str(text.get("torch_dtype", text.get("dtype", whole.get("torch_dtype", ""))))
-        return "fp16" if dtype == "float16" else "bf16"
-    method = str(stated.get("quant_method", "")).lower()
-    if method == "fp8" and stated.get("weight_block_size"):
-        return "fp8-block"
-    bits = stated.get("bits", stated.get("w_bit", 4))
-    if method in ("fp8", "fbgemm_fp8", "mxfp4"):
-        return "mxfp4" if method == "mxfp4" else "fp8"
-    if method in ("awq", "gptq", "auto-round") and bits in (4, 8):
-        return "w8a16" if bits == 8 else "awq-int4" if method == "awq" else "gptq-int4"
-    if method == "hqq":
-        return "hqq-int4"
-    if method == "bitsandbytes":
-        return "nf4" if stated.get("load_in_4bit") else "int8"
-    if method == "modelopt" or "quant_algo" in stated.values:
-        algorithm = str(stated.get("quant_algo", "")).upper()
-        if algorithm in ("FP8", "NVFP4"):
-            return algorithm.lower()
-        if algorithm in _MODELOPT:
-            return _MODELOPT[algorithm]
-        raise InputError(
-            f"{whole.where}: the number format {algorithm or 'that ModelOpt gave it'} mixes or "
-            "names what energylens does not know; say which one most weights have with "
-            "--precision and the config.json of the unquantised checkpoint"
-        )
-    if method == "compressed-tensors":
-        found = _compressed_tensors(stated)
-        if found:
-            return found
-    raise InputError(
-        f"{whole.where}: quantization_config with quant_method {method!r} is not one that "
-        "energylens knows; take the config.json of the unquantised checkpoint"
-    )
-
-
-_MODELOPT = {
-    "FP8_PB_WO": "fp8-block",
-    "W4A16_AWQ": "awq-int4",
-    "INT4_AWQ": "awq-int4",
-    "W8A8_SQ_PER_CHANNEL": "int8",
-}
-
-
-def _compressed_tensors(stated: _Keys) -> str | None:
-    groups = stated.get("config_groups", {})
-    group: Any = next(iter(groups.values()), {}) if isinstance(groups, Mapping) else {}
-    weights = group.get("weights") if isinstance(group, Mapping) else None
-    if not isinstance(weights, Mapping):
-        return None
-    both = bool(group.get("input_activations"))
-    if (weights.get("num_bits"), str(weights.get("type")), both) == (4, "int", False):
-        # Attention and the dense layers left out: only the experts have the format.
-        ignored = " ".join(map(str, stated.items("ignore")))
-        experts = "-experts" if "attn" in ignored and "mlp" in ignored else ""
-        group = weights.get("group_size")
-        return {32: f"int4-g32{experts}", 128: f"int4{experts}"}.get(group or 128)
-    if weights.get("num_bits") == 8 and str(weights.get("strategy")) == "block":
-        return "fp8-block"
-    known: dict[tuple[Any, Any, bool], str] = {
-        (8, "float", True): "fp8",
-        (8, "int", True): "int8",
-        (8, "int", False): "w8a16",
-        (8, "float", False): "w8a16",
-        (4, "float", True): "nvfp4",
-    }
-    return known.get((weights.get("num_bits"), str(weights.get("type")), both))
