@@ -3,9 +3,11 @@ from __future__ import annotations
 import itertools
 import re
 import sys
+from collections.abc import Iterator
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -13,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import energylens
 from energylens import files
 from energylens.cases import Cases
 from energylens.charts import render
@@ -1007,3 +1010,38 @@ def test_no_table_is_predicted_twice_in_one_report(
     monkeypatch.setattr(EnergyModel, "_predict", counted)
     assert main(["report", str(demo_rows), "-o", str(tmp_path / "page.html")]) == 0
     assert computed.count(40) == 1
+
+
+def test_the_ranking_pairs_every_name_with_its_own_joules() -> None:
+    """Limits beyond what memory holds are shown as one: names and intervals must follow."""
+    ranking = energylens.select(
+        "datasheet",
+        llm="Qwen/Qwen3-32B",
+        gpu="H100",
+        input_tokens=1000,
+        output_tokens=300,
+        choose=("parallelism", "batch_size"),
+    )
+    entries, cases = figures.served(ranking, naming.BARS)
+    assert len(ranking.served()) < len(ranking)
+    assert entries[-1].rank > len(entries)
+    labels = naming.configuration_labels(cases)
+    asked = [(e.energy_per_request_j, e.lower_j, e.upper_j) for e in entries]
+    joules = energylens.load("datasheet").predict_energy_j(cases)
+    assert joules == pytest.approx([energy for energy, _, _ in asked])
+
+    def points(part: object) -> Iterator[dict[str, Any]]:
+        if isinstance(part, dict):
+            values = part.get("data", {}).get("values", []) if "data" in part else []
+            yield from (value for value in values if "low" in value)
+        for inner in part.values() if isinstance(part, dict) else part:
+            if isinstance(inner, dict | list):
+                yield from points(inner)
+
+    drawn = {
+        each["name"]: (each["j"], each["low"], each["high"])
+        for each in points(figures.ranking_with_intervals(ranking).spec())
+    }
+    assert list(drawn) == list(labels)
+    for name, numbers in zip(labels, asked, strict=True):
+        assert drawn[name] == pytest.approx(numbers, rel=1e-3)

@@ -264,11 +264,12 @@ def learning(
         cut = [k for k, name in enumerate(names) if np.nanmax(far[name], initial=0.0) > end]
         for place, k in enumerate(cut):
             worst = int(np.nanargmax(far[names[k]]))
+            value, arrow = float(means[names[k]][worst]), "↓" if metric == "top1" else "↑"
             layers.append(
                 {
                     "data": table(
                         n=[sizes[worst]],
-                        said=[f"{means[names[k]][worst]:.0f} % {'↓' if metric == 'top1' else '↑'}"],
+                        said=[f"{value:.{int(value < 10)}f} % {arrow}"],
                     ),
                     "mark": {"type": "text", "fontSize": 12, "aria": False, "color": colours[k],
                              "align": "right" if worst == len(sizes) - 1 else "left", "dx": 2,

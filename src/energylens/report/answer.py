@@ -318,7 +318,7 @@ def choice(
     if ranking is not None:
         blocks.append(Figure.of(figures.ranking_with_intervals(ranking)))
         if not model.measured_power:
-            compared = ranking.cases.take(slice(0, BARS - 1))
+            _, compared = figures.served(ranking, BARS - 1)
             if ranking.reference is not None:
                 compared = Cases.concatenate([compared, Cases.of([_reference_case(ranking)])])
             blocks.append(Figure.of(figures.energy_breakdown(model, compared)))

@@ -29,7 +29,7 @@ from energylens.report.naming import (
     spread,
     term_title,
 )
-from energylens.selection import Ranking
+from energylens.selection import Ranked, Ranking
 from energylens.words import joules, percent, plural, short_name, si
 
 COMPARABLE_RATIO = 6.0  # bars further apart cannot be read on one scale
@@ -220,16 +220,23 @@ def energy_against_batch(dataset: Dataset) -> Picture:
     )
 
 
+def served(ranking: Ranking, count: int) -> tuple[tuple[Ranked, ...], Cases]:
+    """Give the first ways of serving, and their cases."""
+    entries = ranking.served(count)
+    return entries, ranking.cases.take(np.array([entry.rank - 1 for entry in entries]))
+
+
 def ranking_with_intervals(ranking: Ranking) -> Picture:
     """Show the first dozen of a ranking: joules, intervals, probability of being the best."""
-    count = min(len(ranking), BARS)
-    entries = ranking.served(count)
-    labels = configuration_labels(ranking.cases.take(slice(0, count)))
-    lower, upper = ranking.lower_j[:count], ranking.upper_j[:count]
-    sure = len(lower) == count and bool(np.isfinite([lower, upper]).all())
+    entries, cases = served(ranking, BARS)
+    count = len(entries)
+    labels = configuration_labels(cases)
+    lower = [entry.lower_j for entry in entries if entry.lower_j is not None]
+    upper = [entry.upper_j for entry in entries if entry.upper_j is not None]
+    sure = len(lower) == len(upper) == count
     probable = all(e.probability_best_ratio is not None for e in entries)
     reference = ranking.reference_energy_per_request_j
-    widest = float(upper.max()) if sure else entries[-1].energy_per_request_j
+    widest = max(upper) if sure else entries[-1].energy_per_request_j
     in_frame = reference is not None and reference < 1.5 * widest
     against = ""
     if reference is not None and ranking.reference is not None:
@@ -244,8 +251,8 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
         return charts.ranking(
             labels,
             [entry.energy_per_request_j for entry in entries],
-            lower_j=lower.tolist() if sure else None,
-            upper_j=upper.tolist() if sure else None,
+            lower_j=lower if sure else None,
+            upper_j=upper if sure else None,
             chance_ratio=[e.probability_best_ratio or 0.0 for e in entries] if probable else None,
             reference_j=reference if in_frame else None,
             width=width,
@@ -270,7 +277,12 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
         name="ranking",
         title="The ranking, and how sure it is",
         caption=(
-            f"The first {count} of {len(ranking):,} feasible configurations."
+            f"The first {count} of {len(ranking):,} feasible configurations"
+            + (
+                "; limits beyond what memory holds serve alike, and the largest stands for them."
+                if len(ranking.served()) < len(ranking)
+                else "."
+            )
             + (
                 f" Lines are {percent(ranking.coverage_ratio, 0)} intervals for a new run;"
                 if sure
