@@ -216,6 +216,58 @@ def test_a_packed_file_names_no_host_user_or_folder(telling_table: Path, tmp_pat
     assert out.read_bytes() == (tmp_path / "again.zip").read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("told", "kept", "gone"),
+    [
+        ("at gpu17.hpc.example.edu:8000 with TP 2", "with TP 2", "gpu17"),
+        ("ask jane.doe+gpu@example.org, FP8", ", FP8", "jane"),
+        ("ran on doe@gpu17 in vllm 0.11.1", "in vllm 0.11.1", "gpu17"),
+        ("listening on [2001:db8::17]:8000 at 16:03:00", "at 16:03:00", "db8"),
+        ("fe80::1ff:fe23:4567:890a%eth0 was up", "was up", "890a"),
+        ("10.0.0.17:9400 answered in 0.11.1.2 s", "answered", "10.0.0.17"),
+        ("C:\\\\Users\\\\Jane Doe\\\\llms\\\\Qwen3-8B", "", "Doe"),
+        ("/home/jane doe/llms", "", "doe"),
+        ("--download-dir ../doe/llms --block-size 16", "--block-size 16", "doe"),
+        ("--model $HOME/llms/x --tp 4", "--tp 4", "llms"),
+        ("file:///scratch/doe/run.json", "", "doe"),
+        ("USER=doe HOSTNAME=gpu17 SLURM_NODELIST=gpu[17-18] CUDA_VISIBLE_DEVICES=0,1",
+         "CUDA_VISIBLE_DEVICES=0,1", "gpu17"),
+        ("--host gpu17 --port 8000", "--port 8000", "gpu17"),
+        ("HF_TOKEN=abcdef123 VLLM_USE_V1=1", "VLLM_USE_V1=1", "abcdef123"),
+        ("GPU-5f3c2b1a-0d24-aa0e-c42c-240a8f0f465b at 700 W", "at 700 W", "240a8f"),
+        ("00:1a:2b:3c:4d:5e is its NIC", "is its NIC", "1a:2b"),
+        ("NODE-17 was warm", "was warm", "NODE-17"),
+    ],
+)  # fmt: skip
+def test_what_tells_where_and_who_is_hidden_and_the_rest_stays(
+    told: str, kept: str, gone: str
+) -> None:
+    said = contribution.without_places({"x_note": told}, ["node-17"])["x_note"]
+    assert gone not in said
+    assert kept in said
+    assert "[hidden]" in said
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Qwen/Qwen3-8B@main", "meta-llama/Llama-3.1-8B-Instruct", "tokens/s", "vllm 0.11.1+cu129",
+        "2026-08-16T16:03:00+02:00", "NVIDIA H100 80GB HBM3", "TP2 PP1 B64", "fp8", "J/token",
+        '{"block_size": 16, "kv_cache_dtype": "fp8_e4m3"}', "vllm bench serve bench.json",
+        "Qwen/Qwen3-8B@1a2b3c4d5e6f", "vllm.v1.engine.core", "6.8.0-45-generic", "::",
+    ],
+)  # fmt: skip
+def test_what_tells_nothing_of_anybody_stays(text: str) -> None:
+    assert contribution.without_places(text, ["node-17", "jdoe"]) == text
+
+
+def test_a_column_that_says_where_is_hidden_whatever_is_in_it() -> None:
+    row = {"x_host": "gpu17", "x_user": "doe", "x_model_path": "mine", "node_gpus": 8, "llm": "a/b"}
+    assert contribution.without_places(row) == row | dict.fromkeys(
+        ("x_host", "x_user", "x_model_path"), "[hidden]"
+    )
+
+
 def test_what_is_no_contribution_is_refused(telling_table: Path, tmp_path: Path) -> None:
     good = tmp_path / "good.zip"
     contribution.pack(telling_table, good)

@@ -123,7 +123,7 @@ def test_rows_are_matched_by_what_was_served_and_how(tmp_path, capsys):
     found = compared(capsys, a, b)
     assert (found["matched"], found["only_a"], found["only_b"]) == (1, 1, 1)
     other = write(tmp_path / "c.csv", ["4,8,512,128,100"])
-    assert main(["compare", a, other]) == 1
+    assert main(["compare", a, other]) == 2
     assert "none of the 2 cases of A is in B (1)" in capsys.readouterr().err
 
 
@@ -177,7 +177,7 @@ def test_a_model_against_what_was_measured(tmp_path, draw_cases, make_dataset, c
     found = compared(capsys, str(model), str(path), "--fail-on", "higher", code=1)
     assert found["overall_verdict"] == "higher"
     assert found["overall_ratio"] == pytest.approx(1.6, rel=0.05)
-    assert main(["compare", str(path), str(model)]) == 1
+    assert main(["compare", str(path), str(model)]) == 2
     assert "give the model first" in capsys.readouterr().err
 
 
@@ -193,7 +193,7 @@ def test_a_model_against_what_was_measured(tmp_path, draw_cases, make_dataset, c
 )
 def test_what_makes_no_sense_is_refused_in_one_sentence(arguments, said, tmp_path, capsys):
     a = write(tmp_path / "a.csv", ["1,8,512,128,100"])
-    assert main(["compare", a, a, *arguments]) == 1
+    assert main(["compare", a, a, *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error

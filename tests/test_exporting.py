@@ -126,6 +126,20 @@ def test_a_variant_is_what_the_resource_definition_admits(tmp_path, model, case)
     assert not ranking.exists()
 
 
+def test_a_variant_without_the_resource_has_its_watts_in_annotations(model, case):
+    yaml = pytest.importorskip("yaml")
+    (point,) = exporting.points_of_model(model, case)
+    export = exporting.wva([point], annotated=True)
+    (part,) = yaml.safe_load_all(export.files[""])
+    assert (part["apiVersion"], part["kind"]) == ("autoscaling/v2", "HorizontalPodAutoscaler")
+    assert "spec" not in part
+    said = part["metadata"]["annotations"]
+    assert said["llm-d.ai/managed"] == "true"
+    assert said["llm-d.ai/model-id"] == case.llm.id
+    assert said["llm-d.ai/variant-cost"] == f"{point.power_w:.1f}"
+    assert any("apply --server-side" in note for note in export.notes)
+
+
 def test_a_planner_profile_interpolates_as_the_planner_does(tmp_path, model, case, capsys):
     folder = tmp_path / "profile"
     arguments = ["export", "h100-vllm-0.11", "--to", "dynamo", *CASE, "--max-context", "4096"]
@@ -159,7 +173,7 @@ def test_a_planner_profile_interpolates_as_the_planner_does(tmp_path, model, cas
     read = float(griddata((x, y), itl, (usage, 650.0), method="cubic")) / 1000
     steps = model.time.steps(Cases.of([case]).replace(input_tokens=500.0, output_tokens=300.0))
     assert read == pytest.approx(float(steps.step_s(np.array([64.0]))[0]), rel=0.1)
-    assert main(arguments) == 1
+    assert main(arguments) == 2
     assert "name it with -o" in capsys.readouterr().err
 
 
@@ -231,7 +245,7 @@ def test_a_ranking_is_read_back(tmp_path, capsys):
     ],
 )
 def test_what_cannot_be_written_is_refused_in_one_sentence(arguments, said, capsys):
-    assert main(["export", *arguments]) == 1
+    assert main(["export", *arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
     assert "Traceback" not in error
@@ -269,5 +283,5 @@ def test_rows_of_a_table_without_watts_are_told(tmp_path, draw_cases, make_datas
     table.write(make_dataset(draw_cases(3, images=False, node=False)), path)
     assert main(["export", str(path), "--to", "otel"]) == 0
     assert "3 points have no watts" in capsys.readouterr().err
-    assert main(["export", str(path), "--to", "wva"]) == 1
+    assert main(["export", str(path), "--to", "wva"]) == 2
     assert "watts of none of these are known" in capsys.readouterr().err

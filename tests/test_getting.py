@@ -31,6 +31,8 @@ class Behaviour:
     ranges: bool = True
     tag: str | None = '"one"'
     status: int = 200
+    kind: str = "application/octet-stream"
+    moved: bool = False
     asked: list[str | None] = field(default_factory=list)
 
 
@@ -44,6 +46,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.close_connection = True
         if does.status != 200:
             self.send_error(does.status)
+            return
+        if does.moved and not self.path.startswith("/there"):
+            self.send_response(302)
+            self.send_header("Location", "/there/file.bin")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
             return
         start = 0
         same = self.headers.get("If-Range") == does.tag
@@ -60,6 +68,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
         else:
             self.send_response(200)
+        self.send_header("Content-Type", does.kind)
         self.send_header("Content-Length", str(len(does.content) - start))
         if does.tag:
             self.send_header("ETag", does.tag)
@@ -156,6 +165,24 @@ def test_the_wrong_digest_leaves_nothing_behind(server, tmp_path):
     with pytest.raises(ArtefactError, match=r"must have the SHA-256 0000.*was removed"):
         getting.fetch(url(server), tmp_path / "a.bin", sha256="0" * 64)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_page_in_place_of_the_file_is_refused_and_not_recorded(server, tmp_path):
+    server.behaviour.kind = "text/html; charset=utf-8"
+    server.behaviour.content = b"<!doctype html><title>Sign in</title>"
+    with pytest.raises(ArtefactError, match="answers with a web page, not with the file"):
+        getting.fetch(url(server), tmp_path / "file.bin")
+    assert not (tmp_path / "file.bin").exists()
+    assert main(["get", "azure-code", "--folder", str(tmp_path / "d"), "--url", url(server)]) == 1
+    assert getting.recorded_digest(tmp_path / "d" / "azure-code", url(server)) is None
+
+
+def test_a_file_that_has_moved_is_gone_on_with_where_it_is(server, tmp_path):
+    server.behaviour.moved = True
+    server.behaviour.breaks = [300_000]
+    done = getting.fetch(url(server), tmp_path / "file.bin", sha256=DIGEST)
+    assert done.resumed_bytes == 300_000
+    assert (tmp_path / "file.bin").read_bytes() == CONTENT
 
 
 def test_what_is_refused_says_why(server, tmp_path):
@@ -272,7 +299,7 @@ def test_only_what_its_licence_allows_is_named(capsys):
         ("powertrace", "states no licence"),
         ("mlenergy-v4", "must be one of"),
     ):
-        assert main(["get", name]) == 1
+        assert main(["get", name]) == 2
         assert said in capsys.readouterr().err
-    assert main(["get", "azure-code", "-o", "x.csv"]) == 1
+    assert main(["get", "azure-code", "-o", "x.csv"]) == 2
     assert "leave -o out" in capsys.readouterr().err

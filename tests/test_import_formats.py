@@ -408,6 +408,8 @@ def test_inferencex_joules_a_query_and_the_lengths_they_imply(tmp_path):
     assert dataset.cases.input_tokens[0] == pytest.approx(8000.0)
     assert dataset.cases.batch_size[0] == 64
     assert dataset.cases.ttft_s[0] == pytest.approx(0.8)
+    (run,) = runs(ours.inferencex(pp=2, num_decode_gpu=16))
+    assert (run.tensor_parallel, run.pipeline_parallel, run.gpus) == (8, 2, 16)
     (run,) = runs(ours.inferencex(dp_attention="true", ep=8))
     assert (run.tensor_parallel, run.data_parallel, run.expert_parallel) == (1, 8, 8)
 
@@ -419,6 +421,8 @@ def test_inferencex_joules_a_query_and_the_lengths_they_imply(tmp_path):
         ({"power_metric_schema_version": None}, "power_metric_schema_version None"),
         ({"power_valid": 0}, "found the joules invalid"),
         ({"disagg": True}, "GPUs of their own"),
+        ({"pp": 2, "num_decode_gpu": 8}, "ran on 8 GPUs, but its degrees make 16"),
+        ({"benchmark_type": "agentic_traces"}, "prompts in the cache"),
         ({"mean_ttft": 800.0, "median_ttft": 700.0}, "another unit"),
     ],
 )

@@ -37,29 +37,65 @@ _KEPT = re.compile(
     r"pcie_generation)|estimate_\w+|(node\d+_)?meter_clock_\w+"
 )
 _KEPT_OF_RECORD = ("case", "run", "ended", "meter", "seed", "measured")
-# Absolute paths; a slash inside a name (Qwen/Qwen3-8B, tokens/s) begins none.
-_PATH = re.compile(r"(?<![\w.:/\\])(?:~|[A-Za-z]:)?[/\\](?:[^\s\"',;:()\[\]{}]+)")
-_ADDRESS = re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s\"',;)\]}]+", re.IGNORECASE)
-_IP = re.compile(r"\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?")
+#: What names a machine, a person or a place, whoever they are; searched for in this order.
+_TELLING = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\b[a-z][a-z0-9+.-]*://[^\s\"',;)\]}]+",  # addresses
+        # A text that begins as a path is one to its end, blanks in names and all.
+        r"^(?:~|[a-z]:)?[/\\].*|^\.{1,2}[/\\].*",
+        # Paths within a text; a slash inside a name (Qwen/Qwen3-8B, tokens/s) begins none.
+        r"(?<![\w.:/\\])(?:~|\.{1,2}|[a-z]:|\$\{?\w+\}?|%\w+%)?[/\\][^\s\"',;:()\[\]{}]+",
+        # People at hosts; what follows the sign may also be a revision of a model.
+        r"\b[\w.+-]+@(?!main\b|[0-9a-f]{7,40}\b)[\w.-]+",
+        # Names of hosts under domains that are known as such.
+        r"\b(?:[a-z0-9-]+\.)+(?:com|org|net|edu|gov|mil|int|info|io|ai|cloud|local|lan|internal|intra|"
+        r"corp|cluster|hpc|eu|us|uk|de|fr|ch|at|nl|be|it|es|pt|se|no|fi|dk|pl|cz|ca|au|jp|cn|kr|in|br|"
+        r"sg|tw|hk|il|ru)\b(?::\d+)?",
+        r"\b\d{1,3}(?:\.\d{1,3}){3}\b(?::\d+)?",  # IPv4
+        r"\[?(?<![\w:.])(?:(?:[0-9a-f]{1,4}:){7}[0-9a-f]{1,4}|(?=[0-9a-f:]*::)(?=:*[0-9a-f])[0-9a-f]{0,4}"
+        r"(?::[0-9a-f]{0,4}){2,7})(?![\w:.])(?:%\w+)?\]?(?::\d+)?",  # IPv6
+        r"\b(?:[0-9a-f]{2}[:-]){5}[0-9a-f]{2}\b",  # MAC
+        r"\b(?:GPU|MIG)-[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}\b",  # serial numbers
+        # Of a dump of the environment, and of a command line.
+        r"\b\w*(?:HOST|USER|LOGNAME|HOME|PWD|PATH|NODELIST|TOKEN|SECRET|PASSWORD|API_KEY)\w*="
+        r"[^\s,;]+",
+        r"--(?:host|[\w-]*hostname|user(?:name)?|api-key|hf-token|token|node-?rank-?ip|[\w-]*addr"
+        r"(?:ess)?)[= ]\S+",
+    )
+)
+#: Names of fields whose text says where or who, whatever it is.
+_TELLING_FIELD = re.compile(
+    r"(?:^|_)(?:host|hosts|hostname|nodename|node|machine|user|username|login|email|mail|owner|author|"
+    r"operator|person|cwd|pwd|home|path|folder|directory|url|endpoint|server|address|ip|uuid|serial)$",
+    re.IGNORECASE,
+)
 _USER_IN_PATH = re.compile(r"[/\\](?:home|Users|users)[/\\]([^/\\\s\"']+)")
 #: Names that say nothing of anybody, and may stand in honest text.
 _NOBODY = frozenset({"root", "user", "users", "home", "localhost", "ubuntu", "admin", ""})
 
 
 def without_places(document: Any, names: Sequence[str] = ()) -> Any:
-    """Hide paths, addresses and the names given in every text of a document."""
+    """Hide what tells where and who, and the names given, in every text of a document."""
     named = [re.escape(name) for name in sorted(set(names), key=len, reverse=True)]
     pattern = (
-        re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(named)})(?![A-Za-z0-9])") if named else None
+        re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(named)})(?![A-Za-z0-9])", re.IGNORECASE)
+        if named
+        else None
     )
 
     def hidden(value: Any) -> Any:
         if isinstance(value, str):
-            for each in (_ADDRESS, _PATH, _IP, pattern):
+            for each in (*_TELLING, pattern):
                 value = value if each is None else each.sub(HIDDEN, value)
             return value
         if isinstance(value, Mapping):
-            return {hidden(str(key)): hidden(item) for key, item in value.items()}
+            return {
+                hidden(str(key)): HIDDEN
+                if isinstance(item, str) and item and _TELLING_FIELD.search(str(key))
+                else hidden(item)
+                for key, item in value.items()
+            }
         if isinstance(value, list | tuple):
             return [hidden(item) for item in value]
         return value

@@ -7,7 +7,8 @@ Names, units and checks are those of the readers as of November 2026:
   ``gen_ai.infrastructure.power`` (a proposal for OpenTelemetry's GenAI conventions, aitra-meter).
 - ``dynamo``: the profile that NVIDIA Dynamo's planner interpolates: two ``raw_data.npz``.
 - ``wva``: a ``VariantAutoscaling`` of llm-d's workload variant autoscaler, whose ``variantCost`` is
-  the watts of a replica: what its solver then minimises are joules.
+  the watts of a replica: what its solver then minimises are joules. ``wva-annotations``: the same
+  for releases without such a resource, which read ``llm-d.ai/variant-cost`` off a variant's HPA.
 - ``semantic-router``: the constants of a ``ManualProfile`` of the fleet simulator of vLLM's
   semantic router.
 """
@@ -33,7 +34,7 @@ from energylens.model import EnergyModel
 from energylens.records import Boundary, Case, Configuration, Source, Workload
 from energylens.service import JouleSteps, Lengths
 
-FORMATS = ("inferencex", "otel", "dynamo", "wva", "semantic-router")
+FORMATS = ("inferencex", "otel", "dynamo", "wva", "wva-annotations", "semantic-router")
 
 #: Formats that want one deployment at many batches, and so a model and not a list of points.
 OF_A_MODEL = ("dynamo", "semantic-router")
@@ -342,8 +343,10 @@ def otel(points: Sequence[Point], at_ns: int) -> Export:
     return Export(files={"": _json(document)}, notes=_without_power(points))
 
 
-def wva(points: Sequence[Point]) -> Export:
-    """Write a VariantAutoscaling for each point: its ``variantCost`` is the watts of a replica.
+def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
+    """Write the watts of a replica of each point as the cost of a variant.
+
+    A ``VariantAutoscaling`` for each; with ``annotated`` the annotations of its autoscaler instead.
 
     Raises
     ------
@@ -366,15 +369,24 @@ def wva(points: Sequence[Point]) -> Export:
             f"{llm.rsplit('/', 1)[-1]}-{point.case.gpu.id}-tp{c.tensor_parallel}-"
             f"pp{c.pipeline_parallel}-b{c.batch_size / c.data_parallel:g}"
         )
-        parts.append(
-            "apiVersion: llmd.ai/v1alpha1\n"
-            "kind: VariantAutoscaling\n"
+        version, kind = ("autoscaling/v2", "HorizontalPodAutoscaler")
+        if not annotated:
+            version, kind = ("llmd.ai/v1alpha1", "VariantAutoscaling")
+        head = (
+            f"apiVersion: {version}\n"
+            f"kind: {kind}\n"
             "metadata:\n"
             f"  name: {name}\n"
             "  annotations:\n"
             f"    energylens/energy-source: {json.dumps(point.source)}\n"
             f"    energylens/configuration: {json.dumps(c.describe())}\n"
-            "spec:\n"
+        )
+        parts.append(
+            head + '    llm-d.ai/managed: "true"\n'
+            f"    llm-d.ai/model-id: {json.dumps(llm)}\n"
+            f'    llm-d.ai/variant-cost: "{cost}"  # W of a replica\n'
+            if annotated
+            else head + "spec:\n"
             "  scaleTargetRef:\n"
             "    apiVersion: apps/v1\n"
             "    kind: Deployment\n"
@@ -388,7 +400,10 @@ def wva(points: Sequence[Point]) -> Export:
             "--rate --json prints, or a model with a time law"
         )
     notes = (
-        "scaleTargetRef names a Deployment of the same name as the variant: set yours.",
+        "Each names an autoscaler that is there: set its name, and kubectl apply --server-side."
+        if annotated
+        else "scaleTargetRef names a Deployment of the same name as the variant: set yours. Where "
+        "the cluster has no VariantAutoscaling: --to wva-annotations.",
         "All variants of one model must have watts for their cost: the solver adds them up.",
         *_without_power(points),
     )

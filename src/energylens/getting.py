@@ -245,6 +245,11 @@ def _attempt(url: str, part: Path, about: Path, progress: Progress | None) -> in
             resumed, total = have, _whole(span[3])
         elif have:  # all of it, from the beginning
             part.unlink()
+        if response.headers.get_content_type() in ("text/html", "application/xhtml+xml"):
+            raise ArtefactError(
+                f"{url} answers with a web page, not with the file: a sign-in or a proxy may be in "
+                "between. Check the address (--url gives another)"
+            )
         if (total or 0) > MOST_BYTES:
             raise ArtefactError(
                 f"{url} has {total:,} bytes, more than the {MOST_BYTES:,} that are fetched"

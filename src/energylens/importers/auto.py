@@ -301,7 +301,7 @@ class _Found:
 
     def take_folder(self, path: Path, options: Options) -> None:
         """Take the files of a folder; those that hold neither runs nor power are passed over."""
-        before = len(self.runs), len(self.refused)
+        before = len(self.runs) + len(self.logs), len(self.refused)
         for file in _inside(path):
             where = str(file.relative_to(path))
             try:
@@ -310,7 +310,7 @@ class _Found:
                 self.passed.append(where)
             except EnergyLensError as fault:
                 self.refused.append((where, str(fault)))
-        if len(self.runs) == before[0]:
+        if len(self.runs) + len(self.logs) == before[0]:
             reasons = [reason for _, reason in self.refused[before[1] :]]
             more = f": {reasons[0]}" if reasons else "."
             raise RefusedFileError(f"{path} is a folder without a result file{more}")

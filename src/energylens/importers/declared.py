@@ -473,8 +473,9 @@ def question(
     named = where[0] if len(where) == 1 else f"{where[0]} and {len(where) - 1} more"
     more = "" if version else "; also --engine and --engine-version, on which joules depend"
     aside = f" ({'; '.join(asides[:3])})" if asides else ""
+    verb = "does" if len(where) == 1 else "do"
     return (
-        f"{named} does not state {_listed(missing)}{aside}: give {flags}{more}; what serves a "
+        f"{named} {verb} not state {_listed(missing)}{aside}: give {flags}{more}; what serves a "
         "benchmark may also stand in a file, --setup setup.toml."
     )
 

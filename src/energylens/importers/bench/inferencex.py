@@ -55,14 +55,27 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             **document,
             **metrics,
         }
+    kind = document.get("benchmark_type")
+    if kind not in (None, "", "single_turn"):
+        raise RefusedFileError(
+            f"{name}: its benchmark_type is {str(kind)[:40]!r}, whose requests find most of their "
+            "prompts in the cache: only single_turn is a row."
+        )
     node = Node(document, name)
     if _flag(node, "disagg"):
         raise RefusedFileError(
             f"{name} has prefill and decode on GPUs of their own, which the tidy table has no "
             "columns for."
         )
-    tensor = node.whole("tp")
-    gpus = tensor
+    tensor, pipeline = node.whole("tp"), _degree(node, "pp")
+    parts = (pipeline or 1) * (_degree(node, "pcp_size") or 1)
+    gpus = tensor * parts if tensor is not None else None
+    counted = _degree(node, "num_decode_gpu")
+    if gpus is not None and counted is not None and counted != gpus:
+        raise RefusedFileError(
+            f"{name}: it ran on {counted} GPUs, but its degrees make {gpus}: what its joules cover "
+            "is not told."
+        )
     shared = _flag(node, "dp_attention")
     sent, made, energy = _energy(node, gpus)
     notes = []
@@ -82,6 +95,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             precision=_PRECISIONS.get(precision or "", precision),
             # With attention data-parallel each GPU keeps whole attention layers of its own.
             tensor_parallel=1 if shared else tensor,
+            pipeline_parallel=pipeline,
             data_parallel=tensor if shared else None,
             expert_parallel=_degree(node, "ep"),
             engine=_ENGINES.get((engine or "").lower(), engine),
