@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from energylens import audit, table
 from energylens.cli import main
 
 DATA = Path(
@@ -80,3 +81,67 @@ def test_the_page_says_what_the_audit_of_the_public_data_says(capsys):
     assert main(["audit", str(DATA)]) == 0
     page = (Path(__file__).resolve().parents[1] / "docs" / "audit.md").read_text(encoding="utf-8")
     assert " ".join(capsys.readouterr().out.split()) in " ".join(page.split())
+
+
+TABLE = (
+    "llm,gpu,precision,tensor_parallel,batch_size,input_tokens,output_tokens,energy_per_request_j"
+)
+ROW = "Qwen/Qwen3-8B,H100,bf16"
+
+
+def said_of(tmp_path, more, *rows):
+    path = tmp_path / "t.csv"
+    lines = [f"{TABLE},{more},source", *(f"{ROW},{row},measured" for row in rows)]
+    path.write_text("\n".join(lines) + "\n")
+    return "\n".join(audit.lines(audit.audit(table.read(path), "t.csv")))
+
+
+def test_one_row_is_one_row(tmp_path):
+    said = said_of(tmp_path, "task", "1,8,512,128,235,")
+    assert "t.csv: 1 row\n" in said
+    assert "No two rows differ in layout at fixed batch alone." in said
+
+
+def test_rows_under_load_have_no_throughput_to_choose_and_no_batch_to_name(tmp_path):
+    said = said_of(
+        tmp_path,
+        "request_rate_per_s,achieved_rate_per_s,mean_batch_size",
+        "1,,512,128,235,2,1.99,5",
+        "2,,512,128,335,2,1.99,4",
+        "1,,512,128,135,4,3.99,9",
+    )
+    assert "In 1 scenario rows differ in layout at fixed batch alone, but fewer than two" in said
+    assert "requests a second differs" not in said
+    assert "TP4 PP1 at the same load" in said
+    assert "nan" not in said
+
+
+def test_boundaries_are_not_the_same_thing_measured_twice(tmp_path):
+    rows = [f"{tp},8,512,128,{j},{s},{b}" for tp, j, s, b in (
+        (1, 235, 2.6, "active_gpus,"), (2, 250, 1.9, "active_gpus,"), (1, 900, 2.6, "node,8"),
+        (2, 700, 1.9, "node,8"), (2, 1700, 1.9, "wall,8"),
+    )]  # fmt: skip
+    said = said_of(tmp_path, "request_latency_s,boundary,node_gpus", *rows)
+    assert "times apart" not in said
+    assert "in 50 % of 2 scenarios" in said
+    again = said_of(
+        tmp_path,
+        "request_latency_s,boundary,node_gpus",
+        rows[0],
+        rows[4],
+        rows[4].replace("1700", "300"),
+    )
+    assert "2 rows: the same configuration with joules 2 times apart" in again
+
+
+def test_rates_of_more_rows_than_times_are_said_apart(tmp_path):
+    said = said_of(
+        tmp_path,
+        "request_latency_s,achieved_rate_per_s",
+        "1,8,512,128,235,2.6,3.1",
+        "2,8,512,128,250,1.9,4.2",
+        "1,16,512,128,200,,5.1",
+        "2,16,512,128,210,,6.2",
+    )
+    assert "in 100 % of 1 scenario, and takes 6 % more in the median." in said
+    assert "That of the most requests a second differs in 100 % of 2 scenarios" in said

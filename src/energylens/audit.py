@@ -16,6 +16,7 @@ import numpy as np
 from energylens.capacity import laid_out
 from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset, group_rows
+from energylens.words import plural
 
 #: Power x time may differ from the joules by this before a row contradicts itself.
 AGREEMENT_RATIO = 0.1
@@ -40,7 +41,8 @@ REPEAT_RATIO = 2.0
 class Divergence:
     """How often a choice by time misses the fewest joules, and what it wastes.
 
-    ``*_waste_*`` are joules of that choice over the fewest, less 1, over all scenarios.
+    ``*_waste_*`` are joules of that choice over the fewest, less 1, over all scenarios. Of
+    ``untimed`` scenarios fewer than two rows have a time.
     """
 
     free: str
@@ -51,6 +53,7 @@ class Divergence:
     throughput_scenarios: int
     throughput_differs_ratio: float | None
     throughput_waste_median_ratio: float | None
+    untimed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,12 +115,15 @@ def rate_per_s(dataset: Dataset) -> FloatArray:
 def _divergence(dataset: Dataset, free: Sequence[str], what: str) -> Divergence:
     cases, joules = dataset.cases, dataset.energy_per_request_j
     times = np.where(np.isnan(cases.request_latency_s), cases.tpot_s, cases.request_latency_s)
-    rates = rate_per_s(dataset)
-    by_time, by_rate = [], []
+    # Under an open load the rate is what was sent, and nobody's choice.
+    rates = np.where(np.isnan(cases.request_rate_per_s), rate_per_s(dataset), np.nan)
+    by_time, by_rate, untimed = [], [], 0
     for rows in dataset.scenarios(free):
         timed = rows[np.isfinite(times[rows])]
         if len(timed) >= 2:
             by_time.append(joules[timed[np.argmin(times[timed])]] / joules[timed].min() - 1)
+        else:
+            untimed += 1
         rated = rows[np.isfinite(rates[rows])]
         if len(rated) >= 2:
             by_rate.append(joules[rated[np.argmax(rates[rated])]] / joules[rated].min() - 1)
@@ -131,6 +137,7 @@ def _divergence(dataset: Dataset, free: Sequence[str], what: str) -> Divergence:
         throughput_scenarios=len(other),
         throughput_differs_ratio=_mean(other > 1e-9),
         throughput_waste_median_ratio=_median(other),
+        untimed=untimed,
     )
 
 
@@ -234,7 +241,8 @@ def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
         for values in (
             cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
             cases.data_parallel, cases.batch_size, cases.mean_batch_size, cases.input_tokens,
-            cases.output_tokens, cases.node_boundary, cases.power_cap_w, cases.request_rate_per_s,
+            cases.output_tokens, cases.node_boundary, cases.wall_boundary, cases.node_gpus,
+            cases.power_cap_w, cases.request_rate_per_s,
         )
     ]  # fmt: skip
     group = group_rows(keys)
@@ -292,12 +300,14 @@ def _runs(dataset: Dataset, most: int = 5) -> tuple[str, ...]:
         layouts = {(cases.tensor_parallel[r], cases.pipeline_parallel[r]) for r in members}
         tensor = int(cases.tensor_parallel[rows].max())
         other = tensor * 2 if tensor < 8 else max(tensor // 2, 1)
-        batch = float(np.nanmedian(cases.batch_size[rows]))
+        batches = cases.batch_size[rows]
+        batches = batches[np.isfinite(batches)]
+        load = f"B{float(np.median(batches)):g}" if len(batches) else "at the same load"
         weight = float(dataset.energy_per_request_j[rows].max()) / len(layouts) ** 2
         weights = cases.llms[llm].total_parameters * _bits(dataset, rows) / 8
         if weights / other > WEIGHTS_SHARE * cases.gpus[gpu].memory_bytes:
             continue
-        text = f"{cases.llms[llm].id} on {cases.gpus[gpu].id}: TP{other} PP1 B{batch:g}"
+        text = f"{cases.llms[llm].id} on {cases.gpus[gpu].id}: TP{other} PP1 {load}"
         ranked.append((-weight, text, (other, 1) in layouts))
     return tuple(text for _, text, there in sorted(ranked) if not there)[:most]
 
@@ -307,8 +317,8 @@ def _runs(dataset: Dataset, most: int = 5) -> tuple[str, ...]:
 
 def lines(item: Audit) -> list[str]:
     """Say an audit in sentences."""
-    said = [f"{item.name}: {item.rows} rows"]
-    said += [_diverging(item.fixed_batch), _diverging(item.batch_free)]
+    said = [f"{item.name}: {plural(item.rows, 'row')}"]
+    said += [*_diverging(item.fixed_batch), *_diverging(item.batch_free)]
     if item.idle is not None:
         median, highest = (item.idle[f"share_{name}_ratio"] for name in ("median", "highest"))
         said.append(
@@ -318,11 +328,11 @@ def lines(item: Audit) -> list[str]:
     for entry in item.precisions:
         said.append(
             f"{entry['precision']} takes {entry['energy_median_ratio']:.2f} times the joules of "
-            f"{entry['over']} in the median of {entry['cases']} cases; it costs energy in "
-            f"{_percent(entry['costs_energy_share'])} of them."
+            f"{entry['over']} in the median of {plural(entry['cases'], 'case')}; it costs energy "
+            f"in {_percent(entry['costs_energy_share'])} of them."
         )
     for entry in item.contradictions:
-        said.append(f"{entry['rows']} rows: {entry['what']} (as {entry['example']}).")
+        said.append(f"{plural(entry['rows'], 'row')}: {entry['what']} (as {entry['example']}).")
     if item.unanswered:
         said.append(f"The rows cannot answer: {'; '.join(item.unanswered)}.")
     if item.runs:
@@ -330,21 +340,37 @@ def lines(item: Audit) -> list[str]:
     return said
 
 
-def _diverging(item: Divergence) -> str:
-    if not item.scenarios:
-        return f"No two rows differ in {item.free} alone."
-    text = (
-        f"With {item.free} free, the fastest choice is not the one with the fewest joules in "
-        f"{_percent(item.latency_differs_ratio)} of {item.scenarios} scenarios, and takes "
-        f"{_percent(item.latency_waste_median_ratio)} more in the median"
-    )
-    if item.throughput_scenarios:
-        text += (
-            f"; that of the most requests a second differs in "
-            f"{_percent(item.throughput_differs_ratio)}, and takes "
-            f"{_percent(item.throughput_waste_median_ratio)} more"
+def _diverging(item: Divergence) -> list[str]:
+    said = []
+    if item.scenarios:
+        said.append(
+            f"With {item.free} free, the fastest choice is not the one with the fewest joules in "
+            f"{_percent(item.latency_differs_ratio)} of {plural(item.scenarios, 'scenario')}, and "
+            f"takes {_percent(item.latency_waste_median_ratio)} more in the median"
         )
-    return f"{text}."
+    elif item.untimed:
+        said.append(
+            f"In {plural(item.untimed, 'scenario')} rows differ in {item.free} alone, but fewer "
+            "than two of them have a time: which is the fastest is not told."
+        )
+    else:
+        return [f"No two rows differ in {item.free} alone."]
+    if not item.throughput_scenarios:
+        return [f"{said[0].removesuffix('.')}."]
+    differs, waste = (
+        _percent(ratio)
+        for ratio in (item.throughput_differs_ratio, item.throughput_waste_median_ratio)
+    )
+    if item.throughput_scenarios == item.scenarios:
+        return [
+            f"{said[0]}; that of the most requests a second differs in {differs}, and takes "
+            f"{waste} more."
+        ]
+    return [
+        f"{said[0].removesuffix('.')}.",
+        f"That of the most requests a second differs in {differs} of "
+        f"{plural(item.throughput_scenarios, 'scenario')}, and takes {waste} more in the median.",
+    ]
 
 
 def _percent(ratio: float | int | str | None) -> str:
