@@ -20,6 +20,7 @@ from energylens.cli import main
 from energylens.errors import ArtefactError, UsageError
 from energylens.instrument import engines
 from energylens.instrument.executors.local import InlineExecutor
+from energylens.instrument.folder import Instrument
 from energylens.instrument.plan import Procedure
 from instrument_fakes import no_meter
 
@@ -41,15 +42,20 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
 
 
-def make(folder: Path, question: campaign.Question = QUESTION, **options: Any) -> campaign.Campaign:
-    return campaign.Campaign(
-        question,
-        folder,
-        engines.open_engine,
-        no_meter,
-        lambda: InlineExecutor(range(8)),
-        **options,
+def make(
+    folder: Path,
+    question: campaign.Question = QUESTION,
+    procedure: Procedure | None = None,
+    **options: Any,
+) -> campaign.Campaign:
+    made = Instrument(
+        engine_factory=engines.open_engine,
+        meter_factory=no_meter,
+        make_executor=lambda: InlineExecutor(range(8)),
+        procedure=procedure or Procedure(),
+        gpus=question.gpus,
     )
+    return campaign.Campaign(question, folder, made, **options)
 
 
 def measured(folder: Path) -> Counter[str]:

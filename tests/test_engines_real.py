@@ -669,3 +669,25 @@ def test_a_campaign_on_a_cpu_engine_killed_twice_has_every_case_once_and_an_answ
     assert cases[: len(before)] == before  # nothing that was measured is lost
     assert len(set(cases)) == len(cases) == answer["rows"] >= 3
     assert answer["sources"] == ["estimated"]
+
+
+@with_transformers
+def test_a_choice_is_verified_on_a_cpu_engine_with_its_batch_kept_full(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    checkpoint = write_folder(config_for(DENSE).config, tmp_path / "llm")
+    folder = tmp_path / "node"
+    asked = ["verify", "--llm", str(checkpoint), "--gpu", "EPYC-7763", "--max-gpus", "1"]
+    asked += ["--input-tokens", "32", "--output-tokens", "8", "--choose", "batch_size"]
+    asked += ["--batch-sizes", "1,2,4", "--latency", "1min", "--measure", "transformers"]
+    asked += ["--meter", "estimated", "--quick", "-o", str(folder), "--json"]
+    assert main(asked) == 0
+    document = json.loads(capsys.readouterr().out)
+    rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
+    assert 1 <= document["runs"] == len(rows) <= 3
+    assert document["meets"] is True
+    assert document["answer_source"] == "estimated"
+    assert document["answer_energy_per_request_j"] == min(r["energy_per_request_j"] for r in rows)
+    assert main(asked) == 0  # nothing is measured twice
+    assert json.loads(capsys.readouterr().out) == document

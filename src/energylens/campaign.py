@@ -21,10 +21,8 @@ from energylens.catalog.scaling import scaled_down
 from energylens.dataset import Dataset
 from energylens.errors import InfeasibleError, UsageError
 from energylens.instrument import planning, sweep
-from energylens.instrument.executor import Executor
 from energylens.instrument.folder import Instrument, SweepFolder
-from energylens.instrument.plan import PlannedCase, Procedure
-from energylens.instrument.worker import EngineFactory, MeterFactory
+from energylens.instrument.plan import PlannedCase
 from energylens.model import EnergyModel
 from energylens.nextruns import verbs as nextruns
 from energylens.nextruns.answers import Verdict
@@ -181,49 +179,28 @@ class Campaign:
     question : Question
     folder : str or Path
         Where plan, rows, records, model and answer lie. One that has some goes on from there.
-    engine_factory, meter_factory
-        As in :func:`energylens.instrument.sweep.measure`.
-    make_executor : callable
-        Makes an executor for each round.
-    procedure : Procedure, optional
-        How cases are measured.
+    instrument : Instrument
+        What measures; its executor is made anew for each round.
     told : callable, optional
         Told in a sentence what is done.
     on_progress : callable, optional
         Told of each change in a round, with the seconds left.
-    measure_options : dict, optional
-        Further arguments of :func:`energylens.instrument.sweep.measure`.
     """
 
     def __init__(
         self,
         question: Question,
         folder: str | Path,
-        engine_factory: EngineFactory,
-        meter_factory: MeterFactory,
-        make_executor: Callable[[], Executor],
+        instrument: Instrument,
         *,
-        procedure: Procedure | None = None,
         told: Callable[[str], None] = lambda _: None,
         on_progress: Callable[[sweep.SweepProgress, float], None] = lambda _, __: None,
-        measure_options: dict[str, Any] | None = None,
     ) -> None:
         self.question = question
-        self._procedure = procedure or Procedure()
+        self._procedure = instrument.procedure
         self._told = told
         self._on_progress = on_progress
-        self._work = SweepFolder(
-            folder,
-            Instrument(
-                engine_factory=engine_factory,
-                meter_factory=meter_factory,
-                make_executor=make_executor,
-                procedure=self._procedure,
-                gpus=question.gpus,
-                seed=question.seed,
-                options=measure_options or {},
-            ),
-        )
+        self._work = SweepFolder(folder, instrument)
         self.folder = self._work.path
         self._began_s = time.monotonic()
         self._earlier_s = self._read_clock()

@@ -27,6 +27,7 @@ _MODULES = (
     "fit",
     "explain",
     "select",
+    "verify",
     "models",
     "serve",
     "judging",

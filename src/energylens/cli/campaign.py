@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
@@ -11,20 +10,15 @@ from energylens.cli.console import (
     add_json,
     add_seed,
     comma_list,
-    name_value_pairs,
     numbers,
     positive_int,
     print_json,
     print_paragraph,
 )
+from energylens.cli.node import ENGINES, add_engine_options
 
 if TYPE_CHECKING:
-    from energylens.instrument.executor import Executor
     from energylens.instrument.sweep import SweepProgress
-
-ENGINES = ("vllm", "transformers", "openai", "simulated")
-SIMULATED_GPU, SIMULATED_GPUS = "H100-SXM-80GB", 8
-PAUSE_S = 30.0  # between two lines of progress in a log
 
 
 def add_verbs(verbs: Any) -> None:
@@ -61,12 +55,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--input-tokens", type=positive_int, default=1024, metavar="N")
     parser.add_argument("--output-tokens", type=positive_int, default=256, metavar="N")
     parser.add_argument("--batch-sizes", type=numbers, default=(1, 8, 32, 128, 512), metavar="LIST")
-    parser.add_argument("--weights", default="dummy", help="dummy (default), auto or a path")
-    parser.add_argument("--option", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--meter", default="auto", metavar="NAME")
-    parser.add_argument(
-        "--quick", action="store_true", help="short windows, to try it; not for results"
-    )
+    add_engine_options(parser)
     add_seed(parser)
     add_json(parser)
 
@@ -93,82 +82,24 @@ def add_verbs(verbs: Any) -> None:
 # ----------------------------------------------------------------------------------- campaign
 
 
-def _node(arguments: argparse.Namespace) -> tuple[str, int, tuple[int, ...]]:
-    """GPU type, how many to use, and which; a simulated node has what it is told to have."""
-    from energylens import catalog
-    from energylens.errors import UsageError
-    from energylens.instrument import meters
-    from energylens.instrument.meter import ChannelKind
-
-    if arguments.engine == "simulated":
-        if arguments.meter != "auto":
-            raise UsageError("the simulated engine brings a meter of its own: leave --meter out")
-        gpu = catalog.gpu(arguments.gpu or SIMULATED_GPU).id
-        return gpu, arguments.gpus or SIMULATED_GPUS, tuple(range(SIMULATED_GPUS))
-    meter = meters.open_meter(arguments.meter)
-    try:
-        names = {c.name for c in meter.channels if c.kind is ChannelKind.GPU and c.name}
-        seen = sum(c.kind is ChannelKind.GPU for c in meter.channels)
-    finally:
-        meter.close()
-    gpu = arguments.gpu
-    if gpu is None:
-        if len(names) != 1:
-            raise UsageError(
-                "the GPU type must be given with --gpu: the meter "
-                + (f"sees {', '.join(sorted(names))}" if names else "does not name one")
-            )
-        gpu = names.pop()
-    own = meters.gpu_indices() if arguments.meter.partition(":")[0] in ("auto", "nvml") else ()
-    there = len(own) or seen or arguments.gpus or 1
-    return catalog.gpu(gpu).id, min(arguments.gpus or there, there), own
-
-
 def _campaign(arguments: argparse.Namespace) -> None:
-    import sys
-    import time
-    from pathlib import Path
+    from energylens import campaign
+    from energylens.cli import node
 
-    from energylens import campaign, catalog
-    from energylens.cli.measure import _drawn
-    from energylens.cli.plan import QUICK
-    from energylens.instrument import engines, meters, planning
-    from energylens.instrument.doctor import examine
-    from energylens.instrument.executors.local import InlineExecutor, LocalExecutor
-    from energylens.instrument.plan import Procedure
-
-    def told(sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
-
-    if arguments.engine != "simulated":
-        report = examine(arguments.folder if Path(arguments.folder).is_dir() else None)
-        for finding in report.findings:
-            if finding.status.value == "warning":
-                told(f"{finding.name}: {finding.detail}. {finding.advice}")
-    gpu, gpus, own = _node(arguments)
-    told(f"{gpus} x {gpu}, {arguments.minutes:g} minutes, in {arguments.folder}.")
-    llm, path = planning.find_llm(arguments.llm)
-    if path is not None and llm.id not in catalog.llms():
-        catalog.add_llm(llm)
-        told(f"{llm.id} was added to your catalog, so that its rows can be read.")
-    live = sys.stderr.isatty()
-    shown = [time.monotonic()]
+    node.warn(arguments.engine, arguments.folder)
+    gpu, gpus, own = node.find_node(
+        arguments.engine, arguments.meter, arguments.gpu, arguments.gpus
+    )
+    node.told(f"{gpus} x {gpu}, {arguments.minutes:g} minutes, in {arguments.folder}.")
+    node.find_llm(arguments.llm)
+    left = [60.0 * arguments.minutes]
+    line = node.progress_line(
+        lambda: f", {max(0.0, left[0]) / 60:.0f} of {arguments.minutes:g} minutes left"
+    )
 
     def progress(now: SweepProgress, left_s: float) -> None:
-        if time.monotonic() - shown[0] < (0.5 if live else PAUSE_S):
-            return
-        shown[0] = time.monotonic()
-        line = (
-            f"{now.done} of {now.cases} cases ({now.failed} failed), "
-            f"{_drawn(now.energy_j, now.sources)} so far, {max(0.0, left_s) / 60:.0f} of "
-            f"{arguments.minutes:g} minutes left"
-        )
-        print(f"\r{line:<78}" if live else line, end="" if live else "\n", file=sys.stderr)
-
-    def executor() -> Executor:
-        if arguments.engine == "simulated":
-            return InlineExecutor(own)
-        return LocalExecutor(own[:gpus], exclusive=True, log_folder=Path(arguments.folder) / "logs")
+        left[0] = left_s
+        line(now)
 
     question = campaign.Question(
         llm=arguments.llm,
@@ -181,20 +112,11 @@ def _campaign(arguments: argparse.Namespace) -> None:
         precisions=arguments.precision,
         batch_sizes=arguments.batch_sizes,
         weights=arguments.weights,
-        options=tuple(sorted(name_value_pairs(arguments.option, "--option").items())),
+        options=tuple(node.engine_options(arguments).items()),
         seed=arguments.seed,
     )
-    work = campaign.Campaign(
-        question,
-        arguments.folder,
-        engines.open_engine,
-        partial(meters.open_meter, arguments.meter),
-        executor,
-        procedure=Procedure(**QUICK) if arguments.quick else None,
-        told=told,
-        on_progress=progress,
-        measure_options={"command_line": sys.argv, "meter_asked": arguments.meter},
-    )
+    made = node.instrument(arguments, arguments.engine, gpus, own)
+    work = campaign.Campaign(question, arguments.folder, made, told=node.told, on_progress=progress)
     found = work.run()
     if arguments.json:
         print_json(found.to_json())

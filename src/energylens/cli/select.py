@@ -1,8 +1,9 @@
-"""The verbs select and verify."""
+"""The verb select, and what a choice is asked with."""
 
 from __future__ import annotations
 
 import argparse
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import front_form
@@ -36,7 +37,9 @@ from energylens.cli.serving import (
 
 if TYPE_CHECKING:
     from energylens.model import EnergyModel
+    from energylens.records import Case
     from energylens.selection import Limit, Ranking
+    from energylens.service import Lengths
 
 LISTED = 4  # infeasible layouts shown
 # What fixes a knob that --choose can free: argument, column that frees it, value by default.
@@ -56,9 +59,8 @@ LISTS = (
 
 
 def add_verbs(verbs: Any) -> None:
-    """Add the verbs."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    """Add the verb."""
+    parser = Subparsers(verbs).add(
         "select",
         "rank the feasible configurations by energy",
         _select,
@@ -74,35 +76,10 @@ def add_verbs(verbs: Any) -> None:
             "--current 'TP8 B256'",
         ),
     )
-    _add_selection(parser)
-
-    parser = subparsers.add(
-        "verify",
-        "measure the choice under load, correct it, choose again",
-        _select,
-        (
-            "energylens verify --llm meta-llama/Llama-3.3-70B-Instruct --precision fp8 --gpu H100 "
-            "--rate 3 --tpot 50ms --input-tokens 2000 --output-tokens 300",
-            "energylens verify decision.toml --measured runs.csv",
-        ),
-    )
-    _add_selection(parser)
-    parser.add_argument(
-        "--measured",
-        metavar="RUNS.csv",
-        help="what was measured so far: configuration (as TP4 B64), energy_per_request_j, tpot_s, "
-        "ttft_s, request_latency_s",
-    )
-    parser.add_argument(
-        "--runs",
-        type=positive_int,
-        default=3,
-        metavar="N",
-        help="runs after which the best measured one is the answer (default: 3)",
-    )
+    add_selection(parser)
 
 
-def _add_selection(parser: argparse.ArgumentParser) -> None:
+def add_selection(parser: argparse.ArgumentParser) -> None:
     """Add what a choice is asked with."""
     parser.add_argument(
         "model",
@@ -214,49 +191,104 @@ def _unseen_gpus(model: EnergyModel, ranking: Ranking) -> list[str]:
     ]
 
 
-def _select(arguments: argparse.Namespace) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a choice is asked about, with its names looked up; ``lengths`` None: no load."""
+
+    model: EnergyModel
+    case: Case
+    lengths: Lengths | None
+    notes: tuple[str, ...]
+
+
+def _read_file(arguments: argparse.Namespace) -> None:
+    """Fill in what a decision file says, where one is named."""
     from energylens.cli import decision_file
-    from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
-    from energylens.errors import UsageError
-    from energylens.explanation import explain
-    from energylens.lengths import with_prompts_of
-    from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
-    from energylens.showing import advice, ranking_cells
 
     if arguments.model and arguments.model.lower().endswith((".toml", ".yaml", ".yml")):
         decision_file.read(arguments)
-    under_load = arguments.rate is not None
-    if arguments.verb == "verify" and not under_load:
-        raise UsageError("verify measures a choice under load: --rate must be given")
+
+
+def _free(arguments: argparse.Namespace) -> None:
+    """Say which knobs are free, where nothing does; several GPU types free that one."""
+    from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
+    from energylens.errors import UsageError
+    from energylens.selection import DEFAULT_CHOOSE
+
+    several = bool(arguments.gpu and "," in arguments.gpu)
     if arguments.choose is None:
-        arguments.choose = UNDER_LOAD if under_load else DEFAULT_CHOOSE
-    if "gpu" in arguments.choose:
-        if arguments.gpu and "," in arguments.gpu and not arguments.gpus:
-            arguments.gpus = comma_list(arguments.gpu)
-            arguments.gpu = None
-        if arguments.gpu is None and arguments.gpus:
-            arguments.gpu = arguments.gpus[0]
-    for name in ("llm", "gpu") + (() if under_load else ("input_tokens", "output_tokens")):
-        if getattr(arguments, name) is None:
-            raise UsageError(f"{flag(name)} must be given")
+        arguments.choose = UNDER_LOAD if arguments.rate is not None else DEFAULT_CHOOSE
+        if several or arguments.gpus:
+            arguments.choose = (*arguments.choose, "gpu")
+    if several:
+        if "gpu" not in arguments.choose:
+            raise UsageError(
+                f"--gpu {arguments.gpu} names several types: add gpu to --choose, or name one"
+            )
+        arguments.gpus = arguments.gpus or comma_list(arguments.gpu)
+        arguments.gpu = None
+    if "gpu" in arguments.choose and arguments.gpu is None and arguments.gpus:
+        arguments.gpu = arguments.gpus[0]
+
+
+def _require(arguments: argparse.Namespace) -> None:
+    """Refuse a question that lacks something, and name all of it."""
+    from energylens.errors import UsageError
+
+    missing = [flag(name) for name in ("llm", "gpu") if getattr(arguments, name) is None]
+    elsewhere = arguments.rate is not None and (arguments.lengths or arguments.mix)
+    if not elsewhere:
+        tokens = ("input_tokens", "output_tokens")
+        missing += [flag(name) for name in tokens if getattr(arguments, name) is None]
+    if missing:
+        named = " and ".join(filter(None, [", ".join(missing[:-1]), missing[-1]]))
+        raise UsageError(f"{named} must be given")
+
+
+def asked(arguments: argparse.Namespace) -> Asked:
+    """Read what :func:`add_selection` describes, once the free knobs and the rest are known."""
+    from energylens.lengths import with_prompts_of
+
+    model, notes = model_for(arguments.model, arguments.gpu, arguments.engine)
+    lengths = None
+    if arguments.rate is not None:
+        lengths = lengths_of(arguments)
+        arguments.input_tokens = lengths.input_tokens
+        arguments.output_tokens = lengths.output_tokens
+    _knobs(arguments)
+    case = case_meant(arguments, model)
+    if lengths is not None:
+        lengths = with_prompts_of(lengths, case.workload)
+    return Asked(model=model, case=case, lengths=lengths, notes=notes)
+
+
+def prepare(arguments: argparse.Namespace) -> None:
+    """Fill in a decision file and the free knobs, and name all that is missing."""
+    _read_file(arguments)
+    _free(arguments)
+    _require(arguments)
+
+
+def _select(arguments: argparse.Namespace) -> None:
+    from energylens.errors import UsageError
+    from energylens.explanation import explain
+    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.showing import advice, ranking_cells
+
+    prepare(arguments)
     if front_form.is_form(arguments.model):
-        if under_load:
+        if arguments.rate is not None:
             raise UsageError(f"{arguments.model} is a form of energy alone: leave --rate out")
         refuse_without_rate(arguments)
         _knobs(arguments)
         front_form.select_by(arguments)
         return
-    model, packaged_note = model_for(arguments.model, arguments.gpu, arguments.engine)
-    if under_load:
-        lengths = lengths_of(arguments)
-        arguments.input_tokens = lengths.input_tokens
-        arguments.output_tokens = lengths.output_tokens
-    else:
+    if arguments.rate is None:
         refuse_without_rate(arguments)
-    _knobs(arguments)
-    case = case_meant(arguments, model)
-    if under_load:
-        answer(arguments, model, case, with_prompts_of(lengths, case.workload), packaged_note)
+    question = asked(arguments)
+    model, case, packaged_note = question.model, question.case, question.notes
+    if question.lengths is not None:
+        answer(arguments, model, case, question.lengths, packaged_note)
         return
     model = model.choosing(arguments.choose)  # the explanation speaks of the same joules
     candidates = Candidates(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.configuring import gpu_of, precision_of
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from energylens.model import EnergyModel
     from energylens.records import Case, Engine
     from energylens.savings import Bill, Prices
+    from energylens.selection import Scenario
     from energylens.service import Lengths
     from energylens.time_explained import ExplainedTime
 
@@ -208,8 +210,8 @@ def prices_of(arguments: argparse.Namespace) -> Prices:
     return Prices(**{name: value for name, value in given.items() if value is not None})
 
 
-def refuse_without_rate(arguments: argparse.Namespace) -> None:
-    """Refuse options that would have no effect.
+def refuse_without_rate(arguments: argparse.Namespace, *, but: Collection[str] = ()) -> None:
+    """Refuse options that would have no effect, ``but`` for some.
 
     Raises
     ------
@@ -219,11 +221,67 @@ def refuse_without_rate(arguments: argparse.Namespace) -> None:
     from energylens.errors import UsageError
 
     for name in NEED_RATE:
-        if getattr(arguments, name) not in (None, False):
+        if name not in but and getattr(arguments, name) not in (None, False):
             raise UsageError(
                 f"--{name.replace('_', '-')} has no effect without --rate: give the requests that "
                 "arrive in a second, or leave it out"
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnderLoad:
+    """A question under load: what :func:`energylens.deciding.decide` takes, and what to note."""
+
+    scenario: Scenario
+    load: Load
+    limits: tuple[LatencyLimit, ...]
+    question: dict[str, Any]
+    notes: list[str]
+
+
+def notes_on(model: EnergyModel, case: Case, notes: Sequence[str]) -> list[str]:
+    """What the reader must know of a model, and of requests too long for the LLM."""
+    from energylens import catalog
+    from energylens.answering import notes_of
+
+    tokens = case.workload.input_tokens + case.workload.output_tokens
+    too_long = catalog.context_note(case.llm.id, tokens)
+    return [*([too_long] if too_long else []), *notes_of(model, notes)]
+
+
+def under_load(
+    arguments: argparse.Namespace,
+    model: EnergyModel,
+    case: Case,
+    lengths: Lengths,
+    notes: Sequence[str],
+) -> UnderLoad:
+    """Read what is asked under a load."""
+    from energylens.deciding import MEET, Load
+    from energylens.deploying import read_configuration
+    from energylens.selection import Scenario
+
+    load = Load(
+        rate_per_s=arguments.rate,
+        lengths=lengths,
+        cached_share=arguments.cached_share or 0.0,
+    )
+    scenario = Scenario.of(case, arguments.max_gpus)
+    question: dict[str, Any] = {
+        "meet": MEET if arguments.meet is None else arguments.meet,
+        "choose": arguments.choose,
+        "candidates": candidates_of(arguments),
+        "current": read_configuration(arguments.current) if arguments.current else None,
+        "front": arguments.front,
+        **_grid(arguments),
+    }
+    known = notes_on(model, case, notes)
+    if arguments.candidates:
+        question["cases"], more = _recommended(arguments.candidates, scenario, load)
+        known += more
+    return UnderLoad(
+        scenario=scenario, load=load, limits=limits_of(arguments), question=question, notes=known
+    )
 
 
 def answer(
@@ -234,46 +292,24 @@ def answer(
     notes: Sequence[str],
 ) -> None:
     """Decide and print."""
-    from energylens import catalog
-    from energylens.answering import bills, document, notes_of
-    from energylens.deciding import MEET, Engine, Load, decide
-    from energylens.deploying import emit, read_configuration
+    from energylens.answering import bills, document
+    from energylens.deciding import Engine, decide
+    from energylens.deploying import EMITTERS, emit
     from energylens.errors import CheckError, UsageError
 
-    load = Load(
-        rate_per_s=arguments.rate,
-        lengths=lengths,
-        cached_share=arguments.cached_share or 0.0,
-    )
-    limits = limits_of(arguments)
-    notes = notes_of(model, notes)
-    tokens = case.workload.input_tokens + case.workload.output_tokens
-    if too_long := catalog.context_note(case.llm.id, tokens):
-        notes.insert(0, too_long)
-    scenario = scenario_of(arguments, case)
-    question: dict[str, Any] = {
-        "meet": MEET if arguments.meet is None else arguments.meet,
-        "choose": arguments.choose,
-        "candidates": candidates_of(arguments),
-        "current": read_configuration(arguments.current) if arguments.current else None,
-        "front": arguments.front,
-        **_grid(arguments),
-    }
-    if arguments.candidates:
-        question["cases"], more = _recommended(arguments.candidates, scenario, load)
-        notes = [*notes, *more]
-    if arguments.verb == "verify":
-        _verify(arguments, model, scenario, load, limits, question, notes)
-        return
-    decision = decide(Engine(model), scenario, load, limits, **question)
+    asked = under_load(arguments, model, case, lengths, notes)
+    if arguments.check is not None and asked.question["current"] is None:
+        raise UsageError("--check compares what runs today with the best: --current must be given")
+    if arguments.emit and arguments.emit not in EMITTERS:
+        raise UsageError(f"--emit must be one of {', '.join(EMITTERS)}, not {arguments.emit!r}")
+    rates = read_profile(arguments.profile) if arguments.profile else ()
+    prices = prices_of(arguments)
+    decision = decide(Engine(model), asked.scenario, asked.load, asked.limits, **asked.question)
     if arguments.emit:
         print(emit(arguments.emit, arguments.llm or case.llm.id, decision.best))
         return
-    if arguments.check is not None and decision.current is None:
-        raise UsageError("--check compares what runs today with the best: --current must be given")
-    rates = read_profile(arguments.profile) if arguments.profile else ()
-    prices = prices_of(arguments)
     month = bills(model, decision, prices, rates)
+    notes = asked.notes
     if decision.current is not None:
         notes = [*notes, prices.describe()]
     if arguments.json:
@@ -307,54 +343,6 @@ def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]
     return cases.take(fits), notes
 
 
-def _verify(
-    arguments: argparse.Namespace,
-    model: EnergyModel,
-    scenario: Any,
-    load: Load,
-    limits: Sequence[LatencyLimit],
-    question: dict[str, Any],
-    notes: Sequence[str],
-) -> None:
-    """Say what measured runs make of the choice, and what to measure next."""
-    from energylens.deciding import seconds
-    from energylens.deploying import emit
-    from energylens.verifying import read_runs, verify
-
-    runs = read_runs(arguments.measured) if arguments.measured else []
-    verdict = verify(model, scenario, load, limits, runs, most=arguments.runs, **question)
-    if arguments.json:
-        print_json({**verdict.to_json(), "notes": list(notes)})
-        return
-    if runs:
-        print_paragraph(
-            f"{len(runs)} measured: this deployment takes {verdict.time_factor:.2f} times the time "
-            f"and {verdict.energy_factor:.2f} times the joules that were predicted."
-        )
-    if verdict.answer is not None:
-        print_paragraph(
-            f"Stay with {verdict.answer.configuration.describe()}: "
-            f"{joules(verdict.answer.energy_per_request_j)} a request, measured, within the limits."
-        )
-    elif verdict.next is None:
-        print_paragraph(
-            "No measured run keeps the limits, and nothing else is expected to: relax a limit, or "
-            "allow more GPUs."
-        )
-    if verdict.next is not None:
-        said = "The limits are kept so far. " if verdict.meets else ""
-        print_paragraph(
-            f"{said}Measure {verdict.next.describe()} at {load.rate_per_s:g} requests/s; expected "
-            f"are {joules(verdict.next.energy_per_request_j)} a request, TPOT "
-            f"{seconds(verdict.next.tpot_s)} and TTFT {seconds(verdict.next.ttft_s)}. Then add the "
-            "run to a table and give it with --measured."
-        )
-        print()
-        print(emit("vllm", arguments.llm or scenario.llm.id, verdict.next))
-    for note in notes:
-        print_paragraph(f"Note: {note}")
-
-
 def wanting(decision: Decision, percent_above: float) -> str:
     """Say what is wrong with what runs today; empty where nothing is."""
     today = decision.current
@@ -378,13 +366,6 @@ def wanting(decision: Decision, percent_above: float) -> str:
 def _grid(arguments: argparse.Namespace) -> dict[str, Any]:
     sizes = arguments.batch_sizes
     return {"batch_limits": tuple(map(float, sizes))} if sizes else {}
-
-
-def scenario_of(arguments: argparse.Namespace, case: Case) -> Any:
-    """Make what is served of the case."""
-    from energylens.selection import Scenario
-
-    return Scenario.of(case, arguments.max_gpus)
 
 
 def candidates_of(arguments: argparse.Namespace) -> Any:
