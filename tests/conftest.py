@@ -15,7 +15,7 @@ from energylens.dataset import Dataset
 from energylens.formula import NAMES, design, energy, terms_of
 from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
 
-pytest_plugins = ("own_process", "served")
+pytest_plugins = ("own_process", "served", "browsing")
 
 PUBLIC_DATA = Path(
     os.environ.get("ENERGYLENS_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")

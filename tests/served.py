@@ -17,6 +17,8 @@ from urllib.parse import urlencode
 
 import pytest
 
+from energylens.cli import main
+
 DEMO = Path(__file__).resolve().parents[1] / "src" / "energylens" / "data" / "simulated-demo.csv"
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 QUESTION: dict[str, Any] = {
@@ -102,8 +104,19 @@ def server() -> Iterator[Server]:
 
 
 @pytest.fixture(scope="session")
-def server_with_rows() -> Iterator[Server]:
-    """A server with the simulated rows that come with the package."""
+def front(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forms that are discovered in some of the simulated rows."""
+    path = tmp_path_factory.mktemp("forms") / "front.json"
+    some = ("gpu=H100-SXM-80GB", "llm=meta-llama/Llama-3.1-8B-Instruct", "precision=bf16")
+    where = [word for one in some for word in ("--where", one)]
+    with contextlib.redirect_stdout(None):
+        assert main(["discover", str(DEMO), *where, "--samples", "4", "-o", str(path)]) == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def server_with_rows(front: Path) -> Iterator[Server]:
+    """A server with the simulated rows that come with the package, and forms found in them."""
     _packages()
-    with serving("--data", str(DEMO), "--rate", "100000") as started:
+    with serving("--data", str(DEMO), "--front", str(front), "--rate", "100000") as started:
         yield started

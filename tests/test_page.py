@@ -1,4 +1,4 @@
-"""The page in Chromium on the real server: every control, by mouse and by keyboard."""
+"""The page in Chromium on the real server: what it answers, shows and saves."""
 
 from __future__ import annotations
 
@@ -6,166 +6,23 @@ import csv
 import io
 import json
 import re
-import shutil
 import subprocess
 import sys
-import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
 
 import pytest
 
+from browsing import BROWSER, SCREENS, SIZES, SMALL, Tab
 from served import Server
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, BrowserContext, Page
+    from playwright.sync_api import Browser
 
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
-)
-pytestmark = [
-    pytest.mark.browser,
-    pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in"),
-]
-SCREENS = Path(__file__).resolve().parents[1] / "build" / "screens"
-WAIT_S = 120.0  # for something to happen at all: nothing is timed here
-SIZES = {"wide": 1280, "narrow": 390}
-#: A question of few candidates.
-SMALL = (
-    "/?llm=Qwen%2FQwen3-8B&gpu=H100-SXM-80GB&max_gpus=2&rate=3&input_tokens=500"
-    "&output_tokens=300&tpot=50ms&ttft=1s&meet=0.9&current=TP2+B64&price=0.13&carbon=0.37&pue=1.56"
-)
-
-
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Browser]:
-    sync_api = pytest.importorskip("playwright.sync_api")
-    with sync_api.sync_playwright() as started:
-        browser = started.chromium.launch(
-            executable_path=CHROMIUM,
-            args=["--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"],
-        )
-        yield browser
-        browser.close()
-
-
-class Tab:
-    """One page: what it logs, what it asks for, and what it shows."""
-
-    def __init__(self, context: BrowserContext) -> None:
-        self.page: Page = context.new_page()
-        self.said: list[str] = []
-        self.outside: list[str] = []
-        self.page.on("console", lambda message: self.said.append(message.text))
-        self.page.on("pageerror", lambda error: self.said.append(str(error)))
-        self.page.on("request", self._asked)
-
-    def _asked(self, request: Any) -> None:
-        parts = urlsplit(request.url)
-        if parts.scheme not in ("data", "blob") and parts.hostname != "127.0.0.1":
-            self.outside.append(request.url)
-
-    def shown(self) -> str:
-        return str(self.page.evaluate("window.energylens?.shown ?? ''"))
-
-    def until(self, met: Callable[[], bool], what: str) -> None:
-        end = time.monotonic() + WAIT_S
-        while not met():
-            assert time.monotonic() < end, f"{what}: {self.shown()}; {self.said}"
-            self.page.wait_for_timeout(30)
-
-    def settle(self) -> str:
-        """Wait for the certain answer to the question in the address."""
-
-        def settled() -> bool:
-            query = str(self.page.evaluate("location.search.slice(1)"))
-            return self.shown() in (f"{query}&certain=true", "problem", "rows")
-
-        self.until(settled, "no answer")
-        return self.shown()
-
-    def quick(self) -> str:
-        """Wait for an answer to the question in the address, certain or not."""
-
-        def answered() -> bool:
-            query = str(self.page.evaluate("location.search.slice(1)"))
-            return self.shown() == "problem" or self.shown().startswith(f"{query}&certain=")
-
-        self.until(answered, "no answer")
-        return self.shown()
-
-    def open(self, url: str) -> Tab:
-        self.page.goto(url)
-        self.settle()
-        return self
-
-    def answer(self) -> str:
-        return self.page.inner_text("#answer")
-
-    def query(self) -> dict[str, list[str]]:
-        return parse_qs(urlsplit(self.page.url).query)
-
-    def changes(self, act: Callable[[], object], read: Callable[[], object] | None = None) -> None:
-        """An act changes what is shown, and nothing is logged."""
-        read = read or self.answer
-        before = read()
-        act()
-        self.until(lambda: read() != before, f"nothing changed: {before!r}")
-        self.quick()
-
-
-@pytest.fixture
-def tab(chromium: Browser) -> Iterator[Tab]:
-    context = chromium.new_context(
-        viewport={"width": 1280, "height": 900}, color_scheme="light", accept_downloads=True
-    )
-    opened = Tab(context)
-    yield opened
-    context.close()
-    assert not opened.outside
-    assert not opened.said
-
-
-def drag(page: Page, name: str, share: float) -> None:
-    """Drag a slider's thumb with the mouse."""
-    box = page.get_by_role("slider", name=name).bounding_box()
-    assert box is not None
-    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
-    page.mouse.down()
-    page.mouse.move(box["x"] + box["width"] * share, box["y"] + box["height"] / 2, steps=4)
-    page.mouse.up()
-
-
-SLIDERS = {
-    "Requests a second, slider": ("rate", 0.75),
-    "Prompt tokens, slider": ("input_tokens", 0.9),
-    "Output tokens, slider": ("output_tokens", 0.85),
-    "TPOT limit, slider": ("tpot", 0.4),
-    "TTFT limit, slider": ("ttft", 0.2),
-    "Met with probability, slider": ("meet", 0.2),
-}
-
-
-def test_every_slider_by_mouse_and_by_keyboard(tab: Tab, server: Server) -> None:
-    page = tab.open(server.url + SMALL).page
-    for name, (field, share) in SLIDERS.items():
-        for act in (
-            lambda name=name, share=share: drag(page, name, share),
-            lambda name=name: page.get_by_role("slider", name=name).press("ArrowLeft"),
-        ):
-            tab.changes(act, lambda field=field: page.input_value(f"#{field}"))
-            assert field in tab.query()
-            assert float(tab.query()[field][0].removesuffix("ms")) == float(
-                page.input_value(f"#{field}")
-            )
+pytestmark = BROWSER
 
 
 def test_a_rate_moves_the_whole_answer(tab: Tab, server: Server) -> None:
@@ -175,55 +32,14 @@ def test_a_rate_moves_the_whole_answer(tab: Tab, server: Server) -> None:
     tab.settle()
     assert "Run " in page.inner_text("#run")
     assert page.inner_text("#facts") != joules
-    for part in ("J", "W", "TPOT", "TTFT", "meets the limits"):
+    for part in ("J", "W", "TPOT", "TTFT", "limits met", "limit 50 ms"):
         assert part in page.inner_text("#facts")
-    for part in ("less than today", "kWh a month", "USD a month", "kg CO2 a month"):
+    for part in ("less", "kWh saved a month", "USD saved", "kg CO2 saved", "limits met today"):
         assert part in page.inner_text("#saved")
     assert "binds" in page.inner_text("#binds")
     assert page.inner_text("#line").startswith("vllm serve")
     assert "requests/s" in page.inner_text("#curve-says")
     assert "published" in page.inner_text("#behind")
-
-
-def test_fields_and_choices(tab: Tab, server: Server) -> None:
-    page = tab.open(server.url + SMALL).page
-
-    def search() -> str:
-        return str(page.evaluate("location.search"))
-
-    acts: list[Callable[[], object]] = [
-        lambda: page.get_by_label("H200-SXM-141GB").check(),
-        lambda: page.get_by_label("A100-SXM-80GB").press("Space"),
-        lambda: page.select_option("#precision", "bf16"),
-        lambda: page.select_option("#precision", "fp8"),
-        lambda: page.select_option("#max_gpus", "4"),
-        lambda: page.select_option("#tpot_of", "p90"),
-        lambda: page.select_option("#ttft_of", "p99"),
-        lambda: page.fill("#tpot", ""),
-        lambda: page.fill("#current", "TP4 B64"),
-        lambda: page.fill("#current", ""),
-        lambda: page.get_by_text("Prices", exact=True).click(),
-        lambda: page.fill("#price", "0.3"),
-        lambda: page.fill("#carbon", "0.05"),
-        lambda: page.fill("#pue", "1.1"),
-        lambda: page.fill("#gpu_hour", "2.5"),
-        lambda: page.get_by_text("More", exact=True).press("Enter"),
-        lambda: page.select_option("#model", "datasheet"),
-        lambda: page.select_option("#model", ""),
-        lambda: page.fill("#cached_share", "0.3"),
-        lambda: page.fill("#node_gpus", "8"),
-        lambda: page.fill("#input_cv", "0.5"),
-        lambda: page.fill("#output_cv", "0.5"),
-        lambda: page.fill("#llm", "Qwen/Qwen3-4B"),
-    ]
-    for act in acts:
-        before = search()
-        act()
-        tab.quick()
-        if page.evaluate("document.activeElement.tagName") == "SUMMARY":
-            continue
-        assert search() != before
-        assert page.is_hidden("#problem"), page.inner_text("#problem")
 
 
 def test_an_error_is_shown_and_goes_away(tab: Tab, server: Server) -> None:
@@ -281,7 +97,7 @@ def test_downloads_and_the_line_to_copy(tab: Tab, server: Server, tmp_path: Path
     _, data = saved(lambda: page.press("#csv-all", "Enter"))
     candidates = list(csv.DictReader(io.StringIO(data.decode())))
     assert len(candidates) > 40
-    for chart in ("front", "joules", "seconds", "curve-energy"):
+    for chart in ("front", "joules", "seconds", "curve-energy", "curve-tpot"):
         tools = page.locator(f".tools[data-chart={chart}]")
         name, data = saved(tools.get_by_role("button", name="SVG").click)
         assert name == f"energylens-{chart}.svg"
@@ -370,35 +186,14 @@ def test_themes_change_by_button_and_are_kept(tab: Tab, server: Server) -> None:
     )
 
 
-def test_the_keyboard_reaches_everything(tab: Tab, server: Server) -> None:
-    page = tab.open(server.url + SMALL).page
-    page.evaluate("document.body.focus()")
-    reached = []
-    for _ in range(150):
-        page.keyboard.press("Tab")
-        reached.append(
-            page.evaluate(
-                "(() => { const e = document.activeElement; return e.id || e.name || "
-                "e.getAttribute('aria-label') || e.textContent.trim().slice(0, 30); })()"
-            )
-        )
-        if reached[-1] == "Coefficients of time":
-            break
-    for name in ("llm", "precision", "gpu-0", "rate", "Requests a second, slider", "tpot_of",
-                 "current", "Prices", "More", "engine", "copy", "decision-file", "as-json",
-                 "filter", "csv", "csv-all", "Coefficients of time"):  # fmt: skip
-        assert name in reached, reached
-    order = [reached.index(name) for name in ("theme", "llm", "rate", "tpot", "current", "engine")]
-    assert order == sorted(order)
-
-
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)])
 def test_every_reader_can_use_it(chromium: Browser, server_with_rows: Server, every: bool) -> None:
     axe = pytest.importorskip("axe_core_python.sync_playwright")
     source = (Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8")
     SCREENS.mkdir(parents=True, exist_ok=True)
     context = chromium.new_context(color_scheme="light")
-    for view, path in (("decide", SMALL), ("rows", "/rows")):
+    views = (("decide", SMALL.replace("0.9", "0.5")), ("none", SMALL), ("rows", "/rows"))
+    for view, path in views:
         tab = Tab(context).open(server_with_rows.url + path)
         page = tab.page
         if view == "rows":
@@ -438,8 +233,16 @@ def test_rows_are_audited_filtered_and_saved(tab: Tab, server_with_rows: Server)
     text = Path(waited.value.path()).read_text(encoding="utf-8")
     assert len(text.splitlines()) == shown + 1
     tab.until(lambda: "scenarios" in page.inner_text("#learning-says"), "no learning curve")
-    assert page.evaluate("energylens.views.learning.data('curve').length") > 3
-    assert "serve --front" in page.inner_text("#forms-says")
+    assert page.evaluate("energylens.views.learning.scenegraph().toJSON().length") > 1000
+    forms = page.locator("#listed tbody tr").count()
+    assert forms > 3
+    assert "to take" in page.inner_text("#listed .knee")
+    assert page.evaluate("energylens.views.forms.scenegraph().toJSON().length") > 1000
+    page.fill("#filter-forms", "cache")
+    kept = page.locator("#listed tbody tr")
+    assert 0 < kept.count() < forms
+    assert all("cache" in text for text in kept.all_inner_texts())
+    assert page.inner_text("#count-forms") == f"{kept.count()} of {forms}"
     page.get_by_role("link", name="What to run").click()
     tab.settle()
     assert "simulated" in page.inner_text("#notes")
@@ -451,3 +254,65 @@ def test_without_rows_the_second_view_says_how(tab: Tab, server: Server) -> None
     page = tab.open(f"{server.url}/rows").page
     assert "--data" in page.inner_text("#problem")
     tab.said[:] = [line for line in tab.said if "status of 404" not in line]
+
+
+def test_a_link_with_part_of_a_question_is_completed(tab: Tab, server: Server) -> None:
+    link = "/?llm=Qwen/Qwen3-8B&gpu=H100&gpu=L40S&max_gpus=3&rate=2&tpot=80ms:p75"
+    page = tab.open(server.url + link).page
+    assert page.is_hidden("#problem"), page.inner_text("#problem")
+    query = tab.query()
+    assert query["gpu"] == ["H100", "L40S"] or query["gpu"] == ["L40S", "H100"]
+    assert (query["max_gpus"], query["tpot"]) == (["3"], ["80ms:p75"])
+    assert (query["input_tokens"], query["output_tokens"]) == (["2000"], ["300"])
+    assert "ttft" not in query
+    assert page.inner_text("#facts").count("p75") == 1
+
+
+def test_images_are_asked_for_where_an_llm_sees(tab: Tab, server: Server) -> None:
+    page = tab.open(server.url + SMALL).page
+    assert page.is_hidden("#images")
+    page.fill("#llm", "Qwen/Qwen3-VL-8B-Instruct")
+    tab.settle()
+    joules = page.inner_text("#facts")
+    page.fill("#images", "3")
+    tab.until(lambda: "images" in tab.query(), "not asked")
+    tab.settle()
+    assert page.inner_text("#facts") != joules
+
+
+def test_an_old_answer_beside_an_error_is_called_one(tab: Tab, server: Server) -> None:
+    page = tab.open(server.url + SMALL).page
+    page.get_by_label("H100-SXM-80GB").uncheck()
+    assert page.inner_text("#problem") == "Choose a GPU type, or more than one."
+    assert page.is_visible("#stale")
+    page.get_by_label("H100-SXM-80GB").check()
+    tab.settle()
+    assert page.is_hidden("#problem")
+    assert page.is_hidden("#stale")
+    page.fill("#find_gpu", "mi3")
+    assert page.locator("#gpus label:visible").all_inner_texts() == [
+        "MI300X", "MI325X", "MI355X", "MI300A"
+    ]  # fmt: skip
+
+
+def test_the_page_says_what_the_command_says(tab: Tab, server: Server) -> None:
+    """What stands on the page is what ``energylens select --json`` prints for its question."""
+    asked = {
+        "a line": "&current=vllm+serve+Qwen/Qwen3-8B+-tp+2+--max-num-seqs+64",
+        "no table": "&gpu=L40S&current=TP1+B32&cached_share=0.3",
+    }
+    for name, rest in asked.items():
+        base = SMALL.split("&current")[0] if name == "a line" else "/?llm=Qwen/Qwen3-8B&rate=1"
+        page = tab.open(server.url + base + rest).page
+        with page.expect_download() as waited:
+            page.click("#decision-file")
+        command = [sys.executable, "-m", "energylens", "select", waited.value.path(), "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        best = json.loads(done.stdout)["configurations"][0]
+        shown = json.loads(server.ask(str(page.get_attribute("#as-json", "href")))[2])
+        fields = ("energy_per_request_j", "power_w", "tpot_s", "ttft_s", "lower_j", "upper_j")
+        more = ("probability_of_meeting_ratio", "gpus", "batch_limit_per_replica")
+        for field in (*fields, *more):
+            assert shown["configurations"][0][field] == pytest.approx(best[field]), (name, field)
+        assert f"{best['energy_per_request_j']:.3g} J" in page.inner_text("#facts")
+        assert f"TP{best['tensor_parallel']}" in page.inner_text("#run")

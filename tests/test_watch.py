@@ -43,7 +43,7 @@ from energylens.records import Case, Configuration, Engine, Source, Workload
 from energylens.scraping import ScrapeError, endpoint, fetch, parse
 from energylens.watching.counters import NAMES, MetricsError, read_counters
 from energylens.watching.drift import Drift
-from energylens.watching.expecting import Done, Expectation
+from energylens.watching.expecting import Done, Expectation, Expected
 from energylens.watching.publishing import registry, serve_metrics
 from energylens.watching.watcher import Watcher
 from energylens.watching.windows import Window
@@ -176,6 +176,7 @@ def test_expected_joules_are_those_of_the_simulated_server_until_it_gets_slower(
     expected = sum(w.expected.energy_j for w in told if w.expected is not None)
     assert expected == pytest.approx(measured, rel=0.05)
     assert [w.drift_ratio for w in told] == pytest.approx([1.0] * before, rel=0.08)
+    assert [w.time_drift_ratio for w in told] == pytest.approx([1.0] * before, rel=0.1)
     assert not any(w.alarm for w in told)
     assert {w.source for w in told} == {"simulated"}
 
@@ -186,6 +187,35 @@ def test_expected_joules_are_those_of_the_simulated_server_until_it_gets_slower(
     assert watcher.totals.restarts == 1
     assert any(w.alarm for w in later), [w.drift_ratio for w in later]
     assert "measure" in later[-1].alarm
+    assert "times lie" in later[-1].alarm
+
+
+def test_times_are_judged_where_prompts_crowd_the_steps_too(model: EnergyModel) -> None:
+    arrivals = trace_like_the_public_one(400.0, 10.0, 7)
+    deployment = Deployment(SimulatedServer(case_of(), arrivals))
+    watcher = watched(deployment, model)
+    told = windows(watcher, 3)
+    assert [w.time_drift_ratio for w in told] == pytest.approx([1.0] * 3, rel=0.1)
+    # Tokens in bursts wait for more prompts than the mean step has.
+    assert max((w.tpot_s or 0.0) / (w.expected_tpot_s or 1.0) for w in told) > 1.1
+    deployment.replace(arrivals, slower=1.3)
+    assert any("times lie" in w.alarm for w in windows(watcher, 3))
+
+
+def test_times_are_not_judged_by_chance() -> None:
+    def of(**more: Any) -> Expected:
+        joules = {"energy_j": 1.0, "idle_j": 0.0, "empty_ratio": 0.0, "basis": "engine steps"}
+        times = {"mean_batch_size": 4.0, "tpot_s": 0.01, "busy_s": 50.0, "decode_ratio": 0.95}
+        given: dict[str, Any] = joules | times
+        return Expected(**(given | more))
+
+    full, idle = done_of(empty_ratio=0.0), done_of(empty_ratio=0.7)
+    assert of().time_ratio(idle, 0.012) == pytest.approx(1.2)
+    crowded = of(decode_ratio=0.7)
+    assert crowded.time_ratio(full, 0.05) == pytest.approx(60.0 / 50.0)
+    assert crowded.time_ratio(idle, 0.05) is None
+    assert of(decode_ratio=0.7, busy_s=None).time_ratio(full, 0.05) is None
+    assert of(tpot_s=None, busy_s=None).time_ratio(full, 0.05) is None
 
 
 def test_a_meter_that_is_updated_every_30_s_says_the_same(model: EnergyModel) -> None:
@@ -305,6 +335,42 @@ def test_the_ranks_of_sglang_count_once() -> None:
     found = read_counters(SGLANG)
     assert (found.engine, found.running, found.waiting) == ("sglang", 3.0, 1.0)
     assert (found.cached_tokens, found.requests) == (200.0, 10.0)
+
+
+def test_replicas_of_sglang_whose_ranks_are_numbered_through_count_each() -> None:
+    gauges = "".join(
+        f'sglang:num_running_reqs{{dp_rank="{dp}",model_name="m",tp_rank="{tp}"}} {running}\n'
+        for dp, tp, running in ((0, 0, 5), (0, 1, 5), (1, 2, 7), (1, 3, 7))
+    )
+    text = SGLANG.replace('sglang:num_running_reqs{model_name="m",tp_rank="0"} 3.0\n', gauges)
+    text = text.replace('sglang:num_running_reqs{model_name="m",tp_rank="1"} 3.0\n', "")
+    assert read_counters(text).running == 12.0
+    alone = "\n".join(
+        x for x in SGLANG.splitlines() if 'source="d' not in x and 'source="h' not in x
+    )
+    assert read_counters(alone + "\n").cached_tokens == 200.0
+
+
+@pytest.mark.parametrize(("asked", "hits", "found"), [(6.0, 2.0, 64.0), (100.0, 40.0, 40.0)])
+def test_early_vllm_counts_its_cache_in_blocks_or_in_tokens(
+    asked: float, hits: float, found: float
+) -> None:
+    early = (
+        f'vllm:gpu_prefix_cache_queries_total{{model_name="a"}} {asked}\n'
+        f'vllm:gpu_prefix_cache_hits_total{{model_name="a"}} {hits}\n'
+        'vllm:cache_config_info{block_size="32",model_name="a"} 1.0\n'
+    )
+    assert read_counters(VLLM_OLD + early).cached_tokens == found
+    assert read_counters(VLLM_OLD).cached_tokens is None
+
+
+def test_what_an_engine_does_not_count_and_models_taken_as_one_are_said() -> None:
+    texts = iter([VLLM_OLD, VLLM_OLD.replace("50.0", "90.0")])
+    watcher = Watcher(lambda: read_counters(next(texts)), None, None, window_s=1e-9, poll_s=1e-9)
+    [window] = windows(watcher, 1)
+    said = " ".join(window.notes)
+    assert "tokens found in a cache" in said
+    assert "serves a and b, which are taken as one" in said
 
 
 @pytest.mark.parametrize(

@@ -132,7 +132,9 @@ def test_kubernetes_objects_fit_each_other() -> None:
     for name in kustomization["resources"]:
         [found] = documents(folder / name)
         made[found["kind"]] = found
-    assert set(made) == {"Deployment", "Service", "ServiceMonitor"}
+    assert set(made) == {"Deployment", "Service", "ServiceMonitor", "PrometheusRule"}
+    [rules] = documents(ALERTS)
+    assert made["PrometheusRule"]["spec"] == rules
     deployment, service = made["Deployment"], made["Service"]
     pod = deployment["spec"]["template"]
     labels = pod["metadata"]["labels"].items()
@@ -156,6 +158,99 @@ def test_kubernetes_objects_fit_each_other() -> None:
     # kustomize reads nothing outside of its folder: the dashboard is there twice, and the same.
     assert board["files"] == [DASHBOARD.name]
     assert (folder / DASHBOARD.name).read_bytes() == DASHBOARD.read_bytes()
+
+
+KUBECTL = shutil.which("kubectl") or shutil.which("kustomize")
+
+
+@pytest.mark.skipif(KUBECTL is None, reason="neither kubectl nor kustomize is installed")
+@pytest.mark.parametrize(("folder", "kinds"), [
+    ("kubernetes", ["ConfigMap", "ConfigMap", "Deployment", "PrometheusRule", "Service",
+                    "ServiceMonitor"]),
+    ("kubernetes/serve", ["Deployment", "Service"]),
+])  # fmt: skip
+def test_kustomize_itself_builds_the_bases(folder: str, kinds: list[str]) -> None:
+    assert KUBECTL is not None
+    verb = "kustomize" if Path(KUBECTL).name == "kubectl" else "build"
+    done = subprocess.run(
+        [KUBECTL, verb, str(DEPLOY / folder)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    made = [d for d in yaml.safe_load_all(done.stdout) if d]
+    assert sorted(d["kind"] for d in made) == kinds
+    settings = [d for d in made if d["kind"] == "ConfigMap"]
+    [pod] = [d["spec"]["template"]["spec"] for d in made if d["kind"] == "Deployment"]
+    for source in (s for c in pod["containers"] for s in c.get("envFrom", ())):
+        assert source["configMapRef"]["name"] in {d["metadata"]["name"] for d in settings}
+
+
+def test_the_page_in_kubernetes_is_asked_where_it_answers() -> None:
+    folder = DEPLOY / "kubernetes" / "serve"
+    [deployment], [service] = (
+        documents(folder / "deployment.yaml"),
+        documents(folder / "service.yaml"),
+    )
+    pod = deployment["spec"]["template"]
+    [container] = pod["spec"]["containers"]
+    parsed = build_parser().parse_args(container["args"])
+    assert (parsed.port, parsed.host) == (container["ports"][0]["containerPort"], "0.0.0.0")
+    assert parsed.allow_host == [service["metadata"]["name"]]
+    assert service["spec"]["selector"].items() <= pod["metadata"]["labels"].items()
+    assert service["spec"]["ports"][0]["targetPort"] == container["ports"][0]["name"]
+    exposed = re.search(r"^EXPOSE (.*)$", (DEPLOY / "Containerfile").read_text(), re.MULTILINE)
+    assert exposed is not None
+    assert str(parsed.port) in exposed[1].split()
+    paths = {container[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")}
+    assert paths == {"/readyz", "/healthz"}
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert container["securityContext"]["readOnlyRootFilesystem"] is True
+
+
+#: What each alert is raised by, and what does not raise it.
+ALERTED = {
+    "EnergyMeasureAgain": ("energylens_drift_alarm", "1x2", "0x2", "1m"),
+    "EnergySavingOpen": ("energylens_saving_open_ratio", "0.3x70", "0.1x70", "65m"),
+    "EnergyMostlyIdle": ("energylens_loaded_idle_energy_ratio", "0.8x370", "0.2x370", "365m"),
+    "EnergyEngineSilent": ("energylens_engine_up", "0x10", "1x10", "6m"),
+    "EnergyMeterSilent": ("energylens_meter_up", "0x10", "1x10", "6m"),
+    "EnergyWindowsMissing": ("energylens_last_window_timestamp_seconds", "0x20", "900x20", "15m"),
+}
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="promtool is not installed")
+def test_each_alert_is_raised_by_what_it_is_for(tmp_path: Path) -> None:
+    assert PROMTOOL is not None
+    [document] = documents(ALERTS)
+    assert {rule["alert"] for rule in document["groups"][0]["rules"]} == set(ALERTED)
+    cases = [
+        {
+            "interval": "1m",
+            "input_series": [{"series": f'{metric}{{model="m"}}', "values": values}],
+            "alert_rule_test": [{"eval_time": at, "alertname": name, "exp_alerts": raised}],
+        }
+        for name, (metric, bad, good, at) in ALERTED.items()
+        for values, raised in ((good, []), (bad, None))
+        if raised is not None
+    ]
+    quiet = tmp_path / "quiet.yml"
+    tests = {"rule_files": [str(ALERTS)], "evaluation_interval": "1m"}
+    quiet.write_text(yaml.safe_dump({**tests, "tests": cases}))
+    done = subprocess.run(
+        [PROMTOOL, "test", "rules", str(quiet)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name, (metric, bad, _, at) in ALERTED.items():
+        # promtool fails where an alert is raised that was not expected, and says which.
+        [case] = [c for c in cases if c["alert_rule_test"][0]["alertname"] == name]
+        loud = {**case, "input_series": [{"series": f'{metric}{{model="m"}}', "values": bad}]}
+        loud["alert_rule_test"] = [{"eval_time": at, "alertname": name, "exp_alerts": []}]
+        path = tmp_path / f"{name}.yml"
+        path.write_text(yaml.safe_dump({**tests, "tests": [loud]}))
+        done = subprocess.run(
+            [PROMTOOL, "test", "rules", str(path)], capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 1
+        assert f'alertname="{name}"' in done.stdout + done.stderr
 
 
 def test_compose_mounts_what_there_is_and_its_command_parses() -> None:

@@ -25,7 +25,16 @@ from energylens.charts.parts import (
     rule,
     table,
 )
-from energylens.charts.theme import CATEGORIES, SHAPES, Spec, hover
+from energylens.charts.theme import (
+    CATEGORIES,
+    PALETTE,
+    SHAPES,
+    Spec,
+    by_category,
+    hover,
+    web_chart,
+    web_log,
+)
 
 REGRET_TICKS = (0, 0.5, 1, 2, 5, 10, 30, 100, 300, 1000)
 FRAME = 2.0  # ends of the median curve: what goes farther is cut and labelled
@@ -169,6 +178,46 @@ def residuals(
             ],
         },
     )  # fmt: skip
+
+
+def every_row(*, dark: bool = False) -> Spec:
+    """Draw predicted over measured joules against measured ones.
+
+    Named data: ``rows`` with ``measured``, ``ratio``, ``g`` (place of the category) and what a
+    hover says (``llm``, ``gpu``, ``configuration``, ``tokens``, ``predicted``, ``source``).
+    """
+    return {
+        **web_chart(
+            "Predicted over measured joules of every row, against the measured joules. At 1 the "
+            "two agree.",
+            300,
+            dark=dark,
+        ),
+        "layer": [
+            {
+                "data": {"values": [{"ratio": 1}]},
+                "mark": {"type": "rule", "color": PALETTE["muted"][dark], "aria": False},
+                "encoding": {"y": {"field": "ratio", "type": "quantitative"}},
+            },
+            {
+                "data": {"name": "rows"},
+                "mark": {"type": "point", "filled": True, "size": 34, "opacity": 0.7,
+                         "aria": False},
+                "encoding": {
+                    "x": web_log("measured", "measured joules", format="~s"),
+                    "y": web_log("ratio", "predicted / measured", format=".2~f", tickCount=6,
+                                 minExtent=48, maxExtent=48),
+                    **by_category("g", dark=dark),
+                    "tooltip": hover(
+                        llm="LLM", gpu="GPU type", precision="precision",
+                        configuration="configuration", tokens="tokens in + out",
+                        measured=("measured J", ".4~g"), predicted=("predicted J", ".4~g"),
+                        source="source",
+                    ),
+                },
+            },
+        ],
+    }  # fmt: skip
 
 
 def learning(

@@ -15,6 +15,29 @@ BARS = 10  # that the height is for
 LABELS_WIDE = 150  # of the names of configurations, in pixels
 AXIS_WIDE = 44  # of numbers
 
+#: Roles of the energy law's terms, no two alike: where both laws have a term it has one colour.
+JOULE_ROLES: Mapping[str, str] = {
+    "prefill_launch": "prefill-1",
+    "prefill_compute": "prefill-3",
+    "vision": "prefill-2",
+    "media_waiting": "prefill-4",
+    "decode_launch": "category-5",
+    "decode_weights": "decode-1",
+    "narrow_weights": "decode-2",
+    "decode_compute": "decode-3",
+    "decode_sequence": "decode-5",
+    "decode_cache": "decode-4",
+    "weight_only_weights": "decode-6",
+    "narrow_steps": "decode-7",
+    "expert_imbalance": "category-4",
+    "tensor_parallel": "layout-1",
+    "tensor_length": "category-3",
+    "pipeline_parallel": "layout-2",
+    "pipeline_length": "layout-4",
+    "capped_headroom": "category-1",
+    "capped_compute": "category-6",
+    "idle_gpus": "layout-3",
+}
 #: Roles of the time law's terms and of what is not of a law.
 TIME_ROLES: Mapping[str, str] = {
     "step_weights": "decode-1",
@@ -148,7 +171,7 @@ def stacked(
                          "maxExtent": LABELS_WIDE},
             },
             "x": {"field": field, "type": "quantitative", "title": title,
-                  "axis": {"tickCount": 4, "format": "~s"}},
+                  "axis": {"tickCount": 4, "format": ",~g"}},
             "order": {"field": "k"},
             "color": {"field": "term", "type": "nominal", "legend": None,
                       "scale": {"domain": [name for name, _, _ in terms], "range": colours}},

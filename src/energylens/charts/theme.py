@@ -36,9 +36,12 @@ PALETTE: Mapping[str, tuple[str, str]] = {
     "decode-3": ("#ee8432", "#ff9f5e"),
     "decode-4": ("#f8ab69", "#ffbd8a"),
     "decode-5": ("#fcd0a4", "#ffd9b8"),
+    "decode-6": ("#5c2500", "#9c4710"),
+    "decode-7": ("#b58a66", "#d2ab88"),
     "layout-1": ("#00876a", "#2fc39c"),
     "layout-2": ("#8d4f9f", "#cf93de"),
     "layout-3": ("#7d868f", "#98a2ad"),
+    "layout-4": ("#66b39b", "#86e0c6"),
 }
 
 #: Roles and shapes of categories, in the order in which they are taken.
@@ -49,6 +52,18 @@ SHAPES = ("circle", "square", "triangle-up", "cross", "diamond", "triangle-down"
 def colour(role: str, *, dark: bool) -> str:
     """Colour of a role on light or dark paper."""
     return PALETTE[role][int(dark)]
+
+
+_TURNED = dict(PALETTE.values())
+
+
+def turned(spec: Any) -> Any:
+    """Turn a spec drawn for light paper into one for dark, each role in its other colour."""
+    if isinstance(spec, dict):
+        return {name: turned(part) for name, part in spec.items()}
+    if isinstance(spec, list):
+        return [turned(part) for part in spec]
+    return _TURNED.get(spec, spec) if isinstance(spec, str) else spec
 
 
 def theme(*, dark: bool = False) -> Spec:

@@ -13,6 +13,7 @@ import numpy as np
 
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.charts import energy as charts
+from energylens.charts.service import JOULE_ROLES
 from energylens.charts.theme import Spec
 from energylens.dataset import Dataset
 from energylens.explanation import SUBJECTS, Explanation
@@ -68,8 +69,12 @@ def energy_breakdown(
     visible = (parts / total[:, None]).max(axis=0) >= 0.01
     seen = np.flatnonzero(visible)
     segments = [
-        charts.Segment(name=term_title(model.terms[k]), role=role, energy_j=parts[:, k])
-        for k, role in zip(seen, _term_roles([model.terms[k] for k in seen]), strict=True)
+        charts.Segment(
+            name=term_title(model.terms[k]),
+            role=JOULE_ROLES[model.terms[k].name],
+            energy_j=parts[:, k],
+        )
+        for k in seen
     ]
     if (parts[:, ~visible] > 0).any():
         others = parts[:, ~visible].sum(axis=1)
@@ -146,18 +151,6 @@ def energy_breakdown(
 
 def _phase(term: Term) -> str:
     return "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
-
-
-def _term_roles(terms: Sequence[Term]) -> tuple[str, ...]:
-    """Colour role of each term: shades of a hue for each phase, a hue each for the layout."""
-    shades = {"prefill": 4, "decode": 5, "layout": 3}
-    used = dict.fromkeys(shades, 0)
-    roles = []
-    for term in terms:
-        phase = _phase(term)
-        roles.append(f"{phase}-{used[phase] % shades[phase] + 1}")
-        used[phase] += 1
-    return tuple(roles)
 
 
 def _shares(columns: Mapping[str, FloatArray], total: FloatArray, row: int) -> str:

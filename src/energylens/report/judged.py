@@ -30,7 +30,7 @@ CURVES = 6  # most estimators that a learning curve names
 WORST_RATIO = 3.0  # times the median regret: longer bars leave the frame
 
 #: Metrics of a learning curve: as recorded, as drawn, as named.
-_CURVES = (
+METRICS = (
     ("top1_within_noise_ratio", "top1", "choice within noise of the best (%)"),
     ("regret_mean_ratio", "regret", "mean regret (%)"),
     ("mape_ratio", "error", "mean absolute error (%)"),
@@ -231,7 +231,7 @@ def learning_curves(evaluation: Evaluation) -> Picture:
     others = [name for name in evaluation.estimators if name not in named]
     metrics = [
         (metric, kind, label)
-        for metric, kind, label in _CURVES
+        for metric, kind, label in METRICS
         if any(
             getattr(score.metrics, metric) is not None for score in evaluation.estimators.values()
         )

@@ -69,6 +69,14 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 PREFIXES = ("vllm:", "sglang:", "sglang_", "process_start_time_seconds")
 NEEDED = ("requests", "prompt_tokens", "output_tokens")
 NO_COUNTS = ("running", "waiting", "started_s")
+#: What early vLLM V1 said of its cache: queries, hits, and the size of its blocks.
+EARLY = (
+    "vllm:gpu_prefix_cache_queries_total",
+    "vllm:gpu_prefix_cache_hits_total",
+    "vllm:cache_config_info",
+)
+#: Tokens of a block of the cache where vLLM does not say, and what tells blocks from tokens.
+BLOCK_TOKENS, MANY_TOKENS = 16.0, 4.0
 #: Histograms that the spread of prompts and of outputs is read from.
 _LENGTHS = {
     "vllm": ("vllm:request_prompt_tokens", "vllm:request_generation_tokens"),
@@ -149,7 +157,7 @@ def read_counters(text: str, *, model_name: str = "", where: str = "the endpoint
             f"{where} must show metrics of vLLM or SGLang (vllm:..., sglang:...), and shows none: "
             "give the engine's own /metrics; SGLang needs --enable-metrics."
         )
-    series = [s for s in series if s.name.startswith((engine, "process_")) and _first_rank(s)]
+    series = _once([s for s in series if s.name.startswith((engine, "process_"))])
     served = sorted({s.labels["model_name"] for s in series if s.labels.get("model_name")})
     if model_name:
         if model_name not in served:
@@ -160,6 +168,8 @@ def read_counters(text: str, *, model_name: str = "", where: str = "the endpoint
         series = [s for s in series if s.labels.get("model_name", model_name) == model_name]
         served = [model_name]
     values = {field: total(series, *names) for field, names in NAMES[engine].items()}
+    if engine == "vllm" and values["cached_tokens"] is None:
+        values["cached_tokens"] = _early_hits(series, values["prompt_tokens"])
     if missing := [NAMES[engine][name][0] for name in NEEDED if values[name] is None]:
         raise MetricsError(
             f"{where} does not show {' and '.join(missing)} as numbers: a router or a cache hides "
@@ -173,10 +183,37 @@ def read_counters(text: str, *, model_name: str = "", where: str = "the endpoint
     )
 
 
-def _first_rank(series: Series) -> bool:
-    """Whether a series is of the rank that speaks for all: every other one says the same again."""
-    ranks = (series.labels.get(name, "0") for name in ("tp_rank", "pp_rank", "moe_ep_rank"))
-    return all(rank in ("", "0") for rank in ranks) and series.labels.get("cache_source") != "total"
+RANKS = ("tp_rank", "pp_rank", "moe_ep_rank")
+
+
+def _once(series: Sequence[Series]) -> list[Series]:
+    """Leave out what is said twice: by every rank of a replica, and by a total beside its parts.
+
+    With data-parallel attention SGLang numbers the ranks of all replicas through: the first of the
+    second replica has not number 0.
+    """
+    found: dict[tuple[str, frozenset[tuple[str, str]]], tuple[tuple[int, ...], Series]] = {}
+    for one in series:
+        rest = frozenset((k, v) for k, v in one.labels.items() if k not in RANKS)
+        ranks = tuple(int(r) if (r := one.labels.get(k, "")).isdecimal() else 0 for k in RANKS)
+        before = found.get((one.name, rest))
+        if before is None or ranks < before[0]:
+            found[one.name, rest] = (ranks, one)
+    kept = [one for _, one in found.values()]
+    parts = {s.name for s in kept if s.labels.get("cache_source", "total") != "total"}
+    return [s for s in kept if s.labels.get("cache_source") != "total" or s.name not in parts]
+
+
+def _early_hits(series: Sequence[Series], prompt_tokens: float | None) -> float | None:
+    """Tokens found in the cache by early vLLM V1, which counts blocks at first and tokens later."""
+    asked, hits, room = EARLY
+    asked_for, found = total(series, asked), total(series, hits)
+    if found is None or asked_for is None or prompt_tokens is None:
+        return None
+    blocks = asked_for * MANY_TOKENS < prompt_tokens
+    sizes = (s.labels.get("block_size", "") for s in series if s.name == room)
+    size = next((float(word) for word in sizes if word.isdecimal()), BLOCK_TOKENS)
+    return found * size if blocks else found
 
 
 def _spread(series: Sequence[Series], name: str) -> float | None:

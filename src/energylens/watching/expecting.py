@@ -28,6 +28,7 @@ LEAST_LOOKS = 8  # at the requests in flight, for the spread of batches to be kn
 STEPS = 32  # that stand for all of a window
 #: Beyond it engine and law do not count the same work: the engine's numbers are then left alone.
 LARGEST_WORK_RATIO = 3.0
+MOSTLY_DECODE, MOSTLY_BUSY = 0.9, 0.8
 COMPUTE = ("prefill_compute", "decode_compute")
 MEMORY = ("decode_weights", "narrow_weights", "weight_only_weights", "decode_cache")
 
@@ -97,6 +98,12 @@ class Expected:
         Sequences that shared a step of a replica.
     basis : str
         What it rests on: ``engine work``, ``engine steps`` or ``token rates``.
+    tpot_s : float or None
+        Seconds of a step at that batch, prompts among them; None without a time law.
+    busy_s : float or None
+        Seconds of all steps and prompts of a replica, where the engine counts its steps.
+    decode_ratio : float
+        Share of decoding in the seconds of a step.
     work_ratio : (float, float) or None
         FLOPs and bytes as the engine reckons them over those of its tokens.
     """
@@ -106,7 +113,24 @@ class Expected:
     empty_ratio: float
     mean_batch_size: float
     basis: str
+    tpot_s: float | None = None
+    busy_s: float | None = None
+    decode_ratio: float = 0.0
     work_ratio: tuple[float, float] | None = None
+
+    def time_ratio(self, done: Done, tpot_s: float | None) -> float | None:
+        """Measured over expected time; None where chance would say more than the engine.
+
+        Where prompts take little of a step it is that of a token. Where they take more, tokens that
+        come in bursts wait for more of them than the mean step has: then it is the time in which
+        something ran, which the looks know well enough where it is most of the window.
+        """
+        if tpot_s and self.tpot_s and self.decode_ratio >= MOSTLY_DECODE:
+            return tpot_s / self.tpot_s
+        busy = 0.0 if done.empty_ratio is None else 1.0 - done.empty_ratio
+        if self.busy_s and busy >= MOSTLY_BUSY:
+            return busy * done.seconds / self.busy_s
+        return None
 
 
 def _stretch(drawn: FloatArray, batch: float) -> float:
@@ -215,12 +239,18 @@ class Expectation:
                 for compute, memory in shares
             ]
             prompts_j, steps_j = prompts_j * more[0], steps_j * more[1]
-        step_s = None
+        step_s = busy_s = None
+        decode_ratio = 0.0
         if self.time is not None:
             law = self.time.without_factors().steps(cases, lengths.output_cv)
             one = np.array([batch])
             prompt_s = float(law.prompts_s(np.array([lengths.input_tokens]), one)[0])
-            step_s = float(law.step_s(one)[0]) + done.prompts / steps * prompt_s
+            prompt_s *= done.prompts / steps
+            step_s = float(law.step_s(one)[0]) + prompt_s
+            decode_ratio = 1.0 - prompt_s / step_s
+            if done.steps:
+                own_s = float(np.mean([law.step_s(np.array([n]))[0] for n in batches]))
+                busy_s = done.steps / replicas * (own_s + prompt_s)
         if done.empty_ratio is not None:
             empty = done.empty_ratio
         else:
@@ -233,6 +263,9 @@ class Expectation:
             empty_ratio=empty,
             mean_batch_size=batch,
             basis=basis,
+            tpot_s=step_s,
+            busy_s=busy_s,
+            decode_ratio=decode_ratio,
             work_ratio=ratio,
         )
 

@@ -106,6 +106,11 @@ GAUGES: tuple[tuple[str, str, Value], ...] = (
         lambda w: w.tpot_s,
     ),
     (
+        "energylens_expected_tpot_seconds",
+        "Time between two tokens that the time law expects at the batch of the last window.",
+        lambda w: w.expected_tpot_s,
+    ),
+    (
         "energylens_best_power_watts",
         "Watts that the best configuration would draw at the load of the last window, by the law.",
         _of("saving", "best_power_w"),
@@ -134,6 +139,16 @@ GAUGES: tuple[tuple[str, str, Value], ...] = (
         "energylens_drift_reference_ratio",
         "What that ratio was when watching began.",
         lambda w: w.drift_reference_ratio,
+    ),
+    (
+        "energylens_time_drift_ratio",
+        "Measured over expected time of tokens or steps in the last window.",
+        lambda w: w.time_drift_ratio,
+    ),
+    (
+        "energylens_time_drift_reference_ratio",
+        "What that ratio was when watching began.",
+        lambda w: w.time_drift_reference_ratio,
     ),
     ("energylens_window_seconds", "Length of the last window.", lambda w: w.seconds),
     (
@@ -241,7 +256,7 @@ class WatchCollector:
         if watcher.expectation is not None:
             yield gauge(
                 "energylens_drift_alarm",
-                "1 where joules no longer go with the law: measure this deployment again and fit.",
+                "1 where joules or times no longer go with the law: measure this deployment again.",
                 bool(watcher.alarm),
                 own,
             )

@@ -32,7 +32,7 @@ from vllm.v1.metrics.loggers import AggregateStatLoggerBase
 
 from energylens.errors import EnergyLensError, UsageError
 from energylens.foreign import printable
-from energylens.watching.counters import NAMES, Counters, read_counters
+from energylens.watching.counters import EARLY, NAMES, Counters, read_counters
 from energylens.watching.expecting import Expectation
 from energylens.watching.publishing import WatchCollector
 from energylens.watching.watcher import POLL_S, WINDOW_S, Watcher
@@ -97,7 +97,11 @@ class EnergyLensStatLogger(AggregateStatLoggerBase):  # type: ignore[misc]
         meter = open_meter(_said("METER") or "auto")
         registry = prometheus_client.REGISTRY
         names = {name for every in NAMES["vllm"].values() for name in every}
-        names |= {"vllm:request_prompt_tokens_bucket", "vllm:request_generation_tokens_bucket"}
+        names |= {
+            *EARLY,
+            "vllm:request_prompt_tokens_bucket",
+            "vllm:request_generation_tokens_bucket",
+        }
 
         def look() -> Counters:
             shown = prometheus_client.generate_latest(registry.restricted_registry(sorted(names)))

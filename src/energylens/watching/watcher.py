@@ -21,6 +21,8 @@ from energylens.watching.expecting import Done, Expectation
 from energylens.watching.windows import Window
 
 WINDOW_S, POLL_S, DRIFT_RATIO = 60.0, 1.0, 0.1
+#: Of the drift allowed to joules, that of times: they bend more with what runs beside.
+TIME_FACTOR = 2.0
 #: Requests that a window needs to be judged by: the edges of fewer weigh too much.
 LEAST_REQUESTS = 5.0
 FARTHEST = 1.3  # factor of the law's joules beyond which it is not of this deployment
@@ -79,7 +81,8 @@ class Watcher:
     window_s, poll_s : float
         Length of a window, and time between two looks.
     drift_ratio : float
-        Measured over expected joules that are off by so much for two windows raise the alarm.
+        Measured over expected joules that are off by so much for two windows raise the alarm, and
+        times that are off by twice as much.
     learn_idle : bool
         Whether windows in which nothing ran say what loaded idle GPUs draw.
 
@@ -109,7 +112,7 @@ class Watcher:
             raise UsageError(f"the drift allowed must lie above 0, as 0.1; given {drift_ratio:g}")
         self._engine, self._meter, self.expectation = engine, meter, expectation
         self.window_s, self.poll_s = window_s, poll_s
-        self.drift = Drift(drift_ratio)
+        self.drift, self.time_drift = Drift(drift_ratio), Drift(TIME_FACTOR * drift_ratio)
         self.totals = Totals()
         self.last: Window | None = None
         self.names: tuple[str, ...] = ()
@@ -338,25 +341,33 @@ class Watcher:
         if telling and measured is not None and expected.energy_j > 0:
             ratio = measured / expected.energy_j
             self.drift.add(ratio)
+        time_ratio = None
+        if telling and (time_ratio := expected.time_ratio(done, window.tpot_s)) is not None:
+            self.time_drift.add(time_ratio)
         return replace(
             window,
             expected=expected,
             saving=saving,
             drift_ratio=ratio,
             drift_reference_ratio=self.drift.reference,
+            time_drift_ratio=time_ratio,
+            time_drift_reference_ratio=self.time_drift.reference,
             alarm=self.alarm,
         )
 
     @property
     def alarm(self) -> str:
         """Why this deployment should be measured again; empty where it need not be."""
-        off = self.drift.off_ratio or 0.0
         reference = self.drift.reference or 1.0
-        if self.drift.alarm:
-            side = "above" if off > 0 else "below"
+        off = [
+            f"{what} lie {abs(drift.off_ratio):.0%} {'above' if drift.off_ratio > 0 else 'below'}"
+            for what, drift in (("joules", self.drift), ("times", self.time_drift))
+            if drift.alarm and drift.off_ratio is not None
+        ]
+        if off:
             return (
-                f"joules lie {abs(off):.0%} {side} what they were against the law: measure this "
-                "deployment again and fit"
+                f"{' and '.join(off)} what they were against the law: measure this deployment "
+                "again and fit"
             )
         if self.source is not Source.ESTIMATED and not 1 / FARTHEST < reference < FARTHEST:
             return (
@@ -396,6 +407,13 @@ def _done(
     first = counted.get("first_tokens")
     if first is None:
         notes.append("the engine does not count first tokens: as many prompts as requests ended")
+    if cached is None:
+        notes.append("the engine does not count tokens found in a cache: all prompts are computed")
+    if len(counters.model_names) > 1:
+        notes.append(
+            f"the endpoint serves {' and '.join(counters.model_names)}, which are taken as one: "
+            "name the one that is meant (--model-name)"
+        )
     if counted.get("steps") is None:
         notes.append("the engine does not count steps: requests in flight say how full they were")
     looked = opened.seen_s > 0

@@ -39,6 +39,8 @@ class Window:
     tpot_s: float | None = None
     drift_ratio: float | None = None
     drift_reference_ratio: float | None = None
+    time_drift_ratio: float | None = None
+    time_drift_reference_ratio: float | None = None
     alarm: str = ""
     notes: tuple[str, ...] = field(default=())
 
@@ -79,6 +81,11 @@ class Window:
     def expected_power_w(self) -> float | None:
         """By the law."""
         return None if self._expected_j is None else self._expected_j / self.seconds
+
+    @property
+    def expected_tpot_s(self) -> float | None:
+        """By the time law."""
+        return None if self.expected is None else self.expected.tpot_s
 
     @property
     def idle_energy_ratio(self) -> float | None:
@@ -127,10 +134,13 @@ class Window:
             "idle_energy_ratio": self.idle_energy_ratio,
             "ttft_s": self.ttft_s,
             "tpot_s": self.tpot_s,
+            "expected_tpot_s": self.expected_tpot_s,
             "best": None if saving is None else asdict(saving) | {"saving_ratio": saving.ratio},
             "saving_w": self.saving_w,
             "drift_ratio": self.drift_ratio,
             "drift_reference_ratio": self.drift_reference_ratio,
+            "time_drift_ratio": self.time_drift_ratio,
+            "time_drift_reference_ratio": self.time_drift_reference_ratio,
             "alarm": self.alarm or None,
             "notes": list(self.notes),
         }

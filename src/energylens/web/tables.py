@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -11,20 +12,25 @@ import numpy as np
 from pydantic_core import to_json
 
 from energylens import __version__, audit, catalog
-from energylens.charts import rows as row_charts
+from energylens.cases import FloatArray
+from energylens.charts import judged as judged_charts
 from energylens.charts import service as service_charts
-from energylens.charts.theme import CATEGORIES, Spec
+from energylens.charts.parts import NARROW, WIDTH
+from energylens.charts.theme import CATEGORIES, Spec, turned
 from energylens.dataset import Dataset
 from energylens.discovery import Front
-from energylens.formula import EXTENSIONS, Term, terms_of
+from energylens.formula import EXTENSIONS, terms_of
 from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.lengths import MIXES
+from energylens.report.judged import METRICS, discovery_front
 from energylens.savings import Prices
 from energylens.schemas import headed
 from energylens.web.answers import IDLE, NODE, short
 from energylens.web.models import Loaded
 
+WIDE = 1180  # of figures on a wide page, in pixels
 MOST_ROWS = 5_000  # that the second view draws; of more, evenly spread ones
+_LONG = re.compile(r"\d+\.\d{3,}(?:[eE][-+]?\d+)?")  # a number with more digits than are read
 #: Estimators of the learning curve: none needs an optional package.
 JUDGED = ("energylens", "energylens-datasheet", "log-linear", "largest-batch")
 CURVE = (10, 25, 50, 100, 200, 400)
@@ -63,22 +69,12 @@ def _words(name: str) -> str:
 
 
 def _joule_terms() -> list[tuple[str, str, str]]:
-    """Name, words and colour role of all terms: shades of a hue for each phase."""
-    shades = {"prefill": 4, "decode": 5, "layout": 3}
-    used = dict.fromkeys(shades, 0)
-
-    def role(term: Term) -> str:
-        phase = "decode" if term.prefill is None else "prefill" if term.decode is None else "layout"
-        used[phase] += 1
-        return f"{phase}-{(used[phase] - 1) % shades[phase] + 1}"
-
-    every = {term.name: term for term in terms_of(tuple(EXTENSIONS))}
-    made = [(name, _words(name), role(term)) for name, term in every.items()]
-    return [(n, w, r) for n, w, r in made if n != "idle_gpus"] + [
-        (IDLE, IDLE, "muted"),
-        (NODE, NODE, "category-6"),
-        *((n, w, r) for n, w, r in made if n == "idle_gpus"),
-    ]
+    """Name, words and colour role of all terms, in the order of the stack."""
+    roles = service_charts.JOULE_ROLES
+    listed = [(t.name, _words(t.name), roles[t.name]) for t in terms_of(tuple(EXTENSIONS))]
+    last = [term for term in listed if term[0] == "idle_gpus"]
+    return [*(t for t in listed if t not in last), (IDLE, IDLE, "muted"),
+            (NODE, NODE, "layout-3"), *last]  # fmt: skip
 
 
 def _time_terms() -> list[tuple[str, str, str]]:
@@ -96,9 +92,7 @@ def specs(*, dark: bool) -> dict[str, Spec]:
         "seconds": stacked(_time_terms(), field="s", title="seconds of a request", dark=dark),
         "curve-energy": service_charts.curve("j", "J a request", last=False, dark=dark),
         "curve-tpot": service_charts.curve("tpot_ms", "ms a token", last=True, dark=dark),
-        "residuals": row_charts.residuals(dark=dark),
-        "learning": row_charts.learning(dark=dark),
-        "forms": row_charts.forms(dark=dark),
+        "residuals": judged_charts.every_row(dark=dark),
     }
 
 
@@ -118,6 +112,7 @@ def start(loaded: Loaded) -> bytes:
         {
             "version": __version__,
             "llms": [record["id"] for _, record in _llms()],
+            "seeing": [record["id"] for _, record in _llms() if record["vision"]],
             "gpus": [record["id"] for _, record in _gpus()],
             "precisions": list(catalog.precisions()),
             "models": loaded.names(),
@@ -185,19 +180,33 @@ def residuals(loaded: Loaded, dataset: Dataset) -> dict[str, Any]:
     }
 
 
-def forms(front: Front) -> list[dict[str, Any]]:
-    """Discovered forms, from simple to complex."""
-    return [
-        {
-            "form": point.expression.text,
-            "complexity": point.complexity,
-            "error_percent": 100 * point.held_out_mape_ratio,
-            "spread_percent": 100 * point.held_out_error_ratio,
-            "top1_percent": None if point.top1_ratio is None else 100 * point.top1_ratio,
-            "knee": point.knee,
-        }
-        for point in front.points
-    ]
+def by_width(draw: Callable[[int], Spec]) -> list[dict[str, Any]]:
+    """Draw for a wide page, a page and a telephone, on light paper and on dark."""
+    drawn = [(width, draw(width)) for width in (WIDE, WIDTH, NARROW)]
+    return [{"width": width, "light": spec, "dark": turned(spec)} for width, spec in drawn]
+
+
+def forms(front: Front) -> dict[str, Any]:
+    """Discovered forms, from simple to complex, and the report's figure of them."""
+    picture = discovery_front(front)
+    return {
+        "drawn": by_width(picture.draw),
+        "caption": picture.caption,
+        "notes": [*front.cautions, *front.notes],
+        "listed": [
+            {
+                "form": _LONG.sub(lambda m: f"{float(m.group()):.3g}", point.expression.text),
+                "terms": len(point.terms),
+                "complexity": point.complexity,
+                "in_sample_percent": 100 * point.in_sample_mape_ratio,
+                "error_percent": 100 * point.held_out_mape_ratio,
+                "top1_percent": _percent(point.top1_ratio),
+                "regret_percent": _percent(point.regret_mean_ratio),
+                "knee": point.knee,
+            }
+            for point in front.points
+        ],
+    }
 
 
 def judging(path: str, dataset: Dataset) -> list[str]:
@@ -225,12 +234,37 @@ def learning(document: dict[str, Any]) -> dict[str, Any]:
         for name, score in point["estimators"].items()
     ]
     return {
-        "estimators": list(dict.fromkeys(point["name"] for point in points)),
+        "drawn": by_width(lambda width: _curves(document["curve"], width)),
         "points": points,
         "repeats": document["repeats"],
         "scenarios": document["scenarios"],
         "notes": document["notes"],
     }
+
+
+def _curves(curve: list[dict[str, Any]], width: int) -> Spec:
+    """Draw the report's three metrics against the rows trained on."""
+    names = [n for n in JUDGED if all(n in point["estimators"] for point in curve)]
+
+    def means(metric: str) -> dict[str, FloatArray]:
+        return {
+            name: 100 * np.array([point["estimators"][name][metric] for point in curve], float)
+            for name in names
+        }
+
+    def band(metric: str) -> FloatArray:
+        found = [(point["estimators"][names[0]]["bands"] or {}).get(metric) for point in curve]
+        ends = [(b["p05"], b["p95"]) if b else (None, None) for b in found]
+        return 100 * np.array(ends, dtype=np.float64)
+
+    panels = [(kind, title, means(metric), band(metric)) for metric, kind, title in METRICS]
+    return judged_charts.learning(
+        [panel for panel in panels if np.isfinite(panel[2][names[0]]).any()],
+        [point["train_rows"] for point in curve],
+        named=names,
+        others=[],
+        width=width,
+    )
 
 
 def _percent(ratio: float | None) -> float | None:

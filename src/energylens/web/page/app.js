@@ -3,8 +3,9 @@ import { $, SHAPES, begin, chance, charts, colours, csv, draw, el, joules, key, 
 const form = $("#ask");
 const REST_MS = 250; // the slider rests: probabilities are asked for
 const SAME_RATIO = 1e-3; // of the joules: choices nearer to each other take the same
-const FIRST_GPUS = ["H100-SXM-80GB", "H200-SXM-141GB", "A100-SXM-80GB", "B200-SXM-180GB"];
+const FIRST_GPUS = ["H100-SXM-80GB", "B200", "H200-SXM-141GB", "MI300X", "A100-SXM-80GB", "L40S"];
 const PARTS = ["mean", "p50", "p90", "p95", "p99"];
+const NEEDED = ["llm", "max_gpus", "input_tokens", "output_tokens", "meet"];
 let start = null;
 let answer = null;
 let asking = false;
@@ -17,11 +18,10 @@ let turn = 0;
 function fill() {
   $("#llms").replaceChildren(...start.llms.map((name) => el("option", { value: name })));
   const known = [...new Set([...FIRST_GPUS.filter((g) => start.gpus.includes(g)), ...start.gpus])];
-  $("#gpus").replaceChildren(...known.map((name, i) => {
-    const box = el("input", { type: "checkbox", name: "gpu", value: name, id: `gpu-${i}`, checked: i === 0 });
-    return el("label", { htmlFor: `gpu-${i}` }, box, name);
-  }));
-  $("#precision").replaceChildren(el("option", { value: "" }, "the LLM's own"), ...start.precisions.map((p) => el("option", { value: p }, p)));
+  $("#gpus").replaceChildren(...known.map((name, i) => gpuBox(name, i === 0)));
+  $("#find_gpu").placeholder = `find among ${known.length}`;
+  findGpus();
+  $("#precision").replaceChildren(el("option", { value: "" }, "LLM's own"), ...start.precisions.map((p) => el("option", { value: p }, p)));
   const own = start.given ? `${start.given} (given)` : "packaged, by GPU type";
   $("#model").replaceChildren(el("option", { value: "" }, own), ...start.models.filter((m) => m !== "given").map((m) => el("option", { value: m }, m)));
   for (const id of ["tpot_of", "ttft_of"]) $(`#${id}`).replaceChildren(...PARTS.map((p) => el("option", { value: p }, p)));
@@ -31,10 +31,29 @@ function fill() {
   $("#to-rows").hidden = !start.table;
 }
 
+function gpuBox(name, checked) {
+  const id = `gpu-${name.toLowerCase().replace(/[^a-z0-9]+/g, "-")}`;
+  return el("label", { htmlFor: id }, el("input", { type: "checkbox", name: "gpu", value: name, id, checked }), name);
+}
+// Some at first, and those that are asked about; the others when they are looked for.
+function findGpus() {
+  const wanted = $("#find_gpu").value.trim().toLowerCase();
+  [...$("#gpus").children].forEach((label, i) => {
+    const box = label.firstChild;
+    label.hidden = wanted ? !box.value.toLowerCase().includes(wanted) : !box.checked && i >= FIRST_GPUS.length;
+  });
+}
+
+// Images are asked for where the LLM sees them.
+function seen() {
+  const name = $("#llm").value.trim();
+  $("#seen").hidden = !start.seeing.includes(name) && !$("#images").value && !$("#frames").value;
+}
+
 function question() {
   const q = new URLSearchParams();
   for (const field of form.elements) {
-    if (!field.name || (field.type === "checkbox" && !field.checked)) continue;
+    if (!field.name || field.closest("[hidden]") && field.type !== "checkbox" || (field.type === "checkbox" && !field.checked)) continue;
     const value = field.value.trim();
     if (value !== "") q.append(field.name, value);
   }
@@ -46,21 +65,36 @@ function question() {
   return q;
 }
 
+function choose(field, value) {
+  if (field.tagName === "SELECT" && ![...field.options].some((option) => option.value === value)) field.append(el("option", { value }, value));
+  field.value = value;
+}
+
 function restore() {
   const q = new URLSearchParams(location.search);
   if (![...q.keys()].some((name) => name !== "renderer")) return;
+  const boxes = () => [...$("#gpus").querySelectorAll("input")];
+  if (q.has("gpu")) {
+    const asked = q.getAll("gpu");
+    for (const box of boxes()) box.checked = asked.includes(box.value);
+    // A name that the list spells otherwise, or not at all, is asked as it stands.
+    const listed = new Set(boxes().map((box) => box.value));
+    for (const name of asked) if (!listed.has(name)) $("#gpus").prepend(gpuBox(name, true));
+    findGpus();
+  }
   for (const field of form.elements) {
-    if (!field.name) continue;
-    if (field.type === "checkbox") { if (q.has(field.name)) field.checked = q.getAll(field.name).includes(field.value); }
-    else field.value = q.get(field.name) ?? (field.tagName === "SELECT" && field.name === "max_gpus" ? "8" : field.name in start.prices ? start.prices[field.name] : "");
+    if (!field.name || field.type === "checkbox") continue;
+    const value = q.get(field.name);
+    // What every question needs keeps its default; what may be left out is left out.
+    if (value === null) { if (!NEEDED.includes(field.name)) field.value = start.prices[field.name] ?? ""; }
+    else choose(field, value);
   }
   for (const id of ["tpot", "ttft"]) {
     const found = /^([\d.]+)(us|ms|s|min)?(?::(p[\d.]+))?$/.exec(q.get(id) ?? "");
     const scale = { us: 1e-3, ms: 1, s: 1e3, min: 6e4 };
     $(`#${id}`).value = found ? Number((found[1] * scale[found[2] ?? "s"]).toPrecision(6)) : "";
     const part = found?.[3] ?? "mean";
-    if (!PARTS.includes(part)) $(`#${id}_of`).append(el("option", { value: part }, part));
-    $(`#${id}_of`).value = part;
+    choose($(`#${id}_of`), part);
   }
 }
 
@@ -76,16 +110,18 @@ function toSliders(except) {
 
 form.addEventListener("input", (event) => {
   const slider = event.target;
+  if (slider.id === "find_gpu") { findGpus(); return; }
   if (slider.dataset?.for) {
     const value = linear(slider) ? Number(slider.value) : 10 ** slider.value;
     $(`#${slider.dataset.for}`).value = Number(value.toPrecision(3));
     slider.setAttribute("aria-valuetext", number(value));
   }
+  if (slider.id === "llm") seen();
   toSliders(slider);
   ask(event.timeStamp);
 });
 form.addEventListener("submit", (event) => event.preventDefault());
-addEventListener("popstate", () => { restore(); toSliders(); ask(); });
+addEventListener("popstate", () => { restore(); seen(); toSliders(); ask(); });
 
 // ------------------------------------------------------------------------------ the answer
 // One question is under way at a time; what changes meanwhile is asked when it is answered.
@@ -93,6 +129,7 @@ async function ask(since = performance.now()) {
   clearTimeout(resting);
   const q = question();
   history.replaceState(null, "", `?${q}`);
+  if (!q.has("gpu")) { problem("Choose a GPU type, or more than one."); return; }
   if (asking) { again = since; return; }
   asking = true;
   try {
@@ -108,7 +145,7 @@ async function certain(q) {
   await once(q, true, performance.now(), () => String(question()) === String(q));
 }
 
-async function once(q, sure, since, still = () => true) {
+async function once(q, sure, since, still = () => question().has("gpu")) {
   const asked = ++turn;
   let found;
   let response;
@@ -124,6 +161,7 @@ async function once(q, sure, since, still = () => true) {
   if (sure) answer = found;
   else answer = { ...found, curve: answer?.curve, law: answer?.law, behind: answer?.behind, sentences: null };
   problem("");
+  $(".answers").classList.remove("empty");
   const got = performance.now();
   const before = turn;
   await picture();
@@ -134,9 +172,11 @@ async function once(q, sure, since, still = () => true) {
   window.energylens.shown = `${q}&certain=${sure}`;
 }
 
-function problem(said) {
+function problem(said, stale = true) {
   $("#problem").textContent = said;
   $("#problem").hidden = !said;
+  $("#wait").hidden = true;
+  $("#stale").hidden = !(said && stale && answer);
   if (said) $("#brief").hidden = true;
   $("#choice").hidden = Boolean(said) || !answer?.decision.configurations.length;
   if (said) window.energylens.shown = "problem";
@@ -185,8 +225,13 @@ function bars(id, unit) {
 }
 
 async function later() {
-  const work = [bars("joules", "j"), bars("seconds", "s")];
   const curve = answer.curve;
+  const shown = (id, there) => { $(`#${id}`).closest("section").hidden = !there; };
+  for (const id of ["joules", "seconds"]) shown(id, answer[id].length);
+  shown("curve-energy", curve);
+  shown("behind", answer.behind);
+  shown("law", answer.law);
+  const work = ["joules", "seconds"].filter((id) => answer[id].length).map((id) => bars(id, id[0]));
   if (curve) {
     const rows = curve.rate_per_s.map((rate, i) => ({
       rate, j: curve.energy_per_request_j[i], w: curve.power_w[i], tpot_ms: 1e3 * curve.tpot_s[i],
@@ -220,7 +265,8 @@ function words() {
   const sure = d.certain;
   table();
   if (!best) {
-    problem(d.notes[0]);
+    problem(d.notes[0], false);
+    $("#said").textContent = "";
     return;
   }
   $("#run").textContent = `Run ${name(best)} on ${best.gpus} x ${best.gpu}`;
@@ -229,25 +275,32 @@ function words() {
   $("#state").textContent = sure
     ? `${d.considered.toLocaleString("en")} configurations under this load; ${d.configurations.length} layouts meet the limits.`
     : `${d.considered.toLocaleString("en")} configurations ranked by their means; probabilities follow when the question rests.`;
+  const asked = d.question.limits;
+  const limit = (of) => asked.map((each, i) => (each.of !== of ? "" : (each.quantile ? `p${number(100 * each.quantile, 4)} ${best.limit_values_s[i] == null ? "" : `${time(best.limit_values_s[i])}, `}` : "") + `limit ${time(each.seconds)}`)).filter(Boolean).join("; ") || "no limit";
   $("#facts").replaceChildren(
-    tile("a request", joules(best.energy_per_request_j), `${joules(best.lower_j)} to ${joules(best.upper_j)}`),
-    tile("draws", watts(best.power_w), `${percent(best.utilisation_ratio)} full`),
-    tile("TPOT", time(best.tpot_s), ""), tile("TTFT", time(best.ttft_s), ""),
-    tile("meets the limits", sure ? chance(best.probability_of_meeting_ratio) : "...", "probability"),
+    tile("energy of a request", joules(best.energy_per_request_j), `80 %: ${joules(best.lower_j)} to ${joules(best.upper_j)}`),
+    tile("power", watts(best.power_w), `${percent(best.utilisation_ratio)} of its capacity used`),
+    tile("TPOT", time(best.tpot_s), limit("tpot")), tile("TTFT", time(best.ttft_s), limit("ttft")),
+    tile("limits met", !asked.length ? "none set" : sure ? chance(best.probability_of_meeting_ratio) : "...", asked.length ? `probability, ${d.question.meet ?? ""} asked` : "nothing to miss"),
   );
   const { best: month, current: today } = d.month;
   if (today) {
     const less = 1 - best.energy_per_request_j / d.current.energy_per_request_j;
     const same = Math.abs(less) < SAME_RATIO;
-    const saved = (field) => number(Math.abs(today[field] - month[field]) < SAME_RATIO * today[field] ? 0 : today[field] - month[field]);
+    const side = same ? "same" : less > 0 ? "less" : "more";
+    const change = (what, field) => {
+      const off = today[field] - month[field];
+      const none = Math.abs(off) < SAME_RATIO * today[field];
+      return tile(`${what} ${off < 0 && !none ? "more" : "saved"} a month`, none ? "0" : number(Math.abs(off)), `of ${number(today[field])} today`);
+    };
+    $("#saved").dataset.side = side;
     $("#saved").replaceChildren(
-      tile(same || less > 0 ? "less than today" : "more than today", same ? "0 %" : percent(Math.abs(less)), `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
-      tile("kWh a month", saved("kwh_per_month"), `of ${number(today.kwh_per_month)}`),
-      tile("USD a month", saved("cost_per_month"), `of ${number(today.cost_per_month)}`),
-      tile("kg CO2 a month", saved("co2_kg_per_month"), `of ${number(today.co2_kg_per_month)}`),
-      tile("today meets", sure ? chance(d.current.probability_of_meeting_ratio) : "...", "probability"),
+      tile("against today", same ? "the same" : `${percent(Math.abs(less))} ${side}`, `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
+      change("kWh", "kwh_per_month"), change("USD", "cost_per_month"), change("kg CO2", "co2_kg_per_month"),
+      tile("limits met today", !asked.length ? "none set" : sure ? chance(d.current.probability_of_meeting_ratio) : "...", asked.length ? "probability" : "nothing to miss"),
     );
   } else {
+    $("#saved").dataset.side = "none";
     $("#saved").replaceChildren(tile("kWh a month", number(month.kwh_per_month)), tile("USD a month", number(month.cost_per_month)), tile("kg CO2 a month", number(month.co2_kg_per_month)));
   }
   if (sure) {
@@ -384,7 +437,7 @@ function behind() {
     ...fact("this LLM", b.rows ? (b.llm_among_them ? "is among them" : "is not among them") : ""),
     ...fact("digest", b.dataset_digest.slice(0, 12)),
   );
-  const notes = [...new Set([...answer.decision.notes, ...b.notes])];
+  const notes = [...new Set([...answer.decision.notes, ...b.notes])].filter((note) => note !== $("#problem").textContent);
   $("#notes").replaceChildren(...notes.map((note) => el("li", {}, note)));
 }
 
@@ -392,6 +445,7 @@ function behind() {
 start = await begin();
 fill();
 restore();
+seen();
 toSliders();
 heads();
 sort = { by: "a request", down: false };

@@ -1,4 +1,4 @@
-import { $, SHAPES, begin, colours, csv, draw, el, joules, key, number, onTheme, save } from "/shared.js";
+import { $, SHAPES, begin, colours, csv, draw, el, figure, joules, key, number, onTheme, save } from "/shared.js";
 
 const POLL_MS = 1500;
 let found = null;
@@ -30,10 +30,8 @@ async function residuals() {
 
 function keys() {
   if (found) key("residuals", found.residuals.gpus.map((gpu, i) => [gpu, colours()[i % 6], SHAPES[i % 6]]));
-  if (curve) key("learning", curve.estimators.map((name, i) => [name, colours()[i % 6], SHAPES[i % 6]]));
 }
 
-let curve = null;
 async function learning() {
   const response = await fetch("/page/learning");
   const got = await response.json();
@@ -44,28 +42,55 @@ async function learning() {
   }
   if (!response.ok || got.status === "refused") {
     $("#learning-says").textContent = `There is no learning curve: ${got.why ?? got.detail}`;
-    $("#learning").closest("section").querySelectorAll("figure, .tools").forEach((part) => { part.hidden = true; });
     return;
   }
-  curve = got;
-  curve.estimators = got.estimators.filter((name) => got.points.some((p) => p.name === name && p.error_percent !== null));
   const best = Math.max(...got.points.map((p) => p.rows));
   const own = got.points.find((p) => p.rows === best && p.name === "energylens");
   $("#learning-says").textContent = `${got.scenarios} scenarios, ${got.repeats} draws.` + (own?.error_percent != null ? ` Trained on ${best} rows energylens errs by ${number(own.error_percent)} %.` : "");
-  keys();
-  await draw("learning", { curve: got.points.filter((p) => p.error_percent !== null).map((p) => ({ rows: p.rows, name: p.name, g: String(got.estimators.indexOf(p.name) % 6), error: p.error_percent, regret: p.regret_percent, top1: p.top1_percent })) });
+  parts("learning", true);
+  await figure("learning", got.drawn);
+}
+
+function parts(id, shown) {
+  $(`#${id}`).closest("section").querySelectorAll("figure, .tools, .filter, .scroll").forEach((part) => { part.hidden = !shown; });
+}
+
+// Forms are kept whose formula has every word; the chart shows those, and the lines through all.
+const words = () => $("#filter-forms").value.trim().toLowerCase().split(/\s+/).filter(Boolean);
+const has = (form) => words().every((word) => form.toLowerCase().includes(word));
+function thinned(spec) {
+  for (const layer of spec.layer) {
+    const values = layer.data?.values;
+    if (values && layer.mark.type !== "line") layer.data.values = values.filter((row) => row.form === undefined || has(row.form));
+  }
+  return spec;
+}
+const FORM_HEADS = ["terms", "complexity", "in sample", "left out", "Top-1", "regret", "joules a request"];
+function listed() {
+  const shown = found.forms.listed.filter((form) => has(form.form));
+  $("#count-forms").textContent = `${shown.length} of ${found.forms.listed.length}`;
+  $("#listed thead tr").replaceChildren(...FORM_HEADS.map((head, i) => el("th", { scope: "col", className: i < 6 ? "n" : "" }, head)));
+  const share = (value) => (value === null ? "-" : `${number(value)} %`);
+  $("#listed tbody").replaceChildren(...shown.map((form) => el("tr", form.knee ? { className: "knee" } : {},
+    el("th", { scope: "row", className: "n" }, form.knee ? `to take: ${form.terms}` : String(form.terms)),
+    ...[String(form.complexity), share(form.in_sample_percent), share(form.error_percent), share(form.top1_percent), share(form.regret_percent)].map((cell) => el("td", { className: "n" }, cell)),
+    el("td", {}, el("code", {}, form.form)))));
 }
 
 async function forms() {
   if (!found.forms) {
     $("#forms-says").textContent = "None were given: energylens discover finds some, and serve --front FRONT.json shows them.";
-    $("#forms-section").querySelectorAll("figure, .tools").forEach((part) => { part.hidden = true; });
+    parts("forms", false);
     return;
   }
-  const knee = found.forms.find((form) => form.knee);
-  $("#forms-says").textContent = `${found.forms.length} forms; to take: E = ${knee?.form ?? "-"}`;
-  await draw("forms", { forms: found.forms.map((form) => ({ ...form, error: form.error_percent, low: Math.max(form.error_percent - form.spread_percent, 0.1 * form.error_percent), high: form.error_percent + form.spread_percent, top1: form.top1_percent })) });
+  const knee = found.forms.listed.find((form) => form.knee);
+  $("#forms-says").textContent = `${found.forms.listed.length} forms, each the best of its size. The one to take has ${knee.terms} terms and errs by ${number(knee.error_percent)} % on rows left out.`;
+  $("#forms-caption").textContent = found.forms.caption;
+  $("#forms-notes").replaceChildren(...found.forms.notes.map((note) => el("li", {}, note)));
+  listed();
+  await figure("forms", found.forms.drawn, thinned);
 }
+$("#filter-forms").addEventListener("input", () => { listed(); figure("forms", found.forms.drawn, thinned); });
 
 $("#filter").addEventListener("input", residuals);
 $("#csv").addEventListener("click", () => {
@@ -94,6 +119,7 @@ if (!response.ok) {
     $("#warning").hidden = false;
   }
   $("#residuals-says").textContent = `A mark is a row${r.shown < r.rows ? ` (${r.shown} of ${r.rows}, evenly spread)` : ""}. ` + (r.in_sample ? "The model was fitted to these rows, so errors on others will be larger." : `The model rests on ${r.model_rows} rows.`);
+  parts("learning", false);
   await residuals();
   await Promise.all([forms(), learning()]);
 }

@@ -74,8 +74,32 @@ function loaded() {
   return library;
 }
 
+// A whole figure comes drawn for some widths: the widest that there is room for is shown.
+const figures = new Map();
+function fitting(id) {
+  const { drawn, change } = figures.get(id);
+  const room = $(`#${id}`).clientWidth;
+  const found = drawn.find((each) => each.width <= room) ?? drawn.at(-1);
+  return { width: found.width, spec: change(structuredClone(found[dark ? "dark" : "light"])) };
+}
+export async function figure(id, drawn, change = (spec) => spec) {
+  figures.set(id, { drawn, change });
+  await loaded();
+  await embed(id);
+}
+let widths = 0;
+addEventListener("resize", () => {
+  clearTimeout(widths);
+  widths = setTimeout(() => { for (const [id, each] of figures) if (views[id] && fitting(id).width !== each.shown) embed(id); }, 120);
+});
+
 async function embed(id) {
-  const spec = start.charts[dark ? "dark" : "light"][id];
+  let spec = charts()[id];
+  if (figures.has(id)) {
+    const fit = fitting(id);
+    figures.get(id).shown = fit.width;
+    spec = fit.spec;
+  }
   views[id]?.finalize();
   const made = await window.vegaEmbed(`#${id}`, spec, {
     renderer: new URLSearchParams(location.search).get("renderer") === "svg" ? "svg" : "canvas",
@@ -86,14 +110,16 @@ async function embed(id) {
   });
   views[id] = made.view;
   const data = drawn.get(id);
-  if (data) await feed(id, data);
-  await made.view.resize().runAsync(); // titles of axes that had nothing to show have room now
+  if (data) {
+    await feed(id, data);
+    await made.view.resize().runAsync(); // titles of axes that had nothing to show have room now
+  }
 }
 
 async function feed(id, data) {
   const view = views[id];
   for (const [name, values] of Object.entries(data)) view.data(name, values);
-  const step = charts()[id].usermeta?.step;
+  const step = charts()[id]?.usermeta?.step;
   if (step) view.height(step * Math.max(new Set(data.bars.map((bar) => bar.name)).size, 1));
   await view.runAsync();
 }
@@ -146,8 +172,9 @@ export function csv(header, rows) {
 function addTools(tools) {
   const id = tools.dataset.chart;
   for (const kind of ["SVG", "PNG"]) {
-    const button = el("button", { type: "button" }, kind);
-    button.setAttribute("aria-label", `Download the chart as ${kind}: ${tools.parentElement.querySelector("h2").textContent}`);
+    const of = tools.dataset.of ? ` of ${tools.dataset.of}` : "";
+    const button = el("button", { type: "button" }, `${kind}${of}`);
+    button.setAttribute("aria-label", `${kind}${of}: download the chart, ${tools.parentElement.querySelector("h2").textContent}`);
     button.addEventListener("click", async () => {
       const view = views[id];
       if (!view?.toSVG) return;
