@@ -929,7 +929,7 @@ def test_wrong_usage_is_one_clear_sentence(
     arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, *arguments)
-    assert (code, out) == (1, "")
+    assert (code, out) == (1 if said == "unknown LLM" else 2, "")
     assert said in err
     assert "Traceback" not in err
 

@@ -84,10 +84,6 @@ def audit(dataset: Dataset, name: str) -> Audit:
         n rows of one boundary or several; choices are compared within one.
     name : str
         What the table is called.
-
-    Returns
-    -------
-    Audit
     """
     return Audit(
         name=name,

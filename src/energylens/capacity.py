@@ -135,10 +135,6 @@ def memory(
         is near what chat traffic shows. 1 also for a batch that starts and ends together. 0.625
         by default.
 
-    Returns
-    -------
-    Memory
-
     Raises
     ------
     InputError
@@ -391,10 +387,6 @@ def layout_possible(
         Whose blocks of weights that share a scale must not be cut.
     tensor_parallel, pipeline_parallel, expert_parallel, data_parallel : array_like
         Degrees; they broadcast.
-
-    Returns
-    -------
-    ndarray of bool
     """
     degrees, place = _Degrees.of(
         tensor_parallel, pipeline_parallel, expert_parallel, data_parallel

@@ -86,10 +86,6 @@ def candidates_under_load(
     candidates : Candidates, optional
         Values of the free knobs besides the batch limit.
     batch_limits : sequence of float
-
-    Returns
-    -------
-    Cases, int
     """
     free = [name for name in choose if name != "batch_size"]
     wide = replace(scenario, configuration=replace(scenario.configuration, batch_size=float(2**20)))
@@ -368,10 +364,6 @@ def decide(
         Whether to list the energy-latency front.
     odds : bool
         Without, what meets its limits by its means counts as meeting them: a tenth of the work.
-
-    Returns
-    -------
-    Decision
 
     Raises
     ------

@@ -84,10 +84,6 @@ def read_table(path: str | Path) -> RawTable:
         with ``.gz``. ``-`` (standard input) and names without a suffix are recognised by what
         they hold.
 
-    Returns
-    -------
-    RawTable
-
     Raises
     ------
     TableError

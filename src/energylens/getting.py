@@ -158,10 +158,6 @@ def fetch(
     progress : callable, optional
         Told bytes so far and bytes in all (0 where not known).
 
-    Returns
-    -------
-    Downloaded
-
     Raises
     ------
     UsageError

@@ -245,10 +245,6 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
     output_cv : float or ndarray
         Coefficient of variation of the output length: where it is not 0 the sequences that run
         are longer than the mean, because long ones run longer.
-
-    Returns
-    -------
-    StepTimes
     """
     by_llm = np.array([_of_llm(llm) for llm in cases.llms]).reshape(-1, 17)
     (

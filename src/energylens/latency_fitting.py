@@ -86,10 +86,6 @@ def fit_latency(
     factors : bool
         Whether each LLM and precision gets a factor of its own.
 
-    Returns
-    -------
-    TimeModel
-
     Raises
     ------
     FitError

@@ -620,10 +620,6 @@ def select(
     seed : int
         Source of the joint draws.
 
-    Returns
-    -------
-    Ranking
-
     Raises
     ------
     UsageError

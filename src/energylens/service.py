@@ -331,10 +331,6 @@ def steady_state(
     tokens_per_pass : float
         Token budget of a step (``max_num_batched_tokens``).
 
-    Returns
-    -------
-    Service
-
     Raises
     ------
     InputError

@@ -83,10 +83,6 @@ def read(path: str | Path, *, joules: bool = True) -> Dataset:
         Whether every row must have joules. Judges of time take rows without, which have a time
         of theirs in the place of joules, in seconds.
 
-    Returns
-    -------
-    Dataset
-
     Raises
     ------
     TableError

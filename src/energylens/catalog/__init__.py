@@ -80,10 +80,6 @@ def llm(name: str) -> Llm:
         Its id, an alias, or the part after the ``/`` where that is unambiguous, in any case.
         A precision suffix (``-FP8``, ``-AWQ``) is ignored: see `split_precision`.
 
-    Returns
-    -------
-    Llm
-
     Raises
     ------
     UnknownNameError
@@ -266,10 +262,6 @@ def user_folder() -> Path:
 def add_llm(row: Llm) -> Path:
     """Write a language model to the user's catalog, over a row of the same id.
 
-    Parameters
-    ----------
-    row : Llm
-
     Returns
     -------
     Path
@@ -285,10 +277,6 @@ def add_llm(row: Llm) -> Path:
 
 def add_gpu(row: Gpu) -> Path:
     """Write a GPU type to the user's catalog, over a row of the same id.
-
-    Parameters
-    ----------
-    row : Gpu
 
     Returns
     -------

@@ -74,10 +74,6 @@ def llm_from_config(
     source, date : str
         Where the file comes from, and when.
 
-    Returns
-    -------
-    Llm
-
     Raises
     ------
     InputError
@@ -148,10 +144,6 @@ def llm_from_path(path: Path, id: str, **given: Any) -> Llm:
     id : str
     **given
         As in `llm_from_config`.
-
-    Returns
-    -------
-    Llm
 
     Raises
     ------

@@ -1,4 +1,7 @@
-"""Charts of joules: by row, by term, by configuration, and against latency."""
+"""Charts of joules: by row, by term, by configuration, and against latency.
+
+Widths are those of a chart, in pixels.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +57,6 @@ def ranking(
         Probability of being the best.
     reference_j : float, optional
         What they are compared with.
-    width : int
-        Of the chart, in pixels.
     """
     count = len(labels)
     y = places(labels, bold=True, most=width // 2)
@@ -170,8 +171,6 @@ def breakdown(
         Joules to set a diamond at, and what they are.
     shares : bool
         Whether a second panel shows what each bar consists of.
-    width : int
-        Of the chart, in pixels.
     """
     count = len(labels)
     joules = np.array([segment.energy_j for segment in segments])
@@ -286,8 +285,6 @@ def by_batch(
         LLM of each row.
     shown : sequence of str
         Those with a colour of their own.
-    width : int
-        Of the chart, in pixels.
     """
     others = "other LLMs"
     names = [*shown, *([others] if set(llms) - set(shown) else [])]
@@ -354,8 +351,6 @@ def latency_energy(
     ratios : tuple of sequences, optional
         Of every scenario: latency of the most frugal over the fastest, energy of the fastest over
         the most frugal, and its name.
-    width : int
-        Of the chart, in pixels.
     """
     everything = [*energy_j, frugal.energy_j, fastest.energy_j]
     low, high = min(everything), max(everything)

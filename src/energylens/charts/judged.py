@@ -1,4 +1,7 @@
-"""Charts of how right a model is: predictions, residuals, learning curves, forms, coefficients."""
+"""Charts of how right a model is: predictions, residuals, learning curves, forms, coefficients.
+
+Widths are those of a chart, in pixels.
+"""
 
 from __future__ import annotations
 
@@ -64,8 +67,6 @@ def predictions(
         What is said of each kind.
     word : str
         What the measured joules are.
-    width : int
-        Of the chart, in pixels.
     """
     ends = np.concatenate([measured_j, predicted_j])
     low, high = float(ends.min()) / 1.3, float(ends.max()) * 1.3
@@ -131,8 +132,6 @@ def residuals(
         What a hover says of each dot.
     word : str
         What the measured joules are.
-    width : int
-        Of the chart, in pixels.
     """
     middles = [float(np.exp(np.log(ratio).mean())) for ratio in ratios]
     everything = np.concatenate(ratios)
@@ -239,8 +238,6 @@ def learning(
         Rows trained on.
     named, others : sequence of str
         Estimators with a colour of their own, the first of them ours; those in grey.
-    width : int
-        Of the chart, in pixels.
     """
     names, shapes = list(named), list(SHAPES[: len(named)])
     colours = [colour(role) for role in CATEGORIES[: len(named)]]
@@ -366,8 +363,6 @@ def forms(
     knee_name : str
     reference : (str, float), optional
         Name and error of what it is compared with.
-    width : int
-        Of the chart, in pixels.
     """
     # An error cannot be negative, and a logarithmic axis has no 0.
     low = [e - min(s, 0.9 * e) for e, s in zip(held_out, spread, strict=True)]

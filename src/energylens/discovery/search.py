@@ -65,10 +65,6 @@ def discover(
         From the dataset and held-out predictions (NaN: none) to Top-1 and mean regret;
         the strict metrics over ``dataset.scenarios(choose)`` by default.
 
-    Returns
-    -------
-    Front
-
     Raises
     ------
     UsageError

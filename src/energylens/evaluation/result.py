@@ -11,6 +11,8 @@ from energylens.evaluation.scoring import TIE_RATIO, Metrics
 from energylens.viewing import Shown
 
 _LISTED = 20
+_TOLD = ("mape_group_median_ratio", "fit_s", "fits", "failed_fits", "failure", "ranks_only")
+_KINDS = ("groups", "modalities", "llms", "precisions", "architectures", "layouts")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +72,7 @@ class Score:
         return {
             "train_rows": self.train_rows,
             **self.metrics.to_json(),
-            "mape_group_median_ratio": self.mape_group_median_ratio,
-            "fit_s": self.fit_s,
-            "fits": self.fits,
-            "failed_fits": self.failed_fits,
-            "failure": self.failure,
-            "ranks_only": self.ranks_only,
+            **{name: getattr(self, name) for name in _TOLD},
             "bands": {
                 name: band and dict(zip(("p05", "median", "p95"), band, strict=True))
                 for name, band in self.bands.items()
@@ -87,14 +84,7 @@ class Score:
         return {
             **{
                 kind: {name: m.to_json() for name, m in getattr(self, kind).items()}
-                for kind in (
-                    "groups",
-                    "modalities",
-                    "llms",
-                    "precisions",
-                    "architectures",
-                    "layouts",
-                )
+                for kind in _KINDS
             },
             "misses": [s.to_json() for s in self.misses[:_LISTED]],
             "misses_in_all": len(self.misses),

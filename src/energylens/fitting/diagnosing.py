@@ -69,10 +69,6 @@ def diagnose(
         The n rows that ``fit`` was given.
     weights : ndarray, shape (n,), optional
         The weights that ``fit`` was given.
-
-    Returns
-    -------
-    Diagnostics
     """
     if dataset.under_load.any():
         dataset = rows_at_work(dataset, time_law(dataset))

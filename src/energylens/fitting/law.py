@@ -55,10 +55,6 @@ def fit(
     weights : ndarray, shape (n,), optional
         How much each row counts; 1 by default.
 
-    Returns
-    -------
-    EnergyModel
-
     Raises
     ------
     FitError

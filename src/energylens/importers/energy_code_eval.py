@@ -35,10 +35,6 @@ def read(
     assume_input_tokens, assume_vision_tokens : mapping of str to float
         Must be empty: the lengths are known.
 
-    Returns
-    -------
-    Imported
-
     Raises
     ------
     TableError

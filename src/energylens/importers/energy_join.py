@@ -131,10 +131,6 @@ def join(
     beside : sequence of Window
         Windows of other runs in the same log, by the same clock: they help to tell its offset.
 
-    Returns
-    -------
-    Joined
-
     Raises
     ------
     RefusedFileError

@@ -67,10 +67,6 @@ def read(
     assume_vision_tokens : mapping of str to float
         Vision tokens of a request by task, in place of what the LLM's tower makes.
 
-    Returns
-    -------
-    Imported
-
     Raises
     ------
     ArtefactError

@@ -81,10 +81,6 @@ def read(
     form : FileForm, optional
         How the file is written, over what the mapping says.
 
-    Returns
-    -------
-    Imported
-
     Raises
     ------
     ArtefactError

@@ -52,13 +52,7 @@ class Instrument:
 
 
 class SweepFolder:
-    """Plan, rows and records of one folder, made where there is none.
-
-    Parameters
-    ----------
-    path : str or Path
-    instrument : Instrument
-    """
+    """Plan, rows and records of one folder, made where there is none."""
 
     def __init__(self, path: str | Path, instrument: Instrument) -> None:
         self.path = Path(path)

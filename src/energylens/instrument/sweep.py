@@ -129,10 +129,6 @@ def measure(
     secrets : sequence of str
         Keys and tokens that must not be written, wherever a server may have put them.
 
-    Returns
-    -------
-    SweepResult
-
     Raises
     ------
     UsageError

@@ -104,10 +104,6 @@ def next_runs(
         Which candidate each measured row is of, -1 for none. By default the one with the same
         knobs and engine and the nearest lengths, within a ratio of 1.25.
 
-    Returns
-    -------
-    Batch
-
     Raises
     ------
     UsageError
@@ -199,10 +195,6 @@ def verdict(
         Runs to look ahead.
     target_ratio : float
         Expected regret, over the joules of the best, at which one may stop.
-
-    Returns
-    -------
-    Verdict
 
     Raises
     ------

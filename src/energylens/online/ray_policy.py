@@ -44,10 +44,6 @@ def wanted(path: str | Path, now_s: float) -> int | None:
 def replicas(ctx: Any) -> tuple[int, dict[str, Any]]:
     """Decide for one deployment (Ray's ``policy_function``).
 
-    Parameters
-    ----------
-    ctx : ray.serve.config.AutoscalingContext
-
     Returns
     -------
     int, dict

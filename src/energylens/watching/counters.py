@@ -32,7 +32,6 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "vllm:inter_token_latency_seconds_sum",
             "vllm:time_per_output_token_seconds_sum",
         ),
-        "preemptions": ("vllm:num_preemptions_total",),
         "flop_per_gpu": ("vllm:estimated_flops_per_gpu_total",),
         "read_bytes_per_gpu": ("vllm:estimated_read_bytes_per_gpu_total",),
         "written_bytes_per_gpu": ("vllm:estimated_write_bytes_per_gpu_total",),
@@ -61,7 +60,6 @@ NAMES: Mapping[str, Mapping[str, tuple[str, ...]]] = {
             "sglang:inter_token_latency_seconds_sum",
             "sglang:time_per_output_token_seconds_sum",
         ),
-        "preemptions": ("sglang:num_retracted_requests_total",),
         "running": ("sglang:num_running_reqs", "sglang_num_running_reqs"),
         "waiting": ("sglang:num_queue_reqs", "sglang_num_queue_reqs"),
     },
@@ -108,7 +106,6 @@ class Counters:
     first_token_s: float | None = None
     gaps: float | None = None
     gaps_s: float | None = None
-    preemptions: float | None = None
     flop_per_gpu: float | None = None
     read_bytes_per_gpu: float | None = None
     written_bytes_per_gpu: float | None = None

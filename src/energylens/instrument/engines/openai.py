@@ -458,13 +458,7 @@ class OpenAiEngine:
         repetition: int,
         at_decode: Callable[[], None] | None = None,
     ) -> Repetition:
-        """Send all requests at once and wait for the last; ``at_decode`` is never called.
-
-        Raises
-        ------
-        EngineError
-            As the seam says.
-        """
+        """Send all requests at once and wait for the last; ``at_decode`` is never called."""
         del at_decode  # nobody outside a server knows when its last prefill has ended
         if phase not in self.capabilities.phases:
             raise EngineError(

@@ -171,10 +171,6 @@ def simulate(case: Case, seed: int) -> SimulatedRun:
     seed : int
         Fixes the scatter between repeats: the same case and seed give the same run.
 
-    Returns
-    -------
-    SimulatedRun
-
     Raises
     ------
     EngineError
@@ -211,10 +207,6 @@ def simulate_steady_state(case: Case, seed: int, steps: int | None = None) -> Si
         As in :func:`simulate`.
     steps : int, optional
         Scheduler steps of the window; by default one output length, within 200 and 1000.
-
-    Returns
-    -------
-    SimulatedSteadyState
 
     Raises
     ------

@@ -579,13 +579,7 @@ class TransformersEngine:
         repetition: int,
         at_decode: Callable[[], None] | None = None,
     ) -> Repetition:
-        """Run one phase of the batch and wait for the device.
-
-        Raises
-        ------
-        EngineError
-            As the seam says.
-        """
+        """Run one phase of the batch and wait for the device."""
         if phase not in self._phases or (phase is Phase.ENCODE and not batch.media.modality):
             raise EngineError(
                 f"this LLM has no {phase.value} phase", reason=Reason.UNSUPPORTED, usable=True

@@ -485,13 +485,7 @@ class VllmEngine:
         repetition: int,
         at_decode: Callable[[], None] | None = None,
     ) -> Repetition:
-        """Run the batch to its first tokens or to its end, step by step.
-
-        Raises
-        ------
-        EngineError
-            As the seam says.
-        """
+        """Run the batch to its first tokens or to its end, step by step."""
         if self._client is not None:
             return self._client.run_phase(phase, batch, repetition, at_decode)
         if phase not in _PHASES:
