@@ -108,6 +108,27 @@ def test_an_interrupt_before_anything_is_measured_leaves_the_datasheet_s_answer(
     check_answer(tmp_path)
 
 
+def test_an_interrupt_while_it_is_made_ready_leaves_an_answer_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from energylens.instrument import planning
+
+    known = planning.find_llm
+
+    def interrupted(name: str) -> Any:
+        monkeypatch.setattr(planning, "find_llm", known)
+        os.kill(os.getpid(), signal.SIGINT)
+        return known(name)
+
+    monkeypatch.setattr(planning, "find_llm", interrupted)
+    folder = tmp_path / "campaign"
+    asked = ["campaign", "--minutes", "1", "--llm", LLM, "--engine", "simulated", "--quick"]
+    assert main([*asked, "--gpus", "2", "-o", str(folder)]) == 130
+    assert "datasheet" in (folder / "answer.txt").read_text()
+    assert "Interrupted: answering from what is there." in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
     command = [
         *("campaign", "--minutes", "5", "--llm", LLM, "--engine", "simulated", "--gpus", "2"),

@@ -262,17 +262,22 @@ class Campaign:
 
     # ---------------------------------------------------------------------------------- rounds
 
-    def run(self) -> Answer:
+    def run(self, *, measuring: bool = True) -> Answer:
         """Measure until the time is over, all is measured, or somebody interrupts.
+
+        Parameters
+        ----------
+        measuring : bool
+            False where somebody interrupted before: nothing more is measured.
 
         Returns
         -------
         Answer
             From whatever is there, after an interrupt too.
         """
-        interrupted = False
+        interrupted = not measuring
         try:
-            while self._work.unfinished() or self._plan_next():
+            while measuring and (self._work.unfinished() or self._plan_next()):
                 if self.left_s() <= 0:
                     self._told("The time is over.")
                     break
@@ -284,7 +289,10 @@ class Campaign:
             interrupted = True
         finally:
             files.write_json(self._work.file("clock.json"), {"seconds": self._wall_s()})
-        return self.answer(interrupted=interrupted)
+        try:
+            return self.answer(interrupted=interrupted)
+        except KeyboardInterrupt:
+            return self.answer(interrupted=True)
 
     def _wall_s(self) -> float:
         return self._earlier_s + time.monotonic() - self._began_s

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
@@ -18,6 +20,7 @@ from energylens.cli.console import (
 from energylens.cli.node import ENGINES, add_engine_options
 
 if TYPE_CHECKING:
+    from energylens.campaign import Campaign
     from energylens.instrument.sweep import SweepProgress
 
 
@@ -82,7 +85,52 @@ def add_verbs(verbs: Any) -> None:
 # ----------------------------------------------------------------------------------- campaign
 
 
+@contextmanager
+def _first_interrupt_held() -> Iterator[list[bool]]:
+    """Note an interrupt while a campaign is made ready: it is answered all the same.
+
+    Yields
+    ------
+    list of bool
+        Empty until there is one; a second ends the command.
+    """
+    import signal
+    import sys
+
+    noted: list[bool] = []
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.default_int_handler:  # ignored, or somebody else's
+        yield noted
+        return
+
+    def note(*_: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(True)
+        print("Interrupted: answering from what is there.", file=sys.stderr, flush=True)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def _campaign(arguments: argparse.Namespace) -> None:
+    with _first_interrupt_held() as interrupted:
+        work = _made_ready(arguments)
+    found = work.run(measuring=not interrupted)
+    if arguments.json:
+        print_json(found.to_json())
+    else:
+        for sentence in found.sentences():
+            print_paragraph(sentence)
+        print(f"Rows, model and answer: {arguments.folder}")
+    if found.interrupted:
+        raise KeyboardInterrupt
+
+
+def _made_ready(arguments: argparse.Namespace) -> Campaign:
     from energylens import campaign
     from energylens.cli import node
 
@@ -116,16 +164,7 @@ def _campaign(arguments: argparse.Namespace) -> None:
         seed=arguments.seed,
     )
     made = node.instrument(arguments, arguments.engine, gpus, own)
-    work = campaign.Campaign(question, arguments.folder, made, told=node.told, on_progress=progress)
-    found = work.run()
-    if arguments.json:
-        print_json(found.to_json())
-    else:
-        for sentence in found.sentences():
-            print_paragraph(sentence)
-        print(f"Rows, model and answer: {arguments.folder}")
-    if found.interrupted:
-        raise KeyboardInterrupt
+    return campaign.Campaign(question, arguments.folder, made, told=node.told, on_progress=progress)
 
 
 # --------------------------------------------------------------------------------- pack, unpack
