@@ -485,6 +485,15 @@ def test_sglang_lines_are_runs_with_mean_lengths():
     assert not run.open_loop
 
 
+def test_optimum_times_of_all_samples_together_are_no_latencies():
+    document = ours.optimum()
+    document["config"]["scenario"] |= {"name": "energy_star", "num_samples": 100}
+    (run,) = runs(document)
+    assert run.completed == 100
+    assert not run.ttft.known
+    assert not run.tpot.known
+
+
 def test_optimum_joules_are_kwh_of_a_batch(tmp_path):
     dataset, _ = row(tmp_path, ours.optimum())
     assert dataset.energy_per_request_j[0] == pytest.approx(450.0)

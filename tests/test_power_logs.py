@@ -406,6 +406,19 @@ def test_two_readings_of_one_gpu_at_one_time_are_one_if_they_agree():
     assert joules_of(text + again, "")[1] == pytest.approx(joules_of(text, "")[1])
 
 
+def test_the_list_that_promtool_prints_is_a_range_query():
+    listed = json.dumps(json.loads(prometheus())["data"]["result"])
+    assert joules_of(listed, "")[1] == pytest.approx(48000, rel=0.01)
+    with pytest.raises(RefusedFileError, match="ask for a range"):
+        log(listed.replace('"values"', '"value"'))
+
+
+@pytest.mark.parametrize("word", ["[N/A]", "[Not Supported]", "[GPU is lost]", "N/A", "ERR!", "-"])
+def test_what_a_sensor_did_not_give_is_a_gap(word):
+    text = smi_csv(TIMES, [WATTS]).replace("400.00 W", word, 3)
+    assert joules_of(text, "")[1] == pytest.approx(48000, rel=0.01)
+
+
 def test_a_clock_that_goes_back_is_refused():
     text = smi_csv(np.concatenate([TIMES[:300], TIMES[100:]]), [np.resize(WATTS, 680)])
     with pytest.raises(RefusedFileError, match="clock goes back by 199 s"):

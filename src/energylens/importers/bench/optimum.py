@@ -105,8 +105,9 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             output_tokens=made,
             max_concurrency=float(batch),
             mean_concurrency=float(batch),
-            ttft=_latency(report, "prefill"),
-            tpot=_per_token(report, made),
+            # Those of energy_star are of all samples together, as its joules are.
+            ttft=_latency(report, "prefill") if kind == "inference" else Latency(),
+            tpot=_per_token(report, made) if kind == "inference" else Latency(),
             energy=StatedEnergy(
                 joules=prefill + (decode or 0.0),
                 scope=Scope.ACTIVE_GPUS if used is not None else Scope.UNKNOWN,

@@ -114,7 +114,8 @@ def _energy(node: Node, size: int | None, gpu: str | None) -> StatedEnergy | Non
             f"{node.name}: its energy is 0 J, which is a meter that gave nothing: log the power "
             "beside the benchmark."
         )
-    in_host = 4 if gpu is not None and "GB" in gpu.split()[-1][:2] else 8
+    grace = gpu is not None and any(word.startswith("GB") for word in gpu.split())
+    in_host = 4 if grace else 8
     if size is not None and size > in_host:
         raise RefusedFileError(
             f"{node.name}: its energy of {size} GPUs is that of one host's {in_host} multiplied, "

@@ -77,14 +77,19 @@ def read_text(text: str, name: str) -> PowerLog:
 
 
 def matches_range(document: object) -> bool:
-    """Whether a document is the answer to a range query."""
+    """Whether a document is the answer to a range query, or the bare list that promtool prints."""
+    if isinstance(document, list):
+        return bool(document) and all(
+            isinstance(item, Mapping) and isinstance(item.get("metric"), Mapping)
+            for item in document
+        )
     if not isinstance(document, Mapping) or "status" not in document:
         return False
     data = document.get("data")
     return isinstance(data, Mapping) and "resultType" in data
 
 
-def read_range(documents: Sequence[Mapping[str, object]], name: str) -> PowerLog:
+def read_range(documents: Sequence[Mapping[str, object] | list[object]], name: str) -> PowerLog:
     """Read answers to range queries, of power, energy, or both.
 
     Raises
@@ -95,6 +100,10 @@ def read_range(documents: Sequence[Mapping[str, object]], name: str) -> PowerLog
     found: dict[str, list[_Reading]] = {}
     names: dict[str, None] = {}
     for document in documents:
+        if isinstance(document, list):
+            ranges = all(isinstance(item, Mapping) and "values" in item for item in document)
+            kind = "matrix" if ranges else "vector"
+            document = {"status": "success", "data": {"resultType": kind, "result": document}}
         node = Node(document, name)
         if node.text("status") != "success":
             raise RefusedFileError(f"{name} is the answer to a query that failed.")
