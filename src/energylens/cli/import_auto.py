@@ -229,11 +229,18 @@ def lines_of(taken: list[Taken]) -> list[str]:
 
 
 def _lines_of_power(joined: Joined) -> list[str]:
+    from energylens.words import plural
+
     parts = [
         f"{joules:.6g} J {what}"
         for joules, what in (
-            (joined.active_j, f"of {len(joined.active)} GPUs that served"),
-            (joined.node_j, f"of all {len(joined.listed)} GPUs logged"),
+            (joined.active_j, f"of the {plural(len(joined.active), 'GPU')} that served"),
+            (
+                joined.node_j if joined.active != joined.listed else None,
+                f"of {plural(joined.covered, 'GPU')} in all that the log has"
+                if joined.covered
+                else "of all GPUs that were metered",
+            ),
             (joined.wall_j, "of the server at its plug"),
         )
         if joules is not None

@@ -178,7 +178,7 @@ def join(
             "nothing, not a measurement."
         )
     counted = all(not item.integrated for item in active)
-    if log.cover is Cover.GPUS and not counted:
+    if log.cover is Cover.GPUS and not counted and not any("integrated" in n for n in log.notes):
         notes.append("it has no energy counter: joules are watts integrated over time")
     before, after = _idle(active, begin, end)
     wall = log.cover is Cover.WALL
@@ -311,7 +311,7 @@ def _offset(
 def _too_far(log: PowerLog, seconds: float, limit: float) -> RefusedFileError:
     hours = round(seconds / 900) * 900
     how = (
-        "it is near a whole number of hours, so one of the clocks is of another zone: say so with "
+        f"it is near {hours / 3600:+g} h, so one of the clocks is of another zone: say so with "
         "--timezone or --power-timezone"
         if hours and abs(seconds - hours) < 120
         else "if it is right, give it with --clock-offset"
@@ -486,7 +486,7 @@ def _active(
                 "outside it: say which served with --gpus-active."
             )
         idle = [item.label for item in series if item not in rose]
-        said = f"GPUs {', '.join(item.label for item in rose)} served"
+        said = f"GPU{'s' * (len(rose) > 1)} {', '.join(item.label for item in rose)} served"
         return rose, [f"{said}, told by the rise of their power; {', '.join(idle)} did not"]
     raise RefusedFileError(
         f"{log.name} has {len(series)} GPUs of which {len(rose)} drew more during the run, but the "
