@@ -12,6 +12,7 @@ from energylens.importers import auto, documents
 from energylens.importers.declared import Setup
 from energylens.importers.energy_join import JoinOptions, join
 from energylens.importers.power.series import Clock
+from energylens.importers.power.stamps import local_seconds
 from energylens.importers.runs import RefusedFileError, Window
 
 RUN = Window(start_s=NOON + 180, end_s=NOON + 300, clock=Clock.EPOCH, slack_s=1.0)
@@ -417,6 +418,23 @@ def test_the_list_that_promtool_prints_is_a_range_query():
 def test_what_a_sensor_did_not_give_is_a_gap(word):
     text = smi_csv(TIMES, [WATTS]).replace("400.00 W", word, 3)
     assert joules_of(text, "")[1] == pytest.approx(48000, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("stamp", "clock"),
+    [
+        ("2026-08-16T16:03:00Z", Clock.EPOCH), ("2026-08-16 18:03:00+02:00", Clock.EPOCH),
+        ("2026-08-16 16:03:00 UTC", Clock.EPOCH), ("Sun Aug 16 16:03:00 UTC 2026", Clock.EPOCH),
+        ("Sun Aug 16 04:03:00 PM UTC 2026", Clock.EPOCH), ("08/16/26 16:03:00 UTC", Clock.EPOCH),
+        ("08/16/2026 16:03:00 GMT", Clock.EPOCH), ("1786896180", Clock.EPOCH),
+        ("1786896180000", Clock.EPOCH), ("Sun Aug 16 16:03:00 2026", Clock.LOCAL),
+        ("Sun Aug 16 16:03:00 CEST 2026", Clock.LOCAL), ("2026/08/16 16:03:00.000", Clock.LOCAL),
+        ("08-16-2026 16:03:00.000", Clock.LOCAL), ("08/16/2026 04:03:00 PM", Clock.LOCAL),
+        ("16.08.2026 16:03:00", Clock.LOCAL), ("20260816-160300", Clock.LOCAL),
+    ],
+)  # fmt: skip
+def test_a_time_is_read_however_it_is_written(stamp, clock):
+    assert local_seconds(stamp) == (NOON + 180, clock)
 
 
 def test_a_clock_that_goes_back_is_refused():

@@ -14,21 +14,27 @@ from energylens.importers.power.series import Clock
 
 _ISO = re.compile(r"^\d{4}[-/]\d{2}[-/]\d{2}[T ]\d{2}:\d{2}:\d{2}([.,]\d+)?$")
 _NUMBER = re.compile(r"^\d+(\.\d*)?$")
-_ZONE = re.compile(r"(Z|UTC|[+-]\d{2}:?\d{2})$")
 
-#: Ways of writing a time, besides ISO 8601 and seconds since 1970.
+#: Ways of writing a time, besides ISO 8601 and seconds since 1970; zones by name are taken off.
 _WAYS = (
     "%a %b %d %H:%M:%S %Y",
-    "%a %b %d %H:%M:%S UTC %Y",
-    "%a %b %d %H:%M:%S %Z %Y",
+    "%a %b %d %I:%M:%S %p %Y",
+    "%a %d %b %Y %I:%M:%S %p",
+    "%a %d %b %Y %H:%M:%S",
     "%m-%d-%Y %H:%M:%S.%f",
+    "%m-%d-%Y %H:%M:%S",
     "%m/%d/%Y %H:%M:%S.%f",
     "%m/%d/%Y %H:%M:%S",
     "%m/%d/%y %H:%M:%S",
+    "%m/%d/%Y %I:%M:%S %p",
+    "%d.%m.%Y %H:%M:%S.%f",
+    "%d.%m.%Y %H:%M:%S",
     "%Y%m%d-%H:%M:%S.%f",
     "%Y%m%d-%H:%M:%S",
     "%Y%m%d-%H%M%S",
 )
+#: The name of a zone, as at the end of a time or before its year; AM and PM are none.
+_NAMED = re.compile(r"\s+(?!AM\b|PM\b)([A-Z]{3,5})(?=\s+\d{4}$|$)")
 
 
 def is_stamp(cell: str) -> bool:
@@ -95,9 +101,11 @@ def _local_iso(cells: Sequence[str]) -> FloatArray:
 
 def _parse(cell: str) -> tuple[float, Clock] | None:
     text = cell.strip()
+    named = _NAMED.search(text)
+    text = _NAMED.sub("", text)
     moment: datetime | None = None
     try:
-        moment = datetime.fromisoformat(text.replace("/", "-").replace(" UTC", "+00:00"))
+        moment = datetime.fromisoformat(text.replace("/", "-"))
     except ValueError:
         for way in _WAYS:
             try:
@@ -107,10 +115,10 @@ def _parse(cell: str) -> tuple[float, Clock] | None:
                 continue
     if moment is None:
         return None
-    if moment.tzinfo is None and _ZONE.search(text) is None and " UTC " not in text:
-        return moment.replace(tzinfo=UTC).timestamp(), Clock.LOCAL
     if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
+        # Three letters name several zones each: but for UTC they are the log's own.
+        universal = named is not None and named[1] in ("UTC", "GMT")
+        return moment.replace(tzinfo=UTC).timestamp(), Clock.EPOCH if universal else Clock.LOCAL
     return moment.timestamp(), Clock.EPOCH
 
 
