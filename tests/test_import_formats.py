@@ -139,6 +139,11 @@ EMBEDDING = {
             "ramps up from 1 to 9 a second, so its joules are of no one load",
         ),
         (vllm_bench(ramp_up_strategy="linear"), "its request rate ramps up"),
+        (vllm_bench(completed=100, failed=140), "140 requests failed or did not finish and 100"),
+        (
+            changed(ours.guidellm(), "benchmarks/0/metrics/request_totals/incomplete", 201),
+            "201 requests failed or did not finish and 200 did",
+        ),
         (changed(ours.inference_perf(), "load_summary/requested_rate", None), "over all stages"),
         (
             changed(ours.inference_perf(), "successes/audio", {"count": {"mean": 1.0}}),

@@ -303,6 +303,12 @@ class Checks:
                 f"{self.name}: no request completed, so its latencies of 0 and its tokens are no "
                 "measurement: run the benchmark again."
             )
+        if run.failed is not None and run.failed > run.completed:
+            raise RefusedFileError(
+                f"{self.name}: {run.failed:g} requests failed or did not finish and "
+                f"{run.completed:g} did, so joules over those that did are not theirs: run the "
+                "benchmark again."
+            )
         for what, latency in (
             ("time to first token", run.ttft),
             ("time per output token", run.tpot),
