@@ -300,18 +300,20 @@ def test_the_output_token_objective_takes_output_lengths_out_of_the_ranking() ->
     ]
     oracle: dict[float, float] = {1: 100.0, 2: 99.0}
     chosen = {
-        objective: judge(table(rows), by_batch(oracle), objective=objective)
+        objective: judge(table(rows), by_batch(oracle), objective=objective, lengths="own")
         .estimators["it"]
         .scenarios[0]
         .chosen
         for objective in ("request", "output_token")
     }
     assert chosen == {"request": "B2", "output_token": "B1"}
-    # A predictor blind to the lengths is judged by the joules of each token.
-    blind = judge(table(rows), by_batch({1: 50, 2: 49}), objective="output_token")
-    assert blind.estimators["it"].metrics.top1_ratio == 1.0
-    blind = judge(table(rows), by_batch({1: 50, 2: 40}), objective="output_token")
-    assert blind.estimators["it"].metrics.regret_mean_ratio == pytest.approx(1.1 - 1)
+    # A predictor blind to the lengths is judged by the joules of each token that it was told of.
+    for lengths, regret in (("own", 0.0), ("scenario", 0.1)):
+        blind = judge(
+            table(rows), by_batch({1: 50, 2: 49}), objective="output_token", lengths=lengths
+        )
+        m = blind.estimators["it"].metrics
+        assert m.regret_mean_ratio == pytest.approx(regret), lengths
 
 
 def test_a_score_is_no_energy_and_is_not_divided_by_output_tokens() -> None:
@@ -859,6 +861,29 @@ def test_unseen_engine_leaves_each_engine_and_version_out_and_gives_k_rows_back(
         table(own), {"it": lambda _: Memorises()}, protocol="unseen-engine", calibration=[2]
     ).estimators["it"]
     assert memory.metrics.unanswered_ratio == 1.0
+
+
+def test_a_size_of_calibration_that_leaves_nothing_to_judge_is_left_out_with_a_note() -> None:
+    rows = [
+        Row(gpu=kind, batch=b, energy_j=100 / b)
+        for kind in (gpu("H100"), gpu("A100-80"))
+        for b in (1, 2, 4, 8)
+    ]
+    told = judge(
+        table(rows), Says(answer=lambda c: c.batch_size), protocol="unseen-hardware",
+        calibration=(0, 4), repeats=2,
+    )  # fmt: skip
+    assert [point.calibration for point in told.points] == [0]
+    assert any(note.startswith("with 4 calibration rows not judged") for note in told.notes)
+
+
+def test_without_a_number_of_training_rows_half_of_a_small_table_trains() -> None:
+    rows = [Row(batch=b, energy_j=100 / b) for b in (1, 2, 4, 8, 16, 32)]
+    told = judge(
+        table(rows), Says(answer=lambda c: c.batch_size), protocol="few-shot", repeats=2
+    )  # fmt: skip
+    assert told.estimators["it"].train_rows == 3
+    assert "each draw trains on half of the rows, 3, unless --train is given" in told.notes
 
 
 def test_a_group_that_calibration_uses_up_is_named() -> None:

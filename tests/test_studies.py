@@ -14,6 +14,7 @@ from studies.extensions import __main__ as extensions
 from studies.planning import tables as planning
 from studies.results import tables as results
 from studies.transfer import __main__ as transfer
+from studies.transfer import unseen
 
 from test_results import ROOT, data, needs_data
 
@@ -76,3 +77,18 @@ def test_transfer_gives_the_same_figures_again() -> None:
     for name, by_way in stated("transfer")["zero_shot"].items():
         for way, figures in by_way.items():
             assert again[name][way] == pytest.approx(figures, rel=1e-6), (name, way)
+
+
+@needs_data
+def test_no_gpu_type_of_the_operators_is_predicted_worse_than_by_its_datasheet() -> None:
+    sources = unseen.sources(data())
+    stated_ways = stated("transfer")["unseen"]
+    assert set(sources) == set(stated_ways)
+    for name in (name for name in sources if "derived" in name):
+        again = unseen.directions(unseen.by_gpu(sources[name]))
+        assert len(again) == 6
+        for way, figures in zip(again, stated_ways[name], strict=True):
+            assert way["mape_ratio"] == pytest.approx(figures["mape_ratio"], rel=1e-5)
+            assert way["mape_ratio"] <= way["datasheet_mape_ratio"], way
+    for way in stated_ways["ML.ENERGY v2"]:
+        assert way["mape_ratio"] <= 0.14

@@ -95,3 +95,22 @@ def test_a_row_needs_joules_or_a_time(tmp_path: Path) -> None:
     path.write_text("\n".join(lines) + "\n")
     with pytest.raises(TableError, match="or one of request_latency_s"):
         table.read(path, joules=False)
+
+
+def test_check_takes_rows_with_times_alone_and_says_what_they_are_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "times.csv"
+    path.write_text(
+        "llm,gpu,batch_size,input_tokens,output_tokens,energy_per_request_j,request_latency_s,source\n"
+        "Qwen/Qwen3-8B,H100,1,500,300,900,3.1,measured\n"
+        "Qwen/Qwen3-8B,H100,8,500,300,,3.4,measured\n"
+    )
+    assert main(["check", str(path), "--json"]) == 3
+    document = json.loads(capsys.readouterr().out)
+    assert document["valid"]
+    assert [(d["rows"], d["example"]) for d in document["doubts"]] == [(1, "line 3")]
+    assert "--target latency" in document["doubts"][0]["what"]
+    # With neither a time nor joules a row is none.
+    path.write_text(path.read_text().replace(",,3.4", ",,"))
+    assert main(["check", str(path)]) == 1

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from energylens import factors
+from energylens import catalog, factors
 from energylens.cases import Cases, FloatArray
 from energylens.counts import count_in_chunks, in_flight
 from energylens.factors import Factors
@@ -28,7 +28,7 @@ from energylens.formula import (
     terms_of,
     with_power_caps,
 )
-from energylens.records import Engine, Source
+from energylens.records import Engine, Precision, Source
 from energylens.viewing import Shown, shown_by
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ OWN_RATIO = 0.36
 # units of each term's spread; half as far as those of one with rows may (docs/results.md).
 UNSEEN_GPU_SPREAD = 0.25
 UNSEEN_ENGINE_SPREAD = 0.5  # the same of an engine version: as far as one with rows may
+WIDE = "16 bits"  # the kind of format that is no narrow one
 WIDEST_LOG = float(np.log(1e6))  # an interval that wide says that nothing is known, as any wider
 
 REMEMBERED = 16  # predictions that a model keeps
@@ -120,8 +121,8 @@ class EnergyModel(Shown):
     answers for every other case. With "engine" among them, each engine version has a set by itself
     (not shrunk toward other versions), groups within it, and there are groups without the engine,
     which answer where it is unknown or was not seen. ``travel`` holds the coefficients that answer
-    for GPU types without rows, by engine version ("" for all): those of hardware stay close to
-    the datasheet there, as what rows of one type say of them does not carry to another.
+    for GPU types without rows, by engine version ("" for all) and kind of format: those of
+    hardware stay close to the datasheet, as what rows of one type say does not carry to another.
     """
 
     pooled: Coefficients
@@ -174,7 +175,9 @@ class EnergyModel(Shown):
         """Return the set that answers for one LLM, GPU type, precision and engine, by id."""
         if self.travel and self.scope.gpus and gpu not in self.scope.gpus:
             named = self._answering(engine) if "engine" in self.per else ""
-            return self.travel.get(named, self.travel[""])
+            wide = catalog.precision(precision).weight_bits >= 16
+            keys = (*([group_key([named, WIDE])] if wide else ()), named, "")
+            return next(self.travel[key] for key in keys if key in self.travel)
         engine = self._answering(engine)
         names = {"llm": llm, "gpu": gpu, "precision": precision}
         columns = [names[name] for name in self.per if name != "engine"]
@@ -562,12 +565,19 @@ def _combinations(cases: Cases) -> tuple[list[tuple[str, ...]], NDArray[np.intp]
 
 
 def format_kinds(cases: Cases) -> NDArray[np.object_]:
-    """Kind of each case's format: 16 bits, weights alone in fewer, or factors too; shape (n,)."""
-    kinds = [
-        "16 bits" if p.weight_bits >= 16 else "weights" if p.compute_bits >= 16 else "products"
-        for p in cases.precisions
-    ]
-    return np.array(kinds, dtype=object)[cases.precision_index]
+    """Kind of each case's format; shape (n,).
+
+    16 bits, weights alone in fewer, factors too, or these in blocks that share a scale.
+    """
+
+    def kind(precision: Precision) -> str:
+        if precision.weight_bits >= 16:
+            return WIDE
+        if precision.compute_bits >= 16:
+            return "weights"
+        return "blocks" if precision.block_size else "products"
+
+    return np.array([kind(p) for p in cases.precisions], dtype=object)[cases.precision_index]
 
 
 def group_key(names: Sequence[str]) -> str:

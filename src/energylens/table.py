@@ -214,9 +214,12 @@ def unclaimed(dataset: Dataset) -> str:
     )
 
 
-def problems(raw: RawTable) -> list[Problem]:
-    """List everything that is wrong with a table, in the order of its lines; [] if nothing is."""
-    check = _Check(raw)
+def problems(raw: RawTable, *, joules: bool = True) -> list[Problem]:
+    """List everything that is wrong with a table, in the order of its lines; [] if nothing is.
+
+    ``joules`` as in `read`.
+    """
+    check = _Check(raw, joules=joules)
     check.dataset()
     return check.problems()
 

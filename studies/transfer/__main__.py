@@ -24,6 +24,7 @@ from energylens.records import Gpu
 from studies.results.runs import FREE, Data
 from studies.results.tables import Results, Tables, fill, markdown, percent
 from studies.structure.__main__ import architectures, pairwise
+from studies.transfer.unseen import unseen
 
 ROOT = Path(__file__).resolve().parents[2]
 TYPES = ("A100-SXM-40GB", "H100-SXM-80GB")
@@ -152,9 +153,9 @@ def on_both(rows: Dataset) -> dict[str, Dataset]:
     return {gpu: part.take(np.isin(part.llm_ids, common)) for gpu, part in of.items()}
 
 
-def run(rows: Dataset) -> dict[str, Any]:
-    """Both halves of the study, as plain values."""
-    of = on_both(rows)
+def run(data: Data) -> dict[str, Any]:
+    """All of the study, as plain values."""
+    of = on_both(data.v2)
     return {
         "rows": {gpu: len(part) for gpu, part in of.items()},
         "llms": len(np.unique(of[TYPES[0]].llm_ids)),
@@ -162,6 +163,7 @@ def run(rows: Dataset) -> dict[str, Any]:
         "samples": SAMPLES,
         "zero_shot": zero_shot(of),
         "ratios": measured_ratios(of),
+        "unseen": unseen(data),
     }
 
 
@@ -217,7 +219,27 @@ def ratio_table(results: Results) -> str:
     )
 
 
-TABLES: Tables = {"zero": zero_table, "ratios": ratio_table}
+def unseen_table(results: Results) -> str:
+    """One line for each direction of each source."""
+    rows = [
+        (
+            source,
+            f"{way['from']} to {way['to']}",
+            f"{way['rows'][0]} of {way['llms']}",
+            percent(way["mape_ratio"]),
+            percent(way["datasheet_mape_ratio"]),
+            percent(way["covered_ratio"]),
+        )
+        for source, ways in results["unseen"].items()
+        for way in ways
+    ]
+    return markdown(
+        ("source", "direction", "rows of LLMs", "the fit's MAPE", "datasheet's", "80 % covers"),
+        rows,
+    )
+
+
+TABLES: Tables = {"unseen": unseen_table, "zero": zero_table, "ratios": ratio_table}
 
 
 def main() -> None:
@@ -227,7 +249,7 @@ def main() -> None:
     path = ROOT / "studies" / "transfer" / "transfer.json"
     if not parser.parse_args().write_only:
         folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
-        files.write_json(path, run(Data(Path(folder)).v2))
+        files.write_json(path, run(Data(Path(folder))))
     page = ROOT / "docs" / "studies" / "transfer.md"
     page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
 

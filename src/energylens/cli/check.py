@@ -10,6 +10,7 @@ from energylens.errors import ExitCode, TableError
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
+    from energylens.files import RawTable
 
 LISTED = 20
 FAR_RATIO = 10.0  # from what the datasheet suggests, beyond which joules are doubted
@@ -33,6 +34,15 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
 
     raw = files.read_table(arguments.table)
     problems = table.problems(raw)
+    # Rows with times alone are rows all the same: that nothing but joules is missing is a doubt.
+    joules = not problems or bool(table.problems(raw, joules=False))
+    if not joules:
+        problems = []
+    found: list[dict[str, Any]] = []
+    if not problems:
+        dataset = table.dataset_from_table(raw, joules=joules)
+        told = ~_blank(raw, len(dataset))
+        found = doubts(dataset.take(told)) + _without_joules(raw, ~told)
     if arguments.json:
         document: dict[str, Any] = {
             "valid": not problems,
@@ -41,13 +51,12 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
             ],
         }
         if not problems:
-            dataset = table.dataset_from_table(raw)
             document |= {"rows": len(dataset), "sources": dataset.source_counts()}
-            document["doubts"] = doubts(dataset)
+            document["doubts"] = found
         print_json(document)
         if problems:
             raise TableError(table.foreign(raw) or f"{len(problems)} problems, listed above")
-        return _code(document["doubts"])
+        return _code(found)
     if problems:
         if guide := table.foreign(raw):
             raise TableError(guide)
@@ -59,7 +68,6 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
             + (f", the first {LISTED} listed above" if more > 0 else ", listed above")
             + ". Nothing was changed; mend the rows and check again."
         )
-    dataset = table.dataset_from_table(raw)
     print(f"{arguments.table}: {len(dataset)} row{'s, all' if len(dataset) != 1 else ','} valid.")
     for what, values in (
         ("LLMs", [m.id for m in dataset.cases.llms]),
@@ -68,13 +76,12 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
     ):
         print_paragraph(f"{what} ({len(values)}): {', '.join(sorted(values))}", "  ")
     sources = ", ".join(f"{n} {name}" for name, n in dataset.source_counts().items())
-    print_paragraph(f"source of the joules: {sources}", "  ")
+    print_paragraph(f"source of the {'joules' if told.any() else 'times'}: {sources}", "  ")
     split = int((~_isnan(dataset.prefill_energy_per_request_j)).sum())
     print_paragraph(f"rows with prefill and decode apart: {split}", "  ")
     assumed = int(dataset.lengths_assumed.sum())
     if assumed:
         print_paragraph(f"rows that rest on an assumed length: {assumed}", "  ")
-    found = doubts(dataset)
     for item in found:
         print_paragraph(
             f"Doubt: {item['what']} (rows: {item['rows']}; {item['example']}).", "  ", "  "
@@ -92,6 +99,29 @@ def _code(found: list[dict[str, Any]]) -> ExitCode:
     from energylens.audit import UNUSUAL
 
     return ExitCode.PARTLY if any(item["what"] != UNUSUAL for item in found) else ExitCode.DONE
+
+
+def _blank(raw: RawTable, rows: int) -> Any:
+    """Which rows have no joules, shape (rows,)."""
+    import numpy as np
+
+    cells = raw.columns.get("energy_per_request_j")
+    if cells is None:
+        return np.ones(rows, dtype=np.bool_)
+    return np.array([cell is None or not str(cell).strip() for cell in cells], dtype=np.bool_)
+
+
+def _without_joules(raw: RawTable, blank: Any) -> list[dict[str, Any]]:
+    if not blank.any():
+        return []
+    return [
+        {
+            "what": "no energy_per_request_j: such rows can be judged by their times (energylens "
+            "evaluate --target latency), and fit and select refuse them",
+            "rows": int(blank.sum()),
+            "example": "all of them" if blank.all() else f"line {raw.lines[int(blank.argmax())]}",
+        }
+    ]
 
 
 def doubts(dataset: Dataset) -> list[dict[str, Any]]:

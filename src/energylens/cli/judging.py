@@ -385,11 +385,13 @@ def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
         for name, score in evaluation.estimators.items():
             if score.mape_group_median_ratio is not None:
                 print(f"{name}: median MAPE over groups {percent(score.mape_group_median_ratio)}")
+    failed: dict[str, list[str]] = {}
     for name, score in evaluation.estimators.items():
         if score.failed_fits:
-            print_paragraph(
-                f"{name}: {score.failed_fits} of {score.fits} fits failed ({score.failure})"
-            )
+            what = f"{score.failed_fits} of {score.fits} fits failed ({score.failure})"
+            failed.setdefault(what, []).append(name)
+    for what, names in failed.items():
+        print_paragraph(f"{', '.join(names)}: {what}")
     for note in (*evaluation.notes, *_indistinct(evaluation)):
         print_paragraph(f"Note: {note}")
     print_paragraph(
@@ -431,13 +433,9 @@ def _indistinct(evaluation: Evaluation) -> list[str]:
             "scenarios cannot tell their choices apart."
         )
     if 2 * few > len(sizes):
+        frees = "; --choose parallelism,batch_size frees more."
         notes.append(
-            f"{few} of {len(sizes)} scenarios have only two or three candidates, among which "
-            "there is little to choose"
-            + (
-                "."
-                if "batch_size" in evaluation.choose
-                else "; --choose parallelism,batch_size frees more."
-            )
+            f"{few} of {len(sizes)} scenarios have three candidates or fewer, among which there "
+            f"is little to choose{'.' if 'batch_size' in evaluation.choose else frees}"
         )
     return notes

@@ -177,6 +177,12 @@ def _not_judged(setting: Setting, parts: Sequence[IntArray], calibration: int) -
     return notes
 
 
+def _largest_group(setting: Setting, parts: Sequence[IntArray]) -> int:
+    """Most rows that leave together, where others stay to be fitted to."""
+    sizes = [np.unique(setting.left_out[rows].astype(str), return_counts=True)[1] for rows in parts]
+    return max((int(size.max()) for size in sizes if len(size) > 1), default=0)
+
+
 Folds = Callable[[Setting, IntArray, Condition, np.random.Generator], Iterator[Fold]]
 
 # What each protocol draws. A new one is one row here, and one function if it draws anew.
@@ -350,7 +356,13 @@ def conditions_of(
     notes: list[str],
 ) -> list[Condition]:
     """What is varied, in order. Sizes of a curve that the rows cannot serve are noted."""
-    few = DEFAULT_TRAIN if train is None else train
+    few = train
+    if train is None:
+        # As many as published figures have, or half of what there is.
+        least = min(map(len, parts))
+        few = min(DEFAULT_TRAIN, max(least // 2, 1))
+        if few < DEFAULT_TRAIN and protocol in ("few-shot", "no-power"):
+            notes.append(f"each draw trains on half of the rows, {few}, unless --train is given")
     if protocol == "few-shot":
         return [Condition(train=few)]
     if protocol == "no-power":
@@ -358,7 +370,9 @@ def conditions_of(
     if FOLDS[protocol] is _leave_one_out:
         asked = [Condition(train=train, calibration=k) for k in dict.fromkeys(calibration)]
         notes += [note for c in asked for note in _not_judged(setting, parts, c.calibration)]
-        return asked
+        # With none left to judge a size is in the notes, unless no other is asked for.
+        left = [c for c in asked if _largest_group(setting, parts) > c.calibration]
+        return left or asked
     if protocol != "learning-curve":
         return [Condition(train=train)]
     served = []

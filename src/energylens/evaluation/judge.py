@@ -412,9 +412,12 @@ class _Judge:
             "prefill_ape": prefill_ape[judged],
             "decode_ape": decode_ape[judged],
         }
-        # A score is no energy, so output tokens do not divide it.
-        ranked = ordered * self.setting.board.scale if record.ranks_only else ordered
-        return self.setting.board.marks(ranked, view.fold.scored, self.noise_ratio), errors
+        # A score is no energy, so output tokens do not divide it; joules are divided by the output
+        # tokens that their prediction was told.
+        if self.setting.board.per_token and not record.ranks_only:
+            ordered = ordered.copy()
+            ordered[view.asked] /= view.cases.output_tokens
+        return self.setting.board.marks(ordered, view.fold.scored, self.noise_ratio), errors
 
     def _inside(self, predictor: IntervalPredictor, view: _View, record: _Record) -> FloatArray:
         """Whether each interval holds what was measured; NaN where there is none.

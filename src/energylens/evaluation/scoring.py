@@ -68,7 +68,7 @@ class Board:
     row_candidate: IntArray  # ... and whose it is
     owner: IntArray  # scenario of each candidate, ascending
     energy: FloatArray  # measured joules of each candidate, per unit of the objective
-    scale: FloatArray  # what divides the joules of each row: 1 or its output tokens
+    per_token: bool  # whether the objective is joules per output token, not per request
     best: FloatArray  # lowest measured energy of each scenario
     first: IntArray  # candidates of each pair
     second: IntArray
@@ -87,7 +87,8 @@ class Board:
         """Lay out the scenarios of the rows in ``among``; with ``whole``, those all in it."""
         freed = sorted(freed_columns(choose))
         cases = dataset.cases
-        scale = cases.output_tokens if objective == "output_token" else np.ones(len(dataset))
+        per_token = objective == "output_token"
+        scale = cases.output_tokens if per_token else np.ones(len(dataset))
         labels: list[str] = []
         rows, candidates, owner, first, second = [], [], [], [], []
         start = 0
@@ -130,7 +131,7 @@ class Board:
             row_candidate=row_candidate,
             owner=owners,
             energy=energy,
-            scale=scale,
+            per_token=per_token,
             best=np.minimum.reduceat(energy, _starts(owners)) if start else energy,
             first=a[ordered],
             second=b[ordered],
@@ -151,15 +152,17 @@ class Board:
         )
         return np.asarray(hits > 0)
 
-    def marks(self, energy_j: FloatArray, scored: BoolArray, noise_ratio: float) -> Table:
+    def marks(self, predictions: FloatArray, scored: BoolArray, noise_ratio: float) -> Table:
         """Mark predictions of all rows, shape (rows,), in the scenarios to be scored.
+
+        They are joules per unit of the objective, or scores that order as those.
 
         Ties are broken in expectation: every candidate tied for the lowest prediction is the
         choice with the same probability; without any answer every candidate is.
         """
         owner, count = self.owner, len(self.labels)
         predicted = np.bincount(
-            self.row_candidate, (energy_j / self.scale)[self.rows], minlength=len(owner)
+            self.row_candidate, predictions[self.rows], minlength=len(owner)
         ) / np.bincount(self.row_candidate, minlength=len(owner))
         answered = np.where(np.isfinite(predicted), predicted, np.inf)
         starts = _starts(owner)

@@ -21,7 +21,15 @@ from energylens.fitting.problem import (
 )
 from energylens.formula import EXTENSIONS, SPREADS, TERMS
 from energylens.loaded import rows_at_work, time_law
-from energylens.model import Coefficients, EnergyModel, Scope, group_key, only_version
+from energylens.model import (
+    WIDE,
+    Coefficients,
+    EnergyModel,
+    Scope,
+    format_kinds,
+    group_key,
+    only_version,
+)
 
 PAYING_RATIO = 0.03  # by which an extension must lower the error on rows left out
 GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a term's spread
@@ -121,11 +129,11 @@ def fit_rows(
     problem = Problem(dataset, weights, options)
     everything = np.arange(len(dataset))
     pooled = problem.solve(everything, problem.expected, problem.spread)
-    travel = {"": problem.solve(everything, problem.expected, problem.travelling)}
+    travel = _travelling(problem, dataset, everything)
     groups: dict[str, Coefficients] = {}
     per = _columns(dataset, options)
     columns = tuple(name for name in per if name != "engine")
-    groups |= _groups_within(problem, dataset, columns, everything, pooled, travel[""])
+    groups |= _groups_within(problem, dataset, columns, everything, pooled)
     if "engine" in per:
         for engine in sorted(set(_engine_ids(dataset)) - {""}):
             # Rows of one version say little of another's joules, less than the datasheet does
@@ -133,11 +141,12 @@ def fit_rows(
             rows = np.flatnonzero(_engine_ids(dataset) == engine)
             own = problem.solve(rows, problem.expected, problem.spread)
             groups[engine] = borrowing(own, pooled)
-            travel[engine] = borrowing(
-                problem.solve(rows, problem.expected, problem.travelling), travel[""]
-            )
+            travel |= {
+                group_key([engine, kind]): borrowing(answer, travel[""])
+                for kind, answer in _travelling(problem, dataset, rows).items()
+            }
             inner = (*columns, "engine")
-            groups |= _groups_within(problem, dataset, inner, rows, groups[engine], travel[engine])
+            groups |= _groups_within(problem, dataset, inner, rows, groups[engine])
     return EnergyModel(
         pooled=pooled,
         per=per,
@@ -156,6 +165,18 @@ def fit_rows(
         extensions=options.extend,
         energylens_version=__version__,
     )
+
+
+def _travelling(problem: Problem, dataset: Dataset, rows: IntArray) -> dict[str, Coefficients]:
+    """Coefficients for GPU types without rows, by kind of format ("" for all).
+
+    What narrow formats cost is the kernels' of one GPU type: 16 bits are told by rows in 16 bits.
+    """
+    travel = {"": problem.travelling(rows)}
+    wide = rows[format_kinds(dataset.cases)[rows] == WIDE]
+    if ENOUGH_ROWS <= len(wide) < len(rows):
+        travel[WIDE] = problem.travelling(wide)
+    return travel
 
 
 def _engine_ids(dataset: Dataset) -> StrArray:
@@ -178,18 +199,21 @@ def _groups_within(
     per: Sequence[str],
     rows: IntArray,
     parent: Coefficients,
-    travelled: Coefficients,
 ) -> dict[str, Coefficients]:
     """Fit each group of some rows, drawn toward the fit to all of these; one group is that fit.
 
-    A GPU type with few rows starts from what travels to GPU types without.
+    A GPU type with few rows starts from a fit whose hardware is close to the datasheet.
     """
     keys = _group_keys(dataset, per)
     groups = {}
+    near: Coefficients | None = None
     distinct = sorted(set(keys[rows]))
     for key in distinct if len(distinct) > 1 else ():
         mine = rows[keys[rows] == key]
-        start = travelled if "gpu" in per and len(mine) < ENOUGH_ROWS else parent
+        start = parent
+        if "gpu" in per and len(mine) < ENOUGH_ROWS:
+            near = near or problem.near_datasheet(rows)
+            start = near
         group = problem.solve(mine, start.theta, GROUP_SPREAD * problem.spreads, start.factors)
         groups[key] = borrowing(group, parent)
     return groups

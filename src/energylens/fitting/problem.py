@@ -41,6 +41,7 @@ FIXED_SPREAD = 1e-6  # stands for "known" where a coefficient is given
 FEW_ROWS, ENOUGH_ROWS = 6, 16
 FIT_PAYS_RATIO = 0.7
 LEVEL_SPREAD = 0.15
+LEVEL_FREEDOM, LEVEL_STEPS = 4.0, 20  # of Student's t, for engines far off; steps of its mode
 ARCHITECTURE_SPREAD = 0.3
 SINGLE_SPREAD = 0.22
 SINGLE_ROWS = 5.0
@@ -48,7 +49,14 @@ PRIOR_ROW_RATIO = 0.1  # spread that a single pseudo-row gives a fit with few ro
 FORMAT_ROWS = 5.0  # at the scale of all residuals that those in one kind of format start from
 LENT_ROWS = 5.0  # that the pooled fit's residual spread counts for in a group's
 ENOUGH = 9  # residuals from which a group can tell its own 80 % interval
-TRAVEL_SPREAD = 0.1  # of what hardware does, in coefficients that answer for other GPU types
+# Coefficients that answer for other GPU types. What hardware does stays within TRAVEL_SPREAD of the
+# datasheet, and of what is found GPU types have HARDWARE_IN_COMMON; the rest is software's, and of
+# rows of g architectures g / (g + 1) carries to others. Set on ML.ENERGY v2 and Argonne
+# (docs/studies/transfer.md).
+TRAVEL_SPREAD = 0.05
+HARDWARE_IN_COMMON = 0.5
+LAUNCH, PIPELINE = NAMES.index("decode_launch"), NAMES.index("pipeline_parallel")
+LEAST_WAITING = 0.3  # of what the datasheet suggests, for stages of pipelines
 NO_PRIOR_SPREAD = 1e4  # stands for "none" where a covariance must exist
 REACH_DOUBLINGS = 3.0  # of residual correlation, where rows do not tell
 GUESSED_PAIRS = 5.0  # of configurations that such a guess counts for
@@ -87,9 +95,7 @@ class Problem:
         )
         no_prior = np.full(len(terms), NO_PRIOR_SPREAD)
         self.with_prior = options.prior == "datasheet"
-        self.travelling = np.array(
-            [TRAVEL_SPREAD if term.hardware else term.spread for term in terms]
-        )
+        self.hardware = np.array([term.hardware for term in terms])
         self.spread = self.spreads if options.prior == "datasheet" else no_prior
         x = design(cases, terms)
         if options.measured_power:
@@ -199,8 +205,12 @@ class Problem:
         _, place = np.unique(architecture, return_inverse=True)
         means = np.bincount(place, weights * logs) / np.bincount(place, weights)
         told = len(means) / ARCHITECTURE_SPREAD**2
-        level_variance = 1.0 / (told + 1.0 / LEVEL_SPREAD**2)
-        level = float(means.mean()) * told * level_variance
+        level, prior = 0.0, LEVEL_SPREAD**2
+        for _ in range(LEVEL_STEPS):
+            level_variance = 1.0 / (told + 1.0 / prior)
+            level = float(means.mean()) * told * level_variance
+            prior = LEVEL_FREEDOM * LEVEL_SPREAD**2 + level**2 + level_variance
+            prior /= LEVEL_FREEDOM + 1.0
         theta = mean * np.exp(level)
         for k, value in self.fixed.items():
             theta[k] = value
@@ -222,6 +232,15 @@ class Problem:
             factors=lent,
         )
 
+    def _waiting_alike(self, theta: FloatArray) -> FloatArray:
+        """Let stages wait as long as each other's launches take, where no row has several.
+
+        At the datasheet's pace stages would wait for longer than those of a faster engine work.
+        """
+        theta = theta.copy()
+        theta[PIPELINE] = np.clip(theta[LAUNCH], LEAST_WAITING, 1.0)
+        return theta
+
     def solve(
         self,
         rows: IntArray,
@@ -235,6 +254,8 @@ class Problem:
         if scaled and len(rows) < FEW_ROWS:
             return scaled
         fitted = self._minimise(rows, mean, spread)
+        if not self.relative[rows, PIPELINE].any():
+            fitted = replace(fitted, theta=self._waiting_alike(fitted.theta))
         if scaled:
             # Rows left out decide between the two; the simpler is given up for a clear gain only.
             own = np.log(energy(self.relative[rows], scaled.theta))
@@ -289,6 +310,22 @@ class Problem:
             factors=found,
             format_scales={kind: (seen_scales[kind], unseen_scales[kind]) for kind in seen_scales},
         )
+
+    def near_datasheet(self, rows: IntArray) -> Coefficients:
+        """Fit some rows with what hardware does close to the datasheet."""
+        spread = np.where(self.hardware, TRAVEL_SPREAD, self.spreads)
+        return self.solve(rows, self.expected, spread)
+
+    def travelling(self, rows: IntArray) -> Coefficients:
+        """Fit some rows for GPU types that none is of: drawn back toward the datasheet.
+
+        More rows of one GPU type tell no more of how much of it is that type's own.
+        """
+        found = self.near_datasheet(rows)
+        architectures = len(np.unique(self.architecture[rows]))
+        common = np.where(self.hardware, HARDWARE_IN_COMMON, architectures / (architectures + 1.0))
+        common[list(self.fixed)] = 1.0
+        return replace(found, theta=self.expected + common * (found.theta - self.expected))
 
 
 def borrowing(group: Coefficients, pooled: Coefficients) -> Coefficients:
