@@ -28,6 +28,7 @@ from energylens.online.actuators import (
     ActuatorError,
     Consent,
     Hand,
+    NotNowError,
     RefusedError,
     ValueFile,
     make,
@@ -35,21 +36,33 @@ from energylens.online.actuators import (
 from energylens.online.controller import PATIENCE, Controller, Look
 from energylens.online.fleet import Fleet, fleet_of
 from energylens.online.knowledge import Knowledge
-from energylens.online.policies import Ours, Plan
+from energylens.online.ours import Ours
+from energylens.online.plans import Plan
 from energylens.online.proxy import AdmissionProxy
 from energylens.online.trace import Trace
 
 # ----------------------------------------------------------------------- servers that stand in
 
 
+VLLM = """\
+vllm:request_success_total{{model_name="m"}} 9
+vllm:prompt_tokens_total{{model_name="m"}} 900
+vllm:generation_tokens_total{{model_name="m"}} 90
+vllm:num_requests_running{{model_name="m"}} {}
+vllm:num_requests_waiting{{model_name="m"}} 0
+"""
+
+
 class Node(ThreadingHTTPServer):
-    """The control endpoints of zeusd and of SGLang, as their documentation has them."""
+    """The control endpoints of zeusd, SGLang and vLLM, as their documentation has them."""
 
     daemon_threads = True
 
     def __init__(self) -> None:
         self.limits_mw = {"0": 700_000, "1": 650_000}
         self.batch_limit = 256
+        self.asleep: bool | str = False
+        self.requests = 0
         self.broken: set[str] = set()
         self.seen: list[str] = []
         super().__init__(("127.0.0.1", 0), Answering)
@@ -76,8 +89,18 @@ class Answering(BaseHTTPRequestHandler):
         elif parts.path == "/get_server_info":
             state = {"pp_max_micro_batch_size": self.server.batch_limit}
             self._give({"max_running_requests": 999, "internal_states": [state]})
+        elif parts.path == "/is_sleeping" and "/is_sleeping" not in self.server.broken:
+            self._give({"is_sleeping": self.server.asleep})
+        elif parts.path == "/metrics":
+            self._text(VLLM.format(self.server.requests))
         else:
             self._give({}, 404)
+
+    def _text(self, text: str) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text.encode())
 
     def do_POST(self) -> None:
         parts = urlsplit(self.path)
@@ -90,6 +113,12 @@ class Answering(BaseHTTPRequestHandler):
                 self._give({"error": "no"}, 500)
                 return
             self.server.limits_mw[gpu] = int(limit)
+            self._give({})
+        elif parts.path in ("/sleep", "/wake_up"):
+            if parts.path in self.server.broken:
+                self._give({}, 500)
+                return
+            self.server.asleep = parts.path == "/sleep"
             self._give({})
         elif parts.path == "/set_internal_state":
             self.server.batch_limit = json.loads(body)["server_args"]["pp_max_micro_batch_size"]
@@ -194,6 +223,82 @@ def test_sglang_sets_and_puts_back(node: Node) -> None:
     assert node.batch_limit == 256
 
 
+def awake(node: Node) -> Consent:
+    return allowed("vllm-sleep", node.url, low=0.0, high=1.0)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_vllm_sleeps_and_wakes_and_is_put_back(node: Node, before: bool) -> None:
+    node.asleep = before
+    with Hand(make("vllm-sleep"), awake(node)) as hand:
+        hand.act(node.url, 0.0, REASON)
+        assert node.asleep is True
+        hand.act(node.url, 1.0, REASON)
+        assert node.asleep is False
+        hand.act(node.url, 1.0, REASON)
+        hand.act(node.url, float(before), REASON)
+        hand.act(node.url, float(not before), REASON)
+    assert node.asleep is before
+
+
+def test_vllm_that_has_requests_is_left_awake(node: Node) -> None:
+    log: list[dict[str, Any]] = []
+    with Hand(make("vllm-sleep"), awake(node), log.append) as hand:
+        node.requests = 2
+        with pytest.raises(NotNowError, match="2 requests"):
+            hand.act(node.url, 0.0, REASON)
+        assert node.asleep is False
+        assert log[-1]["later"] == node.url
+        node.requests = 0
+        hand.act(node.url, 0.0, REASON)
+        assert node.asleep is True
+    assert node.asleep is False
+
+
+@pytest.mark.parametrize(
+    ("broken", "asleep", "value", "says"),
+    [
+        ({"/is_sleeping"}, False, 0.0, "VLLM_SERVER_DEV_MODE"),
+        (set(), "perhaps", 0.0, "whether it sleeps"),
+        ({"/sleep"}, False, 0.0, "failed"),
+        (set(), False, 0.5, "awake, 1, or asleep, 0"),
+    ],
+)
+def test_vllm_that_cannot_be_put_to_sleep_is_said_and_left(
+    node: Node, broken: set[str], asleep: bool | str, value: float, says: str
+) -> None:
+    node.broken, node.asleep = broken, asleep
+    with (
+        Hand(make("vllm-sleep"), awake(node)) as hand,
+        pytest.raises(ActuatorError, match=says),
+    ):
+        hand.act(node.url, value, REASON)
+    assert node.asleep is asleep
+
+
+def test_a_dry_run_checks_and_logs_and_changes_nothing(node: Node, tmp_path: Path) -> None:
+    log: list[dict[str, Any]] = []
+    path = tmp_path / "replicas.json"
+    for name, target, value in (
+        ("vllm-sleep", node.url, 0.0), ("zeusd", "0", 450.0), ("keda", str(path), 2.0),
+    ):  # fmt: skip
+        consent = allowed(name, target, low=0.0)
+        with Hand(make(name, url=node.url), consent, log.append, dry=True) as hand:
+            hand.act(target, value, REASON)
+            with pytest.raises(RefusedError):
+                hand.act(target, 1e6, REASON)
+    assert [entry["value"] for entry in log if entry.get("dry_run")] == [0.0, 450.0, 2.0]
+    assert log[0]["saved_per_request_j"] == 12.0
+    assert node.seen == []
+    assert not path.exists()
+    node.broken = {"/is_sleeping"}
+    with (
+        Hand(make("vllm-sleep"), awake(node), dry=True) as hand,
+        pytest.raises(ActuatorError, match="DEV_MODE"),
+    ):
+        hand.act(node.url, 0.0, REASON)
+
+
 @pytest.mark.parametrize("before", [None, '{"replicas": 4}\n'])
 def test_a_value_file_is_put_back(tmp_path: Path, before: str | None) -> None:
     path = tmp_path / "replicas.json"
@@ -240,10 +345,10 @@ CONTROLLER = """
 import sys, time
 from energylens.online.actuators import Consent, Hand, make
 path, url, lease = sys.argv[1:4]
-consent = Consent(actuator="{name}", targets=frozenset([path]), low=1, high=800)
+consent = Consent(actuator="{name}", targets=frozenset([path]), low=0, high=800)
 hand = Hand(make("{name}", url=url), consent, lease_s=float(lease))
 for k in range(100000):
-    hand.act(path, 300 + k % 100, {{}})
+    hand.act(path, {value}, {{}})
     if not k:
         print("acting", flush=True)
     time.sleep(0.002)
@@ -251,8 +356,10 @@ for k in range(100000):
 
 
 def begin(name: str, target: str, url: str, lease_s: float) -> subprocess.Popen[str]:
+    value = "float(k % 2)" if name == "vllm-sleep" else "300 + k % 100"
+    code = CONTROLLER.format(name=name, value=value)
     return subprocess.Popen(
-        [sys.executable, "-c", CONTROLLER.format(name=name), target, url, str(lease_s)],
+        [sys.executable, "-c", code, target, url, str(lease_s)],
         stdout=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
     )  # fmt: skip
@@ -266,7 +373,11 @@ def eventually(true: Callable[[], bool]) -> None:
 
 def kill_somewhere(node: Node, path: Path, pauses: list[float]) -> None:
     for pause in pauses:
-        controllers = [begin("keda", str(path), "", 30.0), begin("zeusd", "0", node.url, 30.0)]
+        controllers = [
+            begin("keda", str(path), "", 30.0),
+            begin("zeusd", "0", node.url, 30.0),
+            begin("vllm-sleep", node.url, "", 30.0),
+        ]
         for c in controllers:
             assert c.stdout is not None
             if pause > 0.3:
@@ -277,11 +388,12 @@ def kill_somewhere(node: Node, path: Path, pauses: list[float]) -> None:
             c.wait()
             assert c.stdout is not None
             c.stdout.close()
-        eventually(lambda: not path.exists() and node.limits_mw["0"] == 700_000)
+        eventually(lambda: not path.exists() and node.limits_mw["0"] == 700_000 and not node.asleep)
         # And it stays so: nothing that was under way comes after.
         time.sleep(0.4)
         assert not path.exists()
         assert node.limits_mw["0"] == 700_000
+        assert not node.asleep
 
 
 def test_killing_the_controller_leaves_everything_as_it_was(node: Node, tmp_path: Path) -> None:
@@ -611,6 +723,11 @@ def test_the_verb_refuses_to_act_without_targets_and_bounds(
     assert main([*arguments, "--act", "keda", "--allow", str(tmp_path / "r.json")]) == 2
     assert "--bounds" in capsys.readouterr().err
     assert main([*arguments, "--allow", "0"]) == 2
+    assert main([*arguments, "--listen", "99999"]) == 2
+    assert "65535" in capsys.readouterr().err
+    taken = metrics.server_address[1]
+    assert main([*arguments, "--listen", str(taken)]) == 2
+    assert "cannot be had" in capsys.readouterr().err
     assert not (tmp_path / "r.json").exists()
 
 

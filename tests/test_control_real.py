@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ import pytest
 from energylens.catalog.hf_write import config_for
 from energylens.instrument.engines.folders import write_folder
 from energylens.instrument.engines.vllm_server import VllmServer
+from energylens.instrument.meters.estimated import EstimatedMeter
 from energylens.records import Attention, FeedForward, Llm
 from energylens.watching.counters import read_counters
 
@@ -129,20 +131,62 @@ def act(proxy: str) -> subprocess.Popen[str]:
     return process
 
 
-def test_vllm_behind_the_proxy_runs_no_more_than_allowed_under_a_step_of_load(
-    server: str, proxy: str
+FLEET = """
+[serve]
+llm = "meta-llama/Llama-3.1-8B-Instruct"
+gpu = "H100"
+replicas = 1
+[limits]
+ttft = "2s"
+tpot = "50ms"
+[replica]
+start_s = 20
+[control]
+interval_s = 2
+"""
+
+
+def test_control_holds_vllm_to_its_limit_under_a_step_of_load_with_joules_recorded(
+    server: str, proxy: str, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
+    (tmp_path / "fleet.toml").write_text(FLEET)
+    past = "\n".join(f"{k / 2},60,24" for k in range(400))
+    (tmp_path / "past.csv").write_text(f"arrival_s,input_tokens,output_tokens\n{past}\n")
+    log = tmp_path / "log.jsonl"
     assert load(proxy, server, 2)[0] == 2
-    controller = act(proxy)
+    # Vouched for by its bounds: what an H100 would be told is no measure of this computer.
+    controller = subprocess.Popen(
+        [
+            sys.executable, "-m", "energylens", "control", "--fleet", str(tmp_path / "fleet.toml"),
+            "--trace", str(tmp_path / "past.csv"), "--metrics", f"{server}/metrics",
+            "--act", "proxy", "--allow", proxy, "--bounds", "1,3", "--log", str(log), "--json",
+        ],
+        stdout=subprocess.DEVNULL, env=os.environ | OURS,
+    )  # fmt: skip
     try:
+        while limit(proxy) is None:
+            assert controller.poll() is None
+            time.sleep(0.05)
+        meter = EstimatedMeter()  # of this process and all it has started, vLLM among them
+        before = meter.read()
         answered, most = load(proxy, server, 24)
+        after = meter.read()
+        assert limit(proxy) == 3
     finally:
         controller.kill()
         controller.wait()
-        assert controller.stdout is not None
-        controller.stdout.close()
     assert answered == 24
     assert most <= 3
+    joules = after.energy_j[0] - before.energy_j[0]
+    assert joules > 0
+    record_property("estimated_energy_per_request_j", joules / answered)
+    actions = [json.loads(line) for line in log.read_text().splitlines()]
+    acted = [a for a in actions if a.get("actuator") == "proxy"]
+    assert acted
+    assert {"saved_per_request_j", "ttft_ms", "tpot_ms"} <= set(acted[0])
+    while limit(proxy) is not None:
+        time.sleep(0.05)
+    assert load(proxy, server, 4)[0] == 4
 
 
 def test_killing_the_controller_leaves_vllm_and_the_proxy_as_they_were(

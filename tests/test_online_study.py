@@ -9,11 +9,10 @@ import pytest
 from studies.online import tables
 from studies.online.__main__ import (
     RESULTS,
-    SECONDS,
-    SEED,
     TRACES,
     fleet_for,
     summary,
+    traces,
 )
 
 ROOT = Path(__file__).parents[1]
@@ -27,29 +26,29 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert RESULTS.stat().st_size < 300_000
 
 
-def test_no_policy_that_meets_the_limits_beats_the_oracle() -> None:
+def test_no_policy_that_meets_the_limits_is_below_an_oracle_that_does_by_more_than_is_said() -> (
+    None
+):
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    for cell in results["cells"].values():
-        best = cell["policies"]["oracle"][tables.JOULES]
-        for policy in cell["policies"].values():
-            if tables.meets(policy, cell["share_ratio"]):
-                assert best <= policy[tables.JOULES]
+    bounds = [b for c in results["cells"].values() if (b := tables.above(c)) is not None]
+    assert len(bounds) >= len(results["cells"]) / 3
+    assert max(bounds) < 0.02
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="the Azure traces are not here")
 def test_a_part_of_the_study_comes_out_again() -> None:
     from energylens.online.knowledge import Knowledge
+    from energylens.online.plans import Plan
     from energylens.online.policies import policy
     from energylens.online.rehearsal import rehearse
-    from energylens.online.trace import read_trace
 
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
-    trace = read_trace(AZURE / TRACES["code"]).first(SECONDS).scaled(0.5, SEED)
+    past, trace = traces(AZURE / TRACES["code"], 0.5)
     fleet = fleet_for("8B", "code")
     kept = results["cells"]["8B, code, 0.5"]
     assert kept["requests"] == len(trace)
-    known = Knowledge(fleet, trace.lengths)
+    known, plan = Knowledge(fleet, past.lengths), Plan.of(past)
     for name in ("static-deployed", "queue", "ours"):
-        again = summary(rehearse(fleet, trace, policy(name, fleet, known, trace)))
+        again = summary(rehearse(fleet, trace, policy(name, fleet, known, plan)))
         for measure in (tables.JOULES, "within_limits_ratio", "mean_replicas"):
             assert again[measure] == pytest.approx(kept["policies"][name][measure], rel=0.01)

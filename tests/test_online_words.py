@@ -16,6 +16,7 @@ import pytest
 
 from energylens.online.actuators import Consent, Hand, make
 from energylens.online.controller import Advice
+from energylens.online.fleet import Setting
 from energylens.online.ray_policy import VARIABLE, replicas, wanted
 from energylens.online.rehearsal import Action
 from energylens.online.showing import Board
@@ -81,7 +82,7 @@ def test_ray_takes_the_policy_by_its_name() -> None:
 def advice() -> Advice:
     return Advice(
         at_s=1.0,
-        action=Action(replicas=2, batch_limit=128, fill=40, power_cap_w=500.0),
+        action=Action(replicas=2, batch_limit=128, fill=40, setting=Setting(500.0)),
         doubt="",
         reason={
             "rate_per_s": 2.0, "upper_rate_per_s": 4.0, "power_now_w": 900.0,

@@ -10,19 +10,23 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from energylens.online.fleet import Fleet, fleet_of
 from energylens.online.knowledge import Belief, Knowledge
 from energylens.online.oracle import oracle
+from energylens.online.plans import Plan
 from energylens.online.policies import POLICIES, policy
 from energylens.online.rehearsal import Rehearsal, rehearse
 from energylens.online.trace import Trace, read_trace
 from studies.online.tables import document, figure
 
 SEED = 14
-SECONDS = 1200.0
+SECONDS = 900.0
+ROUNDS = 7  # of the oracle
+BOUNDED_TO = 2.0  # times the rate, up to which the oracle is run: beyond, it takes an hour
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 TRACES = {"conversation": "conv-2023.csv", "code": "code-2023.csv"}
 RESULTS = Path(__file__).with_name("online.json")
@@ -34,21 +38,21 @@ LLMS: dict[str, dict[str, Any]] = {
             "llm": "meta-llama/Llama-3.3-70B-Instruct", "gpu": "H100", "precision": "fp8",
             "tensor_parallel": 2, "replicas": 4,
         },
-        "replica": {"start_s": 45},
+        "replica": {"start_s": 45, "swap_s": 120},
     },
     "8B": {
         "serve": {
             "llm": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "H100", "precision": "bf16",
             "tensor_parallel": 1, "replicas": 8,
         },
-        "replica": {"start_s": 20},
+        "replica": {"start_s": 20, "swap_s": 60},
     },
     "30B-A3B": {
         "serve": {
             "llm": "Qwen/Qwen3-30B-A3B-Instruct-2507", "gpu": "H100", "precision": "bf16",
             "tensor_parallel": 1, "replicas": 8,
         },
-        "replica": {"start_s": 30},
+        "replica": {"start_s": 30, "swap_s": 90},
     },
 }  # fmt: skip
 #: Limits of each request. Code has prompts of thousands of tokens and answers of 28.
@@ -56,7 +60,9 @@ LIMITS = {
     "conversation": {"70B FP8": ("2s", "60ms"), "8B": ("1s", "40ms"), "30B-A3B": ("1s", "40ms")},
     "code": {"70B FP8": ("10s", "500ms"), "8B": ("4s", "200ms"), "30B-A3B": ("4s", "200ms")},
 }
-CAPS_W = (600.0, 500.0, 400.0)
+CAPS_W = (400.0,)
+CLOCK_RATIOS = (0.7, 0.55)
+DEGREES = (1, 2, 4)
 BELIEFS = {
     "right": Belief(),
     "joules +20 %": Belief(joules=1.2),
@@ -74,7 +80,12 @@ def fleet_for(llm: str, mix: str) -> Fleet:
     made = {
         **LLMS[llm],
         "limits": {"ttft": ttft, "tpot": tpot},
-        "control": {"power_caps_w": CAPS_W, "max_gpus": 8},
+        "control": {
+            "power_caps_w": CAPS_W,
+            "clock_ratios": CLOCK_RATIOS,
+            "max_gpus": 8,
+            "tensor_parallel": DEGREES,
+        },
     }
     return fleet_of(made, llm)
 
@@ -92,35 +103,43 @@ def summary(r: Rehearsal) -> dict[str, Any]:
         "tpot_p99_s": round(whole["tpot_s"]["p99"], 4),
         "starts": whole["reconfigurations"]["starts"],
         "stops": whole["reconfigurations"]["stops"],
+        "layout_swaps": whole["reconfigurations"]["layout_swaps"],
         "drained_requests": whole["reconfigurations"]["drained_requests"],
     }
 
 
-def cell(fleet: Fleet, trace: Trace, beam: int = 2) -> dict[str, Any]:
-    """All policies and the oracle on one trace."""
-    known = Knowledge(fleet, trace.lengths)
-    found = [rehearse(fleet, trace, policy(name, fleet, known, trace)) for name in POLICIES]
+def traces(path: Path, rate: float) -> tuple[Trace, Trace]:
+    """The past that policies know, and what is rehearsed after it."""
+    return read_trace(path).first(2 * SECONDS).scaled(rate, SEED).split(SECONDS)
+
+
+def cell(fleet: Fleet, past: Trace, trace: Trace, *, bounded: bool) -> dict[str, Any]:
+    """All policies on one trace, and the oracle if it is to be bounded."""
+    known, plan = Knowledge(fleet, past.lengths), Plan.of(past)
+    found = [rehearse(fleet, trace, policy(name, fleet, known, plan)) for name in POLICIES]
     # Equal or better: the share asked for, or what the fleet as deployed reaches.
     share = min(fleet.file.limits.share, found[0].within_ratio)
-    best = oracle(fleet, trace, known, found, beam=beam, share=share)
+    if bounded:
+        found.append(oracle(fleet, trace, share=share, rounds=ROUNDS))
     return {
         "requests": len(trace),
         "share_ratio": round(share, 4),
-        "policies": {r.policy: summary(r) for r in (*found, best)},
+        "policies": {r.policy: summary(r) for r in found},
     }
 
 
-def sensitivity(fleet: Fleet, trace: Trace) -> dict[str, Any]:
+def sensitivity(fleet: Fleet, past: Trace, trace: Trace) -> dict[str, Any]:
     """Ours where what it believes is wrong."""
     rows = {}
     for name, belief in BELIEFS.items():
-        known = Knowledge(fleet, trace.lengths, belief)
-        rows[name] = summary(rehearse(fleet, trace, policy("ours", fleet, known, trace)))
+        known = Knowledge(fleet, past.lengths, belief)
+        ours = policy("ours", fleet, known, Plan.of(past))
+        rows[name] = summary(rehearse(fleet, trace, ours))
     return rows
 
 
-def study(folder: Path, output: Path) -> None:
-    """Run everything; what is done is kept, so that a run that was stopped goes on."""
+def study(folder: Path, output: Path, mixes: Sequence[str] = ()) -> None:
+    """Run everything, or the cells of some traces; what is done is kept, to go on with."""
     results: dict[str, Any] = {
         "seed": SEED, "seconds": SECONDS, "source": "simulated", "cells": {}, "sensitivity": {},
     }  # fmt: skip
@@ -128,16 +147,20 @@ def study(folder: Path, output: Path) -> None:
         results = json.loads(output.read_text(encoding="utf-8"))
     for rate in RATES:
         for mix, file in TRACES.items():
-            trace = read_trace(folder / file).first(SECONDS).scaled(rate, SEED)
+            if mixes and mix not in mixes:
+                continue
+            past, trace = traces(folder / file, rate)
             for llm in LLMS:
                 name = f"{llm}, {mix}, {rate:g}"
                 if name not in results["cells"]:
-                    results["cells"][name] = cell(fleet_for(llm, mix), trace)
+                    results["cells"][name] = cell(
+                        fleet_for(llm, mix), past, trace, bounded=rate <= BOUNDED_TO
+                    )
                     output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    for llm in LLMS:
+    for llm in LLMS if not mixes or "conversation" in mixes else ():
         if llm not in results["sensitivity"]:
-            trace = read_trace(folder / TRACES["conversation"]).first(SECONDS).scaled(2.0, SEED)
-            results["sensitivity"][llm] = sensitivity(fleet_for(llm, "conversation"), trace)
+            past, trace = traces(folder / TRACES["conversation"], 1.0)
+            results["sensitivity"][llm] = sensitivity(fleet_for(llm, "conversation"), past, trace)
             output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
@@ -146,11 +169,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("traces", nargs="?", type=Path)
     parser.add_argument("-o", "--output", type=Path, default=RESULTS)
+    parser.add_argument("--mix", action="append", choices=TRACES, help="its cells only")
     parser.add_argument("--document", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
     if arguments.traces:
-        study(arguments.traces, arguments.output)
+        study(arguments.traces, arguments.output, arguments.mix or ())
     results = json.loads(arguments.output.read_text(encoding="utf-8"))
     if arguments.document:
         arguments.document.write_text(document(results), encoding="utf-8")

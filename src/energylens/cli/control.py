@@ -43,7 +43,7 @@ def add_verbs(verbs: Any) -> None:
     group.add_argument(
         "--act",
         metavar="ACTUATOR",
-        help="let one act: zeusd, nvidia-smi, keda, wva, ray, sglang or proxy",
+        help="let one act: zeusd, nvidia-smi, keda, wva, ray, sglang, vllm-sleep or proxy",
     )
     parser.add_argument(
         "--allow",
@@ -55,9 +55,14 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--bounds", metavar="LOW,HIGH", help="within which a value must lie, as in 400,700"
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="with --act: check what is allowed, read what is there, and log instead of changing",
+    )
     parser.add_argument("--url", default="", help="of zeusd's daemon")
     parser.add_argument(
-        "--token-file", metavar="FILE", help="holds the token of zeusd or of SGLang"
+        "--token-file", metavar="FILE", help="holds the token of zeusd, SGLang or vLLM"
     )
     parser.add_argument(
         "--default", type=positive, metavar="W", help="what zeusd puts back if it cannot tell"
@@ -127,7 +132,8 @@ def _control(arguments: argparse.Namespace) -> None:
     from energylens.online.controller import Controller
     from energylens.online.fleet import read_fleet
     from energylens.online.knowledge import Knowledge
-    from energylens.online.policies import Ours, Plan
+    from energylens.online.ours import Ours
+    from energylens.online.plans import Plan
     from energylens.online.trace import read_trace
 
     hand = None
@@ -140,17 +146,16 @@ def _control(arguments: argparse.Namespace) -> None:
         token = ""
         if arguments.token_file:
             token = files.read_text(arguments.token_file).strip()
-        actuator = make(arguments.act, url=arguments.url, token=token, default=arguments.default)
         consent = Consent(
             actuator=arguments.act, targets=frozenset(arguments.allow), low=low, high=high
         )
-    elif arguments.allow or arguments.bounds:
-        raise UsageError("--allow and --bounds mean something only with --act ACTUATOR")
+    elif arguments.allow or arguments.bounds or arguments.dry_run:
+        raise UsageError("--allow, --bounds and --dry-run mean something only with --act ACTUATOR")
     fleet = read_fleet(arguments.fleet)
     trace = read_trace(arguments.trace)
     # A running engine is not the simulated one: the model stands as it was fitted.
     known = Knowledge(fleet, trace.lengths, calibrate=False)
-    policy = Ours(fleet, known, Plan.of(trace))
+    policy = Ours(fleet, known, Plan.of(trace, fleet.file.serve.deployed_for_per_s), swaps=False)
 
     def log(document: dict[str, Any]) -> None:
         if arguments.log:
@@ -159,7 +164,13 @@ def _control(arguments: argparse.Namespace) -> None:
 
     interval = fleet.file.control.interval_s
     if arguments.act:
-        hand = Hand(actuator, consent, log, lease_s=3.0 * interval)
+        # What runs out by itself outlives two looks that come to nothing.
+        lease_s = 3.0 * interval
+        actuator = make(
+            arguments.act, url=arguments.url, token=token, default=arguments.default,
+            lease_s=lease_s,
+        )  # fmt: skip
+        hand = Hand(actuator, consent, log, lease_s=lease_s, dry=arguments.dry_run)
     readers = [_reader(url) for url in arguments.metrics]
     controller = Controller(fleet, policy, readers, hand, arguments.allow, log)
 
@@ -167,7 +178,14 @@ def _control(arguments: argparse.Namespace) -> None:
     if arguments.listen is not None:
         from energylens.online.showing import Board
 
-        board = Board("127.0.0.1", arguments.listen)
+        if not 0 <= arguments.listen < 65536:
+            raise UsageError(f"--listen must be a port from 0 to 65535, not {arguments.listen}")
+        try:
+            board = Board("127.0.0.1", arguments.listen)
+        except OSError as error:
+            raise UsageError(
+                f"--listen {arguments.listen}: it cannot be had ({error.strerror}); give another"
+            ) from None
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt

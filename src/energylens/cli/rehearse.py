@@ -19,8 +19,24 @@ from energylens.cli.console import (
 
 if TYPE_CHECKING:
     from energylens.online.rehearsal import Rehearsal
+    from energylens.online.trace import Trace
 
 EVERY = "static-deployed,static-full-batch,static-service,queue,ours"
+PAST_RATIO = 0.2  # of the trace, that is the past by default
+FEWEST_REQUESTS = 20
+
+
+def policies(text: str) -> list[str]:
+    """Read names of policies from the command line."""
+    names = list(dict.fromkeys(comma_list(text)))
+    known = (*EVERY.split(","), "oracle")
+    wrong = [n for n in names if n not in known]
+    if wrong or not names:
+        raise argparse.ArgumentTypeError(
+            f"no policy is called {', '.join(map(repr, wrong)) or repr(text)}; "
+            f"there are {', '.join(known)}"
+        )
+    return names
 
 
 def add_verbs(verbs: Any) -> None:
@@ -44,10 +60,16 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--fleet", required=True, metavar="FLEET.toml", help="see docs/online.md")
     parser.add_argument(
         "--policy",
-        type=comma_list,
-        default=comma_list(EVERY),
+        type=policies,
+        default=policies(EVERY),
         metavar="NAME[,NAME...]",
         help=f"of {EVERY},oracle (default: all but the oracle, which takes minutes)",
+    )
+    parser.add_argument(
+        "--past",
+        metavar="SECONDS|FILE",
+        help="what all policies know of lengths and rates: the first seconds of the trace, which "
+        "are not rehearsed then, or another trace (default: the first fifth)",
     )
     parser.add_argument(
         "--rate", type=positive, default=1.0, metavar="X", help="multiply the rate (default: 1)"
@@ -64,43 +86,32 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _rehearse(arguments: argparse.Namespace) -> None:
-    from energylens.errors import UnknownChoiceError, UsageError
     from energylens.online.fleet import read_fleet
     from energylens.online.knowledge import Knowledge
     from energylens.online.oracle import oracle
-    from energylens.online.policies import ORACLE, POLICIES, Ours, Plan, policy
+    from energylens.online.ours import Ours
+    from energylens.online.plans import Plan
+    from energylens.online.policies import ORACLE, policy
     from energylens.online.rehearsal import rehearse
-    from energylens.online.trace import read_trace
 
-    names = list(dict.fromkeys(arguments.policy))
-    if not names:
-        raise UsageError(f"--policy needs a name: of {', '.join((*POLICIES, ORACLE))}")
-    for name in names:
-        if name not in (*POLICIES, ORACLE):
-            raise UnknownChoiceError(
-                "policy", name, (*POLICIES, ORACLE), f"Known are {', '.join((*POLICIES, ORACLE))}."
-            )
+    names: list[str] = arguments.policy
     fleet = read_fleet(arguments.fleet)
-    trace = read_trace(arguments.trace, first_s=arguments.first)
-    trace = trace.scaled(arguments.rate, arguments.seed)
-    if arguments.day:
-        trace = trace.day(arguments.seed)
-    known = Knowledge(fleet, trace.lengths)
+    past, trace = _traces(arguments)
+    known = Knowledge(fleet, past.lengths)
+    plan = Plan.of(past, fleet.file.serve.deployed_for_per_s)
     found: list[Rehearsal] = []
     reasons: list[str] = []
-    # The oracle knows what all others would do.
-    tried = [n for n in (POLICIES if ORACLE in names else names) if n != ORACLE]
     progress = Progress("rehearsing")
-    for done, name in enumerate(tried):
-        progress(done, len(tried) + (ORACLE in names))
-        chosen = policy(name, fleet, known, trace)
+    for done, name in enumerate(names):
+        progress(done, len(names))
+        if name == ORACLE:
+            found.append(oracle(fleet, trace))
+            continue
+        chosen = policy(name, fleet, known, plan)
         found.append(rehearse(fleet, trace, chosen))
         if isinstance(chosen, Ours):
             reasons = chosen.reasons
-    if ORACLE in names:
-        found.append(oracle(fleet, trace, known, found))
     progress.close()
-    found = [r for name in names for r in found if r.policy == name]
     if arguments.json:
         document: dict[str, Any] = {
             "source": "simulated",
@@ -111,6 +122,15 @@ def _rehearse(arguments: argparse.Namespace) -> None:
                 "duration_s": trace.duration_s,
                 "rate_per_s": trace.rate_per_s,
                 "peak_rate_per_s": Plan.of(trace).peak_per_s,
+            },
+            "past": {
+                "name": past.name,
+                "made": past.made,
+                "requests": len(past),
+                "rate_per_s": past.rate_per_s,
+                "planned_peak_rate_per_s": plan.peak_per_s,
+                "input_tokens": past.lengths.input_tokens,
+                "output_tokens": past.lengths.output_tokens,
             },
             "limits": {
                 "ttft_s": fleet.ttft_s,
@@ -129,7 +149,9 @@ def _rehearse(arguments: argparse.Namespace) -> None:
         f"{trace.rate_per_s:.2f} a second; {fleet.llm.id} in {fleet.precision.id} on up to "
         f"{fleet.gpus} {fleet.gpu.id}; TTFT <= {1000 * fleet.ttft_s:g} ms and TPOT <= "
         f"{1000 * fleet.tpot_s:g} ms for {100 * fleet.file.limits.share:g} % of the requests. All "
-        "joules are simulated, and of one request."
+        f"policies know {len(past):,} requests of the past, {past.rate_per_s:.2f} a second, and "
+        f"plan for {plan.peak_per_s:.2f} a second; the oracle alone knows what comes. All joules "
+        "are simulated, and of one request."
     )
     print()
     base = found[0].simulated_energy_j
@@ -158,6 +180,35 @@ def _rehearse(arguments: argparse.Namespace) -> None:
         print()
         for reason in reasons:
             print_paragraph(f"{reason} (simulated)")
+
+
+def _traces(arguments: argparse.Namespace) -> tuple[Trace, Trace]:
+    """Read the past, which policies know, and what is rehearsed."""
+    from energylens.errors import UsageError
+    from energylens.online.trace import read_trace
+
+    def made(trace: Trace) -> Trace:
+        trace = trace.scaled(arguments.rate, arguments.seed)
+        return trace.day(arguments.seed) if arguments.day else trace
+
+    trace = made(read_trace(arguments.trace, first_s=arguments.first))
+    if arguments.past is None:
+        if len(trace) < FEWEST_REQUESTS:
+            raise UsageError(
+                f"{arguments.trace} has {len(trace)} requests: for {FEWEST_REQUESTS} or more the "
+                "first fifth is the past that policies know; give another trace as --past FILE"
+            )
+        return trace.split(PAST_RATIO * trace.duration_s)
+    try:
+        seconds = float(arguments.past)
+    except ValueError:
+        return read_trace(arguments.past), trace
+    if not 0 < seconds < trace.duration_s:
+        raise UsageError(
+            f"--past must be above 0 and below the {trace.duration_s:.0f} s of the trace, or "
+            f"another trace; it is {arguments.past}"
+        )
+    return trace.split(seconds)
 
 
 def _row(r: Rehearsal, base: float) -> tuple[str, ...]:

@@ -21,8 +21,11 @@ from urllib.parse import urlencode
 
 from energylens.errors import EnergyLensError, UsageError
 from energylens.online.guard import TRIES, undo
+from energylens.online.proxy import LONGEST_LEASE_S
+from energylens.watching.counters import read_counters
 
 TIMEOUT_S = 5.0
+SLEEP_TIMEOUT_S = 60.0  # weights go to the host's memory and back
 LEASE_S = 10.0
 
 Step = dict[str, Any]
@@ -30,6 +33,10 @@ Step = dict[str, Any]
 
 class ActuatorError(EnergyLensError):
     """Something could not be read or set; what had been set was put back."""
+
+
+class NotNowError(ActuatorError):
+    """It may be set later; nothing is wrong, and nothing has been touched."""
 
 
 class RefusedError(UsageError):
@@ -88,7 +95,7 @@ class Actuator(Protocol):
 
     @property
     def knob(self) -> str:
-        """What it sets: power_cap_w, batch_limit or replicas."""
+        """What it sets: power_cap_w, batch_limit, replicas, or awake (1 or 0 of one engine)."""
         ...
 
     def before(self, target: str) -> list[Step]:
@@ -100,12 +107,15 @@ class Actuator(Protocol):
         ...
 
 
-def _http(method: str, url: str, headers: Mapping[str, str], body: str | None = None) -> bytes:
+def _http(
+    method: str, url: str, headers: Mapping[str, str], body: str | None = None,
+    timeout_s: float = TIMEOUT_S,
+) -> bytes:  # fmt: skip
     request = urllib.request.Request(
         url, data=None if body is None else body.encode(), headers=dict(headers), method=method
     )
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT_S) as answer:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
             found: bytes = answer.read(1 << 22)
     except (OSError, ValueError) as error:
         raise ActuatorError(f"{method} {url.split('?')[0]} failed: {error}") from None
@@ -250,6 +260,59 @@ class Sglang:
 
 
 @dataclass(frozen=True)
+class VllmSleep:
+    """Whether one vLLM is awake (1) or asleep (0); a target is its address.
+
+    The endpoints are there where vLLM runs with ``--enable-sleep-mode`` and
+    ``VLLM_SERVER_DEV_MODE=1``. An engine that has requests is not put to sleep: what routes
+    requests to it must have left it alone first.
+    """
+
+    headers: Mapping[str, str] = field(default_factory=dict)
+    name: str = "vllm-sleep"
+    knob: str = "awake"
+
+    def _step(self, target: str, *, awake: bool) -> tuple[str, str, dict[str, str], str]:
+        path = "/wake_up" if awake else "/sleep?level=1"
+        return "POST", f"{target.rstrip('/')}{path}", dict(self.headers), ""
+
+    def _asleep(self, target: str) -> bool:
+        try:
+            told = _document(
+                _http("GET", f"{target.rstrip('/')}/is_sleeping", self.headers), target
+            )
+        except ActuatorError as error:
+            raise ActuatorError(
+                f"{error}: vLLM answers it where it runs with --enable-sleep-mode and "
+                "VLLM_SERVER_DEV_MODE=1"
+            ) from None
+        asleep = told.get("is_sleeping") if isinstance(told, Mapping) else None
+        if not isinstance(asleep, bool):
+            raise ActuatorError(f"{target} does not tell whether it sleeps")
+        return asleep
+
+    def before(self, target: str) -> list[Step]:
+        """Ask whether it sleeps."""
+        return [{"http": list(self._step(target, awake=not self._asleep(target)))}]
+
+    def set(self, target: str, value: float) -> None:
+        """Wake it, or put it to sleep where it has no requests."""
+        if value not in (0.0, 1.0):
+            raise ActuatorError(f"an engine is awake, 1, or asleep, 0, not {value:g}")
+        awake = value == 1.0
+        if self._asleep(target) != awake:
+            return
+        if not awake:
+            text = _http("GET", f"{target.rstrip('/')}/metrics", self.headers)
+            counted = read_counters(text.decode("utf-8", "replace"), where=target)
+            if counted.running is None or counted.waiting is None:
+                raise ActuatorError(f"{target} does not tell its requests: it stays awake")
+            if left := counted.running + counted.waiting:
+                raise NotNowError(f"{target} has {left:.0f} requests and stays awake")
+        _http(*self._step(target, awake=awake), timeout_s=SLEEP_TIMEOUT_S)
+
+
+@dataclass(frozen=True)
 class Proxy:
     """The admission proxy; a target is its address. It forgets a limit by itself after a lease."""
 
@@ -301,8 +364,11 @@ class ValueFile:
             raise ActuatorError(f"{target} cannot be written: {error}") from None
 
 
-def make(name: str, *, url: str = "", token: str = "", default: float | None = None) -> Actuator:
-    """Make an actuator by its name.
+def make(
+    name: str, *, url: str = "", token: str = "", default: float | None = None,
+    lease_s: float = LEASE_S,
+) -> Actuator:  # fmt: skip
+    """Make an actuator by its name; what runs out by itself does after the lease.
 
     Raises
     ------
@@ -317,14 +383,16 @@ def make(name: str, *, url: str = "", token: str = "", default: float | None = N
         return NvidiaSmi()
     if name == "sglang":
         return Sglang({"Authorization": f"Bearer {token}"} if token else {})
+    if name == "vllm-sleep":
+        return VllmSleep({"Authorization": f"Bearer {token}"} if token else {})
     if name == "proxy":
-        return Proxy()
+        return Proxy(min(lease_s, LONGEST_LEASE_S))
     if name in ("keda", "wva", "ray"):
-        return ValueFile(name)
+        return ValueFile(name, lease_s)
     raise UsageError(f"no actuator is called {name!r}; there are {', '.join(ACTUATORS)}")
 
 
-ACTUATORS = ("zeusd", "nvidia-smi", "keda", "wva", "ray", "sglang", "proxy")
+ACTUATORS = ("zeusd", "nvidia-smi", "keda", "wva", "ray", "sglang", "vllm-sleep", "proxy")
 
 
 class Hand:
@@ -337,6 +405,8 @@ class Hand:
         By default nothing is allowed.
     log : callable
         Told of every change as a document: what, to what, and why in joules and milliseconds.
+    dry : bool
+        Check consent and read what is there, change nothing, log what would be.
     lease_s : float
         After which the guard puts everything back if it does not hear from this process.
     """
@@ -347,8 +417,11 @@ class Hand:
         consent: Consent = Consent(),
         log: Callable[[dict[str, Any]], None] = lambda _: None,
         lease_s: float = LEASE_S,
+        *,
+        dry: bool = False,
     ) -> None:
         self.actuator, self.consent, self.log, self.lease_s = actuator, consent, log, lease_s
+        self.dry = dry
         self._held: dict[str, list[Step]] = {}
         self._guard: subprocess.Popen[bytes] | None = None
 
@@ -365,29 +438,31 @@ class Hand:
         ------
         RefusedError
             If it is not allowed: then nothing has been touched.
+        NotNowError
+            If it must wait: then everything stays as it is.
         ActuatorError
             If it fails: then everything set so far has been put back.
         """
         self.consent.check(self.actuator.name, target, value)
+        what = {"actuator": self.actuator.name, "target": target, "knob": self.actuator.knob}
+        if self.dry:
+            self.actuator.before(target)
+            self.log({"dry_run": True, **what, "value": value, **reason})
+            return
         try:
             if target not in self._held:
                 steps = self.actuator.before(target)
                 self._tell({"undo": target, "steps": steps}, answered=True)
                 self._held[target] = steps
             self.actuator.set(target, value)
+        except NotNowError as error:
+            self.log({"later": target, "why": str(error)})
+            raise
         except EnergyLensError as error:
             self.log({"failed": target, "why": str(error)})
             self.restore("an actuator failed")
             raise
-        self.log(
-            {
-                "actuator": self.actuator.name,
-                "target": target,
-                "knob": self.actuator.knob,
-                "value": value,
-                **reason,
-            }
-        )
+        self.log({**what, "value": value, **reason})
 
     def beat(self) -> None:
         """Tell the guard that this process lives."""

@@ -14,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from energylens.errors import EnergyLensError
-from energylens.online.actuators import Hand
+from energylens.online.actuators import Hand, NotNowError
 from energylens.online.fleet import Fleet
-from energylens.online.policies import Ours
+from energylens.online.ours import Ours
 from energylens.online.rehearsal import Action, Seen
 
 PATIENCE = 3  # looks in a row without a reliable number, after which all is put back
@@ -96,7 +96,7 @@ class Advice:
                 "batch_limit": a.batch_limit,
                 "fill": a.fill,
                 "hold_s": a.hold_s,
-                "power_cap_w": a.power_cap_w,
+                "power_cap_w": a.setting.power_cap_w,
             },
             **self.reason,
         }
@@ -183,7 +183,7 @@ class Controller:
         if not spans:
             return self._doubt(now_s, "a second look is needed to tell a rate")
         span = float(np.mean(spans))
-        k = self.policy.known.of(self.policy.tensor_parallel, self.fleet.file.serve.power_cap_w)
+        k = self.policy.known.of(self.policy.tensor_parallel, self.fleet.settings[0])
         places = self.fleet.most_replicas(self.policy.tensor_parallel)
         most = IMPOSSIBLE_RATIO * places * float(k.saturation.max())
         made = tokens / span / self.policy.known.lengths.output_tokens
@@ -203,7 +203,10 @@ class Controller:
         self._arrivals = [a for a in self._arrivals if a > now_s - 7200.0]
         waiting = sum(look.waiting for look in looks.values())
         now = self._action or self.policy.first()
-        awake = max(len(looks), 1)
+        asleep = 0
+        if self.hand is not None and self.hand.actuator.knob == "awake":
+            asleep = sum(value == 0.0 for value in self._set.values())
+        awake = max(len(looks) - asleep, 1)
         seen = Seen(
             now_s=now_s,
             arrivals_s=np.array(self._arrivals),
@@ -219,12 +222,12 @@ class Controller:
     def _reason(self, seen: Seen, action: Action) -> dict[str, Any]:
         policy = self.policy
         mean, upper = policy.expected
-        k = policy.known.of(policy.tensor_parallel, action.power_cap_w)
-        today = policy.known.of(policy.tensor_parallel, self.fleet.file.serve.power_cap_w)
+        k = policy.known.of(policy.tensor_parallel, action.setting)
+        today = policy.known.of(policy.tensor_parallel, self.fleet.settings[0])
         row = int(np.argmax(k.most_rate))
         each = upper / action.replicas
-        now_w = policy.watts(today, int(np.argmax(today.most_rate)), mean, seen.awake)
-        then_w = policy.watts(k, row, mean, action.replicas)
+        now_w = policy.watts(today, mean, seen.awake)
+        then_w = policy.watts(k, mean, action.replicas)
         ttft, tpot = (float(np.interp(each, k.rates[row], k.meets_s[i, row])) for i in (0, 1))
         return {
             "rate_per_s": mean,
@@ -240,13 +243,29 @@ class Controller:
         assert self.hand is not None
         assert advice.action is not None
         knob = self.hand.actuator.knob
+        if knob == "awake":
+            self._act_awake(advice)
+            return
         value = {
             "replicas": float(advice.action.replicas),
             "batch_limit": float(advice.action.fill or advice.action.batch_limit),
-            "power_cap_w": float(advice.action.power_cap_w or self.fleet.gpu.tdp_w),
+            "power_cap_w": float(advice.action.setting.power_cap_w or self.fleet.gpu.tdp_w),
         }[knob]
         value = float(np.clip(value, self.hand.consent.low, self.hand.consent.high))
         for target in self.targets:
             # Again even if it is the same: a lease runs out.
             self.hand.act(target, value, advice.reason)
+            self._set[target] = value
+
+    def _act_awake(self, advice: Advice) -> None:
+        """Wake or put to sleep one engine each; the first of the targets serve."""
+        assert self.hand is not None
+        assert advice.action is not None
+        replicas = max(min(advice.action.replicas, len(self.targets)), 1)
+        for number, target in enumerate(self.targets):
+            value = 1.0 if number < replicas else 0.0
+            try:
+                self.hand.act(target, value, advice.reason)
+            except NotNowError:
+                continue
             self._set[target] = value

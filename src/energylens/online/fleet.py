@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,22 @@ from energylens.records import Case, Configuration, Gpu, Llm, Precision, Workloa
 from energylens.words import complaint
 
 LONGEST_CONTEXT = 32_768.0  # tokens, of the tables of steps
+
+
+class Setting(NamedTuple):
+    """What holds the power of each GPU down: a cap in watts, or the clock, of the top one."""
+
+    power_cap_w: float | None = None
+    clock_ratio: float | None = None
+
+    def describe(self) -> str:
+        """Name it; empty: neither."""
+        cap = f"{self.power_cap_w:g} W" if self.power_cap_w else ""
+        clock = f"{100 * self.clock_ratio:g} % clock" if self.clock_ratio else ""
+        return ", ".join(filter(None, (cap, clock)))
+
+
+AS_SHIPPED = Setting()
 
 
 class _Strict(BaseModel):
@@ -36,6 +52,9 @@ class Serve(_Strict):
     max_num_seqs: int = Field(default=256, ge=1, le=65536)
     power_cap_w: float | None = Field(default=None, gt=0)
     model: str | None = Field(default=None, description="a model.json, a packaged one, datasheet")
+    deployed_for_per_s: float | None = Field(
+        default=None, gt=0, description="requests a second that the fleet was deployed for"
+    )
 
 
 class Limits(_Strict):
@@ -53,6 +72,9 @@ class Change(_Strict):
     """What it costs to start a replica and to keep it asleep."""
 
     start_s: float = Field(ge=0, le=86400)
+    swap_s: float | None = Field(
+        default=None, ge=0, le=86400, description="of a start in another layout"
+    )
     start_energy_j: float | None = Field(default=None, ge=0)
     sleep_w: float | None = Field(default=None, ge=0, description="of a replica")
 
@@ -63,7 +85,11 @@ class Control(_Strict):
     interval_s: float = Field(default=15.0, gt=0, le=86400)
     max_gpus: int | None = Field(default=None, ge=1, le=1024)
     min_replicas: int = Field(default=1, ge=1)
-    power_caps_w: tuple[float, ...] = ()
+    tensor_parallel: tuple[Literal[1, 2, 4, 8], ...] = Field(
+        default=(1, 2, 4, 8), min_length=1, description="degrees that a policy may choose"
+    )
+    power_caps_w: tuple[Annotated[float, Field(gt=0)], ...] = ()
+    clock_ratios: tuple[Annotated[float, Field(ge=0.35, le=1)], ...] = ()
     max_hold_s: float = Field(default=2.0, ge=0, le=600)
     pays_back_within_s: float = Field(default=600.0, gt=0)
 
@@ -90,7 +116,7 @@ class Fleet:
     precision: Precision
     ttft_s: float
     tpot_s: float
-    _tables: dict[tuple[int, float | None], StepTable] = field(default_factory=dict)
+    _tables: dict[tuple[int, Setting], StepTable] = field(default_factory=dict)
 
     @property
     def gpus(self) -> int:
@@ -106,7 +132,7 @@ class Fleet:
     def layouts(self) -> tuple[int, ...]:
         """Degrees of tensor parallelism at which a replica runs here."""
         found = []
-        for degree in (1, 2, 4, 8):
+        for degree in sorted({*self.file.control.tensor_parallel, self.file.serve.tensor_parallel}):
             if degree > self.gpus or capacity.layout_problem(
                 self.llm, self.precision, tensor_parallel=degree
             ):
@@ -115,11 +141,14 @@ class Fleet:
                 found.append(degree)
         return tuple(found)
 
-    @property
-    def caps_w(self) -> tuple[float | None, ...]:
-        """Power caps that a policy may set, the one deployed first."""
-        own = self.file.serve.power_cap_w
-        return (own, *(cap for cap in self.file.control.power_caps_w if cap != own))
+    @cached_property
+    def settings(self) -> tuple[Setting, ...]:
+        """Power caps and clocks that a policy may set, what is deployed first."""
+        control = self.file.control
+        found = [Setting(power_cap_w=self.file.serve.power_cap_w)]
+        found += [Setting(power_cap_w=cap) for cap in control.power_caps_w]
+        found += [Setting(clock_ratio=ratio) for ratio in control.clock_ratios if ratio < 1]
+        return tuple(dict.fromkeys(found))
 
     def case(
         self, tensor_parallel: int, slots: int, input_tokens: float, output_tokens: float,
@@ -136,7 +165,7 @@ class Fleet:
             ),
         )
 
-    def table(self, tensor_parallel: int, cap_w: float | None) -> StepTable:
+    def table(self, tensor_parallel: int, setting: Setting) -> StepTable:
         """Steps of a replica on the simulated GPUs.
 
         Raises
@@ -144,12 +173,13 @@ class Fleet:
         InfeasibleError
             If the replica does not fit.
         """
-        key = (tensor_parallel, cap_w)
+        key = (tensor_parallel, setting)
         if key not in self._tables:
             held = capacity.memory(self.case(tensor_parallel, 1, 999.0, 1.0)).largest_batch
             most = int(min(self.file.serve.max_num_seqs, max(held, 1.0)))
-            case = self.case(tensor_parallel, max(most, 1), 999.0, 1.0, cap_w)
-            self._tables[key] = StepTable.of(case, LONGEST_CONTEXT)
+            case = self.case(tensor_parallel, max(most, 1), 999.0, 1.0, setting.power_cap_w)
+            clock = setting.clock_ratio or 1.0
+            self._tables[key] = StepTable.of(case, LONGEST_CONTEXT, clock_ratio=clock)
         return self._tables[key]
 
     def cache_tokens(self, tensor_parallel: int) -> float:
@@ -164,19 +194,18 @@ class Fleet:
             return tensor_parallel * Board(gpu=self.gpu).idle_w
         return given / self.file.serve.tensor_parallel * tensor_parallel
 
-    def start_energy_j(self, tensor_parallel: int) -> float:
-        """Joules of a start: given, or those of idling loaded for as long."""
-        given = self.file.replica.start_energy_j
-        if given is None:
-            return self.table(tensor_parallel, None).idle_w * self.file.replica.start_s
-        return given / self.file.serve.tensor_parallel * tensor_parallel
+    def start_s(self, *, cold: bool = False) -> float:
+        """Seconds from asleep to serving; cold: in a layout that has not run."""
+        change = self.file.replica
+        return change.start_s if not cold or change.swap_s is None else change.swap_s
 
-    def changed(self, **parts: dict[str, Any]) -> Fleet:
-        """Make a fleet with other values of some keys, by table."""
-        document = self.file.model_dump()
-        for name, values in parts.items():
-            document[name] |= values
-        return fleet_of(document, "the fleet")
+    def start_energy_j(self, tensor_parallel: int, *, cold: bool = False) -> float:
+        """Joules of a start: given, or those of idling loaded for as long."""
+        change, seconds = self.file.replica, self.start_s(cold=cold)
+        if change.start_energy_j is None:
+            return self.table(tensor_parallel, AS_SHIPPED).idle_w * seconds
+        given = change.start_energy_j / self.file.serve.tensor_parallel * tensor_parallel
+        return given * seconds / change.start_s if cold and change.start_s else given
 
 
 def read_fleet(path: str | Path) -> Fleet:
@@ -232,4 +261,4 @@ def fleet_of(document: dict[str, Any], name: str) -> Fleet:
     return fleet
 
 
-__all__ = ["Fleet", "FleetFile", "fleet_of", "read_fleet"]
+__all__ = ["AS_SHIPPED", "Fleet", "FleetFile", "Setting", "fleet_of", "read_fleet"]

@@ -22,7 +22,7 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-STEP_TIMEOUT_S = 10.0
+STEP_TIMEOUT_S = 60.0  # waking an engine takes its time
 SETTLE_S = 0.3  # for a request that the controller had under way when it died
 TRIES = 4
 

@@ -1,9 +1,9 @@
 """What a policy knows of a replica: watts and times at any rate, looked up in closed form.
 
-The service model (:mod:`energylens.service`) is solved once for a grid of rates, batch limits
-and power caps; every decision after that is a look-up. Two factors, of time and of joules, bring
-the model to what was measured of this deployment, as ``energylens verify`` does; in a rehearsal
-the simulated engine stands in for the measurement.
+The service model (:mod:`energylens.service`) is solved once for a grid of rates, batch limits,
+power caps and clocks; every decision after that is a look-up. Two factors, of time and of
+joules, bring the model to what was measured of this deployment, as ``energylens verify`` does; in
+a rehearsal the simulated engine stands in for the measurement.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from energylens.decisions import QUEUE_ERROR_PERCENTILE
 from energylens.fitting import from_datasheet
 from energylens.latency import Steps
 from energylens.model import EnergyModel
-from energylens.online.fleet import Fleet
+from energylens.online.fleet import AS_SHIPPED, Fleet, Setting
 from energylens.service import JouleSteps, Lengths
 
-RATES = 64  # points of a grid
+RATES = 48  # points of a grid
 LEAST_LOAD_RATIO = 0.005
 MOST_LOAD_RATIO = 0.97
 CALIBRATION_RUNNING = (8.0, 32.0)  # sequences at which steps are measured, prompts in them too
@@ -50,7 +50,7 @@ class Belief:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Known:
-    """One replica of a layout at one power cap, over batch limits and rates.
+    """One replica of a layout at one power cap or clock, over batch limits and rates.
 
     Attributes
     ----------
@@ -73,7 +73,7 @@ class Known:
     """
 
     tensor_parallel: int
-    power_cap_w: float | None
+    setting: Setting
     limits: FloatArray
     rates: FloatArray
     power_w: FloatArray
@@ -152,8 +152,8 @@ class Knowledge:
     belief : Belief
         Errors put in on purpose.
     calibrate : bool
-        Whether the engine was measured at two batches for each layout and cap. Without, the model
-        stands as it is, and only the deployed cap is known.
+        Whether the engine was measured at two batches for each layout and setting. Without, the
+        model stands as it is, and only the deployed one is known.
     """
 
     def __init__(
@@ -167,13 +167,17 @@ class Knowledge:
         self.fleet, self.lengths, self.belief, self.calibrate = fleet, lengths, belief, calibrate
         self.model = model_of(fleet)
         self.time = (self.model.time or latency.from_datasheet()).without_factors()
-        self._known: dict[tuple[int, float | None], Known] = {}
-        self._prices: dict[tuple[int, float | None], Factors] = {}
+        self._known: dict[tuple[int, Setting], Known] = {}
+        self._prices: dict[tuple[int, Setting], Factors] = {}
+
+    def told(self, lengths: Lengths) -> Knowledge:
+        """Make the same for requests of other lengths."""
+        return Knowledge(self.fleet, lengths, self.belief, calibrate=self.calibrate)
 
     @property
-    def caps_w(self) -> tuple[float | None, ...]:
-        """Caps of which something is known."""
-        return self.fleet.caps_w if self.calibrate else self.fleet.caps_w[:1]
+    def settings(self) -> tuple[Setting, ...]:
+        """Caps and clocks of which something is known."""
+        return self.fleet.settings if self.calibrate else self.fleet.settings[:1]
 
     def _cases(self, degree: int, limits: FloatArray) -> Cases:
         one = Cases.of(
@@ -199,16 +203,16 @@ class Knowledge:
         # Loaded idle is read off a running engine in a minute; here off the simulated one.
         if self.calibrate:
             degree = self.fleet.layouts[0]
-            return self.fleet.table(degree, None).idle_w / degree
+            return self.fleet.table(degree, AS_SHIPPED).idle_w / degree
         return service.loaded_idle_w(gpu)
 
-    def factors(self, degree: int, cap_w: float | None) -> Factors:
-        """Measured over predicted, of one layout and cap."""
+    def factors(self, degree: int, setting: Setting) -> Factors:
+        """Measured over predicted, of one layout and setting."""
         if not self.calibrate:
             return NO_FACTORS
-        key = (degree, cap_w)
+        key = (degree, setting)
         if key not in self._prices:
-            lengths, table = self.lengths, self.fleet.table(degree, cap_w)
+            lengths, table = self.lengths, self.fleet.table(degree, setting)
             prompt = lengths.input_tokens
             context = prompt + lengths.output_tokens * lengths.running_output_ratio
             running = np.minimum(CALIBRATION_RUNNING, table.batches[-1])
@@ -236,18 +240,18 @@ class Knowledge:
             )
         return self._prices[key]
 
-    def of(self, degree: int, cap_w: float | None) -> Known:
-        """Everything about a layout at a power cap."""
-        key = (degree, cap_w)
+    def of(self, degree: int, setting: Setting) -> Known:
+        """Everything about a layout at a power cap or clock."""
+        key = (degree, setting)
         if key not in self._known:
-            self._known[key] = self._solve_all(degree, cap_w)
+            self._known[key] = self._solve_all(degree, setting)
         return self._known[key]
 
-    def _solve_all(self, degree: int, cap_w: float | None) -> Known:
+    def _solve_all(self, degree: int, setting: Setting) -> Known:
         fleet = self.fleet
-        factors = self.factors(degree, cap_w).times(self.belief)
-        most = int(fleet.table(degree, cap_w).batches[-1])
-        grid = np.unique(np.rint(2.0 ** np.arange(0, np.log2(most) + 1e-9, 0.25)))
+        factors = self.factors(degree, setting).times(self.belief)
+        most = int(fleet.table(degree, setting).batches[-1])
+        grid = np.unique(np.rint(2.0 ** np.arange(0, np.log2(most) + 1e-9, 0.5)))
         limits = np.unique(np.append(grid, float(most)))
         tiny = self._solve(degree, limits, np.full(len(limits), 1e-3), factors)
         saturation = tiny.saturation_rate_per_s
@@ -270,16 +274,15 @@ class Knowledge:
         largest = np.where(
             upto > 0, np.take_along_axis(rates, np.maximum(upto - 1, 0)[:, None], 1)[:, 0], 0.0
         )
-        full = self._solve(degree, limits, saturation * 1.001, factors)
         full_tpot = limits / np.maximum(saturation, 1e-12) / self.lengths.output_tokens
         return Known(
             tensor_parallel=degree,
-            power_cap_w=cap_w,
+            setting=setting,
             limits=limits,
             rates=rates,
             power_w=state.power_w.reshape(shape),
             meets_s=meets,
-            full_tpot_s=np.where(np.isfinite(full.tpot_s), full.tpot_s, full_tpot),
+            full_tpot_s=full_tpot,
             most_rate=largest,
             idle_w=float(self._idle_w(fleet.gpu) * degree),
             mean_batch=state.mean_batch_size.reshape(shape),

@@ -70,6 +70,13 @@ class Trace:
         """Keep the first seconds."""
         return self._take(np.flatnonzero(self.arrivals_s <= seconds), f"first {seconds:g} s")
 
+    def split(self, past_s: float) -> tuple[Trace, Trace]:
+        """Part it into what came before a moment, and what came after, from 0 again."""
+        before = self.arrivals_s < past_s
+        rest = self._take(np.flatnonzero(~before), f"from {past_s:g} s on")
+        past = self._take(np.flatnonzero(before), f"before {past_s:g} s")
+        return past, replace(rest, arrivals_s=rest.arrivals_s - rest.arrivals_s[0])
+
     def scaled(self, ratio: float, seed: int = 0) -> Trace:
         """Multiply the rate and keep the course of time.
 

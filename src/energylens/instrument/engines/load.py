@@ -231,6 +231,19 @@ class Replica:
             self.prompt_tokens_done += int(tokens)
             self.finished += self._after(chunks, many, self.now_s)
 
+    def quiet_until_s(self) -> float:
+        """A moment before which nothing ends, if nothing is offered: ``advance`` may wait.
+
+        Steps grow longer as contexts grow, so that the present one, taken as often as it is until
+        the next sequence ends, is the least that it takes.
+        """
+        if self.prefilling or self.waiting or self.following < len(self.arrivals):
+            return self.now_s
+        if not self.decoding:
+            return math.inf
+        seconds, _ = self.look(self.decoding, self.context_sum / self.decoding, 0.0)
+        return self.now_s + max(self._steps_ahead() - 1, 0) * seconds * self.slower
+
     def _steps_ahead(self) -> int:
         """Steps until a sequence ends or the cache may run over."""
         ends = self.ends
