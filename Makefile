@@ -48,8 +48,14 @@ $(VENV)/.installed: $(BIN)/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[report,ensembles]'
 	touch $@
 
+# LOCKED=1 takes every package by version and hash from requirements/test.lock, nothing else.
 $(VENV)/.installed-test: $(BIN)/python pyproject.toml
+ifdef LOCKED
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/test.lock
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -e .
+else
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+endif
 	touch $@ $(VENV)/.installed
 
 # Newer versions into the lock file: run the tests after it.

@@ -131,7 +131,7 @@ def test_boundaries_are_not_the_same_thing_measured_twice(tmp_path):
         rows[4],
         rows[4].replace("1700", "300"),
     )
-    assert "2 rows: the same configuration with joules 2 times apart" in again
+    assert "2 rows: the same configuration with joules more than 2 times apart" in again
 
 
 def test_rates_of_more_rows_than_times_are_said_apart(tmp_path):
@@ -145,3 +145,20 @@ def test_rates_of_more_rows_than_times_are_said_apart(tmp_path):
     )
     assert "in 100 % of 1 scenario, and takes 6 % more in the median." in said
     assert "That of the most requests a second differs in 100 % of 2 scenarios" in said
+
+
+def test_weights_beyond_memory_and_a_simulation_called_measured_are_named(tmp_path, capsys):
+    header = (
+        "llm,gpu,batch_size,input_tokens,output_tokens,energy_per_request_j,average_power_w,"
+        "request_latency_s,engine,source\n"
+    )
+    path = tmp_path / "t.csv"
+    for llm, engine, said in (
+        ("meta-llama/Llama-3.1-405B-Instruct", "vllm", "the weights take more than the memory"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "simulated", "the engine is a simulation"),
+        ("meta-llama/Llama-3.1-8B-Instruct", "vllm", None),
+    ):
+        path.write_text(f"{header}{llm},H100,8,500,200,240,600,3.2,{engine},measured\n")
+        assert main(["check", str(path)]) == (3 if said else 0)
+        out = " ".join(capsys.readouterr().out.split())
+        assert ("Doubt" not in out) if said is None else (said in out)

@@ -17,7 +17,7 @@ import pytest
 
 from energylens import campaign, contribution, files, modelfile, table
 from energylens.cli import main
-from energylens.errors import ArtefactError, UsageError
+from energylens.errors import ArtefactError, InputError, UsageError
 from energylens.instrument import engines
 from energylens.instrument.executors.local import InlineExecutor
 from energylens.instrument.folder import Instrument
@@ -318,5 +318,5 @@ def test_what_is_no_contribution_is_refused(telling_table: Path, tmp_path: Path)
     with pytest.raises(ArtefactError, match="zip"):
         contribution.unpack(truncated, tmp_path / "never.jsonl")
     assert not (tmp_path / "never.jsonl").exists()
-    with pytest.raises(UsageError, match="beside"):
+    with pytest.raises(InputError, match="beside"):
         contribution.pack(good.with_name("alone.jsonl"), good)

@@ -17,10 +17,12 @@ import sys
 import time
 import traceback
 from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
 
+from energylens import streams
 from energylens.cli import build_parser, main
 from energylens.instrument.meters import record
 from instrument_fakes import VirtualMeter
@@ -75,6 +77,7 @@ NUMBERS = (
 FILES = (
     "empty", "folder", "binary", "nul.csv", "loop", "fifo.csv", "/dev/zero", "/dev/null", "hidden",
     "utf16.csv", "crlf.csv", "bom.csv", "huge.json", "nan.json", "numbers.csv", "missing", "a/b/c",
+    "/", ".", "..",
     "deep.json", "deep.toml", "list.json", "text.toml", "unknown.json", "zeros.csv", "half.parquet",
     "broken.csv.gz", "/proc/self/mem", "large.bin",
 )  # fmt: skip
@@ -150,7 +153,8 @@ def fill(folder: Path) -> None:
     (folder / "folder").mkdir()
     (folder / "empty").touch()
     (folder / "binary").write_bytes(random.Random(0).randbytes(5000))
-    (folder / "large.bin").write_bytes(random.Random(0).randbytes(1 << 20) * 100)
+    (folder / "large.bin").write_bytes(random.Random(0).randbytes(1 << 20))
+    os.truncate(folder / "large.bin", 100 << 20)
     (folder / "nul.csv").write_text(table.replace("measured", "\0"))
     (folder / "loop").symlink_to("loop")
     os.mkfifo(folder / "fifo.csv")
@@ -271,6 +275,7 @@ def drawn(number: int, seed: int, without: set[str]) -> Iterator[list[str]]:
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("ENERGYLENS_HOME", str(tmp_path / "home"))
+    monkeypatch.setattr(streams, "PIPE_PATIENCE_S", 0.2)
     fill(tmp_path)
     return tmp_path
 
@@ -278,6 +283,20 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_every_verb_has_a_command_line_that_works_and_more_arguments() -> None:
     assert {verb for verb, _ in verbs()} == set(WORKING)
     assert sum(len(list(places(*each))) for each in verbs()) > 300
+
+
+@pytest.mark.usefixtures("folder")
+def test_paths_without_a_file_behind_them_are_one_sentence() -> None:
+    verbs = (["check"], ["import", "table"], ["pack"], ["llm", "add"], ["export"], ["audit"])
+    for path, words in product(["", "/", "fifo.csv", "/dev/zero", "loop"], verbs):
+        more = {
+            "import": ["-o", "x.csv"], "pack": ["-o", "x.zip"], "llm": ["--name", "a/b"],
+            "export": ["--to", "otel"],
+        }  # fmt: skip
+        ended = run([*words, path, *more.get(words[0], [])])
+        assert not ended.faults, (ended.words, ended.faults, ended.said[-2000:])
+        assert ended.code in (1, 2)
+        assert len(ended.said.strip().splitlines()) == 1, ended.said
 
 
 @pytest.mark.usefixtures("folder")

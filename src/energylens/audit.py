@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from energylens.capacity import laid_out
+from energylens.capacity import laid_out, weights_fit
 from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset, group_rows
 from energylens.words import plural
@@ -230,6 +230,11 @@ def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
     late = cases.ttft_s > cases.request_latency_s
     found.append(_finding(dataset, late, "the first token comes after the request has ended"))
     found.append(_finding(dataset, ~laid_out(cases), "the LLM cannot be laid out so"))
+    found.append(
+        _finding(dataset, ~weights_fit(cases), "the weights take more than the memory of the GPUs")
+    )
+    told = (dataset.source == "measured") & (dataset.engine == "simulated")
+    found.append(_finding(dataset, told, "called measured, and the engine is a simulation"))
     twice = np.zeros(len(dataset), dtype=np.bool_)
     keys = [cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index]
     keys += [
@@ -245,9 +250,8 @@ def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
     for place in np.flatnonzero(np.bincount(group) > 1):
         rows = np.flatnonzero(group == place)
         twice[rows] = joules[rows].max() > REPEAT_RATIO * joules[rows].min()
-    found.append(
-        _finding(dataset, twice, f"the same configuration with joules {REPEAT_RATIO:g} times apart")
-    )
+    apart = f"the same configuration with joules more than {REPEAT_RATIO:g} times apart"
+    found.append(_finding(dataset, twice, apart))
     return tuple(item for item in found if item["rows"])
 
 

@@ -19,7 +19,7 @@ from energylens import capacity, files, fitting, modelfile
 from energylens.cases import Cases
 from energylens.catalog.scaling import scaled_down
 from energylens.dataset import Dataset
-from energylens.errors import InfeasibleError, UsageError
+from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.instrument import planning, sweep
 from energylens.instrument.folder import Instrument, SweepFolder
 from energylens.instrument.plan import PlannedCase
@@ -238,7 +238,7 @@ class Campaign:
         seconds = files.read_json(path)
         if isinstance(seconds, dict) and isinstance(seconds.get("seconds"), int | float):
             return float(seconds["seconds"])
-        raise UsageError(f"{path} does not say how long this campaign has run: remove it.")
+        raise InputError(f"{path} does not say how long this campaign has run: remove it.")
 
     def used_s(self) -> float:
         """Seconds used, those before a kill too; on a simulated clock those that it would take."""

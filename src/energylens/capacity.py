@@ -319,6 +319,20 @@ def laid_out(cases: Cases) -> BoolArray:
     return found
 
 
+def weights_fit(cases: Cases) -> BoolArray:
+    """Whether the weights alone fit in the whole memory of each case's GPUs, shape (n,)."""
+    found = np.empty(len(cases), dtype=np.bool_)
+    for llm, gpu, precision, rows in _groups(cases):
+        degrees = _Degrees.of(
+            cases.tensor_parallel[rows],
+            cases.pipeline_parallel[rows],
+            cases.expert_parallel[rows],
+            cases.data_parallel[rows],
+        )
+        found[rows] = _weights_bytes(llm, precision, degrees) <= gpu.memory_bytes
+    return found
+
+
 def _groups(cases: Cases) -> Iterator[tuple[Llm, Gpu, Precision, IntArray]]:
     """Each LLM, GPU type and precision that some cases have, and which."""
     shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))

@@ -143,7 +143,7 @@ def pack(path: str | Path, out: str | Path) -> dict[str, Any]:
         raise UsageError(f"a contribution is a zip: {out} must end in .zip.")
     beside = records_path(rows_path)
     if not beside.exists():
-        raise UsageError(
+        raise InputError(
             f"{beside} must lie beside the table: what is packed is what a sweep measured, with "
             "how it did so."
         )

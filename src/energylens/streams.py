@@ -35,6 +35,12 @@ def reason(error: Exception) -> str:
     return (getattr(error, "strerror", None) or one_line(error)).rstrip(".")
 
 
+def beside(path: str | Path, suffix: str) -> Path:
+    """Give the file of another suffix beside a file; paths without a name, as / and "", too."""
+    path = Path(path)
+    return path.with_suffix(suffix) if path.name else path / f"file{suffix}"
+
+
 def one_line(error: Exception) -> str:
     """Give what an error says on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__

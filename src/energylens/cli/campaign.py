@@ -13,6 +13,7 @@ from energylens.cli.console import (
     add_seed,
     comma_list,
     numbers,
+    positive,
     positive_int,
     print_json,
     print_paragraph,
@@ -37,7 +38,7 @@ def add_verbs(verbs: Any) -> None:
         ),
     )
     parser.add_argument(
-        "--minutes", type=float, required=True, help="in all, with those before an interruption"
+        "--minutes", type=positive, required=True, help="in all, with those before an interruption"
     )
     parser.add_argument("--llm", required=True, help="catalog name, or folder with a config.json")
     parser.add_argument(

@@ -57,7 +57,7 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 def add_seed(parser: argparse.ArgumentParser) -> None:
     """Add ``--seed``."""
     parser.add_argument(
-        "--seed", type=not_negative_int, default=0, metavar="N", help="of all chance (default: 0)"
+        "--seed", type=seed, default=0, metavar="N", help="of all chance (default: 0)"
     )
 
 
@@ -121,14 +121,15 @@ def print_json_error(kind: str, message: str, code: int) -> None:
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints are JSON where the command asks for JSON."""
+    """A parser that complains in one line, or in JSON where the command asks for JSON."""
 
     def error(self, message: str) -> NoReturn:
         """Complain of wrong usage, and end."""
         if Answer.as_json:
             print_json_error("UsageError", message, ExitCode.USAGE)
             self.exit(ExitCode.USAGE)
-        super().error(message)
+        said = message.rstrip(".")
+        self.exit(ExitCode.USAGE, f"{self.prog}: error: {said}. Options: {self.prog} --help\n")
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, left: int = 1) -> None:
@@ -302,6 +303,35 @@ def not_negative_int(text: str) -> int:
     return _whole(text, 0)
 
 
+def port(text: str) -> int:
+    """Read the number of a port; 0 takes a free one (an argparse type)."""
+    if not text.isdecimal() or not text.isascii() or int(text[:6]) > 65535:
+        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, not {text[:40]!r}")
+    return int(text)
+
+
+def seed(text: str) -> int:
+    """Read a seed (an argparse type)."""
+    return _whole(text, 0, 2**64 - 1)
+
+
+def number_between(low: float, high: float) -> Callable[[str], float]:
+    """Make an argparse type of numbers from ``low`` to ``high``, both included."""
+
+    def read(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"must be a number from {low:g} to {high:g}, not {text[:40]!r}"
+            )
+        return value
+
+    return read
+
+
 def share(text: str) -> float:
     """Read a share above 0, at most 1."""
     try:
@@ -313,13 +343,15 @@ def share(text: str) -> float:
     return value
 
 
-def _whole(text: str, low: int) -> int:
+def _whole(text: str, low: int, most: int = int(MOST)) -> int:
     try:
         value = int(text)
     except ValueError:
         value = low - 1
     if value < low:
         raise argparse.ArgumentTypeError(f"must be a whole number of {low} or more, not {text!r}")
+    if value > most:
+        raise argparse.ArgumentTypeError(f"must be at most {most}, not {text[:40]!r}")
     return value
 
 

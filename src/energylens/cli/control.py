@@ -7,7 +7,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import Subparsers, positive, positive_int, print_paragraph
+from energylens.cli.console import Subparsers, port, positive, positive_int, print_paragraph
 
 if TYPE_CHECKING:
     from energylens.online.controller import Advice, Look
@@ -73,7 +73,7 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--listen",
-        type=int,
+        type=port,
         metavar="PORT",
         help="show the latest advice at /v1/fleet and /metrics, on the loopback",
     )

@@ -11,6 +11,7 @@ from energylens.cli.console import (
     add_seed,
     add_tables,
     comma_list,
+    not_negative_int,
     print_json,
     print_paragraph,
     print_table,
@@ -50,7 +51,7 @@ def add_verbs(verbs: Any) -> None:
         help="what is left out together (default: the first with four or more groups)",
     )
     parser.add_argument(
-        "--samples", type=int, metavar="N", help="resamples to count stability over"
+        "--samples", type=not_negative_int, metavar="N", help="resamples to count stability over"
     )
     add_seed(parser)
     parser.add_argument(

@@ -10,6 +10,7 @@ from energylens.cli.console import (
     add_json,
     add_meter,
     name_value_pairs,
+    positive,
     positive_int,
     print_json,
     print_paragraph,
@@ -43,7 +44,7 @@ def add_verbs(verbs: Any) -> None:
         help="measure it: as they are now and, with --llm, with an LLM loaded and nothing to do",
     )
     add_meter(group)
-    group.add_argument("--seconds", type=float, default=10.0, metavar="N", help="default: 10")
+    group.add_argument("--seconds", type=positive, default=10.0, metavar="N", help="default: 10")
     group.add_argument("--llm", help="catalog name, or folder with a config.json")
     group.add_argument("--gpu", help="of a simulated node (default: H100)")
     group.add_argument("--engine", choices=ENGINES, default="vllm")

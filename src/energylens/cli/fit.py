@@ -13,6 +13,7 @@ from energylens.cli.console import (
     add_tables,
     comma_list,
     not_negative_int,
+    positive,
     print_json,
     print_paragraph,
     print_table,
@@ -76,7 +77,10 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
         help="datasheet (default: it speaks where rows do not) or none",
     )
     group.add_argument(
-        "--idle-power-w", type=float, metavar="W", help="known draw of an idle GPU: fixes that term"
+        "--idle-power-w",
+        type=positive,
+        metavar="W",
+        help="known draw of an idle GPU: fixes that term",
     )
     group.add_argument(
         "--extend",

@@ -175,7 +175,9 @@ def _target(arguments: argparse.Namespace) -> Path:
 
 
 def _beside(path: str) -> str:
-    return "mapping.toml" if path == "-" else str(Path(path).with_suffix(".toml"))
+    from energylens import streams
+
+    return "mapping.toml" if path == "-" else str(streams.beside(path, ".toml"))
 
 
 def _show(imported: Imported) -> None:

@@ -15,7 +15,10 @@ from energylens.cli.console import (
     add_seed,
     add_tables,
     comma_list,
+    number_between,
     numbers,
+    positive,
+    positive_int,
     print_json,
     print_paragraph,
     print_table,
@@ -99,8 +102,10 @@ def add_verbs(verbs: Any) -> None:
         help="free knobs: tensor_parallel, pipeline_parallel, expert_parallel, data_parallel, "
         "parallelism, batch_size, precision, gpu, power_cap",
     )
-    parser.add_argument("--train", type=int, metavar="N", help="training rows (default: 50)")
-    parser.add_argument("--repeats", type=int, metavar="N", help="draws (default: 50)")
+    parser.add_argument(
+        "--train", type=positive_int, metavar="N", help="training rows (default: 50)"
+    )
+    parser.add_argument("--repeats", type=positive_int, metavar="N", help="draws (default: 50)")
     add_seed(parser)
     parser.add_argument(
         "--estimators",
@@ -136,7 +141,7 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--noise",
-        type=float,
+        type=number_between(0.0, 1.0),
         default=0.02,
         metavar="RATIO",
         help="repeatability of a measurement (default: 0.02)",
@@ -159,13 +164,13 @@ def add_verbs(verbs: Any) -> None:
     )
     parser.add_argument(
         "--batch-cut",
-        type=float,
+        type=positive,
         metavar="B",
         help="largest batch of the smaller side (default: the median of each group)",
     )
     parser.add_argument(
         "--length-cut",
-        type=float,
+        type=positive,
         metavar="TOKENS",
         help="longest sequence, input and output together, of the smaller side "
         "(default: the median of each group)",

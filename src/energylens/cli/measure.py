@@ -13,6 +13,7 @@ from energylens.cli.console import (
     add_meter,
     counted,
     name_value_pairs,
+    positive_int,
     print_json,
     print_paragraph,
     print_table,
@@ -60,7 +61,7 @@ def add_verbs(verbs: Any) -> None:
         "--slurm-folder", default="slurm", metavar="DIR", help="shared by all nodes"
     )
     parser.add_argument("--slurm", action="append", default=[], metavar="NAME=VALUE")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs to use at most")
+    parser.add_argument("--gpus", type=positive_int, metavar="N", help="GPUs to use at most")
     parser.add_argument("--retry-failed", action="store_true")
     parser.add_argument("--dry-run", action="store_true", help="list the cases, measure nothing")
     add_json(parser)

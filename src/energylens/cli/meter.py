@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from energylens.cli.console import Subparsers, add_json, add_meter, print_json
+from energylens.cli.console import Subparsers, add_json, add_meter, port, print_json
 
 
 def add_verbs(verbs: Any) -> None:
@@ -23,7 +23,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("action", choices=("serve", "read"))
     add_meter(parser)
     parser.add_argument("--host", default="127.0.0.1", help="where to listen (default: loopback)")
-    parser.add_argument("--port", type=int, default=9021)
+    parser.add_argument("--port", type=port, default=9021)
     parser.add_argument(
         "--token-file",
         metavar="FILE",

@@ -14,7 +14,10 @@ from energylens.cli.console import (
     comma_list,
     counted,
     name_value_pairs,
+    not_negative_int,
     numbers,
+    positive,
+    positive_int,
     print_json,
     print_paragraph,
 )
@@ -79,10 +82,12 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--batch-sizes", type=numbers, default=(1, 8, 64), metavar="LIST")
     parser.add_argument("--input-tokens", type=numbers, default=(128, 1024), metavar="LIST")
     parser.add_argument("--output-tokens", type=numbers, default=(128,), metavar="LIST")
-    parser.add_argument("--images", type=int, default=0, help="images of each request")
-    parser.add_argument("--frames", type=int, default=0, help="frames of the video of each request")
-    parser.add_argument("--width", type=int, default=448, metavar="PIXELS")
-    parser.add_argument("--height", type=int, default=448, metavar="PIXELS")
+    parser.add_argument("--images", type=not_negative_int, default=0, help="images of each request")
+    parser.add_argument(
+        "--frames", type=not_negative_int, default=0, help="frames of the video of each request"
+    )
+    parser.add_argument("--width", type=positive_int, default=448, metavar="PIXELS")
+    parser.add_argument("--height", type=positive_int, default=448, metavar="PIXELS")
     parser.add_argument(
         "--mode",
         choices=("phases", "steady"),
@@ -99,7 +104,9 @@ def add_verbs(verbs: Any) -> None:
         "the largest of the batch sizes is the most that run at once",
     )
     parser.add_argument("--weights", default="dummy", help="dummy (default), auto or a path")
-    parser.add_argument("--layers", type=int, metavar="N", help="cut the LLM down to N layers")
+    parser.add_argument(
+        "--layers", type=positive_int, metavar="N", help="cut the LLM down to N layers"
+    )
     parser.add_argument(
         "--option",
         action="append",
@@ -118,15 +125,15 @@ def add_verbs(verbs: Any) -> None:
         help="format of the KV cache, an option of vLLM",
     )
     parser.add_argument("--design", choices=("grid", "spread"), default="grid")
-    parser.add_argument("--budget-cases", type=int, metavar="N")
-    parser.add_argument("--budget-minutes", type=float, metavar="N")
-    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs that there are")
-    parser.add_argument("--repeats", type=int, default=1, metavar="N")
+    parser.add_argument("--budget-cases", type=positive_int, metavar="N")
+    parser.add_argument("--budget-minutes", type=positive, metavar="N")
+    parser.add_argument("--gpus", type=positive_int, metavar="N", help="GPUs that there are")
+    parser.add_argument("--repeats", type=positive_int, default=1, metavar="N")
     parser.add_argument("--order", choices=("shuffled", "interleaved", "given"), default="shuffled")
     add_seed(parser)
     parser.add_argument(
         "--next",
-        type=int,
+        type=positive_int,
         metavar="N",
         help="of all feasible cases, the N that tell most: coefficients and candidates apart "
         "(docs/studies/planning.md)",

@@ -12,6 +12,8 @@ from energylens.cli.console import (
     add_seed,
     add_tables,
     comma_list,
+    positive,
+    positive_int,
     print_json,
     read_tables,
 )
@@ -50,7 +52,7 @@ def add_verbs(verbs: Any) -> None:
         help="free knobs (default: parallelism,batch_size)",
     )
     parser.add_argument(
-        "--repeats", type=int, default=10, metavar="N", help="draws of the learning curve"
+        "--repeats", type=positive_int, default=10, metavar="N", help="draws of the learning curve"
     )
     group = parser.add_argument_group(
         "the scenario (by default that of the rows with the most candidates)"
@@ -58,11 +60,15 @@ def add_verbs(verbs: Any) -> None:
     group.add_argument("--llm", help="a name from energylens llm list")
     group.add_argument("--gpu", help="a name from energylens gpu list")
     group.add_argument("--precision", help="a number format; the LLM's own by default")
-    group.add_argument("--input-tokens", type=float, metavar="N")
-    group.add_argument("--output-tokens", type=float, metavar="N")
+    group.add_argument("--input-tokens", type=positive, metavar="N")
+    group.add_argument("--output-tokens", type=positive, metavar="N")
     group.add_argument("--engine", metavar="'NAME VERSION'")
     group.add_argument(
-        "--max-gpus", type=int, default=8, metavar="N", help="GPUs to use at most (default: 8)"
+        "--max-gpus",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="GPUs to use at most (default: 8)",
     )
     parser.add_argument(
         "--model",

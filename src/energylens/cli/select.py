@@ -105,7 +105,11 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "too)",
     )
     parser.add_argument(
-        "--max-gpus", type=int, default=8, metavar="N", help="GPUs to use at most (default: 8)"
+        "--max-gpus",
+        type=positive_int,
+        default=8,
+        metavar="N",
+        help="GPUs to use at most (default: 8)",
     )
     parser.add_argument(
         "--batch-sizes", type=numbers, metavar="LIST", help="values of a free batch_size"

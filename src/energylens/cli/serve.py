@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import Subparsers, add_json, positive, positive_int, print_json
+from energylens.cli.console import Subparsers, add_json, port, positive, positive_int, print_json
 
 if TYPE_CHECKING:
     from energylens.web.models import Loaded
@@ -49,7 +49,7 @@ def add_verbs(verbs: Any) -> None:
         "machine alone)"
     )  # fmt: skip
     parser.add_argument(
-        "--port", type=_port, default=PORT, help=f"default: {PORT}; 0 takes a free one"
+        "--port", type=port, default=PORT, help=f"default: {PORT}; 0 takes a free one"
     )
     parser.add_argument(
         "--allow-host",
@@ -73,16 +73,6 @@ def add_verbs(verbs: Any) -> None:
         help="rows that --data may have (default: 1000000)",
     )
     add_json(parser)
-
-
-def _port(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = -1
-    if not 0 <= value < 65536:
-        raise argparse.ArgumentTypeError(f"must be a port from 0 to 65535, not {text!r}")
-    return value
 
 
 def _serve(arguments: argparse.Namespace) -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.configuring import gpu_of, precision_of
-from energylens.cli.console import print_json, print_paragraph, print_table
+from energylens.cli.console import (
+    number_between,
+    positive,
+    print_json,
+    print_paragraph,
+    print_table,
+    share,
+)
 from energylens.words import energies, joules, likelihood, percent, saving
 
 if TYPE_CHECKING:
@@ -39,7 +46,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--rate",
-        type=float,
+        type=positive,
         metavar="R",
         help="requests that arrive in a second, over all replicas",
     )
@@ -52,7 +59,7 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--latency", metavar="T[:pN]", help="limit on the time of a request")
     group.add_argument(
         "--meet",
-        type=float,
+        type=share,
         metavar="P",
         help="probability with which the limits must be met (default: 0.9)",
     )
@@ -61,14 +68,20 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--mix", metavar="NAME", help="named lengths: conversation or code")
     group.add_argument(
-        "--input-cv", type=float, metavar="CV", help="spread of prompt lengths (default: 1)"
+        "--input-cv",
+        type=number_between(0.0, 100.0),
+        metavar="CV",
+        help="spread of prompt lengths (default: 1)",
     )
     group.add_argument(
-        "--output-cv", type=float, metavar="CV", help="spread of output lengths (default: 1)"
+        "--output-cv",
+        type=number_between(0.0, 100.0),
+        metavar="CV",
+        help="spread of output lengths (default: 1)",
     )
     group.add_argument(
         "--cached-share",
-        type=float,
+        type=number_between(0.0, 1.0),
         metavar="S",
         help="share of prompts found in the prefix cache (default: 0)",
     )
@@ -77,10 +90,16 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
         metavar="'TP8 B256'",
         help="what runs today, or its vllm serve command line: savings are against it",
     )
-    group.add_argument("--price", type=float, metavar="USD", help="of a kWh (default: 0.13)")
-    group.add_argument("--carbon", type=float, metavar="KG", help="CO2 of a kWh (default: 0.37)")
-    group.add_argument("--pue", type=float, metavar="X", help="of the site (default: 1.56)")
-    group.add_argument("--gpu-hour", type=float, metavar="USD", help="rent of a GPU for an hour")
+    group.add_argument(
+        "--price", type=number_between(0.0, 1e6), metavar="USD", help="of a kWh (default: 0.13)"
+    )
+    group.add_argument(
+        "--carbon", type=number_between(0.0, 1e6), metavar="KG", help="CO2 of a kWh (default: 0.37)"
+    )
+    group.add_argument(
+        "--pue", type=number_between(1.0, 100.0), metavar="X", help="of the site (default: 1.56)"
+    )
+    group.add_argument("--gpu-hour", type=positive, metavar="USD", help="rent of a GPU for an hour")
     group.add_argument(
         "--profile", metavar="DAY.csv", help="a day's rate: hour,rate_per_s; --rate is its peak"
     )

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import print_paragraph, print_table
+from energylens.cli.console import not_negative_int, print_paragraph, print_table, share
 from energylens.words import percent
 
 if TYPE_CHECKING:
@@ -36,21 +36,21 @@ def add_time_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--meet",
-        type=float,
+        type=share,
         default=None,
         metavar="P",
         help="probability with which a choice shall keep its limit (default: 0.8)",
     )
     group.add_argument(
         "--verify-runs",
-        type=int,
+        type=not_negative_int,
         default=None,
         metavar="N",
         help="measure so many choices before the answer, each correcting the guesses",
     )
     group.add_argument(
         "--between",
-        type=int,
+        type=not_negative_int,
         default=None,
         metavar="N",
         help="candidates between two measured batch limits; their joules and times are "

@@ -9,6 +9,7 @@ from energylens.cli.configuring import add_memory, engine_of, gpu_of, precision_
 from energylens.cli.console import (
     Subparsers,
     add_json,
+    port,
     positive,
     positive_int,
     print_json_line,
@@ -100,7 +101,7 @@ def add_verbs(verbs: Any) -> None:
         "--windows", type=positive_int, metavar="N", help="end after so many; default: go on"
     )
     group.add_argument(
-        "--serve", type=int, metavar="PORT", help="publish /metrics for Prometheus on this port"
+        "--serve", type=port, metavar="PORT", help="publish /metrics for Prometheus on this port"
     )
     group.add_argument(
         "--host", default="127.0.0.1", help="where to publish (default: this machine alone)"

@@ -25,7 +25,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from energylens import files, table
+from energylens import files, streams, table
 from energylens.columns import BY_NAME, Column
 from energylens.errors import ArtefactError, TableError
 from energylens.importers import foreign, quantities
@@ -94,7 +94,7 @@ def read(
     UsageError
         If an assumption is made for a task that no row has.
     """
-    if mapping is None and (beside := Path(path).with_suffix(".toml")).exists():
+    if mapping is None and (beside := streams.beside(path, ".toml")).exists():
         mapping = beside
     form = form or FileForm()
     who = str(mapping) if isinstance(mapping, str | Path) else "the mapping"
@@ -123,7 +123,7 @@ def as_called(rows: Rows, path: str | Path) -> Mapped:
     """
     own = [c for c in rows.columns if c not in BY_NAME and not c.startswith(table.OWN_PREFIX)]
     if own:
-        mapping = Path("mapping" if str(path) == "-" else path).with_suffix(".toml")
+        mapping = streams.beside("mapping" if str(path) == "-" else path, ".toml")
         command = import_command(str(path), str(mapping))
         raise ArtefactError(
             f"{path} needs a mapping file that says what its columns mean ({', '.join(own[:3])}"

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from energylens import files
+from energylens import files, streams
 from energylens.errors import (
+    ArtefactError,
     UsageError,
 )
 
@@ -19,9 +20,9 @@ def records_path(table: str | Path) -> Path:
     """Where the records behind a table lie: ``runs.jsonl`` has ``runs.records.jsonl``."""
     path = Path(table)
     if path.suffix not in (".jsonl", ".ndjson"):
-        made, wanted = path.with_suffix(".jsonl"), path
+        made, wanted = streams.beside(path, ".jsonl"), path
         if path.suffix not in (".csv", ".parquet"):
-            wanted = path.with_suffix(".csv")
+            wanted = streams.beside(path, ".csv")
         command = shlex.join(["energylens", "import", "table", str(made), "-o", str(wanted)])
         raise UsageError(
             f"a sweep writes JSON Lines, so that it can be resumed: {path} must end in .jsonl. To "
@@ -37,7 +38,7 @@ def _locked(path: Path) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+        raise ArtefactError(f"{path} cannot be written: {error.strerror}.") from None
     with file:
         _lock(file, path)
         yield
@@ -47,7 +48,7 @@ def _lock(file: IO[bytes], path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise UsageError(
+        raise ArtefactError(
             f"another sweep is writing {path}: wait for it, or give another name."
         ) from None
 
@@ -61,7 +62,7 @@ def _locked_table(path: Path) -> Iterator[None]:
         yield  # no second name can lead to a file that is not there
         return
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}.") from None
+        raise ArtefactError(f"{path} cannot be written: {error.strerror}.") from None
     with file:
         _lock(file, path)
         yield
@@ -104,7 +105,7 @@ class _Ledger:
             elif kind == "lost":
                 self.lost[case] = self.lost.get(case, 0) + 1
         except (KeyError, TypeError, AttributeError):
-            raise UsageError(
+            raise ArtefactError(
                 f"{self._records} must hold the records of a sweep, and does not: give another "
                 "name for the table."
             ) from None
@@ -118,7 +119,7 @@ class _Ledger:
                     present.add(row.get("x_run"))
         strange = present - self._recorded - {None}
         if strange:
-            raise UsageError(
+            raise ArtefactError(
                 f"every row of {self._table} that a sweep measured must have its record in "
                 f"{self._records}, and {len(strange)} have none there: put that file back beside "
                 "the table, or give another name for the table."
@@ -143,7 +144,7 @@ class _Ledger:
         """Refuse to go on where a file was taken away or replaced under the sweep."""
         for path, before in self._files.items():
             if before is not None and _identity(path) != before:
-                raise UsageError(
+                raise ArtefactError(
                     f"{path} was removed or replaced while the sweep wrote to it: what was "
                     "measured since is not there. Put it back and measure again: the sweep goes "
                     "on where its files end."

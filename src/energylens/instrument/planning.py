@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -371,6 +372,13 @@ def check_options(engine: str, given: Mapping[str, str]) -> None:
             "the address of a server must hold no name and password, which a plan would show to "
             "everybody: give the key in an environment variable (api_key_env=NAME)."
         )
+    if given.get("url"):
+        try:
+            _ = urlsplit(given["url"]).port
+        except ValueError as error:
+            raise UsageError(
+                f"url must be an address as http://host:8000, not {given['url'][:80]!r}: {error}"
+            ) from None
     if engine not in ENGINES:
         return
     known = import_module(f"energylens.instrument.engines.{engine}").OPTIONS

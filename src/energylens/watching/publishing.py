@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from energylens import __version__
-from energylens.errors import MissingExtraError, UsageError
+from energylens.errors import InputError, MissingExtraError
 from energylens.watching.watcher import Watcher
 from energylens.watching.windows import Window
 
@@ -322,7 +322,7 @@ def serve_metrics(watcher: Watcher, host: str, port: int) -> tuple[str, Callable
 
     Raises
     ------
-    UsageError
+    InputError
         If the address cannot be listened on.
     """
     held = registry(watcher)
@@ -331,7 +331,7 @@ def serve_metrics(watcher: Watcher, host: str, port: int) -> tuple[str, Callable
     try:
         server, thread = start_http_server(port, addr=host, registry=held)
     except (OSError, OverflowError) as error:
-        raise UsageError(f"cannot listen on {host}:{port}: {error}") from None
+        raise InputError(f"cannot listen on {host}:{port}: {error}") from None
     name = f"[{host}]" if ":" in host else host
 
     def stop() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from energylens.errors import MissingExtraError, UsageError
+from energylens.errors import InputError, MissingExtraError
 from energylens.instrument.executor import Place, Report, ReportKind, Task, Work
 from energylens.instrument.executors.local import _DONE
 from energylens.instrument.meter import Meter
@@ -58,7 +58,7 @@ class RayExecutor:
             try:
                 ray.init(address=address or "auto", log_to_driver=False)
             except (ConnectionError, ValueError) as error:
-                raise UsageError(
+                raise InputError(
                     f"there must be a Ray cluster to run on: {error} Start one with `ray start`."
                 ) from None
         self._meter_factory = meter_factory
