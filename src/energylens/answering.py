@@ -103,7 +103,7 @@ def engine_meant(engine: Served, model: EnergyModel) -> Served:
 class Query:
     """A question with its names looked up: what :func:`energylens.deciding.decide` takes."""
 
-    model: EnergyModel
+    engine: Engine
     scenario: Scenario
     load: Load
     limits: tuple[LatencyLimit, ...]
@@ -115,10 +115,15 @@ class Query:
     prices: Prices
     notes: tuple[str, ...]
 
+    @property
+    def model(self) -> EnergyModel:
+        """The model that answers."""
+        return self.engine.energy
+
     def decide(self, *, front: bool = False, odds: bool = True) -> Decision:
         """Answer it, with probabilities or by the means alone."""
         return decide(
-            Engine(self.model),
+            self.engine,
             self.scenario,
             self.load,
             self.limits,
@@ -152,14 +157,15 @@ def _lengths(asked: DecisionFile) -> Lengths:
     )
 
 
-def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) -> Query:
+def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str] = ()) -> Query:
     """Look up what a document names.
 
     Parameters
     ----------
     asked : DecisionFile
         Without files: its lengths are means or a named mix.
-    model : EnergyModel
+    model : EnergyModel or Engine
+        An engine keeps what questions that differ in rate or limits have in common.
     notes : sequence of str
         What the reader must know of the model.
 
@@ -170,6 +176,7 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
     UsageError
         If parts of the question contradict each other, or one needs a file.
     """
+    answers = model if isinstance(model, Engine) else Engine(model)
     for name, path in (("lengths", asked.load.lengths), ("profile", asked.load.profile)):
         if path is not None:
             raise UsageError(
@@ -222,7 +229,7 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
         boundary=Boundary.NODE if serve.node_gpus else Boundary.ACTIVE_GPUS,
         node_gpus=serve.node_gpus,
         max_gpus=8 if serve.max_gpus is None else serve.max_gpus,
-        engine=engine_meant(engine, model),
+        engine=engine_meant(engine, answers.energy),
     )
     given_limits = (
         (measure, getattr(asked.limits, measure)) for measure in ("tpot", "ttft", "latency")
@@ -235,7 +242,7 @@ def query(asked: DecisionFile, model: EnergyModel, notes: Sequence[str] = ()) ->
     }
     current = asked.current
     return Query(
-        model=model,
+        engine=answers,
         scenario=scenario,
         load=Load(
             rate_per_s=load.rate_per_s, lengths=lengths, cached_share=load.cached_share or 0.0

@@ -220,13 +220,21 @@ class Cases:
             )
         return cls(**columns)
 
+    def configuration(self, row: int) -> Configuration:
+        """Return the knobs of one case as a record."""
+        return Configuration(
+            tensor_parallel=int(self.tensor_parallel[row]),
+            pipeline_parallel=int(self.pipeline_parallel[row]),
+            expert_parallel=int(self.expert_parallel[row]),
+            data_parallel=int(self.data_parallel[row]),
+            batch_size=_known(self.batch_size[row]) or inf,
+            mean_batch_size=_known(self.mean_batch_size[row]),
+            power_cap_w=_known(self.power_cap_w[row]),
+        )
+
     def case(self, row: int) -> Case:
         """Return one case as a record."""
-
-        def known(value: float) -> float | None:
-            return None if np.isnan(value) else float(value)
-
-        node_gpus = known(self.node_gpus[row])
+        node_gpus = _known(self.node_gpus[row])
         frames, vision = float(self.frames[row]), float(self.vision_tokens[row])
         images = float(self.images[row])
         modality = (
@@ -246,17 +254,9 @@ class Cases:
                 images=images,
                 frames=frames,
                 modality=modality,
-                request_rate_per_s=known(self.request_rate_per_s[row]),
+                request_rate_per_s=_known(self.request_rate_per_s[row]),
             ),
-            configuration=Configuration(
-                tensor_parallel=int(self.tensor_parallel[row]),
-                pipeline_parallel=int(self.pipeline_parallel[row]),
-                expert_parallel=int(self.expert_parallel[row]),
-                data_parallel=int(self.data_parallel[row]),
-                batch_size=known(self.batch_size[row]) or inf,
-                mean_batch_size=known(self.mean_batch_size[row]),
-                power_cap_w=known(self.power_cap_w[row]),
-            ),
+            configuration=self.configuration(row),
             boundary=boundary,
             node_gpus=None if node_gpus is None else int(node_gpus),
             engine=self.engines[self.engine_index[row]],
@@ -288,6 +288,10 @@ class Cases:
     def occupied_gpus(self) -> FloatArray:
         """GPUs of the deployment: TP x PP x DP (experts share them)."""
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
 
 
 def _key(item: Llm | Gpu | Precision | Engine) -> Hashable:

@@ -14,7 +14,7 @@ from energylens.selection import Scenario
 from energylens.service import Lengths, Service
 
 if TYPE_CHECKING:
-    from energylens.deciding import Solved
+    from energylens.solving import Solved
 
 # Standard deviation, as a log, of what the closed form makes of the queue, against the simulation
 # (docs/service.md): means, and percentiles.

@@ -165,7 +165,7 @@ class StepTimes:
         prompt[:, _K["lockstep"]] = self.lockstep_s
         return step, prompt
 
-    def take(self, index: IntArray) -> StepTimes:
+    def take(self, index: IntArray | slice) -> StepTimes:
         """Return the cases at ``index``."""
         return StepTimes(**{name: value[index] for name, value in vars(self).items()})
 
@@ -424,7 +424,7 @@ class Steps:
     def __len__(self) -> int:
         return len(self.theta)
 
-    def take(self, index: IntArray) -> Steps:
+    def take(self, index: IntArray | slice) -> Steps:
         """Return the cases at ``index``."""
         return Steps(times=self.times.take(index), theta=self.theta[index])
 
@@ -610,22 +610,31 @@ class TimeModel:
         -------
         ndarray, shape (n,)
         """
-        if not 0.0 < ratio < 1.0:
-            raise UsageError(f"a probability must lie between 0 and 1, not {ratio!r}")
+        logs: FloatArray = self.logs_at(cases, np.array([ratio]), target)[0]
+        return logs
+
+    def logs_at(self, cases: Cases, ratios: FloatArray, target: Target = "latency") -> FloatArray:
+        """Give :meth:`logs` at several probabilities, shape (ratios, n)."""
+        for ratio in ratios:
+            if not 0.0 < ratio < 1.0:
+                raise UsageError(f"a probability must lie between 0 and 1, not {float(ratio)!r}")
         sets, place = self._sets(cases)
         known = np.array([m.id in self.scope.llms for m in cases.llms])[cases.llm_index]
-        inner = abs(2.0 * ratio - 1.0)  # the interval one end of which is the quantile
-        end = 1 if ratio >= 0.5 else 0
-        tails = np.array(
-            [
-                [
-                    conformal_quantiles(s.residuals_unseen, inner, s.llms)[end],
-                    conformal_quantiles(s.residuals_seen, inner)[end],
-                ]
-                for s in sets
-            ]
-        )[place, known.astype(np.intp)]
-        logs = self._widening(cases, target, sets, place, below=end == 0) * tails
+
+        def tail(ratio: float, s: Coefficients) -> tuple[float, float]:
+            """Quantile of residuals of LLMs not seen, and of those seen."""
+            inner = abs(2.0 * ratio - 1.0)  # the interval one end of which is the quantile
+            end = 1 if ratio >= 0.5 else 0
+            unseen = conformal_quantiles(s.residuals_unseen, inner, s.llms)[end]
+            return unseen, conformal_quantiles(s.residuals_seen, inner)[end]
+
+        tails = np.array([[tail(ratio, s) for s in sets] for ratio in ratios])
+        wider = {
+            below: self._widening(cases, target, sets, place, below=below)
+            for below in {bool(ratio < 0.5) for ratio in ratios}
+        }
+        logs = tails[:, place, known.astype(np.intp)]
+        logs = logs * np.array([wider[bool(ratio < 0.5)] for ratio in ratios])
         logs = logs * np.where(self._factor(cases) == 1.0, 1.0, self.narrowing_ratio)
         limited: FloatArray = np.clip(logs, -WIDEST_LOG, WIDEST_LOG)
         return limited

@@ -283,6 +283,10 @@ class EnergyModel(Shown):
         return self._without(set(factors.SPREADS))
 
     def _without(self, kinds: Collection[str]) -> EnergyModel:
+        sets = (self.pooled, *self.groups.values(), *self.travel.values())
+        if not any(kind in kinds for c in sets for kind, _ in c.factors.keys):
+            return self
+
         def less(c: Coefficients) -> Coefficients:
             return replace(c, factors=c.factors.without(kinds))
 

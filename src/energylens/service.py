@@ -252,7 +252,7 @@ class Service:
     _output_tokens: FloatArray
     _output_cv: float
 
-    def take(self, rows: IntArray) -> Service:
+    def take(self, rows: IntArray | slice) -> Service:
         """Some of the configurations."""
         columns: dict[str, Any] = {
             name: column[rows]
@@ -497,7 +497,7 @@ class JouleSteps:
     prompt_j: FloatArray
     input_tokens: float
     _table: FloatArray  # (engines, batches)
-    _engine: FloatArray
+    _engine: IntArray  # of each configuration
 
     @classmethod
     def of(
@@ -506,6 +506,9 @@ class JouleSteps:
         cases: Cases,
         lengths: Lengths,
         loaded_idle_w: Callable[[Gpu], float] | None = None,
+        *,
+        engines: IntArray | None = None,
+        most: float = LARGEST_BATCH,
     ) -> JouleSteps:
         """Ask a model about the replicas of n cases.
 
@@ -518,16 +521,23 @@ class JouleSteps:
         lengths : Lengths
         loaded_idle_w : callable, optional
             Watts of one idle GPU of a type with weights loaded; :func:`loaded_idle_w` by default.
+        engines : ndarray of int, shape (n,), optional
+            Numbers that tell apart all but batch limits, where they are known.
+        most : float
+            Sequences that a replica will be asked about.
         """
-        knobs = (
-            cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index,
-            cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
-            cases.data_parallel, cases.power_cap_w,
-        )  # fmt: skip
-        engine = group_rows(list(knobs))
-        _, rows = np.unique(engine, return_index=True)
+        engine = engines
+        if engine is None:
+            knobs = (
+                cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index,
+                cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
+                cases.data_parallel, cases.power_cap_w,
+            )  # fmt: skip
+            engine = group_rows(list(knobs))
+        _, rows, engine = np.unique(engine, return_index=True, return_inverse=True)
         distinct = cases.take(rows)
-        count = int(np.ceil(np.log(LARGEST_BATCH) / np.log(GRID_RATIO))) + 1
+        top = np.clip(most + 1.0, 2.0, LARGEST_BATCH)
+        count = int(np.ceil(np.log(top) / np.log(GRID_RATIO))) + 1
         batches = GRID_RATIO ** np.arange(count)
         # Running sequences see a longer context than the mean where lengths scatter: the same
         # joules a token at a mean output that has this context.
@@ -550,7 +560,13 @@ class JouleSteps:
             prompt_j=prefill.sum(axis=1).reshape(-1, count)[:, 0][engine],
             input_tokens=lengths.input_tokens,
             _table=step_j.reshape(-1, count),
-            _engine=engine.astype(np.float64),
+            _engine=engine,
+        )
+
+    def take(self, rows: IntArray | slice) -> JouleSteps:
+        """Some of the configurations."""
+        return replace(
+            self, idle_w=self.idle_w[rows], prompt_j=self.prompt_j[rows], _engine=self._engine[rows]
         )
 
     def step_j(self, running: FloatArray) -> FloatArray:
@@ -560,8 +576,7 @@ class JouleSteps:
         )
         low = np.floor(place).astype(np.intp)
         first, second = GRID_RATIO**low, GRID_RATIO ** (low + 1.0)
-        engine = self._engine.astype(np.intp)
-        at, after = self._table[engine, low], self._table[engine, low + 1]
+        at, after = self._table[self._engine, low], self._table[self._engine, low + 1]
         line: FloatArray = at + (after - at) * (running - first) / (second - first)
         return line
 

@@ -61,6 +61,7 @@ _PARTS: dict[str, type[Any]] = {
     "state_space": StateSpace,
     "vision": Vision,
 }
+_HOME = "~/.config/energylens"  # unless ENERGYLENS_HOME says otherwise
 _ADVICE_LLM = (
     "To see all, run: energylens llm list; to add one, run: energylens llm add config.json"
 )
@@ -256,7 +257,7 @@ def precisions() -> Mapping[str, Precision]:
 def user_folder() -> Path:
     """The folder of the user's own catalog; it need not exist."""
     home = os.environ.get("ENERGYLENS_HOME")
-    return Path(home) if home else Path.home() / ".config" / "energylens"
+    return Path(home) if home else Path(_HOME).expanduser()
 
 
 def add_llm(row: Llm) -> Path:
@@ -399,11 +400,13 @@ def _gpu_shelf() -> _Shelf[Gpu]:
     return _load_gpus(*_stamp("gpus.toml"))
 
 
-def _stamp(file_name: str) -> tuple[Path, tuple[int, ...] | None]:
+def _stamp(file_name: str) -> tuple[str, tuple[int, ...] | None]:
     """A user's file and what tells one state of it from another, None if there is none."""
-    path = user_folder() / file_name
+    # Asked at every look-up, where pathlib would take most of the time.
+    home = os.environ.get("ENERGYLENS_HOME") or os.path.expanduser(_HOME)  # noqa: PTH111
+    path = os.path.join(home, file_name)  # noqa: PTH118
     try:
-        status = path.stat()
+        status = os.stat(path)  # noqa: PTH116
     except OSError:
         return path, None
     return path, (status.st_ino, status.st_mtime_ns, status.st_size)
@@ -425,15 +428,15 @@ def _precision_shelf() -> _Shelf[Precision]:
 
 
 @lru_cache(maxsize=8)
-def _load_llms(path: Path, state: tuple[int, ...] | None) -> _Shelf[Llm]:
+def _load_llms(path: str, state: tuple[int, ...] | None) -> _Shelf[Llm]:
     packaged = _packaged_llms()
-    return _shelve(packaged, _read(Llm, path, packaged)) if state else _shelve(packaged)
+    return _shelve(packaged, _read(Llm, Path(path), packaged)) if state else _shelve(packaged)
 
 
 @lru_cache(maxsize=8)
-def _load_gpus(path: Path, state: tuple[int, ...] | None) -> _Shelf[Gpu]:
+def _load_gpus(path: str, state: tuple[int, ...] | None) -> _Shelf[Gpu]:
     packaged = _packaged_gpus()
-    return _shelve(packaged, _read(Gpu, path)) if state else _shelve(packaged)
+    return _shelve(packaged, _read(Gpu, Path(path))) if state else _shelve(packaged)
 
 
 def _read(kind: type[Row], path: Path, base: Mapping[str, Row] | None = None) -> dict[str, Row]:

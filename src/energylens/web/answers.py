@@ -22,7 +22,7 @@ from energylens.answering import (
     served_by,
 )
 from energylens.cases import Cases, FloatArray, IntArray
-from energylens.deciding import Decision, Engine, Entry, Solved, breaks_at, case_of
+from energylens.deciding import Decision, Engine, Entry, breaks_at, case_of
 from energylens.deploying import EMITTERS, emit, read_configuration
 from energylens.errors import EnergyLensError, InfeasibleError, UsageError
 from energylens.explanation import NORMAL_80, explain, scope_notes
@@ -53,7 +53,7 @@ def asked(loaded: Loaded, question: DecisionFile) -> Query:
     """
     serve, choose = question.serve, question.choose
     model, notes = loaded.model_for(serve.model, serve.gpu, serve.engine or "")
-    found = query(question, model, notes_of(model, notes))
+    found = query(question, loaded.engine_of(model), notes_of(model, notes))
     degrees = 1
     for name in ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"):
         if name in found.choose or "parallelism" in found.choose:
@@ -101,7 +101,7 @@ def _pareto(found: Query, decision: Decision) -> dict[str, Any]:
     answer = {
         "certain": decision.certain,
         "candidates": {
-            "configuration": names_of(solved),
+            "configuration": solved.prepared.names,
             "gpu": [solved.cases.gpus[i].id for i in solved.cases.gpu_index],
             "precision": [solved.cases.precisions[i].id for i in solved.cases.precision_index],
             "gpus": solved.cases.occupied_gpus.astype(int).tolist(),
@@ -155,7 +155,7 @@ def service(
 
 def _curve(found: Query, case: Cases, count: int) -> dict[str, Any]:
     """Columns of a load curve, up to the rate beyond which the queue grows without end."""
-    engine, load = Engine(found.model), found.load
+    engine, load = found.engine, found.load
     state = engine.solve(case, load, (), odds=False).state
     most = float(state.saturation_rate_per_s[0] * case.data_parallel[0])
     least = min(most / 100.0, load.rate_per_s)
@@ -320,7 +320,7 @@ def joules_by_term(
     share = rate * cases.output_tokens / np.maximum(state.steps_per_s[rows], 1e-12)
     per_step = np.clip(share, 1.0, cases.batch_size / cases.data_parallel)
     running = cases.replace(mean_batch_size=per_step * cases.data_parallel, node_boundary=False)
-    law = found.model.without_factors()
+    law = found.engine.joule_law
     prefill, decode = law.predict_parts_j(running)
     idle = cases.tensor_parallel * cases.pipeline_parallel * cases.of_gpu(loaded_idle_w)
     idle = idle * state.empty_ratio[rows] / rate
@@ -347,7 +347,7 @@ def seconds_by_term(
     rows = np.array([entry.row for entry in entries], dtype=np.intp)
     state, cases = decision.solved.state, decision.solved.cases.take(rows)
     running = np.maximum(state.mean_batch_size[rows], 1.0) * cases.data_parallel
-    time = Engine(found.model).time.without_factors()
+    time = found.engine.time_law
     parts = time.predict_parts_s(cases.replace(mean_batch_size=running), "latency")
     total = state.request_latency_s[rows]
     own = parts.sum(axis=1)
@@ -366,29 +366,6 @@ def _parts(
         {"rank": i, "term": names[int(k)], "k": int(k), unit: float(f"{values[i, k]:.4g}")}
         for i in range(len(entries))
         for k in np.flatnonzero(seen)
-    ]
-
-
-def names_of(solved: Solved) -> list[str]:
-    """Short names of all candidates, as those of entries."""
-    cases = solved.cases
-    columns = zip(
-        cases.tensor_parallel.astype(int).tolist(),
-        cases.pipeline_parallel.astype(int).tolist(),
-        cases.expert_parallel.astype(int).tolist(),
-        cases.data_parallel.astype(int).tolist(),
-        (cases.batch_size / cases.data_parallel).tolist(),
-        cases.power_cap_w.tolist(),
-        strict=True,
-    )
-    return [
-        (f"{dp} x " if dp > 1 else "")
-        + f"TP{tp}"
-        + (f" PP{pp}" if pp > 1 else "")
-        + (f" EP{ep}" if ep > 1 else "")
-        + f", batch limit {batch:g}"
-        + (f", {cap:g} W" if cap == cap else "")
-        for tp, pp, ep, dp, batch, cap in columns
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from energylens import catalog, fitting, packaged
 from energylens.dataset import Dataset
+from energylens.deciding import Engine
 from energylens.discovery import Front
 from energylens.errors import UnknownNameError
 from energylens.model import EnergyModel
@@ -42,6 +43,7 @@ class Loaded:
     fitted_to_rows: bool = False
     front: Front | None = None
     _known: dict[str, EnergyModel] = field(default_factory=dict)
+    _engines: dict[int, Engine] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """List the names that a question may give, the default first."""
@@ -83,6 +85,10 @@ class Loaded:
                 "model", name, self.names(), "A question names a model that /v1/models lists."
             )
         return self._once(known.name), (f"Answered from the packaged model {known.describe()}.",)
+
+    def engine_of(self, model: EnergyModel) -> Engine:
+        """The engine of one of these models, which keeps what its questions have in common."""
+        return self._engines.setdefault(id(model), Engine(model))
 
     def _once(self, name: str) -> EnergyModel:
         if name not in self._known:

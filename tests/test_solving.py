@@ -1,0 +1,96 @@
+"""What does not depend on the rate is kept, and what is decided is not solved again."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from energylens import catalog, packaged, solving
+from energylens.deciding import Engine, LatencyLimit, Load, decide
+from energylens.model import EnergyModel
+from energylens.records import Configuration, Workload
+from energylens.selection import Scenario
+from energylens.service import JouleSteps, Lengths
+
+LIMITS = (
+    LatencyLimit(measure="tpot", seconds=0.05),
+    LatencyLimit(measure="ttft", seconds=1.0, quantile=0.9),
+)
+TODAY = Configuration(tensor_parallel=2, batch_size=256)
+
+
+@pytest.fixture(scope="module")
+def model() -> EnergyModel:
+    return packaged.for_gpu("H100-SXM-80GB")[0].model()
+
+
+def scenario(name: str = "meta-llama/Llama-3.3-70B-Instruct", precision: str = "fp8") -> Scenario:
+    return Scenario(
+        llm=catalog.llm(name),
+        gpu=catalog.gpu("H100"),
+        precision=catalog.precision(precision),
+        workload=Workload(input_tokens=2000, output_tokens=300),
+    )
+
+
+def load(rate: float, tokens: float = 2000) -> Load:
+    return Load(rate_per_s=rate, lengths=Lengths(input_tokens=tokens, output_tokens=300))
+
+
+@pytest.mark.parametrize("llm", ["meta-llama/Llama-3.3-70B-Instruct", "Qwen/Qwen3-30B-A3B"])
+@pytest.mark.parametrize("rate", [0.3, 8.0])
+def test_what_is_decided_at_the_ends_is_so_between_them(
+    model: EnergyModel, monkeypatch: pytest.MonkeyPatch, llm: str, rate: float
+) -> None:
+    asked, engine = scenario(llm), Engine(model)
+    short = decide(engine, asked, load(rate), LIMITS, current=TODAY)
+    monkeypatch.setattr(solving, "DECIDED_SPREADS", np.inf)  # nothing is decided: all is solved
+    whole = decide(engine, asked, load(rate), LIMITS, current=TODAY)
+    for limits in (LIMITS, [LatencyLimit(measure="tpot", seconds=0.15), LIMITS[1]]):
+        for one, other in zip(
+            short.solved.probabilities(limits), whole.solved.probabilities(limits), strict=True
+        ):
+            np.testing.assert_allclose(one, other, atol=1e-8)
+    assert [e.describe() for e in short.entries] == [e.describe() for e in whole.entries]
+    assert short.shadows == whole.shadows
+
+
+def test_a_question_that_differs_in_its_rate_finds_what_was_worked_out(model: EnergyModel) -> None:
+    asked, engine = scenario(), Engine(model)
+    for rate in (3.0, 0.5, 20.0):
+        again = decide(engine, asked, load(rate), LIMITS, current=TODAY, front=True)
+        alone = decide(Engine(model), asked, load(rate), LIMITS, current=TODAY, front=True)
+        assert again.to_json() == alone.to_json()
+        spanned = engine.span(asked, load(rate).lengths, current=TODAY)
+        assert spanned is engine.span(scenario(), load(1.0).lengths, current=TODAY)
+    assert spanned is not engine.span(asked, load(1.0, 2001).lengths, current=TODAY)
+    assert spanned is not engine.span(asked, load(1.0).lengths)
+    narrow = engine.span(asked, load(1.0).lengths)
+    assert narrow is not engine.span(scenario(precision="bf16"), load(1.0).lengths)
+
+
+def test_what_is_kept_is_bounded(model: EnergyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = Engine(model)
+    first = engine.span(scenario(), load(1.0).lengths)
+    assert first is not None
+    monkeypatch.setattr(solving, "KEPT_BYTES", int(3.5 * first.size_bytes))
+    for tokens in range(2001, 2009):
+        engine.span(scenario(), load(1.0, tokens).lengths)
+        assert engine.kept_bytes <= solving.KEPT_BYTES
+    assert engine.span(scenario(), load(1.0, 2008).lengths) is engine.span(
+        scenario(), load(1.0, 2008).lengths
+    )
+    assert first is not engine.span(scenario(), load(1.0).lengths)  # the oldest went
+
+
+def test_joules_of_steps_are_the_same_whatever_they_were_made_for(model: EnergyModel) -> None:
+    prepared = Engine(model).span(scenario(), load(1.0).lengths)
+    assert prepared is not None
+    own = prepared.candidates
+    wide = JouleSteps.of(model, own.cases, load(1.0).lengths)
+    for running in (np.ones(len(own)), 0.6 * own.slots, own.slots + 1.0):
+        np.testing.assert_allclose(own.joules.step_j(running), wide.step_j(running), rtol=1e-12)
+        np.testing.assert_allclose(
+            own.joules.prompts_j(running, running), wide.prompts_j(running, running), rtol=1e-12
+        )
+    np.testing.assert_allclose(own.joules.idle_w, wide.idle_w)
