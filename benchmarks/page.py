@@ -1,7 +1,10 @@
 """How fast the page and the API answer: ``python -m benchmarks.page [--seconds 60]``.
 
 Every time stands beside that of the bare answer, the same ranking of about 1,000 candidates without
-HTTP in the same run, so that figures of different machines can be compared.
+HTTP in the same run, so that figures of different machines can be compared: where the rate moves,
+beside that of another rate; where the lengths move, beside that of other lengths, of which nothing
+is known yet. Beside wall time stands that of the processor, which others on the machine hardly
+change.
 """
 
 from __future__ import annotations
@@ -15,11 +18,11 @@ import os
 import platform
 import re
 import shutil
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -47,8 +50,24 @@ def said(what: str, times: list[float], bare: float, bars: str) -> None:
     p50, p95, p99 = (ms(times, share) for share in (0.5, 0.95, 0.99))
     print(
         f"{what:44} p50 {p50:6.1f}  p95 {p95:6.1f}  p99 {p99:6.1f} ms   "
-        f"{p50 / bare:5.2f} x bare   ({bars})"
+        f"{p50 / bare:5.2f} x bare   ({bars})",
+        flush=True,
     )
+
+
+def answered(what: str, moved: list[dict[str, float]], *, certain: bool = False) -> float:
+    """Answer questions one after another without HTTP, print it; the median, in milliseconds."""
+    loaded = Loaded()
+    wall, cpu = [], []
+    for change in moved:
+        question = Question(**{**QUESTION, "precision": ["fp8"], **change}).document()
+        start, worked = time.perf_counter(), time.process_time()
+        answers.select(loaded, question, certain=certain)
+        wall.append(time.perf_counter() - start)
+        cpu.append(time.process_time() - worked)
+    middle = ms(wall[5:], 0.5)
+    said(what, wall[5:], middle, f"of the processor {ms(cpu[5:], 0.5):.1f} ms")
+    return middle
 
 
 @contextlib.contextmanager
@@ -112,7 +131,7 @@ async def load(port: int, rate: float, seconds: float) -> tuple[list[float], int
     return times, errors
 
 
-def slider(port: int) -> list[float]:
+def slider(port: int, name: str) -> list[float]:
     """Move a slider of the page step by step; seconds from the event to the painted picture."""
     from playwright.sync_api import sync_playwright
 
@@ -123,7 +142,7 @@ def slider(port: int) -> list[float]:
         browser = started.chromium.launch(executable_path=path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.goto(f"http://127.0.0.1:{port}/?{urlencode(QUESTION, doseq=True)}&meet=0.9")
-        knob = page.get_by_role("slider", name="Prompt tokens, slider")
+        knob = page.get_by_role("slider", name=f"{name}, slider")
         while "certain=true" not in str(page.evaluate("window.energylens?.shown")):
             page.wait_for_timeout(100)
         for _ in range(STEPS):
@@ -142,33 +161,38 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--rate", type=float, default=20.0)
     arguments = parser.parse_args()
-    loaded = Loaded()
-    bare = []
-    for n in range(40):
-        question = Question(**{**QUESTION, "precision": ["fp8"], "rate": 2 + n / 100}).document()
-        start = time.perf_counter()
-        made = answers.select(loaded, question, certain=False)
-        bare.append(time.perf_counter() - start)
-    middle = ms(bare[5:], 0.5)
+    cpu = next((x for x in _cpuinfo() if x.startswith("model name")), platform.processor())
+    considered = answers.select(
+        Loaded(), Question(**{**QUESTION, "precision": ["fp8"]}).document(), certain=False
+    )["considered"]
     print(
-        f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load "
-        f"{os.getloadavg()[0]:.1f}; {made['considered']} candidates"
+        f"{cpu.rpartition(': ')[2]}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; "
+        f"{considered:,} candidates"
     )
-    said("bare answer, no HTTP", bare[5:], middle, "-")
+    by_rate = answered("bare answer, the rate moves", [{"rate": 2 + n / 100} for n in range(60)])
+    by_tokens = answered(
+        "bare answer, the lengths move", [{"input_tokens": 2000 + n} for n in range(60)]
+    )
+    answered("with probabilities", [{"rate": 2 + n / 100} for n in range(25)], certain=True)
     with served() as (port, first):
         print(f"{'start to first answer':44} {first:10.2f} s   (at most 2.5 s)")
         times, errors = asyncio.run(load(port, arguments.rate, arguments.seconds))
         said(
             f"API, {arguments.rate:g}/s for {arguments.seconds:g} s, {errors} errors",
             times,
-            middle,
+            by_rate,
             "p50 <= 30, p99 <= 150 ms, none",
         )
-        moved = slider(port)
-        if moved:
-            said("slider to picture", moved, middle, "p50 <= 70, p95 <= 110 ms")
+        for name, bare in (("Prompt tokens", by_tokens), ("Requests a second", by_rate)):
+            if moved := slider(port, name):
+                said(f"slider to picture, {name}", moved, bare, "p50 <= 70, p95 <= 110 ms")
         kept = len(json.loads(ask(port, {**QUESTION, "certain": "false"}))["configurations"])
-    print(f"{kept} configurations in an answer; median of bare {statistics.median(bare):.4f} s")
+    print(f"{kept} configurations in an answer")
+
+
+def _cpuinfo() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
 
 
 if __name__ == "__main__":

@@ -209,9 +209,10 @@ def test_memory_is_flat_over_ten_thousand_answers(server: Server) -> None:
 
     def answer(numbers: range) -> None:
         for n in numbers:
-            server.json("/v1/select", **{**small, "rate": 1 + n / 1000})
+            moved = {"rate": 1 + n / 1000, "input_tokens": 500 + n // 4}
+            server.json("/v1/select", **{**small, **moved})
 
-    answer(range(2_000))  # models are read, answers kept and memory taken by then
+    answer(range(2_000))  # models are read, and what is kept is full by then
     before = resident()
     answer(range(2_000, 10_000))
     assert resident() < 1.05 * before

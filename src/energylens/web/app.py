@@ -2,7 +2,8 @@
 
 Ranking answers take tens of milliseconds of one processor and run one after another on the event
 loop: in a pool of threads they would contend for the interpreter and never drain a backlog.
-Answers with probabilities take ten times as long and run in one thread beside it.
+Answers with probabilities take some times as long and run in one thread beside it, each question
+once, however many ask it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from energylens.web.models import Loaded
 
 KEPT_ANSWERS = 64
 KEPT_BYTES = 16 * 2**20
+MOST_WAITING = 32  # different questions that long work may be under way for, or wait
 PAGES = {
     "index.html": "text/html; charset=utf-8",
     "app.js": "text/javascript; charset=utf-8",
@@ -105,6 +107,7 @@ class State:
     kept: Kept = field(default_factory=Kept)
     ready: bool = False
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    underway: dict[str, asyncio.Task[bytes]] = field(default_factory=dict)
     charts: asyncio.Task[bytes] | None = None
     judge: asyncio.Task[dict[str, Any]] | None = None
 
@@ -201,18 +204,43 @@ def create(loaded: Loaded, *, hosts: Hosts | None = None, most_rate: float = 200
 async def _answer(
     state: State, key: str, work: Callable[[], dict[str, Any]], *, aside: bool
 ) -> Response:
-    """Answer from memory, at once, or aside in the one thread for long work."""
+    """Answer from memory, at once, or aside in the one thread for long work.
+
+    Who asks what is under way already waits for the same answer; of too many different questions
+    the last is refused.
+    """
     kept = state.kept.get(key)
-    if kept is None:
-        if aside:
-            made = await asyncio.get_running_loop().run_in_executor(state.pool, work)
-        else:
-            made = work()
-        for part in (made, made.get("decision", {})):
-            state.counts.candidates.inc(part.get("considered", 0))
-        kept = to_json(made, inf_nan_mode="null")
-        state.kept.put(key, kept)
+    if kept is None and not aside:
+        kept = _keep(state, key, work())
+    elif kept is None:
+        if key not in state.underway:
+            if len(state.underway) >= MOST_WAITING:
+                return problems.problem(
+                    429,
+                    f"{MOST_WAITING} questions wait for an answer already: ask again in a second",
+                    headers={"retry-after": "1"},
+                )
+            state.underway[key] = asyncio.create_task(_aside(state, key, work))
+        # One who goes away does not take the answer from the others.
+        kept = await asyncio.shield(state.underway[key])
     return Response(kept, media_type="application/json")
+
+
+async def _aside(state: State, key: str, work: Callable[[], dict[str, Any]]) -> bytes:
+    try:
+        made = await asyncio.get_running_loop().run_in_executor(state.pool, work)
+        return _keep(state, key, made)
+    finally:
+        del state.underway[key]
+
+
+def _keep(state: State, key: str, made: dict[str, Any]) -> bytes:
+    """Write an answer out, count it, and keep it for whoever asks the same."""
+    for part in (made, made.get("decision", {})):
+        state.counts.candidates.inc(part.get("considered", 0))
+    written = to_json(made, inf_nan_mode="null")
+    state.kept.put(key, written)
+    return written
 
 
 def _key(kind: str, *asked: Any) -> str:

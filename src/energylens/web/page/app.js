@@ -128,12 +128,14 @@ addEventListener("popstate", () => { restore(); seen(); toSliders(); ask(); });
 async function ask(since = performance.now()) {
   clearTimeout(resting);
   const q = question();
-  history.replaceState(null, "", `?${q}`);
-  if (!q.has("gpu")) { problem("Choose a GPU type, or more than one."); return; }
-  if (asking) { again = since; return; }
+  const keep = () => history.replaceState(null, "", `?${q}`);
+  if (!q.has("gpu")) { keep(); problem("Choose a GPU type, or more than one."); return; }
+  if (asking) { again = since; keep(); return; }
   asking = true;
   try {
-    await once(q, false, since);
+    const answered = once(q, false, since);
+    keep(); // while the server works
+    await answered;
   } finally {
     asking = false;
   }
@@ -168,7 +170,7 @@ async function once(q, sure, since, still = () => question().has("gpu")) {
   words();
   await new Promise((done) => requestAnimationFrame(() => { const c = new MessageChannel(); c.port1.onmessage = done; c.port2.postMessage(0); }));
   (window.energylens.timings ??= []).push({ sure, all_ms: performance.now() - since, wait_ms: got - since });
-  if (before === turn) await later();
+  if (before === turn) await later(sure);
   window.energylens.shown = `${q}&certain=${sure}`;
 }
 
@@ -206,7 +208,7 @@ async function picture() {
   const limit = answer.decision.question.limits.find((each) => each.of === "tpot");
   key("front", g.map((name, i) => [name, colours()[i % 6], SHAPES[i % 6]]));
   await draw("front", {
-    points: c.gpu.map((_, i) => point(i, g)), top: front, front, chosen,
+    points: c.gpu.map((_, i) => point(i, g)).filter((p) => p.j > 0 && p.tpot_ms > 0), top: front, front, chosen,
     limit: limit ? [{ tpot_ms: 1e3 * limit.seconds }] : [],
     current: now ? [{ name: name(now), j: now.energy_per_request_j, tpot_ms: 1e3 * now.tpot_s }] : [],
   });
@@ -224,7 +226,7 @@ function bars(id, unit) {
   return draw(id, { bars: rows.map((row) => ({ ...row, name: label(row.rank), words: words[row.term]?.[0] ?? row.term, share: row[unit] / total[row.rank] })) });
 }
 
-async function later() {
+async function later(sure) {
   const curve = answer.curve;
   const shown = (id, there) => { $(`#${id}`).closest("section").hidden = !there; };
   for (const id of ["joules", "seconds"]) shown(id, answer[id].length);
@@ -232,7 +234,7 @@ async function later() {
   shown("behind", answer.behind);
   shown("law", answer.law);
   const work = ["joules", "seconds"].filter((id) => answer[id].length).map((id) => bars(id, id[0]));
-  if (curve) {
+  if (curve && sure) {
     const rows = curve.rate_per_s.map((rate, i) => ({
       rate, j: curve.energy_per_request_j[i], w: curve.power_w[i], tpot_ms: 1e3 * curve.tpot_s[i],
       ttft_ms: curve.ttft_s[i] === null ? null : 1e3 * curve.ttft_s[i], batch: curve.mean_batch_size[i],
@@ -244,8 +246,8 @@ async function later() {
     work.push(draw("curve-energy", { ...marks, limit: [] }), draw("curve-tpot", { ...marks, limit: limit ? [{ tpot_ms: 1e3 * limit.seconds }] : [] }));
     $("#curve-says").textContent = `${curve.configuration} on ${curve.gpu}: ` + (ends ? `meets the limits up to ${number(ends)} requests/s; ` : "") + `beyond ${number(curve.saturation_rate_per_s)} the queue grows without end.`;
   }
-  if (answer.law) law();
-  if (answer.behind) behind();
+  if (sure && answer.law) law();
+  if (sure && answer.behind) behind();
   await Promise.all(work);
 }
 

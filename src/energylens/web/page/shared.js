@@ -12,12 +12,18 @@ export function el(name, props = {}, ...children) {
   return made;
 }
 
+// A formatter takes far longer to make than to use.
+const formats = new Map();
+function format(digits) {
+  if (!formats.has(digits)) formats.set(digits, new Intl.NumberFormat("en", digits ? { maximumSignificantDigits: digits } : {}));
+  return formats.get(digits);
+}
 export const number = (value, digits = 3) => {
   if (value === null || value === undefined || !Number.isFinite(Number(value))) return "-";
   const v = Number(value);
   if (v !== 0 && (Math.abs(v) < 1e-3 || Math.abs(v) >= 1e9)) return v.toExponential(digits - 1);
-  if (Math.abs(v) >= 10 ** digits) return Math.round(v).toLocaleString("en");
-  return v.toLocaleString("en", { maximumSignificantDigits: digits });
+  if (Math.abs(v) >= 10 ** digits) return format(0).format(Math.round(v));
+  return format(digits).format(v);
 };
 export const joules = (v) => (v >= 1e5 ? `${number(v / 1e3)} kJ` : `${number(v)} J`);
 export const watts = (v) => (v >= 1e4 ? `${number(v / 1e3)} kW` : `${number(v)} W`);
@@ -93,6 +99,37 @@ addEventListener("resize", () => {
   widths = setTimeout(() => { for (const [id, each] of figures) if (views[id] && fitting(id).width !== each.shown) embed(id); }, 120);
 });
 
+// What hovering says of a mark is worked out when it is asked, not for every mark at every answer.
+function hovers(spec) {
+  const plain = /^\.(\d)~g$/;
+  const fields = (mark) => {
+    const listed = spec.layer?.[/^layer_(\d+)_marks$/.exec(mark.name)?.[1]]?.encoding?.tooltip;
+    return Array.isArray(listed) && listed.every((each) => !each.format || plain.test(each.format)) ? listed : null;
+  };
+  const words = ({ field, format: how }, datum) => {
+    const value = datum[field];
+    const digits = plain.exec(how)?.[1];
+    return digits || value === null ? number(value, Number(digits ?? 3)) : value;
+  };
+  return {
+    patch(compiled) {
+      // Points come checked: a filter would look at each of them again.
+      for (const data of compiled.data ?? []) if (data.source === "points") delete data.transform;
+      for (const mark of compiled.marks ?? []) {
+        if (mark.type === "symbol" && fields(mark)) mark.encode.update.tooltip = { signal: "datum" };
+      }
+      return compiled;
+    },
+    install(view) {
+      const show = view.tooltip();
+      view.tooltip((handler, event, item, value) => {
+        const listed = item?.mark && value === item.datum ? fields(item.mark) : null;
+        show(handler, event, item, listed ? Object.fromEntries(listed.map((each) => [each.title ?? each.field, words(each, value)])) : value);
+      });
+    },
+  };
+}
+
 async function embed(id) {
   let spec = charts()[id];
   if (figures.has(id)) {
@@ -101,13 +138,16 @@ async function embed(id) {
     spec = fit.spec;
   }
   views[id]?.finalize();
+  const hover = hovers(figures.has(id) ? {} : spec);
   const made = await window.vegaEmbed(`#${id}`, spec, {
+    patch: hover.patch,
     renderer: new URLSearchParams(location.search).get("renderer") === "svg" ? "svg" : "canvas",
     actions: false,
     ast: true,
     tooltip: { theme: dark ? "dark" : "light" },
     logLevel: 1,
   });
+  hover.install(made.view);
   views[id] = made.view;
   const data = drawn.get(id);
   if (data) {
