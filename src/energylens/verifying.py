@@ -18,12 +18,13 @@ import numpy as np
 from energylens import capacity, files
 from energylens.cases import Cases
 from energylens.columns import PERCENTILES
-from energylens.deciding import FACTORS, Engine, Entry, LatencyLimit, Load, case_of, decide
+from energylens.deciding import Engine, Entry, LatencyLimit, Load, case_of, decide
 from energylens.deploying import read_configuration
 from energylens.errors import InputError, UsageError
 from energylens.model import EnergyModel
 from energylens.records import Configuration
 from energylens.selection import Candidates, Scenario, select
+from energylens.solving import FACTORS
 
 RUNS = 3  # after which the best measured run is the answer
 LEFT_RATIO = 0.6  # of the spread of times, once one factor was measured here
@@ -275,10 +276,8 @@ def _kept_full(
     met = np.ones((FACTORS, len(cases)), dtype=bool)
     each = []
     for limit in limits:
-        alone = np.zeros((FACTORS, len(cases)), dtype=bool)
-        for k in range(FACTORS):
-            logs = engine.time.logs(cases, (k + 0.5) / FACTORS, limit.measure) * engine.certain
-            alone[k] = times[limit.measure] * np.exp(logs) <= limit.seconds
+        logs = engine.time.logs_at(cases, (np.arange(FACTORS) + 0.5) / FACTORS, limit.measure)
+        alone = times[limit.measure] * np.exp(logs * engine.certain) <= limit.seconds
         each.append(alone.mean(axis=0))
         met &= alone
     odds = met.mean(axis=0)
