@@ -27,7 +27,7 @@ BROWSER = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the page in"),
 ]
 SCREENS = Path(__file__).resolve().parents[1] / "build" / "screens"
-WAIT_S = 80.0  # for something to happen at all: nothing is timed here
+WAIT_S = 300.0  # for something to happen at all: nothing is timed here
 SIZES = {"wide": 1280, "narrow": 390}
 #: A question of few candidates.
 SMALL = (

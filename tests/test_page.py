@@ -295,7 +295,7 @@ def test_an_old_answer_beside_an_error_is_called_one(tab: Tab, server: Server) -
     ]  # fmt: skip
 
 
-def test_the_page_says_what_the_command_says(tab: Tab, server: Server) -> None:
+def test_the_page_says_what_the_command_says(tab: Tab, server: Server, tmp_path: Path) -> None:
     """What stands on the page is what ``energylens select --json`` prints for its question."""
     asked = {
         "a line": "&current=vllm+serve+Qwen/Qwen3-8B+-tp+2+--max-num-seqs+64",
@@ -306,7 +306,9 @@ def test_the_page_says_what_the_command_says(tab: Tab, server: Server) -> None:
         page = tab.open(server.url + base + rest).page
         with page.expect_download() as waited:
             page.click("#decision-file")
-        command = [sys.executable, "-m", "energylens", "select", waited.value.path(), "--json"]
+        file = tmp_path / "decision.toml"
+        waited.value.save_as(file)
+        command = [sys.executable, "-m", "energylens", "select", str(file), "--json"]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         best = json.loads(done.stdout)["configurations"][0]
         shown = json.loads(server.ask(str(page.get_attribute("#as-json", "href")))[2])

@@ -219,6 +219,7 @@ class Driver:
         """A row of the ranking: the chart shows which mark it is."""
         chosen = "() => JSON.stringify(energylens.views.front.data('chosen').map((d) => d.name))"
         self.page.evaluate("void energylens.views.front.data('chosen', []).run()")
+        self.page.mouse.move(1, 1)  # it must come in from outside
         self._effect(one.focus if keyboard else one.hover, chosen, control)
 
     def _div(self, one: Locator, control: dict[str, Any], _: bool) -> None:

@@ -171,7 +171,7 @@ def stacked(
                          "maxExtent": LABELS_WIDE},
             },
             "x": {"field": field, "type": "quantitative", "title": title,
-                  "axis": {"tickCount": 4, "format": ",~g"}},
+                  "axis": {"tickCount": 4, "format": ",~f"}},
             "order": {"field": "k"},
             "color": {"field": "term", "type": "nominal", "legend": None,
                       "scale": {"domain": [name for name, _, _ in terms], "range": colours}},
