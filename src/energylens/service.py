@@ -42,14 +42,15 @@ from energylens.dataset import group_rows
 from energylens.errors import InputError
 from energylens.records import Gpu
 
-ROUNDS = 10  # of the fixed point between batch and step time
+ROUNDS = 14  # of the fixed point between batch and step time
 EXACT_ROUNDS = (
-    3  # of them, the last, with the slots; before them without, which is ten times faster
+    4  # of them, the last, with the slots; before them without, which is ten times faster
 )
 LOADED_IDLE_RATIO = 0.17  # of TDP, with weights loaded, where nothing says better
 GRID_RATIO = 1.3  # between batches at which a step's joules are worked out
 LARGEST_BATCH = 8192.0
 LOG_NEVER = -32.0  # of a share that no double tells from none
+CERTAIN = 0.9  # of a step and a prompt of one's own, which every first token takes
 FULL = 0.998  # share of time for prompts beyond which none is left for steps
 
 
@@ -247,6 +248,7 @@ class Service:
     _tpot_least_s: FloatArray
     _tpot_variance: FloatArray
     _ttft_variance: FloatArray
+    _ttft_least_s: FloatArray
     _ready_s: FloatArray  # mean time to the first token, less the wait for a slot
     _slot_wait_s: FloatArray  # finite
     _output_tokens: FloatArray
@@ -274,7 +276,8 @@ class Service:
 
     def ttft_quantile_s(self, ratio: float) -> FloatArray:
         """Seconds to the first token that ``ratio`` of the requests stay below; shape (n,)."""
-        own = _gamma(ratio, self._ready_s, self._ttft_variance)
+        least = self._ttft_least_s
+        own = least + _gamma(ratio, self._ready_s - least, self._ttft_variance)
         full = np.clip(self.full_ratio, 1e-12, 1.0)
         waited = self._slot_wait_s / full * np.log(np.maximum(full / (1.0 - ratio), 1.0))
         late: FloatArray = np.maximum(own, np.where(waited > 0, self._ready_s + waited, 0.0))
@@ -348,6 +351,8 @@ def steady_state(
     scatter = 1.0 + lengths.input_cv**2
     budget = tokens_per_pass
     chunks = np.maximum(prompt / budget, 1.0)
+    longest = prompt * (1.0 + max(lengths.input_cv, 1e-3))
+    uneven = max(lengths.output_cv**2, 1e-9)
     one = np.ones_like(rate)
 
     def prompt_s(per_step: FloatArray, running: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -369,18 +374,30 @@ def steady_state(
         alpha = np.maximum(at_low - beta * low, 1e-9)
         beta = np.maximum(beta, 1e-6 * alpha)
         offered = rate * output / (1.0 - rho)
-        square = own_prompt**2 * scatter
         bare = alpha + beta * np.maximum(batch, 1.0)
+        alone = steps.prompts_s(np.minimum(prompt, budget) * one, batch) * chunks
+        own = alone + (chunks - 1.0) * bare
+        # What a prompt costs whatever its length does not scatter.
+        steeper = steps.prompts_s(np.minimum(longest, budget) * one, batch)
+        steeper = steeper * np.maximum(longest / budget, 1.0)
+        own_spread = np.maximum(steeper - alone, 0.0) / (longest - prompt) * prompt
+        own_spread = own_spread * lengths.input_cv
+        square = own_prompt**2 + own_spread**2
         mean_step = bare / (1.0 - rho)
         step_variance = mean_step * rate * square / np.maximum(1.0 - rho**2, 1e-3)
         step_variance = step_variance + (beta / (1.0 - rho)) ** 2 * spread
-        met = mean_step + step_variance / mean_step  # the step that an arrival finds
-        alone = steps.prompts_s(np.minimum(prompt, budget) * one, batch) * chunks
-        own = alone + (chunks - 1.0) * bare
+        # An arrival finds a longer step than the mean, but none beyond the token budget.
+        most = np.maximum(bare + steps.prompts_s(budget * one, batch) - mean_step, 1e-9)
+        over = step_variance / mean_step
+        over = over * most / np.hypot(over, most)
+        met, step_variance = mean_step + over, mean_step * over
         # A request's own prompt lengthens its life, and so do those who came meanwhile, whose
         # prompts are in its first steps; not where all slots are taken.
         extra = own + rho * (met - mean_step)
-        echo = rho / (1.0 - rho) * (1.0 - rho ** np.maximum(output - 1.0, 0.0)) * extra
+        # The mean of rho ** (output - 1) over outputs of a gamma distribution: short ones end
+        # before the echo does.
+        fading = 1.0 + uneven * np.maximum(output - 1.0, 0.0) * -np.log(np.maximum(rho, 1e-12))
+        echo = rho / (1.0 - rho) * (1.0 - fading ** (-1.0 / uneven)) * extra
         longer = (extra + echo) * (1.0 - (np.minimum(batch, limit) / limit) ** 2)
         fixed = alpha + longer * (1.0 - rho) / output
         if turn < ROUNDS - EXACT_ROUNDS:
@@ -411,9 +428,8 @@ def steady_state(
     served = prompt / budget * pass_s
     in_line = rate * served**2 * scatter / 2.0 / (1.0 - np.minimum(rate * served, 0.995))
     budget_wait = np.maximum(in_line - busy * (rho + 0.5) * met, 0.0)
-    uneven = 0.5 * (1.0 + min(lengths.output_cv**2, 1.5))
     queue = np.where(np.isfinite(chain.queue), chain.queue, 0.0)
-    slot_wait = np.where(stable, queue / rate * uneven, np.inf)
+    slot_wait = np.where(stable, queue / rate * 0.5 * (1.0 + min(uneven, 1.5)), np.inf)
     ready = first + budget_wait
     infinite = np.where(stable, 0.0, np.inf)
     tpot = np.where(stable, tpot, full_step + limit / output * full_prompt)
@@ -433,13 +449,15 @@ def steady_state(
     )
     ttft_variance = (
         busy * (met**2 + found_variance) / 12.0
-        + own_prompt**2 * lengths.input_cv**2
+        + own_spread**2
         + beta**2 * spread
         + rate * met * square * busy
         + (0.5 + rho) ** 2 * found_variance * busy
         + budget_wait**2
         + (met * (0.5 + rho)) ** 2 * busy * (1.0 - busy)
     )
+    fewest = np.maximum(batch - np.sqrt(spread), 1.0)
+    least = alpha + beta * fewest + np.maximum(own - own_spread, 0.0)
     steps_per_s = np.maximum(busy - rate * own_prompt - rate * output * beta, 0.0) / alpha
     nan = np.full_like(rate, np.nan)
     energy, power = nan, nan
@@ -471,6 +489,7 @@ def steady_state(
         _tpot_least_s=steps.step_s(one),
         _tpot_variance=np.maximum(tpot_variance, 1e-14),
         _ttft_variance=ttft_variance,
+        _ttft_least_s=CERTAIN * np.minimum(least, ready),
         _ready_s=ready,
         _slot_wait_s=np.where(stable, slot_wait, 0.0),
         _output_tokens=np.asarray(output, dtype=np.float64),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from energylens import latency, service
-from energylens.capacity import layout_possible
+from energylens.capacity import layout_possible, layout_problem
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import group_rows
 from energylens.decisions import Entry, LatencyLimit, Load
@@ -418,6 +418,19 @@ class Engine:
         own = slice(0, len(cases))
         if current is not None:
             today = Cases.of([case_of(scenario, current)])
+            refused = layout_problem(
+                scenario.llm,
+                scenario.precision,
+                tensor_parallel=current.tensor_parallel,
+                pipeline_parallel=current.pipeline_parallel,
+                expert_parallel=current.expert_parallel,
+                data_parallel=current.data_parallel,
+            )
+            if refused is not None:
+                raise InfeasibleError(
+                    f"the current configuration {current.describe()} cannot be laid out for "
+                    f"{scenario.llm.id} at {scenario.precision.id}: {refused}"
+                )
             room = service.slots(today, lengths)
             if room[0] < 1:
                 raise InfeasibleError(

@@ -1,6 +1,7 @@
 """The closed form of a replica under load against a discrete-event simulation.
 
-    python -m studies.service.simulated --settings 300 --seed 11 -o studies/service/service.json
+    python -m studies.service.simulated --settings 300 --seed 11 -o studies/service/service.json \
+        --figure docs/figures/service.svg
 
 Both know the same step times and joules, those of the simulated GPU; the closed form knows of the
 requests only the means and the coefficients of variation. So this says nothing of GPUs: it says
@@ -25,6 +26,7 @@ from energylens.instrument.engines.load import Replica, StepTable
 from energylens.instrument.engines.simulation import STEP_TOKENS
 from energylens.records import Case, Configuration, Workload
 from energylens.service import Lengths, Service, steady_state
+from studies.service import figure
 
 LLMS = (
     "meta-llama/Llama-3.1-8B-Instruct",
@@ -317,10 +319,13 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         for low, high in BANDS
         if any(low <= r["load"] < high for r in rows)
     }
-    return {"all": errors(rows), "by_load": bands}
+    kinds = {
+        kind: errors(some) for kind in KINDS if (some := [r for r in rows if r["kind"] == kind])
+    }
+    return {"all": errors(rows), "by_load": bands, "by_kind": kinds}
 
 
-def study(settings: int, seed: int) -> dict[str, Any]:
+def study(settings: int, seed: int) -> list[dict[str, Any]]:
     """Run a number of settings."""
     rows: list[dict[str, Any]] = []
     draw = 0
@@ -329,7 +334,7 @@ def study(settings: int, seed: int) -> dict[str, Any]:
         draw += 1
         if row is not None:
             rows.append(row)
-    return {"settings": settings, "seed": seed, **summarise(rows)}
+    return rows
 
 
 def main() -> None:
@@ -338,8 +343,13 @@ def main() -> None:
     parser.add_argument("--settings", type=int, default=300)
     parser.add_argument("--seed", type=int, default=11)
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
-    text = json.dumps(study(arguments.settings, arguments.seed), indent=1)
+    rows = study(arguments.settings, arguments.seed)
+    made = {"settings": arguments.settings, "seed": arguments.seed, **summarise(rows)}
+    text = json.dumps(made, indent=1)
+    if arguments.figure:
+        figure.write(arguments.figure, rows)
     if arguments.output:
         arguments.output.write_text(text + "\n", encoding="utf-8")
     else:

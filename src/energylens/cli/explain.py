@@ -38,7 +38,9 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "model",
         metavar="MODEL",
-        help="a model.json, a tidy table (fitted as fit does), or the word datasheet",
+        nargs="?",
+        help="a model.json, a tidy table (fitted as fit does), a model that energylens models "
+        "lists, or the word datasheet; by default the packaged model of the GPU type",
     )
     add_case(parser)
     attributing.add_option(parser)
@@ -59,7 +61,7 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
             )
         front_form.explain_by(arguments)
         return None
-    model = model_for(arguments.model, "", None)[0]
+    model, packaged = model_for(arguments.model, arguments.gpu, arguments.engine)
     case = case_meant(arguments, model)
     requests = attributing.requests_of(arguments, model, case)
     explanation, times = explain(model, case), explain_time(model, case)
@@ -67,13 +69,14 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
     code = ExitCode.DONE if memory.runs else ExitCode.IMPOSSIBLE
     if arguments.json:
         document = explanation_document(explanation, memory, times)
+        document["notes"] = [*packaged, *document.get("notes", [])]
         if requests:
             document["requests"] = [request.to_json() for request in requests]
         print_json(document)
         return code
     print_paragraph(explanation.case)
     print()
-    for note in explanation.notes:
+    for note in (*packaged, *explanation.notes):
         print_paragraph(f"Note: {note}")
         print()
     for sentence in explanation.sentences:

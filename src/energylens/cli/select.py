@@ -251,6 +251,8 @@ def _require(arguments: argparse.Namespace) -> None:
 
 def asked(arguments: argparse.Namespace) -> Asked:
     """Read what :func:`add_selection` describes, once the free knobs and the rest are known."""
+    from energylens import catalog
+    from energylens.errors import UsageError
     from energylens.lengths import with_prompts_of
 
     model, notes = model_for(arguments.model, arguments.gpu, arguments.engine)
@@ -261,8 +263,20 @@ def asked(arguments: argparse.Namespace) -> Asked:
         arguments.output_tokens = lengths.output_tokens
     _knobs(arguments)
     case = case_meant(arguments, model)
+    if arguments.power_cap_w is not None and "power_cap" not in model.extensions:
+        raise UsageError(
+            f"--power-cap-w {arguments.power_cap_w:g} has no effect: the model knows no caps; fit "
+            "one with --extend power_cap to rows that have power_cap_w, or leave the cap out"
+        )
     if lengths is not None:
         lengths = with_prompts_of(lengths, case.workload)
+        others = {catalog.gpu(name).id for name in arguments.gpus} - {case.gpu.id}
+        unseen = ", ".join(sorted(others - set(model.scope.gpus)))
+        if unseen:
+            notes = (
+                *notes,
+                f"No row of the fit has {unseen}: joules and times rest on datasheets.",
+            )
     return Asked(model=model, case=case, lengths=lengths, notes=notes)
 
 

@@ -14,6 +14,7 @@ from energylens.cli.console import (
     print_json,
     print_paragraph,
     print_table,
+    print_wrapped,
     share,
 )
 from energylens.words import energies, joules, likelihood, percent, saving
@@ -332,6 +333,8 @@ def answer(
     if decision.current is not None:
         notes = [*notes, prices.describe()]
     if arguments.json:
+        if not decision.entries:
+            notes = [decision.why_none(), *notes]
         made = document(decision, month, notes)
         if arguments.check is not None:
             made["check"] = wanting(decision, arguments.check) or "passed"
@@ -495,7 +498,7 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
                 likelihood(entry.probability_of_meeting_ratio),
             )
         )
-    print_table(("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets"), rows)
+    print_wrapped(("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets"), rows)
     fewest = decision.fewest_gpus
     if fewest is not None and fewest.configuration.gpus < best.configuration.gpus:
         print_paragraph(
@@ -503,7 +506,7 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
         )
     if decision.front:
         print("Front (time per token against joules):")
-        print_table(
+        print_wrapped(
             ("configuration", "TPOT", "a request"),
             [
                 (_named(decision, e), seconds(e.tpot_s), joules(e.energy_per_request_j))
