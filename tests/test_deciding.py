@@ -175,6 +175,9 @@ def test_refuses_what_is_no_limit(text: str) -> None:
 
 def test_reads_what_runs_today() -> None:
     assert read_configuration("TP8 B256") == Configuration(tensor_parallel=8, batch_size=256)
+    twice = Configuration(tensor_parallel=4, data_parallel=2, batch_size=400)
+    for text in ("TP4 DP2 B400", "TP4xDP2xB400", "tp4/dp2/b400", "2 x TP4, batch limit 200"):
+        assert read_configuration(text) == twice
     assert read_configuration("tp2, dp4") == Configuration(
         tensor_parallel=2, data_parallel=4, batch_size=1024
     )
@@ -471,3 +474,21 @@ def test_pipelines_without_rows_never_fall_far_below_their_known_terms(stages: i
 def test_what_no_gpu_can_do_is_not_likely(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([*QUESTION, "--tpot", "1ms"]) != 0
     assert "probability 0.00" in capsys.readouterr().err
+
+
+def test_what_nothing_keeps_up_with_is_said_so(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["select", "--llm", "Qwen/Qwen3-8B", "--input-tokens", "500", "--output-tokens", "100"]
+    assert main([*asked, "--gpu", "H100", "--rate", "1e6", "--tpot", "80ms:p99"]) == 4
+    assert "keeps up with 1e+06 requests/s: the most is" in capsys.readouterr().err
+    assert main([*asked, "--gpu", "H100,A100", "--rate", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "A100-SXM-80GB" in said
+    assert "No row of the fit has A100-SXM-80GB" in " ".join(said.split())
+    assert "…" not in said
+    assert main([*asked, "--gpu", "H100", "--power-cap-w", "400"]) == 2
+    assert "--power-cap-w 400 has no effect" in capsys.readouterr().err
+    assert main(["select", "--rate", "1"]) == 2
+    missing = "--llm, --gpu, --input-tokens and --output-tokens must be given"
+    assert missing in capsys.readouterr().err
+    assert main(["explain", *asked[1:], "--gpu", "H100"]) == 0
+    assert "packaged model h100-vllm" in capsys.readouterr().out

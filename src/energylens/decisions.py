@@ -237,6 +237,15 @@ class Decision:
 
     def why_none(self) -> str:
         """Say what comes nearest where nothing meets."""
+        solved = self.solved
+        most = solved.state.saturation_rate_per_s * solved.cases.data_parallel
+        if len(most) and most.max() <= self.load.rate_per_s:
+            c = solved.cases.case(int(most.argmax())).configuration
+            return (
+                f"nothing on up to {self.scenario.max_gpus} GPUs keeps up with "
+                f"{self.load.rate_per_s:g} requests/s: the most is {most.max():.3g}, by "
+                f"{c.describe()}. Allow more GPUs, or spread the load."
+            )
         said = " and ".join(limit.describe() for limit in self.limits) or "the rate"
         message = (
             f"nothing on up to {self.scenario.max_gpus} GPUs meets {said} at "

@@ -47,7 +47,12 @@ def read_configuration(text: str) -> Configuration:
         return _of_command_line(text)
     degrees: dict[str, int] = {}
     batch: float | None = None
-    for word in re.split(r"[\s,+]+", text.strip()):
+    # As select prints it: '2 x TP4, batch limit 200', the limit that of one replica.
+    told = re.fullmatch(rf"(?:({_WHOLE}) [x×] )?(TP.*), batch limit ({_WHOLE})", text.strip())
+    if told:
+        replicas = int(told[1] or 1)
+        text = f"{told[2]} DP{replicas} B{int(told[3]) * replicas}"
+    for word in re.split(r"[\s,+/]+|(?<=\d)[x×*](?=[A-Za-z])", text.strip()):
         match = re.fullmatch(rf"(TP|PP|EP|DP|B)[ =]?({_WHOLE})", word, re.IGNORECASE)
         if not match:
             raise UsageError(
