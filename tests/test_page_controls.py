@@ -38,7 +38,7 @@ TYPED = {
     "images": ("1", "2"),
     "frames": ("8", "4"),
     "filter": ("tp2", "tp1"),
-    "filter-forms": ("cache", "flop"),
+    "filter-forms": ("cache", "cache"),
 }
 #: By share of its width, where half would ask for what cannot be served.
 DRAGGED = {"rate": 0.55, "tpot": 0.6, "ttft": 0.7}
