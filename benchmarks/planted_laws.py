@@ -251,12 +251,12 @@ def draw_cases(law: Planted, rows: int, rng: np.random.Generator, *, beyond: boo
     if beyond:
         batch = np.round(LARGEST["batch_size"] * 4.0 ** rng.random(m))
     else:
-        batch = 2.0 ** rng.integers(0, 7, m)
+        batch = np.exp2(rng.integers(0, 7, m).astype(float))
     spread = 2.0 if beyond else 1 / 32.0
     inputs = np.round(LARGEST["input_tokens"] * spread ** rng.random(m))
     outputs = np.round(LARGEST["output_tokens"] * spread ** rng.random(m))
-    tensor = 2.0 ** rng.integers(0, 4, m)
-    pipeline = 2.0 ** rng.integers(0, 3, m) if law.pipeline else np.ones(m)
+    tensor = np.exp2(rng.integers(0, 4, m).astype(float))
+    pipeline = np.exp2(rng.integers(0, 3, m).astype(float)) if law.pipeline else np.ones(m)
     llm_index = rng.integers(0, len(llms), m)
     images = rng.integers(0, 4, m).astype(float) if llms[0].vision else np.zeros(m)
     per_image = np.array(
@@ -322,10 +322,10 @@ def plant(values: FloatArray, scale_j: FloatArray, rng: np.random.Generator) -> 
 
     Shares are drawn within a factor of 3 of each other; ``scale_j`` sets the joules.
     """
-    shares = rng.uniform(0.5, 1.5, values.shape[1])
-    shares /= shares.sum()
+    shares = np.asarray(rng.uniform(0.5, 1.5, size=values.shape[1]))
+    shares = shares / shares.sum()
     present = values > 0
-    coefficients = shares / (values / scale_j[:, None]).mean(axis=0)
+    coefficients = np.asarray(shares / (values / scale_j[:, None]).mean(axis=0))
     for _ in range(50):
         parts = values * coefficients
         reached = (parts / parts.sum(axis=1, keepdims=True)).sum(axis=0) / present.sum(axis=0)
@@ -349,7 +349,7 @@ def dataset_of(cases: Cases, energy_j: FloatArray) -> Dataset:
         energy_per_request_j=energy_j,
         prefill_energy_per_request_j=nan,
         decode_energy_per_request_j=nan,
-        **{name: np.array([text] * n, dtype=object) for name, text in texts.items()},
+        **{name: np.array([text] * n, dtype=object) for name, text in texts.items()},  # type: ignore[arg-type]
     )
 
 

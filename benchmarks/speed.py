@@ -8,6 +8,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import as_file, files
 from pathlib import Path
 
@@ -86,8 +87,7 @@ def run() -> list[tuple[str, str, str, str]]:
     training = rows(ROWS)
     fit_s = seconds(lambda: fitting.fit(training), 50)
     peers = {
-        name: seconds(lambda name=name: baselines.ESTIMATORS[name](0).fit(training), 3)
-        for name in ENSEMBLES
+        name: seconds(partial(baselines.ESTIMATORS[name](0).fit, training), 3) for name in ENSEMBLES
     }
     fastest = min(peers, key=lambda name: peers[name])
     lines.append(

@@ -9,7 +9,7 @@ how often the choice keeps the limit, and what it costs over the best that does.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -80,7 +80,7 @@ class _Guess:
 
 def judge_limits(
     dataset: Dataset,
-    energy: dict[str, Factory],
+    energy: Mapping[str, Factory],
     *,
     choose: Sequence[str],
     quantiles: Sequence[float],
@@ -229,7 +229,7 @@ def _guesses(
     rows: Dataset,
     times: FloatArray,
     training: IntArray,
-    energy: dict[str, Factory],
+    energy: Mapping[str, Factory],
     meet: float,
     seed: int,
 ) -> dict[str, _Guess]:

@@ -20,8 +20,9 @@ from energylens.dataset import Dataset
 from energylens.evaluation.judge import evaluate
 from energylens.fitting import EnergyLens, FitOptions, paying_extensions
 from energylens.formula import STRUCTURE
+from energylens.words import percent
 from studies.results.runs import FREE, SEED, Data
-from studies.results.tables import Results, Tables, fill, markdown, percent
+from studies.results.tables import Results, Tables, fill, markdown
 
 ROOT = Path(__file__).resolve().parents[2]
 DRAWS = 20
@@ -69,7 +70,7 @@ def judge(dataset: Dataset, choose: tuple[str, ...]) -> dict[str, Any]:
         "auto": list(paying_extensions(dataset)),
         "protocols": {},
     }
-    protocols = {"few-shot": {"train": TRAIN, "repeats": DRAWS}}
+    protocols: dict[str, dict[str, Any]] = {"few-shot": {"train": TRAIN, "repeats": DRAWS}}
     if len(np.unique(dataset.llm_ids)) > 1:
         protocols["unseen-llm"] = {}
     for protocol, options in protocols.items():

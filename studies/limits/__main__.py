@@ -39,7 +39,7 @@ SETTINGS: Mapping[str, dict[str, Any]] = {
 
 def study(
     rows: Dataset, setting: str, names: tuple[str, ...] = RULES, repeats: int = REPEATS
-) -> dict[str, list[dict[str, float]]]:
+) -> dict[str, list[dict[str, float | None]]]:
     """Judge some contestants within limits."""
     judged = judge_limits(
         rows,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+from energylens.words import percent
 from studies.planning.replay import as_telling, needed
-from studies.results.tables import Results, Tables, markdown, percent
+from studies.results.tables import Results, Tables, markdown
 
 SOURCES = {
     "v3": "ML.ENERGY v3, H100 pooled",

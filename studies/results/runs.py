@@ -19,7 +19,7 @@ FEW_REPEATS = 20
 ENSEMBLE_REPEATS = 10  # of what takes a hundred times as long to fit as the law
 FREE = ("parallelism", "batch_size")
 #: Joules and choices of a run that has taken place: its own batch and lengths are told.
-HINDSIGHT = {"batch": "observed", "lengths": "own"}
+HINDSIGHT: dict[str, Any] = {"batch": "observed", "lengths": "own"}
 OURS = ("energylens", "energylens-datasheet")
 EVERYONE = (
     *OURS,

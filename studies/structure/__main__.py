@@ -19,8 +19,9 @@ from energylens import files
 from energylens.cases import FloatArray
 from energylens.dataset import Dataset
 from energylens.formula import STRUCTURE
+from energylens.words import percent
 from studies.results.runs import Data
-from studies.results.tables import Results, Tables, fill, markdown, percent
+from studies.results.tables import Results, Tables, fill, markdown
 from studies.structure.forms import Form, variants
 from studies.structure.split import choosing
 

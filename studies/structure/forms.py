@@ -74,7 +74,7 @@ class Form:
             theta = 0.5 * (theta + full)
             residual = self.predict(x, theta) / y - 1.0
             squares = residual @ residual + PRIOR_ROW_RATIO**2
-            variance = max(squares / (max(len(y) - 8, 1) + 1.0), 1e-5)
+            variance = max(float(squares) / (max(len(y) - 8, 1) + 1.0), 1e-5)
         return theta
 
     def predict(self, x: FloatArray, theta: FloatArray) -> FloatArray:
@@ -115,7 +115,7 @@ def _launch(
 ) -> FloatArray:
     """GPUs waiting in each step, by another count than kernels."""
     unit = expected[:, PLACE["decode_launch"]]
-    return counts.gpus * per * counts.steps * unit  # type: ignore[operator]
+    return np.asarray(counts.gpus * per * counts.steps * unit)  # type: ignore[operator]
 
 
 def _experts_read(cases: Cases, counts: Counts) -> tuple[FloatArray, FloatArray]:

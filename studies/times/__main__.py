@@ -107,9 +107,8 @@ def study(
                 for key, make in time_contestants("latency", ESTIMATORS).items()
                 if key in names
             }
-            judged = evaluate(
-                rows, made, protocol=protocol, choose=free, seed=SEED, **HINDSIGHT, **more
-            )
+            asked = {**HINDSIGHT, **more}
+            judged = evaluate(rows, made, protocol=protocol, choose=free, seed=SEED, **asked)
             entry[protocol] = {
                 key: {
                     "mape_ratio": round(score["mape_ratio"], 4),

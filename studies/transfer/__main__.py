@@ -16,13 +16,14 @@ from typing import Any
 import numpy as np
 
 from energylens import catalog, files
-from energylens.cases import FloatArray
+from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.fitting import FitOptions, fit
 from energylens.formula import NAMES, datasheet, design, energy
 from energylens.records import Gpu
+from energylens.words import percent
 from studies.results.runs import FREE, Data
-from studies.results.tables import Results, Tables, fill, markdown, percent
+from studies.results.tables import Results, Tables, fill, markdown
 from studies.structure.__main__ import architectures, pairwise
 from studies.transfer.unseen import unseen
 
@@ -103,7 +104,7 @@ def zero_shot(of: Mapping[str, Dataset]) -> dict[str, Any]:
     return result
 
 
-def values(rows: Dataset, chosen: FloatArray) -> FloatArray:
+def values(rows: Dataset, chosen: IntArray) -> FloatArray:
     """Coefficients in joules, fitted to some rows by themselves, without a prior."""
     part = rows.take(chosen)
     theta = fit(part, FitOptions(prior="none", per=())).pooled.theta

@@ -19,6 +19,7 @@ import math
 import shutil
 import statistics
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def main() -> int:
     packed.add_argument("folder", type=Path)
     packed.add_argument("--part-mib", type=int, default=56)
     given = parser.parse_args()
-    work = {
+    work: Callable[[argparse.Namespace], None] = {
         "run": _run,
         "instrument": _instrument,
         "merge": lambda g: print(f"{run.merge(g.tables, g.into)} rows in {g.into}"),
@@ -107,8 +108,10 @@ def _instrument(given: argparse.Namespace) -> None:
 
 def comparison(one: Path, other: Path) -> str:
     """Compare the joules of the cases that two tables share, as a Markdown table."""
-    keys = ("llm", "gpu", "precision", "batch_size", "input_tokens", "output_tokens", "images")
-    keys += ("frames", "tensor_parallel", "pipeline_parallel")
+    keys = (
+        "llm", "gpu", "precision", "batch_size", "input_tokens", "output_tokens", "images",
+        "frames", "tensor_parallel", "pipeline_parallel",
+    )  # fmt: skip
 
     def rows(table: Path) -> dict[tuple[Any, ...], dict[str, Any]]:
         found = (json.loads(line) for line in table.read_text(encoding="utf-8").splitlines())

@@ -72,7 +72,7 @@ def _download(folder: Path, packages: tuple[str, ...], *flags: str) -> None:
 
 def split(file: Path, folder: Path, part_bytes: int) -> list[Path]:
     """Cut a file into numbered parts of at most ``part_bytes``."""
-    parts = []
+    parts: list[Path] = []
     with file.open("rb") as whole:
         while data := whole.read(part_bytes):
             part = folder / f"part.{len(parts):02d}"
