@@ -36,7 +36,8 @@ SMALL = (
 )
 
 
-@pytest.fixture(scope="session")
+# Not for the whole session: playwright holds the event loop of the thread for as long as it lives.
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     sync_api = pytest.importorskip("playwright.sync_api")
     with sync_api.sync_playwright() as started:

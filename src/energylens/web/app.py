@@ -387,6 +387,11 @@ def _add_page(app: FastAPI, state: State) -> None:
     ):
         add_file(path, name)
 
+    @app.get("/favicon.ico", include_in_schema=False)
+    async def get_icon() -> Response:
+        """None: a browser that shows a document asks for one, and logs an error otherwise."""
+        return Response(status_code=204)
+
     @app.get("/charts.js", include_in_schema=False)
     async def get_charts(request: Request) -> Response:
         assert state.charts is not None
