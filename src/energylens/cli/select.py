@@ -222,7 +222,7 @@ def _free(arguments: argparse.Namespace) -> None:
     several = bool(arguments.gpu and "," in arguments.gpu)
     if arguments.choose is None:
         arguments.choose = UNDER_LOAD if arguments.rate is not None else DEFAULT_CHOOSE
-        if several or arguments.gpus:
+        if several or (arguments.gpus and arguments.gpu is None):
             arguments.choose = (*arguments.choose, "gpu")
     if several:
         if "gpu" not in arguments.choose:
