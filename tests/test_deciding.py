@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -148,10 +149,15 @@ def test_nothing_that_meets_is_said_with_what_comes_nearest() -> None:
 def test_many_configurations_are_answered_like_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of configurations only promising ones get their odds."""
     all_of_them = ask([TPOT])
+    tight = LatencyLimit(measure="tpot", seconds=0.015)
+    few = ask([tight])
     monkeypatch.setattr(deciding, "SOLVED_AT_ONCE", 100)
     assert all_of_them.considered > 100
     promising = ask([TPOT])
     assert promising.best.describe() == all_of_them.best.describe()
+    # Cheaper ones that miss the limit do not crowd out those that meet it.
+    names = [entry.describe() for entry in ask([tight]).entries]
+    assert names == [entry.describe() for entry in few.entries]
 
 
 # ------------------------------------------------------------------------- what is written
@@ -492,3 +498,34 @@ def test_what_nothing_keeps_up_with_is_said_so(capsys: pytest.CaptureFixture[str
     assert missing in capsys.readouterr().err
     assert main(["explain", *asked[1:], "--gpu", "H100"]) == 0
     assert "packaged model h100-vllm" in capsys.readouterr().out
+
+
+def test_a_layout_that_starts_with_a_lower_limit_is_a_candidate() -> None:
+    """gpt-oss-120b leaves one H100 no room to sample for the engine's default of sequences."""
+    served = scenario(
+        llm=catalog.llm("openai/gpt-oss-120b"), precision=catalog.precision("mxfp4"), max_gpus=1
+    )
+    load = Load(rate_per_s=3.0, lengths=LENGTHS)
+    best = decide(Engine(fitted()), served, load, [TPOT]).best
+    assert best.configuration.gpus == 1
+    assert 1 <= best.batch_limit < 100
+
+
+def test_a_time_per_token_of_seconds_is_asked_for_its_unit() -> None:
+    with pytest.raises(UsageError, match="say its unit"):
+        parse_limit("50", "tpot")
+    assert parse_limit("0.05", "tpot").seconds == 0.05
+    assert parse_limit("50s", "tpot").seconds == 50.0
+
+
+def test_what_runs_today_is_said_to_miss_its_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*QUESTION[:-1], "TP2 B512"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"Today TP2, batch limit 512.*it meets the limits with \d+ % only", said)
+
+
+def test_manifests_of_cuda_are_for_nvidia(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = list(QUESTION)
+    asked[asked.index("H100")] = "MI300X"
+    assert main([*asked, "--emit", "kubernetes"]) != 0
+    assert "GPUs of NVIDIA" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -481,3 +482,8 @@ def test_what_a_published_table_lacks_is_marked_as_assumed():
     assert data.energy_per_request_j[0] == 4402.43
     for words in data.assumed:
         assert {"input_tokens", "tensor_parallel", "boundary"} <= set(words.split())
+
+
+@pytest.mark.parametrize("header", ["Number of GPUs", "#GPUs", "# of GPUs", "NumGPUs", "GPUs"])
+def test_counts_of_gpus_are_known_however_they_are_written(header: str) -> None:
+    assert re.fullmatch(guess._NUMBERS["gpus"], guess.words_of(header))

@@ -14,7 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energylens import files, table
-from energylens.errors import InputError, MeasurementError, MissingExtraError, UsageError
+from energylens.errors import (
+    ArtefactError,
+    InputError,
+    MeasurementError,
+    MissingExtraError,
+    UsageError,
+)
 from energylens.instrument import ledger, meters, sweep
 from energylens.instrument.engine import (
     Batch,
@@ -790,7 +796,7 @@ def test_a_table_taken_away_in_mid_sweep_is_no_success(tmp_path: Path) -> None:
         if progress.done == 1:
             runs.unlink(missing_ok=True)
 
-    with pytest.raises(UsageError, match="removed or replaced"):
+    with pytest.raises(ArtefactError, match="removed or replaced"):
         sweep.measure(
             plan_of(planned(1), planned(2), planned(3)),
             lambda _: FakeEngine(),
@@ -811,7 +817,7 @@ def test_two_names_of_one_table_are_one_table(tmp_path: Path, link: str) -> None
         other.symlink_to(runs)
     else:
         other.hardlink_to(runs)
-    with ledger._locked_table(runs), pytest.raises(UsageError, match=r"another sweep|records"):
+    with ledger._locked_table(runs), pytest.raises(ArtefactError, match=r"another sweep|records"):
         sweep.measure(
             plan_of(planned(1)),
             lambda _: FakeEngine(),

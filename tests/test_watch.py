@@ -33,7 +33,7 @@ from energylens import catalog, fitting
 from energylens.cases import Cases
 from energylens.cli import main
 from energylens.dataset import Dataset
-from energylens.errors import MeasurementError, UsageError
+from energylens.errors import InputError, MeasurementError, UsageError
 from energylens.instrument.engines.simulation import VERSION, simulate_steady_state
 from energylens.instrument.meter import Channel, ChannelKind, MeterError, Reading
 from energylens.instrument.meters import CombinedMeter, open_meter
@@ -801,7 +801,7 @@ def test_a_port_that_is_taken_is_said(busy: Watcher) -> None:
     with contextlib.closing(socket.socket()) as one:
         one.bind(("127.0.0.1", 0))
         one.listen()
-        with pytest.raises(UsageError, match="cannot listen on"):
+        with pytest.raises(InputError, match="cannot listen on"):
             serve_metrics(busy, "127.0.0.1", one.getsockname()[1])
 
 

@@ -73,6 +73,11 @@ def parse_limit(text: str, measure: Any, where: str = "") -> LatencyLimit:
             f"{where or measure} must be a time, with a percentile or not, as in 50ms, 1s or "
             f"50ms:p90; not {text!r}"
         )
+    if match[2] is None and measure == "tpot" and float(match[1]) >= 1.0:
+        raise UsageError(
+            f"{where or measure} of {match[1]} would be seconds for each token: say its unit, as "
+            f"in {match[1]}ms or {match[1]}s"
+        )
     scale = {"us": 1e-6, "ms": 1e-3, "s": 1.0, "min": 60.0}[(match[2] or "s").lower()]
     quantile = None if match[3] is None else float(match[3]) / 100.0
     return LatencyLimit(measure=measure, seconds=float(match[1]) * scale, quantile=quantile)

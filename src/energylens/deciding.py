@@ -40,7 +40,7 @@ from energylens.solving import (
 )
 
 MEET = 0.9  # probability with which limits must be met, unless said
-SOLVED_AT_ONCE = 2_000  # configurations whose odds are worked out; the best by joules, of more
+SOLVED_AT_ONCE = 2_000  # configurations that are all solved; of more, those that may matter
 ALIKE_RATIO = 1e-3  # joules so close are the same: the larger batch limit is the safer one
 WORTH_RATIO = 0.01  # joules that a relaxed limit must save to be worth a word
 NEEDLESS_FACTOR = 3.0  # configurations over a limit by more are not looked at again
@@ -171,13 +171,18 @@ def decide(
 def _promising(
     engine: Engine, prepared: Prepared, load: Load, limits: Sequence[LatencyLimit]
 ) -> IntArray:
-    """Rows of very many cases that do not miss a limit by far, fewest joules first."""
+    """Rows of very many cases: all that meet the limits by their means, and those not far off.
+
+    Of the latter, which a limit would have to be relaxed for, those with the fewest joules.
+    """
     solved = engine.solve(prepared, load, limits, odds=False)
-    near = ~solved.state.saturated
+    meets = ~solved.state.saturated
+    near = meets.copy()
     for limit, value in zip(limits, solved.values[:, 0], strict=True):
+        meets &= value <= limit.seconds
         near &= value <= NEEDLESS_FACTOR * limit.seconds
-    rows = np.flatnonzero(near)
-    rows = rows[np.argsort(solved.energy_j[rows], kind="stable")][:SOLVED_AT_ONCE]
+    order = np.argsort(solved.energy_j, kind="stable")
+    rows = np.concatenate([order[meets[order]], order[(near & ~meets)[order]][:SOLVED_AT_ONCE]])
     return rows if len(rows) else np.argsort(solved.state.tpot_s)[:SOLVED_AT_ONCE]
 
 

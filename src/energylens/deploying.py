@@ -239,6 +239,11 @@ EMITTERS: dict[str, Callable[[str, Entry], str]] = {
 }
 
 
+#: What names an image, or an engine, of CUDA.
+CUDA = ("trtllm", "kubernetes", "compose")
+OTHER_MAKERS = r"MI\d|Gaudi|EPYC|Xeon"
+
+
 def emit(kind: str, llm: str, entry: Entry) -> str:
     """Write the command line or manifest of a choice.
 
@@ -258,6 +263,11 @@ def emit(kind: str, llm: str, entry: Entry) -> str:
     """
     if kind not in EMITTERS:
         raise UsageError(f"--emit must be one of {', '.join(EMITTERS)}, not {kind!r}")
+    if kind in CUDA and re.match(OTHER_MAKERS, entry.gpu):
+        raise UsageError(
+            f"--emit {kind} is for GPUs of NVIDIA, and the choice is {entry.gpu}: take "
+            "--emit vllm or sglang, the command line inside the image of its maker"
+        )
     c = entry.configuration
     whole = c.tensor_parallel * c.data_parallel
     if kind != "sglang" and c.expert_parallel not in (1, c.tensor_parallel, whole):

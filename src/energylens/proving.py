@@ -172,12 +172,18 @@ def _about_the_same(
     lengths = (max(1, round(w.input_tokens)), max(2, round(w.output_tokens)))
     for planned in work.cases:
         case = planned.case
-        there = (case.llm.id, case.gpu.id, planned.engine, planned.request_rate_per_s)
-        asked = (scenario.llm.id, scenario.gpu.id, engines.name, rate)
+        served = (case.llm.id, case.gpu.id, case.precision.id, case.boundary, case.node_gpus)
+        wanted = (
+            scenario.llm.id, scenario.gpu.id, scenario.precision.id, scenario.boundary,
+            scenario.node_gpus,
+        )  # fmt: skip
+        there = (*served, planned.engine, planned.request_rate_per_s)
+        asked = (*wanted, engines.name, rate)
         tokens = (int(case.workload.input_tokens), int(case.workload.output_tokens))
         if there != asked or tokens != lengths:
             raise UsageError(
-                f"{work.path} holds runs of {planned.describe()} on {case.gpu.id} with "
+                f"{work.path} holds runs of {planned.describe()} in {case.precision.id} on "
+                f"{case.gpu.id} with "
                 f"{planned.engine}, another question than this: give another folder."
             )
 

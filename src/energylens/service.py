@@ -628,6 +628,17 @@ def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -
     ndarray, shape (n,)
     """
     wanted = cases.batch_size / cases.data_parallel if limits is None else limits
+    fitting = room(cases, lengths, limits=wanted)
+    held: FloatArray = np.where(fitting >= 1.0, np.minimum(wanted, fitting), 0.0)
+    return held
+
+
+def room(cases: Cases, lengths: Lengths, *, limits: FloatArray | float) -> FloatArray:
+    """Sequences that the memory of one replica holds, where it starts with a limit; shape (n,).
+
+    An engine sets memory aside to sample for its limit, and starts if that has room.
+    """
+    limits = np.broadcast_to(limits, (len(cases),))
     room = np.zeros(len(cases))
     shape = (len(cases.llms), len(cases.gpus), len(cases.precisions))
     key = np.ravel_multi_index((cases.llm_index, cases.gpu_index, cases.precision_index), shape)
@@ -644,11 +655,11 @@ def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -
             data_parallel=cases.data_parallel[rows],
             input_tokens=_rows(lengths.input_tokens, rows),
             output_tokens=_rows(lengths.output_tokens, rows),
+            batch_size=limits[rows] * cases.data_parallel[rows],
             held_output_ratio=lengths.running_output_ratio,
         )
-    fitting = np.floor(room / cases.data_parallel + 1e-9)
-    held: FloatArray = np.where(fitting >= 1.0, np.minimum(wanted, fitting), 0.0)
-    return held
+    fitting: FloatArray = np.floor(room / cases.data_parallel + 1e-9)
+    return fitting
 
 
 def _rows(values: Any, rows: IntArray) -> Any:

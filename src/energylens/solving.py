@@ -170,9 +170,9 @@ def _span(
             expert_parallel=layouts.expert_parallel[rows],
             data_parallel=layouts.data_parallel[rows],
         )
-    room = service.slots(layouts, lengths)
+    considered = len(layouts)
+    room = service.room(layouts, lengths, limits=1.0)
     fits = possible & (room >= 1.0)
-    ruled_out = int((~fits).sum())
     layouts, room = layouts.take(fits), room[fits]
     if "batch_size" in choose:
         limits = np.unique(np.asarray(batch_limits, dtype=np.float64))
@@ -185,7 +185,10 @@ def _span(
     # Limits rise: of those beyond the room the first has it all.
     first = np.diff(held, axis=1, prepend=0.0) > 0
     layout, held = np.nonzero(first)[0], held[first]
+    starts = service.room(layouts.take(layout), lengths, limits=held) >= 1.0
+    layout, held = layout[starts], held[starts]
     cases = layouts.take(layout)
+    ruled_out = considered - len(np.unique(layout))
     return cases.replace(batch_size=held * cases.data_parallel), held, layout, ruled_out
 
 

@@ -34,6 +34,7 @@ def _models(arguments: argparse.Namespace) -> None:
     for m in models:
         print_paragraph(f"{m.name}: {m.source}, {m.licence}; rows {m.dataset_digest[:12]}")
     print_paragraph(
-        "Coefficients only; give a name where a MODEL is asked for. select takes the one of the "
-        "GPU type by itself. Other GPU types: the datasheet carries the coefficients over."
+        "Coefficients only; give a name where a MODEL is asked for. Without one select takes "
+        "h100-vllm-0.11, the newest engine, or that of the --engine named. To GPU types without "
+        "rows the datasheet carries the coefficients over."
     )

@@ -365,6 +365,14 @@ def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]
     return cases.take(fits), notes
 
 
+def _broken(decision: Decision, today: Entry) -> str:
+    """Say that what runs today is not likely enough to meet the limits."""
+    odds = today.probability_of_meeting_ratio
+    if not decision.limits or not odds < decision.meet:
+        return ""
+    return f"; it meets the limits with {likelihood(odds)} only"
+
+
 def wanting(decision: Decision, percent_above: float) -> str:
     """Say what is wrong with what runs today; empty where nothing is."""
     today = decision.current
@@ -469,8 +477,8 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
         much = f"{saving(against)} less" if against >= 0 else f"{saving(-against)} more"
         print_paragraph(
             f"Today {_named(decision, today)}: {joules(today.energy_per_request_j)} a request, "
-            f"{today.power_w:.0f} W, TPOT {seconds(today.tpot_s)}, TTFT {seconds(today.ttft_s)}. "
-            f"The choice takes {much}" + _month(bills) + "."
+            f"{today.power_w:.0f} W, TPOT {seconds(today.tpot_s)}, TTFT {seconds(today.ttft_s)}"
+            f"{_broken(decision, today)}. The choice takes {much}" + _month(bills) + "."
         )
     for s in decision.shadows:
         if s.saving_ratio >= 0.005:

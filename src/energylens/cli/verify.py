@@ -89,8 +89,11 @@ def _verify(arguments: argparse.Namespace) -> None:
         arguments.llm = llm.id if path else arguments.llm
     prepare(arguments)
     where = where or arguments.llm
-    if "gpu" in arguments.choose and arguments.measure:
-        raise UsageError("measured is one node with one GPU type: name one, and leave it fixed")
+    for knob, words in (("gpu", "one GPU type"), ("precision", "one number format")):
+        if knob in arguments.choose:
+            raise UsageError(
+                f"what is measured corrects {words}: name one with --{knob}, and leave it fixed"
+            )
     if arguments.rate is None:
         refuse_without_rate(arguments, but=KEPT_FULL)
     question = asked(arguments)

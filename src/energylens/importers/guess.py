@@ -168,6 +168,7 @@ def draft(
 def words_of(header: str) -> str:
     """Spell the words of a column's name: ``AvgPower_W`` as ``avg power w``."""
     header = header.rsplit(".", 1)[-1] if "." in header and " " not in header else header
+    header = re.sub(r"^#\s*(of )?", "number of ", header.replace("GPUs", " gpus").strip())
     if not re.search("[a-z]", header) or re.match(r"^[A-Z]{2,}[a-z]?_", header):
         header = header.lower()
     found = re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+[a-z]*|[a-z]\d+", header)

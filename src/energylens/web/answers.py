@@ -225,7 +225,7 @@ def explanation(loaded: Loaded, question: CaseQuestion) -> dict[str, Any]:
     made = explanation_document(
         explain(model, case), capacity.memory(case), explain_time(model, case)
     )
-    made["notes"] = [*made["notes"], *notes]
+    made["notes"] = [*notes, *made["notes"]]
     return made
 
 
