@@ -32,7 +32,7 @@ def test_no_policy_that_meets_the_limits_is_below_an_oracle_that_does_by_more_th
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     bounds = [b for c in results["cells"].values() if (b := tables.above(c)) is not None]
     assert len(bounds) >= len(results["cells"]) / 3
-    assert max(bounds) < 0.02
+    assert max(bounds) < 0.04  # of one cell; the page says how far
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="the Azure traces are not here")
