@@ -111,6 +111,11 @@ def test_a_variant_is_what_the_resource_definition_admits(tmp_path, model, case)
         power_w=2000.0,
     )
     parts = list(yaml.safe_load_all(exporting.wva([point, two]).files[""]))
+    # The same replica more often is the same variant: one object, as the first says.
+    c = point.case.configuration
+    twice = replace(c, data_parallel=2 * c.data_parallel, batch_size=2 * c.batch_size)
+    more = replace(point, case=replace(point.case, configuration=twice))
+    assert list(yaml.safe_load_all(exporting.wva([point, two, more]).files[""])) == parts
     assert [part["spec"]["variantCost"] for part in parts] == [f"{point.power_w:.1f}", "500.0"]
     for part in parts:
         assert (part["apiVersion"], part["kind"]) == ("llmd.ai/v1alpha1", "VariantAutoscaling")

@@ -347,6 +347,8 @@ def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
     """Write the watts of a replica of each point as the cost of a variant.
 
     A ``VariantAutoscaling`` for each; with ``annotated`` the annotations of its autoscaler instead.
+    Points that differ in the number of replicas alone are one variant: the first of them, which a
+    choice puts first, says its watts.
 
     Raises
     ------
@@ -354,6 +356,7 @@ def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
         If the watts of no point are known.
     """
     parts = []
+    named = set()
     for point in points:
         if point.power_w is None:
             continue
@@ -369,6 +372,9 @@ def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
             f"{llm.rsplit('/', 1)[-1]}-{point.case.gpu.id}-tp{c.tensor_parallel}-"
             f"pp{c.pipeline_parallel}-b{c.batch_size / c.data_parallel:g}"
         )
+        if name in named:
+            continue
+        named.add(name)
         version, kind = ("autoscaling/v2", "HorizontalPodAutoscaler")
         if not annotated:
             version, kind = ("llmd.ai/v1alpha1", "VariantAutoscaling")
