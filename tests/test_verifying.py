@@ -276,3 +276,16 @@ def test_candidates_of_others_are_ranked_by_joules(
     found = ranked(capsys, ["--candidates", str(path)])
     assert len(found) == 2
     assert found == sorted(found)
+
+
+def test_a_row_said_again_is_no_further_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs, line = tmp_path / "runs.csv", "TP1 B481,188,0.00656\n"
+    runs.write_text("configuration,energy_per_request_j,tpot_s\n" + 3 * line)
+    asked = [
+        "verify", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--rate", "3", "--input-tokens", "500",
+        "--output-tokens", "300", "--tpot", "5ms", "--measured", str(runs), "--json",
+    ]  # fmt: skip
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["next"] is not None

@@ -227,7 +227,8 @@ def verify(
         if same(entry.configuration) not in closed
         and (best is None or entry.energy_per_request_j < best.energy_per_request_j)
     ]
-    following = open_[0] if open_ and len(runs) < most and not unknown else None
+    spent = len({run.configuration for run in runs}) >= most
+    following = open_[0] if open_ and not spent and not unknown else None
     return Verdict(
         answer=best if following is None else None,
         meets=best is not None,
