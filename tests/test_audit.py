@@ -162,3 +162,11 @@ def test_weights_beyond_memory_and_a_simulation_called_measured_are_named(tmp_pa
         assert main(["check", str(path)]) == (3 if said else 0)
         out = " ".join(capsys.readouterr().out.split())
         assert ("Doubt" not in out) if said is None else (said in out)
+
+
+@pytest.mark.parametrize(
+    ("assumed", "lengths"), [("boundary", False), ("boundary input_tokens", True)]
+)
+def test_only_assumed_lengths_leave_open_how_lengths_matter(tmp_path, assumed, lengths):
+    said = said_of(tmp_path, "assumed", f"1,8,512,128,235,{assumed}", f"2,8,512,128,255,{assumed}")
+    assert ("how lengths matter" in said) is lengths

@@ -529,3 +529,15 @@ def test_manifests_of_cuda_are_for_nvidia(capsys: pytest.CaptureFixture[str]) ->
     asked[asked.index("H100")] = "MI300X"
     assert main([*asked, "--emit", "kubernetes"]) != 0
     assert "GPUs of NVIDIA" in capsys.readouterr().err
+
+
+def test_the_first_lines_name_format_gpu_and_the_share_of_the_interval(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main([*QUESTION]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{LLAMA} in fp8 on H100-SXM-80GB at 3 requests/s")
+    assert re.search(r"a request \(80 %: \d+ J to \d+ J\)", said)
+    assert main([*QUESTION, "--choose", "tensor_parallel,gpu", "--gpus", "H100,H200"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{LLAMA} in fp8 at 3 requests/s")  # types are named one by one

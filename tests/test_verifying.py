@@ -223,7 +223,7 @@ def test_a_verification_killed_after_a_run_goes_on_and_measures_nothing_twice(
 def test_runs_that_are_none_are_refused(tmp_path: Path, line: str) -> None:
     path = tmp_path / "runs.csv"
     path.write_text(f"configuration,energy_per_request_j,tpot_s\n{line}\n")
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match="line 2"):  # the header is line 1, as check counts
         read_runs(path)
 
 

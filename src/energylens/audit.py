@@ -278,7 +278,7 @@ def _unanswered(dataset: Dataset) -> tuple[str, ...]:
         (len(cases.gpus) < 2, "how GPU types differ: all rows are of one"),
         (len(cases.engines) < 2, "how engine versions differ: all rows are of one"),
         (len(cases.precisions) < 2, "what a precision saves: all rows are of one"),
-        (bool((dataset.assumed != "").all()), "how lengths matter: those of every row are assumed"),
+        (bool(dataset.lengths_assumed.all()), "how lengths matter: those of every row are assumed"),
     ]
     return tuple(text for holds, text in said if holds)
 

@@ -139,7 +139,7 @@ def read_runs(path: str | Path) -> list[Run]:
         If a line lacks joules, or has a number that is none.
     """
     runs = []
-    for number, row in enumerate(files.read_rows(path), 1):
+    for number, row in enumerate(files.read_rows(path), 2):  # the header is line 1
         values: dict[str, float | None] = {}
         for name in (*COLUMNS[1:], *PERCENTILES):
             text = (row.get(name) or "").strip()

@@ -447,14 +447,18 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     limits = ", ".join(x.describe() for x in decision.limits)
     met = f"{limits}, met with probability {decision.meet:g}" if limits else "no limit on latency"
     seen = decision.scenario.workload.vision_tokens
+    gpus, formats = _types(decision)
+    served = decision.scenario.llm.id
+    served += f" in {formats.pop()}" if len(formats) == 1 else ""
+    served += f" on {gpus.pop()}" if len(gpus) == 1 else ""
     print_paragraph(
-        f"{decision.scenario.llm.id} at {load.rate_per_s:g} requests/s, {w.input_tokens:.0f} "
+        f"{served} at {load.rate_per_s:g} requests/s, {w.input_tokens:.0f} "
         f"tokens in {f'({seen:.0f} of images or frames) ' if seen else ''}"
         f"and {w.output_tokens:.0f} out; {met}"
     )
     best = decision.best
     words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
-    words += f"({joules(best.lower_j)} to {joules(best.upper_j)}), "
+    words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
     words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} full "
     words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
     print_paragraph(words)
@@ -540,10 +544,15 @@ def _month(bills: dict[str, Bill]) -> str:
     )
 
 
+def _types(decision: Decision) -> tuple[set[str], set[str]]:
+    """GPU types and number formats that are spoken of."""
+    gpus = {e.gpu for e in decision.entries} | {decision.scenario.gpu.id}
+    return gpus, {e.precision for e in decision.entries} | {decision.scenario.precision.id}
+
+
 def _named(decision: Decision, entry: Entry) -> str:
     """Name a configuration, with what else was free."""
-    gpus = {e.gpu for e in decision.entries} | {decision.scenario.gpu.id}
-    formats = {e.precision for e in decision.entries} | {decision.scenario.precision.id}
+    gpus, formats = _types(decision)
     name = entry.describe()
     name += f", {entry.gpu}" if len(gpus) > 1 else ""
     return name + (f", {entry.precision}" if len(formats) > 1 else "")
