@@ -101,7 +101,7 @@ def _json(path: str | Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def _csv(path: str | Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    for number, row in enumerate(files.read_rows(path), 2):
+    for number, row in enumerate(files.read_rows(path), 1):
         values = {key.strip().lower(): value for key, value in row.items()}
         yield f"{number}", str(values.get("status") or "").lower(), values
 
