@@ -139,7 +139,7 @@ def test_lengths_that_scatter_are_no_change(draw_cases, make_dataset):
     b = make_dataset([longer] * 2, np.array([110.0, 111.1]), task="chat")
     found = comparing.compare_tables(a, b, ("a", "b"))
     assert found.changes[0].ratio == pytest.approx(1.0)
-    assert any("output lengths differ by up to 10%" in note for note in found.notes)
+    assert any("output lengths differ by up to 10 %" in note for note in found.notes)
 
 
 def test_two_models_are_compared_within_the_scope_of_both(

@@ -26,6 +26,7 @@ from energylens.deciding import (
 )
 from energylens.deploying import EMITTERS, emit, read_configuration
 from energylens.errors import InfeasibleError, InputError, UsageError
+from energylens.latency import TimeModel
 from energylens.latency_terms import NAMES as TIME_NAMES
 from energylens.lengths import read_lengths
 from energylens.model import EnergyModel
@@ -91,6 +92,36 @@ def test_a_tighter_limit_costs_joules_and_more_certainty_too() -> None:
     assert tight > loose
     unsure, sure = (ask([TPOT], meet=p).best.energy_per_request_j for p in (0.5, 0.99))
     assert sure >= unsure * (1 - 2e-3)  # joules so close count as the same
+
+
+@pytest.mark.parametrize(
+    "load", [(), ("--rate", "3", "--tpot", "50ms", "--current", "TP8 B256")], ids=["full", "load"]
+)
+def test_no_table_is_predicted_twice_in_one_select(
+    load: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: dict[str, list[int]] = {}
+
+    def count(cls: type, name: str) -> None:
+        compute = getattr(cls, name)
+
+        def counted(model: Any, cases: Cases, *rest: Any) -> Any:
+            asked.setdefault(name, []).append(len(cases))
+            return compute(model, cases, *rest)
+
+        monkeypatch.setattr(cls, name, counted)
+
+    count(EnergyModel, "_predict")
+    count(EnergyModel, "predict_parts_j")
+    count(TimeModel, "steps")
+    question = "--llm Qwen/Qwen3-32B --gpu H100 --input-tokens 500 --output-tokens 300"
+    free = ("--choose", "parallelism,batch_size")
+    assert main(["select", *question.split(), *free, *load]) == 0
+    assert asked
+    for name, counts in asked.items():
+        # What is printed is asked about again, which is a few of hundreds.
+        assert sum(counts) < 1.2 * max(counts) or max(counts) <= 40, (name, counts)
+    assert max(max(counts) for counts in asked.values()) > 200
 
 
 def test_says_up_to_which_rate_it_holds() -> None:

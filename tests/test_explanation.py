@@ -16,7 +16,7 @@ from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, design, terms_of
 from energylens.model import Coefficients
 from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
 from energylens.selection import Scenario, select
-from energylens.words import joules
+from energylens.words import joules, percent
 
 
 @pytest.fixture(scope="module")
@@ -148,11 +148,13 @@ def test_the_sentences_say_what_the_numbers_say(model, case):
     e = explain(model, case)
     text = " ".join(e.sentences)
     assert f"A request costs {joules(e.energy_per_request_j)}" in text
-    assert f"{e.prefill_j / e.energy_per_request_j:.0%} in prefill" in text
+    assert f"{percent(e.prefill_j / e.energy_per_request_j, 0)} in prefill" in text
     largest = max(e.terms, key=lambda t: t.total_j)
     assert f"Most of it goes into {SUBJECTS[largest.name]}" in text
-    assert "Tensor parallelism of 2 costs" in text
-    assert "Pipeline parallelism of 2 costs" in text
+    assert "With tensor parallelism of 2, sending activations" in text
+    assert "With pipeline parallelism of 2, waiting for other" in text
+    halved = change(e, "half the tensor parallelism")
+    assert SUBJECTS[halved.mostly] in next(t for t in e.sentences if t.startswith("With tensor"))
     assert f"one more of output {joules(e.output_token_j)}" in text
     doubled = change(e, "double the batch")
     verb = "save" if doubled.difference_j < 0 else "cost another"
@@ -174,9 +176,9 @@ def test_factors_and_the_rows_behind_a_number_are_told(draw_cases, make_dataset,
     text = " ".join(e.sentences)
     for name, ratio in e.factors.items():
         assert f"{name} x{ratio:.2f}" in text
-    assert "Behind this stand 80 rows of" in text
+    assert "It rests on 80 measured rows of" in text
     assert explain(from_datasheet(), asked).factors == {}
-    assert "Behind this" not in " ".join(explain(from_datasheet(), asked).sentences)
+    assert "It rests on" not in " ".join(explain(from_datasheet(), asked).sentences)
 
 
 def test_one_gpu_is_not_told_what_its_parallelism_costs(model, case):
@@ -190,7 +192,7 @@ def test_a_change_that_does_not_fit_says_why(model, case):
     half = change(e, "half the tensor parallelism")
     assert not half.feasible
     assert "weights take" in half.reason
-    assert "half of it is not possible: weights take" in " ".join(e.sentences)
+    assert "half the degree is not possible: weights take" in " ".join(e.sentences)
     larger = explain(model, laid_out(large, tensor_parallel=1))
     assert not change(larger, "double the batch").feasible
     assert "Twice the batch does not fit: weights take" in " ".join(larger.sentences)

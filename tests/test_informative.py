@@ -428,12 +428,12 @@ def says(regret: float, change: float, *, more: int = 4) -> Verdict:
 def test_the_verdict_speaks_in_sentences() -> None:
     assert says(0.025, -0.01).sentences() == (
         "TP2 PP1 B64 is the best of 24 configurations with probability 0.83; expected regret "
-        "3 J a request (2.50%).",
-        "4 more runs would change that by -1.2 J (-1.00%).",
+        "3 J a request (2.50 %).",
+        "4 more runs would change that by -1.2 J (-1.00 %).",
         "Go on: the expected regret is above 1 %, and more runs are expected to help.",
     )
     assert says(0.005, -0.01, more=1).sentences()[1:] == (
-        "1 more run would change that by -1.2 J (-1.00%).",
+        "1 more run would change that by -1.2 J (-1.00 %).",
         "Stop: the expected regret is within 1 %.",
     )
 

@@ -359,7 +359,7 @@ def test_layouts_that_do_not_divide_the_heads_are_ruled_out_with_the_reason() ->
 def test_when_nothing_fits_the_most_common_reason_is_given_in_words() -> None:
     tiny = replace(H100, id="tiny", memory_bytes=1e9)
     with pytest.raises(
-        InfeasibleError, match=r"10 of 10 fail on memory.*0.9 GB that 90% of tiny gives"
+        InfeasibleError, match=r"10 of 10 fail on memory.*0.9 GB that 90 % of tiny gives"
     ):
         select(Says(joules), replace(SCENARIO, gpu=tiny))
 

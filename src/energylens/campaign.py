@@ -28,7 +28,7 @@ from energylens.nextruns import verbs as nextruns
 from energylens.nextruns.answers import Verdict
 from energylens.records import Engine, Gpu, Llm, Precision, Workload
 from energylens.selection import Candidates, Ranking, Scenario, select
-from energylens.words import joules
+from energylens.words import joules, percent
 
 CHOOSE = ("tensor_parallel", "pipeline_parallel", "batch_size")
 BATCH_SIZES = (1, 8, 32, 128, 512)
@@ -142,9 +142,9 @@ class Answer:
         if self.verdict is not None:
             v = self.verdict
             said.append(
-                f"Choosing it is expected to cost {v.expected_regret_ratio:.1%} over the best; "
-                f"another half hour ({v.more_runs} runs) would make that "
-                f"{max(0.0, v.expected_regret_ratio + v.change_ratio):.1%}."
+                f"Choosing it is expected to cost {percent(v.expected_regret_ratio)} over the "
+                f"best; another half hour ({v.more_runs} runs) would make that "
+                f"{percent(max(0.0, v.expected_regret_ratio + v.change_ratio))}."
             )
         return tuple(said)
 

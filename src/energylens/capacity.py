@@ -24,6 +24,7 @@ from energylens import catalog
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError
 from energylens.records import Case, Gpu, Llm, Precision
+from energylens.words import percent
 
 HELD_OUTPUT_RATIO = 0.625  # of its output, that a running sequence has in the cache: a CV of 0.5
 PROGRESS_CV = 0.6  # of what one sequence at random progress holds: even progress has 0.58
@@ -165,7 +166,7 @@ def memory(
     if reason or largest < c.data_parallel:
         largest = 0.0
     if reason is None:
-        share = f"the {_gb(available)} that {utilisation_ratio:.0%} of {case.gpu.id} gives"
+        share = f"the {_gb(available)} that {percent(utilisation_ratio, 0)} of {case.gpu.id} gives"
         if room <= 0:
             reason = (
                 f"weights take {_gb(weights)} and activations {_gb(activations)} on each GPU, "

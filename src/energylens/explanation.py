@@ -14,7 +14,7 @@ from energylens.formula import design_by_phase, slopes
 from energylens.model import Coefficients, EnergyModel, known_engine, physics_flags
 from energylens.records import Case, Configuration, Workload
 from energylens.viewing import Shown
-from energylens.words import J_PER_KWH, energies, joules
+from energylens.words import J_PER_KWH, energies, joules, percent, plural
 
 COVERAGE_RATIO = 0.8
 LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
@@ -65,7 +65,8 @@ class TermShare:
 class Change:
     """What another setting of the same case would cost, by the model.
 
-    ``running_batch_size`` is set where memory holds fewer sequences than the batch limit allows.
+    ``running_batch_size`` is set where memory holds fewer sequences than the batch limit allows;
+    ``mostly`` is the term that changes most the way the whole does.
     """
 
     what: str
@@ -74,6 +75,7 @@ class Change:
     feasible: bool
     reason: str = ""
     running_batch_size: float | None = None
+    mostly: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -172,7 +174,14 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     energies = model.predict_energy_j(cases)
     energy = float(energies[0])
     low, high = model.interval_energy_j(cases.take(np.arange(1)), COVERAGE_RATIO)
-    prefill, decode = model.predict_parts_j(cases.take(np.arange(1)))
+    all_prefill, all_decode = model.predict_parts_j(cases)
+    prefill, decode = all_prefill[:1], all_decode[:1]
+    parts = all_prefill + all_decode
+    more = (parts - parts[0]) * np.sign(parts.sum(axis=1) - parts[0].sum())[:, None]
+    mostly = {
+        name: model.terms[k].name
+        for (name, _), k in zip(variants, more[1:].argmax(axis=1), strict=True)
+    }
     low_j, high_j = _term_intervals_j(model, case)
     terms = tuple(
         TermShare(
@@ -187,7 +196,7 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     by_name = dict(zip((name for name, _ in variants), energies[1:], strict=True))
     tokens = {name: float(by_name.pop(name) - energy) for name in ("input token", "output token")}
     changes = tuple(
-        _change(name, variant, float(by_name[name]), energy)
+        _change(name, variant, float(by_name[name]), energy, mostly[name])
         for name, variant in variants
         if name in by_name
     )
@@ -234,12 +243,13 @@ def _factor_sentences(
     if told:
         parts = ", ".join(f"{name} x{ratio:.2f}" for name, ratio in told.items())
         together = f"; together x{all_together:.2f}" if len(told) > 1 else ""
-        sentences.append(f"Rows like it say of the law: {parts}{together}.")
+        sentences.append(
+            f"Measured rows took more or less than the law, which is counted in: {parts}{together}."
+        )
     if fitted.rows:
         llms = len(model.scope.llms)
         sentences.append(
-            f"Behind this stand{'s' * (fitted.rows == 1)} {fitted.rows} "
-            f"row{'s' * (fitted.rows != 1)} of {llms} LLM{'s' * (llms != 1)}."
+            f"It rests on {plural(fitted.rows, 'measured row')} of {plural(llms, 'LLM')}."
         )
     return sentences
 
@@ -387,7 +397,7 @@ def _variants(case: Case) -> list[tuple[str, Case]]:
     return variants
 
 
-def _change(what: str, case: Case, energy: float, before: float) -> Change:
+def _change(what: str, case: Case, energy: float, before: float, mostly: str) -> Change:
     memory, held = capacity.memory(case), _held(case)
     reason = "" if memory.runs else memory.reason
     # As in a ranking, a limit above one that is beyond memory already only lengthens the queue.
@@ -400,6 +410,7 @@ def _change(what: str, case: Case, energy: float, before: float) -> Change:
         feasible=not reason,
         reason=reason,
         running_batch_size=held,
+        mostly=mostly,
     )
 
 
@@ -421,8 +432,8 @@ def _sentences(
     prefill = sum(t.prefill_j for t in terms)
     sentences = [
         f"A request costs {joules(energy)} (a new measurement lies between {joules(low)} and "
-        f"{joules(high)} with 80 % probability): {prefill / energy:.0%} in prefill, "
-        f"{1 - prefill / energy:.0%} in decode.",
+        f"{joules(high)} with 80 % probability): {percent(prefill / energy, 0)} in prefill, "
+        f"{percent(1 - prefill / energy, 0)} in decode.",
         f"By unit: {energies(energy, case.workload.input_tokens, case.workload.output_tokens)}.",
     ]
     held = _held(case)
@@ -434,7 +445,7 @@ def _sentences(
     largest = [t for t in sorted(terms, key=lambda t: -t.total_j)[:3] if t.total_j > 0]
     sentences.append(
         "Most of it goes into "
-        + ", ".join(f"{SUBJECTS[t.name]} ({t.total_j / energy:.0%})" for t in largest)
+        + ", ".join(f"{SUBJECTS[t.name]} ({percent(t.total_j / energy, 0)})" for t in largest)
         + "."
     )
     by_name = {t.name: t for t in terms}
@@ -446,17 +457,22 @@ def _sentences(
             continue
         term = by_name[name]
         sentence = (
-            f"{plain} parallelism of {degree} costs {joules(term.total_j)} of its own "
-            f"({joules(term.low_j)} to {joules(term.high_j)})"
+            f"With {plain.lower()} parallelism of {degree}, {SUBJECTS[name]} costs "
+            f"{joules(term.total_j)} ({joules(term.low_j)} to {joules(term.high_j)})"
         )
         half = next((c for c in changes if c.what == f"half the {plain.lower()} parallelism"), None)
         if half and half.feasible:
             verb = "save" if half.difference_j < 0 else "cost another"
-            sentence += f"; half of it would {verb} {joules(abs(half.difference_j))} a request"
+            sentence += (
+                f"; half the degree would {verb} {joules(abs(half.difference_j))} a request, "
+                f"most of it on {SUBJECTS[half.mostly]}"
+            )
             if half.running_batch_size:
                 sentence += f", with about {half.running_batch_size:.0f} sequences at once"
         elif half:
-            sentence += f"; half of it is not possible: {half.reason[0].lower()}{half.reason[1:]}"
+            sentence += (
+                f"; half the degree is not possible: {half.reason[0].lower()}{half.reason[1:]}"
+            )
         sentences.append(sentence.rstrip(".") + ".")
     sentences.append(
         f"One more token of prompt costs {joules(tokens['input token'])}, "
@@ -467,7 +483,7 @@ def _sentences(
         verb = "save" if double.difference_j < 0 else "cost another"
         sentence = (
             f"Twice the batch would {verb} {joules(abs(double.difference_j))} a request "
-            f"({abs(double.difference_j) / energy:.0%})"
+            f"({percent(abs(double.difference_j) / energy, 0)})"
         )
         if double.running_batch_size:
             sentence += (

@@ -33,6 +33,7 @@ from energylens.latency import TimeModel
 from energylens.model import EnergyModel
 from energylens.records import Boundary, Case, Configuration, Source, Workload
 from energylens.service import JouleSteps, Lengths
+from energylens.words import percent
 
 FORMATS = ("inferencex", "otel", "dynamo", "wva", "wva-annotations", "semantic-router")
 
@@ -577,11 +578,11 @@ def semantic_router(model: EnergyModel, case: Case, gpu_hour: float) -> Export:
     off_w = float(np.abs(curve(found) / watts - 1.0).max())
     notes = [
         f"W and H stand for the {gpus} GPUs of one engine, as one GPU of the simulator; predicted "
-        f"by the time law, whose steps they meet within {off_s:.0%}. Watts are those "
+        f"by the time law, whose steps they meet within {percent(off_s, 0)}. Watts are those "
         "of decode steps."
     ]
     if off_w > WATTS_OFF:
-        notes.append(f"The logistic of watts is off the law by up to {off_w:.0%}.")
+        notes.append(f"The logistic of watts is off the law by up to {percent(off_w, 0)}.")
     return Export(
         files={"": _json(profile)},
         notes=(*notes, *((model.caution,) if model.caution else ())),

@@ -30,6 +30,7 @@ from energylens.formula import (
 )
 from energylens.records import Engine, Precision, Source
 from energylens.viewing import Shown, shown_by
+from energylens.words import percent
 
 if TYPE_CHECKING:
     from energylens.latency import TimeModel
@@ -150,7 +151,7 @@ class EnergyModel(Shown):
             if not Source(name).carries_accuracy_claim
         ]
         if miss := self.options.get("misfit_ratio"):
-            by = f"{float(miss):.0%}" if float(miss) < 10 else "more than 1000 %"
+            by = f"{percent(float(miss), 0)}" if float(miss) < 10 else "more than 1000 %"
             unfit.append(
                 f"The fit misses half of its own rows by {by}: its error is beyond use, "
                 "do not choose by it."
@@ -535,8 +536,8 @@ def physics_flags(theta: FloatArray, terms: Sequence[Term]) -> dict[str, str]:
     other = "less may be read than is counted"
     return {
         term.name: (
-            f"{term.name} is {value:.2g} of what the datasheet suggests, and hardware needs "
-            f"{term.lower_bound:g} at least (measured operators): "
+            f"the coefficient {term.name} is {value:.2g} of what the datasheet suggests, and "
+            f"hardware needs {term.lower_bound:g} at least (measured operators): "
             f"{causes.get(term.name, other)}, or its time is in another term. Do not read its "
             "joules as what hardware takes."
         )

@@ -642,7 +642,8 @@ def select(
     causes = ("layout", "memory", "power cap", *(limit.name for limit in limits), "no prediction")
     every, because = _rule_out(every, limits, queueing)
     left = np.flatnonzero(because < 0)
-    energy = np.asarray(predictor.predict_energy_j(every.take(left)), dtype=np.float64)
+    asked = every.take(left)
+    energy = np.asarray(predictor.predict_energy_j(asked), dtype=np.float64)
     if energy.shape != left.shape:
         raise InputError(
             f"a predictor must give one number for each of {len(left)} cases; it gave "
@@ -660,7 +661,11 @@ def select(
     expected_regret = None
     if isinstance(predictor, IntervalPredictor):
         top = ranked.take(slice(0, SAMPLED))
-        lower, upper = predictor.interval_energy_j(top, coverage_ratio)
+        if len(top) == len(asked):  # the very table that was predicted: models remember it
+            ends = predictor.interval_energy_j(asked, coverage_ratio)
+            lower, upper = (end[order] for end in ends)
+        else:
+            lower, upper = predictor.interval_energy_j(top, coverage_ratio)
         draws = predictor.sample_energy_j(top, SAMPLES, seed)
         draws = np.where(np.isfinite(draws), draws, np.inf)
         lowest = draws.min(axis=1)

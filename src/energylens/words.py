@@ -96,6 +96,11 @@ def percent(ratio: float | None, digits: int = 1) -> str:
     return "> 1000 %" if ratio > 10 else f"{100 * ratio:.{digits}f} %"
 
 
+def signed(ratio: float) -> str:
+    """Write a change in percent, with its sign."""
+    return f"{100 * ratio:+.1f} %"
+
+
 def likelihood(ratio: float | None) -> str:
     """Write a share or a probability, which is never the whole, in whole percent."""
     return "over 99 %" if ratio is not None and ratio > SURE_RATIO else percent(ratio, 0)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from energylens.cli.console import comma_list, positive, print_paragraph
-from energylens.words import energies, joules
+from energylens.words import energies, joules, percent
 
 if TYPE_CHECKING:
     from energylens.attribution import RequestShare
@@ -67,7 +67,9 @@ def print_requests(requests: Sequence[RequestShare], case: Case) -> None:
             "  ",
         )
         largest = sorted(request.terms_j.items(), key=lambda item: -item[1])[:3]
-        told = ", ".join(f"{SUBJECTS[name]} ({j / request.energy_j:.0%})" for name, j in largest)
+        told = ", ".join(
+            f"{SUBJECTS[name]} ({percent(j / request.energy_j, 0)})" for name, j in largest
+        )
         print_paragraph(f"mostly {told}", "    ", "  ")
         if note := catalog.context_note(case.llm.id, request.input_tokens + request.output_tokens):
             print_paragraph(f"Note: {note}")

@@ -16,7 +16,7 @@ from energylens.cli.console import (
     read_tables,
 )
 from energylens.errors import UsageError
-from energylens.words import joules, listed, percent, plural
+from energylens.words import joules, listed, percent, plural, signed
 
 if TYPE_CHECKING:
     from energylens.comparing import Change, Comparison
@@ -273,11 +273,13 @@ def _print_terms(c: Comparison) -> None:
     print_paragraph("By term, as a share of all joules of A (80 % interval where rows say):")
     for t in told:
         wide = (
-            "" if t.low_ratio == t.high_ratio else f" ({t.low_ratio:+.1%} .. {t.high_ratio:+.1%})"
+            ""
+            if t.low_ratio == t.high_ratio
+            else f" ({signed(t.low_ratio)} .. {signed(t.high_ratio)})"
         )
-        print_paragraph(f"{t.share_ratio:+.1%}{wide} {SUBJECTS[t.term]}", "  ", "  ")
+        print_paragraph(f"{signed(t.share_ratio)}{wide} {SUBJECTS[t.term]}", "  ", "  ")
     if c.unexplained_ratio is not None and abs(c.unexplained_ratio) >= 0.005:
-        print_paragraph(f"{c.unexplained_ratio:+.1%} that no term explains", "  ")
+        print_paragraph(f"{signed(c.unexplained_ratio)} that no term explains", "  ")
 
 
 def _ratio(value: float) -> str:

@@ -16,7 +16,7 @@ from energylens.cli.console import (
 )
 from energylens.cli.serving import model_for, print_times
 from energylens.errors import ExitCode
-from energylens.words import joules
+from energylens.words import joules, percent
 
 if TYPE_CHECKING:
     from energylens.capacity import Memory
@@ -76,9 +76,6 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
         return code
     print_paragraph(explanation.case)
     print()
-    for note in (*packaged, *explanation.notes):
-        print_paragraph(f"Note: {note}")
-        print()
     for sentence in explanation.sentences:
         print_paragraph(sentence)
     print_paragraph(_memory_line(memory))
@@ -90,7 +87,7 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
                 SUBJECTS[t.name],
                 joules(t.prefill_j) if t.prefill_j else "-",
                 joules(t.decode_j) if t.decode_j else "-",
-                f"{t.total_j / explanation.energy_per_request_j:.0%}",
+                f"{percent(t.total_j / explanation.energy_per_request_j, 0)}",
                 f"{joules(t.low_j)} .. {joules(t.high_j)}",
             )
             for t in sorted(explanation.terms, key=lambda t: -t.total_j)
@@ -103,6 +100,9 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
     if requests:
         print()
         attributing.print_requests(requests, case)
+    print()
+    for note in dict.fromkeys((*packaged, *explanation.notes)):
+        print_paragraph(f"Note: {note}")
     return code
 
 

@@ -335,8 +335,9 @@ def print_diagnosis(diagnosis: Any, dataset: Any) -> None:
         print_paragraph(f"These rows do not determine {name}; what would: {needs}.")
     if diagnosis.leverage_max_ratio > 0.5:
         print_paragraph(
-            f"Row {diagnosis.leverage_row} (from 0) decides {diagnosis.leverage_max_ratio:.0%} of "
-            "its own prediction: no other row is like it."
+            f"Row {diagnosis.leverage_row} (from 0) decides "
+            f"{percent(diagnosis.leverage_max_ratio, 0)} of its own prediction: no other "
+            "row is like it."
         )
     row, ratio = diagnosis.worst[0]
     print_paragraph(

@@ -343,7 +343,8 @@ def _select(arguments: argparse.Namespace) -> None:
         *ranking.notes,
         *fixed,
         *_unseen_gpus(model, ranking),
-        "A batch that is kept full is assumed; --rate R answers for a load.",
+        "TP, PP, EP and DP are degrees of tensor, pipeline, expert and data parallelism, B is the "
+        "batch limit. A batch that is kept full is assumed; --rate R answers for a load.",
     ]
     best = ranking.cases.case(0)
     explanation = explain(model, best)
@@ -364,7 +365,7 @@ def _select(arguments: argparse.Namespace) -> None:
     print_paragraph(advice(ranking))
     for line in explanation.sentences[1:]:
         print_paragraph(line)
-    for note in (*explanation.notes, *notes):
+    for note in dict.fromkeys((*explanation.notes, *notes)):
         print_paragraph(f"Note: {note}")
     # One line for each layout, whose batch sizes fail for the same reason, and for each cap.
     layouts = set()

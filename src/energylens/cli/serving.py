@@ -573,7 +573,7 @@ def print_times(times: ExplainedTime) -> None:
             (
                 kind.name,
                 seconds(kind.seconds),
-                f"{kind.seconds / times.request_latency_s:.0%}",
+                f"{percent(kind.seconds / times.request_latency_s, 0)}",
                 "-"
                 if kind.watts_per_gpu is None
                 else f"{kind.watts_per_gpu:.0f}" + ("" if kind.plausible else " (!)"),

@@ -14,7 +14,7 @@ from energylens.dataset import Dataset, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.fitting import FitOptions
 from energylens.model import EnergyModel
-from energylens.words import plural
+from energylens.words import percent, plural
 
 #: Spread of one run over another where nothing was measured twice: assumed, and said.
 ASSUMED_NOISE_RATIO = 0.05
@@ -124,18 +124,18 @@ def means(dataset: Dataset, key: IntArray) -> tuple[FloatArray, IntArray, IntArr
 def noise_of(given: float | None, squares: float, degrees: int) -> tuple[float, str, float]:
     """Spread of one run, what it rests on, and the degrees of freedom behind it."""
     if given is not None:
-        return given, f"a spread of {given:.1%} of one run, as given", np.inf
+        return given, f"a spread of {percent(given)} of one run, as given", np.inf
     if degrees == 0:
         return (
             ASSUMED_NOISE_RATIO,
-            f"nothing was measured twice: a spread of {ASSUMED_NOISE_RATIO:.0%} of one run is "
-            "assumed (--noise)",
+            f"nothing was measured twice: a spread of {percent(ASSUMED_NOISE_RATIO, 0)} of one run "
+            "is assumed (--noise)",
             np.inf,
         )
     spread = max(float(np.sqrt(squares / degrees)), LEAST_NOISE_RATIO)
     return (
         spread,
-        f"repeats spread by {spread:.1%} ({plural(degrees, 'degree')} of freedom)",
+        f"repeats spread by {percent(spread)} ({plural(degrees, 'degree')} of freedom)",
         degrees,
     )
 
@@ -206,8 +206,8 @@ def _row_notes(a: Dataset, b: Dataset, rows_a: Dataset, rows_b: Dataset) -> Iter
     lengths = np.abs(rows_b.cases.output_tokens / rows_a.cases.output_tokens - 1.0)
     if lengths.max() > LEAST_CHANGE_RATIO:
         yield (
-            f"Mean output lengths differ by up to {lengths.max():.0%} between the matched rows; "
-            "ratios are at the length of A, as joules per output token are."
+            f"Mean output lengths differ by up to {percent(lengths.max(), 0)} between the matched "
+            "rows; ratios are at the length of A, as joules per output token are."
         )
 
 

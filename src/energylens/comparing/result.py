@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from energylens.errors import CheckError, UsageError
-from energylens.words import plural
+from energylens.words import plural, signed
 
 #: Ways in which a comparison fails a check.
 CHECKS = ("higher", "lower", "changed", "winner")
@@ -108,7 +108,7 @@ class Comparison:
             what = {"higher": "take more joules", "lower": "take fewer joules"}
             return f"{number} of {plural(self.matched, 'case')} {what.get(check, 'changed')} in B"
         if self.overall_verdict in kinds:
-            return f"the mean change is {self.overall_ratio - 1:+.1%}, beyond the noise"
+            return f"the mean change is {signed(self.overall_ratio - 1)}, beyond the noise"
         return ""
 
     def require(self, checks: Collection[str]) -> None:

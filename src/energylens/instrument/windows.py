@@ -26,6 +26,7 @@ from energylens.instrument.executor import Place
 from energylens.instrument.meter import Channel, ChannelKind, DeviceState, Meter, MeterError
 from energylens.instrument.meters.trail import Trail
 from energylens.instrument.plan import WINDOW_ARRIVALS, Mode, PlannedCase, Procedure, Window
+from energylens.words import percent, signed
 
 #: Parts that miss their whole by more than this are not given as parts (the table refuses them).
 PARTS_TOLERANCE_RATIO = 0.05
@@ -637,11 +638,11 @@ def _warnings(
     spread: float,
 ) -> Iterator[str]:
     if spread > bench.procedure.spread_limit_ratio:
-        yield f"windows spread by {spread:.1%}"
+        yield f"windows spread by {percent(spread)}"
     if not all(result.warm for result in phases.values()):
         yield "warm-up halves never agreed"
-    if not own.parts_agree:
-        yield f"prefill and decode miss the whole by {own.closure_ratio:+.1%}"
+    if own.closure_ratio is not None and not own.parts_agree:
+        yield f"prefill and decode miss the whole by {signed(own.closure_ratio)}"
     wants_decode = planned.mode is Mode.PHASES and planned.case.workload.output_tokens > 1
     if wants_decode and own.decode_j is None:
         yield "decode is smaller than the scatter of the whole and of prefill"

@@ -35,6 +35,7 @@ from energylens.instrument.windows import (
     measure_idle,
 )
 from energylens.records import Source
+from energylens.words import signed
 
 #: How often a case is measured anew because its server was busy, and the longest wait before.
 BUSY_TRIES = 3
@@ -123,7 +124,7 @@ class _Worker:
         row["x_drift_ratio"] = drift
         if abs(drift) > self.procedure.drift_limit_ratio:
             row["x_stable"] = False
-            warning = f"the reference case had drifted by {drift:+.1%}"
+            warning = f"the reference case had drifted by {signed(drift)}"
             row["x_warnings"] = "; ".join(filter(None, (row.get("x_warnings"), warning)))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from energylens.cases import IntArray
 from energylens.formula import TERMS
 from energylens.records import Case
+from energylens.words import percent
 
 CHANGE_SHARE = 0.1  # of the target: a smaller expected change is not worth the runs
 
@@ -216,8 +217,9 @@ class Verdict:
             )
         runs = f"{self.more_runs} more run{'s' if self.more_runs != 1 else ''}"
         return (
-            f"{first}; expected regret {self.expected_regret_j:.2g} J a request ({regret:.2%}).",
-            f"{runs} would change that by {self.change_j:.2g} J ({self.change_ratio:.2%})."
+            f"{first}; expected regret {self.expected_regret_j:.2g} J a request "
+            f"({percent(regret, 2)}).",
+            f"{runs} would change that by {self.change_j:.2g} J ({percent(self.change_ratio, 2)})."
             if self.more_runs
             else "No run is left that would change that.",
             self._advice(),

@@ -19,6 +19,7 @@ from energylens.watching.counters import Counters
 from energylens.watching.drift import Drift
 from energylens.watching.expecting import Done, Expectation
 from energylens.watching.windows import Window
+from energylens.words import percent
 
 WINDOW_S, POLL_S, DRIFT_RATIO = 60.0, 1.0, 0.1
 #: Of the drift allowed to joules, that of times: they bend more with what runs beside.
@@ -360,7 +361,8 @@ class Watcher:
         """Why this deployment should be measured again; empty where it need not be."""
         reference = self.drift.reference or 1.0
         off = [
-            f"{what} lie {abs(drift.off_ratio):.0%} {'above' if drift.off_ratio > 0 else 'below'}"
+            f"{what} lie {percent(abs(drift.off_ratio), 0)} "
+            f"{'above' if drift.off_ratio > 0 else 'below'}"
             for what, drift in (("joules", self.drift), ("times", self.time_drift))
             if drift.alarm and drift.off_ratio is not None
         ]
