@@ -37,11 +37,14 @@ def run(capsys, *arguments):
 
 def test_the_two_commands_of_the_page_come_to_a_decision(folder, capsys):
     commands = re.findall(r"^energylens .*$", PAGE.read_text(), re.MULTILINE)
-    assert len(commands) == 2
+    assert len(commands) == 3
+    said = []
     for command in commands:
         code, out, err = run(capsys, *shlex.split(command)[1:])
         assert code == 0, err
-    assert "Run TP" in out
+        said.append(out)
+    assert "Run TP" in said[1]
+    assert "cases of" in said[2]
 
 
 def test_a_row_has_the_joules_and_latencies_worked_out_by_hand(folder, capsys):

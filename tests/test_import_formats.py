@@ -396,6 +396,20 @@ def test_trtllm_joules_are_those_of_its_gpus(tmp_path):
     assert dataset.cases.ttft_s[0] == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "precision"),
+    [(None, "bfloat16"), ("NO_QUANT", "bfloat16"), ("NVFP4", "nvfp4"), ("W8A16_GPTQ", "w8a16"),
+     ("FP8_PER_CHANNEL_PER_TOKEN", "fp8"), ("FP8_BLOCK_SCALES", "fp8-block"),
+     ("W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN", "int8"), ("NVFP4_AWQ", "nvfp4")],
+)  # fmt: skip
+def test_trtllm_number_formats_by_its_own_names(algorithm, precision):
+    document = ours.trtllm()
+    document["engine"]["quantization"] = algorithm
+    document["machine"] = None  # where torch sees no GPU
+    (run,) = runs(document)
+    assert (run.precision, run.gpu) == (precision, None)
+
+
 def test_trtllm_energy_of_other_hosts_is_refused():
     document = ours.trtllm()
     document["world_info"] |= {"world_size": 16, "tp_size": 8, "pp_size": 2}

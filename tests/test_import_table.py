@@ -487,3 +487,47 @@ def test_what_a_published_table_lacks_is_marked_as_assumed():
 @pytest.mark.parametrize("header", ["Number of GPUs", "#GPUs", "# of GPUs", "NumGPUs", "GPUs"])
 def test_counts_of_gpus_are_known_however_they_are_written(header: str) -> None:
     assert re.fullmatch(guess._NUMBERS["gpus"], guess.words_of(header))
+
+
+@pytest.mark.parametrize(
+    ("header", "factor", "said"),
+    [
+        ("Energy (Wh)", 1 / 3600, {"unit": "Wh"}),
+        ("energy_wh_per_request", 1 / 3600, {"unit": "Wh"}),
+        ("Wh/query", 1 / 3600, {"unit": "Wh"}),
+        ("energy (mWh)", 1 / 3.6, {"unit": "mWh"}),
+        ("energy_mWh_per_request", 1 / 3.6, {"unit": "mWh"}),
+        ("energy_mwh", 1 / 3.6, {"unit": "mWh"}),  # of the two it may be, the one there can be
+        ("energy_wh_per_batch", 8 / 3600, {"unit": "Wh", "divide_by": ("batch_size",)}),
+        ("Energy per batch (J)", 8.0, {"divide_by": ("batch_size",)}),
+        ("total_energy_kwh", 500 / 3.6e6, {"unit": "kWh", "divide_by": ("requests",)}),
+        ("Wh per output token", 1 / 300 / 3600, {"multiply_by": ("output_tokens",)}),
+        ("mWh/token (output)", 1 / 300 / 3.6, {"unit": "mWh/token"}),
+        ("Wh per 1k output tokens", 1e3 / 300 / 3600, {"unit": "Wh/1k tokens"}),
+        ("kWh per 1M output tokens", 1e6 / 300 / 3.6e6, {"unit": "kWh/1M tokens"}),
+    ],
+)
+def test_a_draft_takes_the_unit_of_energy_by_its_name(tmp_path, header, factor, said):
+    path = tmp_path / "mine.csv"
+    names = f"model,gpu,batch_size,input_tokens,output_tokens,requests,{header}\n"
+    rows = "".join(f"{QWEN},H100,8,512,300,500,{j * factor!r}\n" for j in (240.0, 110.0))
+    path.write_text(names + rows)
+    draft = guess.draft(path)
+    source = draft.mapped.columns["energy_per_request_j"]
+    assert {key: getattr(source, key) for key in said} == said
+    assert draft.mapped.constants["source"] == "self_measured"
+    (tmp_path / "mine.toml").write_text(draft.text)
+    assert joules(table.read(path, **NOTHING)) == pytest.approx([240.0, 110.0])
+
+
+def test_a_unit_before_what_it_is_of_is_not_passed_over(tmp_path):
+    text = f"model,gen,energy_wh_per_request\n{QWEN},200,0.05\n"
+    plain = HEAD | {
+        "columns": {
+            "llm": "model",
+            "output_tokens": "gen",
+            "energy_per_request_j": "energy_wh_per_request",
+        }
+    }
+    with pytest.raises(TableError, match="Wh"):
+        read(tmp_path, text, plain)

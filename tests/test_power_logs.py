@@ -171,7 +171,7 @@ EACH = {
     "PTDaemon log": (
         ptdaemon,
         (",Watts,", ",Power,", "'Time' is no time stamp"),
-        ("Time,08-16-2026", "Time,16-08-2026", "no reading with a time"),
+        ("Time,08-16-2026", "Time,16-16-2026", "no reading with a time"),
     ),
     "ipmitool dcmi power reading": (
         ipmi,
@@ -341,6 +341,185 @@ def test_gpus_without_an_index_are_told_by_repeating_stamps():
     found = log(smi_csv(TIMES, [WATTS, WATTS, WATTS * 0 + 70], index=False))
     assert len(found.series) == 3
     assert join(found, RUN, serving=2, options=UTC_LOGS).active == ("0", "1")
+
+
+def rocm_looped():
+    """An MI250, whose second die has no power of its own, behind ``date`` in a loop."""
+    energy = np.concatenate([[0.0], np.cumsum(WATTS[1:])])
+    rows = [
+        (
+            f"card0,{w:.1f},N/A,98,{(5e8 + e) * 1e6:.2f}\n",
+            "card1,N/A,N/A (Secondary die),97,0.0\n\n",
+        )
+        for w, e in zip(WATTS, energy, strict=True)
+    ]
+    header = (
+        "device,Current Socket Graphics Package Power (W),Average Graphics Package Power (W),"
+        "GPU use (%),Accumulated Energy (uJ)"
+    )
+    times = stamps("%a %b %d %H:%M:%S UTC %Y")
+    return "".join(
+        f"{t}\nWARNING: AMD GPU device(s) is/are in a low-power state.\n{header}\n{''.join(row)}"
+        for t, row in zip(times, rows, strict=True)
+    )
+
+
+def amd_watched(column, power="{:.0f}", more="", value="", end="\n"):
+    """What ``amd-smi ... --watch 1 --csv`` prints: its banner, and the header again each time."""
+    header = f"timestamp,gpu,{column}{more}"
+    lines = []
+    for t, w in zip(TIMES, WATTS, strict=True):
+        lines += [header, f"{int(t)},0,{power.format(w)}{value}", f"{int(t)},1,N/A{value}", ""]
+    return end.join(["'CTRL' + 'C' to stop watching output:", *lines])
+
+
+def amd_partitioned():
+    """``amd-smi monitor`` of ROCm 7: a line for each partition, watts with the first."""
+    lines = ["timestamp,gpu,xcp,power_usage,max_power,gfx"]
+    for t, w in zip(TIMES, WATTS, strict=True):
+        lines += [f"{int(t)},0,0,{w:.0f},750,99"]
+        lines += [f"{int(t)},0,{x},N/A,N/A,99" for x in range(1, 4)]
+    return "\n".join(lines) + "\n"
+
+
+def amd_counted():
+    energy = np.concatenate([[0.0], np.cumsum(WATTS[1:])])
+    return "timestamp,gpu,total_energy_consumption\n" + "".join(
+        f"{int(t)},0,{123456.789 + e:.3f}\n" for t, e in zip(TIMES, energy, strict=True)
+    )
+
+
+def own_logger(power="power_w", gpu="gpu_index", scale=1.0):
+    return f"timestamp_unix,hostname,{gpu},gpu_uuid,{power}\n" + "".join(
+        f"{t:.3f},n1,{name},{u},{p * scale:.1f}\n"
+        for t, w in zip(TIMES, WATTS, strict=True)
+        for name, u, p in (("0", "GPU-a", w), ("1", "GPU-b", 70.0))
+    )
+
+
+def gaudi_bare():
+    """``-f csv,noheader`` of 8 devices, watts whole and with their unit."""
+    return "".join(
+        f"{t}, {i}, AM0{i}, 0000:{i}3:00.0, 512 MiB, 31 C, {u} %, {w:.0f} W\n"
+        for t, watts in zip(stamps("%a %b %d %H:%M:%S UTC %Y"), WATTS, strict=True)
+        for i, w, u in [(0, watts, 90), *((i, 70.0, 0) for i in range(1, 8))]
+    )
+
+
+def ptdaemon_faulty():
+    """Days first, as its read-me has them, with a fault, a channel and what it prints besides."""
+    lines = ["PTDaemon, version 1.10.0", "Mark,2026-08-16_run_ranging"]
+    for i, (t, w) in enumerate(zip(stamps("%d-%m-%Y %H:%M:%S.%f"), WATTS, strict=True)):
+        if i == 200:
+            lines.append(f"Time,{t},ERROR,Bad volts reading nan from WT310")
+            lines.append("Buffer was 1.000E+00;1;300.0E+00;1")
+        lines.append(
+            f"Time,{t},Watts,{w:.6f},Volts,228.57,Amps,0.2,PF,0.48,Mark,run_testing,"
+            f"Ch1,Watts,{w:.6f},Volts,228.57"
+        )
+    return "\r\n".join(lines) + "\r\n"
+
+
+VERSIONS = {
+    "amd-smi monitor, watched": (
+        lambda: amd_watched("power_usage", more=",gfx,gfx_clock", value=",99,2100"),
+        "amd-smi CSV",
+    ),
+    "amd-smi metric, watched": (
+        lambda: amd_watched(
+            "socket_power", more=",gfx_voltage,vcn_activity", value=",N/A,\"['N/A', 'N/A']\""
+        ),
+        "amd-smi CSV",
+    ),
+    "amd-smi of Windows ends of line": (
+        lambda: amd_watched("power_usage", end="\r\n"),
+        "amd-smi CSV",
+    ),
+    "amd-smi monitor, partitions": (amd_partitioned, "amd-smi CSV"),
+    "amd-smi metric, counter": (amd_counted, "amd-smi CSV"),
+    "rocm-smi in a loop": (rocm_looped, "rocm-smi CSV"),
+    "rocm-smi of ROCm 5": (
+        lambda: rocm().replace("Current Socket", "Average"),
+        "rocm-smi CSV",
+    ),
+    "hl-smi without header": (gaudi_bare, "hl-smi CSV"),
+    "hl-smi without units": (
+        lambda: gaudi().replace(" W,", ",").replace(" %\n", "\n"),
+        "hl-smi CSV",
+    ),
+    "PTDaemon with a fault": (ptdaemon_faulty, "PTDaemon log"),
+    "a logger of one's own": (own_logger, "CSV of a GPU power logger"),
+    "a logger of one's own, in mW": (
+        lambda: own_logger("power_mw", "gpu", 1000.0),
+        "CSV of a GPU power logger",
+    ),
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_of_a_tool_gives_the_same_joules(version):
+    make, form = VERSIONS[version]
+    text = make()
+    found = log(text)
+    assert found.format == form
+    served = join(found, RUN, serving=1, options=UTC_LOGS)
+    assert (served.active_j or served.wall_j) == pytest.approx(48000, rel=0.01)
+    assert served.counted == ("counter" in version or "loop" in version)
+
+
+def test_a_second_die_is_left_out_and_said():
+    found = log(rocm_looped())
+    assert [s.label for s in found.series] == ["0"]
+    assert any("second die" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (
+            "Time,Power\n2026-08-16 16:00:00.708783111,32402\n2026-08-16 16:00:01.7,32402\n",
+            "Power names no unit",
+        ),
+        ("time,power_w\n1786000000,300\n", "does not say whose power it is"),
+        (own_logger().replace(",n1,", ",n2,", 1), "readings of several of hostname"),
+        (own_logger().replace("gpu_uuid", "socket_power_w"), "2 of its columns may be"),
+        (amd().replace("timestamp", "moment"), "no column of time stamps"),
+    ],
+)
+def test_whose_power_and_in_what_unit_is_never_guessed(text, said):
+    with pytest.raises(RefusedFileError, match=said):
+        log(text)
+
+
+def zeus_of_the_day(start=RUN.start_s):
+    """Releases since 2024 stamp windows with the time of day."""
+    return (
+        "start_time,window_name,elapsed_time,gpu0_energy\n"
+        f"{start - 200},warmup,120.2,30000.0\n"
+        f"{start - 0.2},bench,120.4,48000.0\n"
+        f"{start + 400},again,120.1,50000.0\n"
+    )
+
+
+def test_windows_with_a_time_of_day_are_told_by_it():
+    joined = join(log(zeus_of_the_day()), RUN, serving=1)
+    assert joined.active_j == pytest.approx(48000)
+    with pytest.raises(RefusedFileError, match="none of its windows ended when the benchmark did"):
+        join(log(zeus_of_the_day(RUN.start_s + 86400)), RUN, serving=1)
+
+
+def test_emissions_of_another_hour_are_not_the_run_s(tmp_path):
+    bench = tmp_path / "bench.json"
+    bench.write_text(json.dumps(vllm_bench()))
+    (tmp_path / "emissions.csv").write_text(EMISSIONS.replace("T16:05", "T09:17"))
+    power = (str(tmp_path / "emissions.csv"),)
+    options = auto.Options(setup=Setup(gpu="H100", gpus=1), power=power)
+    with pytest.raises(RefusedFileError, match="say --power-window a"):
+        auto.read([bench], options)
+    forced = auto.Options(
+        setup=Setup(gpu="H100", gpus=1), power=power, join=JoinOptions(power_window="a")
+    )
+    assert auto.read([bench], forced)[0].dataset.energy_per_request_j[0] == pytest.approx(200)
 
 
 def test_zeus_joules_are_those_of_the_window_as_long_as_the_run():

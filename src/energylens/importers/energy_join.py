@@ -643,7 +643,7 @@ def _join_windows(
 ) -> Joined:
     """Take the joules of the one window that is the run's."""
     duration_s = window.end_s - window.start_s
-    item = _window_of(log, duration_s, options)
+    item = _window_of(log, window, options)
     excess = item.elapsed_s / duration_s - 1
     if excess > WINDOW_SLACK_SHARE:
         raise RefusedFileError(
@@ -711,7 +711,8 @@ def _join_windows(
     )
 
 
-def _window_of(log: PowerLog, duration_s: float, options: JoinOptions) -> EnergyWindow:
+def _window_of(log: PowerLog, window: Window, options: JoinOptions) -> EnergyWindow:
+    duration_s = window.end_s - window.start_s
     names = [item.name for item in log.windows]
     if options.power_window is not None:
         found = [item for item in log.windows if item.name == options.power_window]
@@ -721,11 +722,12 @@ def _window_of(log: PowerLog, duration_s: float, options: JoinOptions) -> Energy
                 f"{', '.join(names[:8])}."
             )
         return found[0]
-    if len(log.windows) == 1:
-        return log.windows[0]
+    windows = _at_its_time(log, window, duration_s)
+    if len(windows) == 1:
+        return windows[0]
     near = [
         item
-        for item in log.windows
+        for item in windows
         if abs(item.elapsed_s - duration_s) <= WINDOW_SLACK_SHARE * duration_s
     ]
     if len(near) != 1:
@@ -735,3 +737,21 @@ def _window_of(log: PowerLog, duration_s: float, options: JoinOptions) -> Energy
             f"--power-window {names[0]}."
         )
     return near[0]
+
+
+def _at_its_time(log: PowerLog, window: Window, duration_s: float) -> list[EnergyWindow]:
+    """Keep the windows that ended when the benchmark did, where both say when by one clock."""
+    if log.clock is not window.clock or any(item.end_s is None for item in log.windows):
+        return list(log.windows)
+    apart = [float(item.end_s or 0.0) - window.end_s for item in log.windows]
+    slack = LARGEST_OFFSET_S + window.slack_s + WINDOW_SLACK_SHARE * duration_s
+    found = [w for w, by in zip(log.windows, apart, strict=True) if abs(by) <= slack]
+    if not found:
+        place = int(np.argmin(np.abs(apart)))
+        nearest, when = log.windows[place].name, "after" if apart[place] > 0 else "before"
+        raise RefusedFileError(
+            f"{log.name}: none of its windows ended when the benchmark did; the nearest, "
+            f"{nearest!r}, ended {abs(apart[place]):.0f} s {when} it: if it is the benchmark's "
+            f"own, say --power-window {nearest}."
+        )
+    return found

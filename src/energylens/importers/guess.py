@@ -248,7 +248,7 @@ class _Drafter:
         declared = dict(self.declared)
         constants: dict[str, object] = {}
         if "source" not in declared and "source" not in self.columns:
-            constants["source"] = "published"
+            constants["source"] = "self_measured"  # one's own table, until its owner says else
         mapped = Mapped(
             columns=self.columns,
             constants=constants,
@@ -463,11 +463,12 @@ class _Drafter:
         output = self._series("output_tokens")
         requests = self._find(_REQUESTS)
         said = profile.unit
-        names = [said.name] if said is not None else ["J", "Wh", "kWh", "kJ"]
+        names = [said.name] if said is not None else _either(profile) or ["J", "Wh", "kWh", "kJ"]
         per_token = bool(re.search(r"\b(tok|toks|token|tokens)\b", profile.words)) or (
             said is not None and said.dimension == "J/token"
         )
-        whole_run = bool(re.search(r"\b(total|run|overall)\b", profile.words))
+        whole_run = bool(re.search(r"\b(total|run|overall|cumulative)\b", profile.words))
+        of_batch = bool(re.search(r"\b(per |a )?batch\b", profile.words))
         made = []
         for name in names:
             unit = quantities.UNITS[name]
@@ -490,6 +491,18 @@ class _Drafter:
                 source = replace(base, multiply_by=("output_tokens",))
                 joules = _times(joules, output)
                 made.append(self._reading(source, joules, stated, 0, f"{name} an output token"))
+                continue
+            if of_batch:
+                sizes = next((k for k in ("mean_batch_size", "batch_size") if self._series(k)), "")
+                if not sizes:
+                    self.questions.append(
+                        f"energy_per_request_j: {profile.name!r} is of a batch: of how many "
+                        "requests?"
+                    )
+                    break
+                source = replace(base, divide_by=(sizes,))
+                each = _over(joules, self._series(sizes) or [])
+                made.append(self._reading(source, each, stated, 0, f"{name} of a batch"))
                 continue
             if not whole_run:
                 made.append(self._reading(base, joules, stated, 1, f"{name} a request"))
@@ -670,9 +683,18 @@ def _read_numbers(profile: Profile, decimal: str) -> None:
 
 def unit_in_name(profile: Profile) -> quantities.Unit | None:
     """Tell the unit of joules from a word of a column's name, as in ``energy_j_1k``."""
+    spelt = set(re.findall(r"(?<![A-Za-z])[mkM]?(?:Wh|J)(?![A-Za-z])", profile.name))
+    if len(spelt) == 1:
+        return quantities.unit(spelt.pop())
     words = profile.words.replace("k wh", "kwh").replace("k j", "kj").split()
     found = {word for word in words if word in ("j", "joule", "joules", "kj", "wh", "kwh")}
     return quantities.unit(found.pop()) if len(found) == 1 else None
+
+
+def _either(profile: Profile) -> list[str]:
+    """Both units that a name in small letters may mean, as in ``energy_mwh``; sizes tell which."""
+    spelt = re.search(r"(?:^|[^a-z])(mwh|mj)(?![a-z])", profile.name.lower())
+    return [] if spelt is None else {"mwh": ["mWh", "MWh"], "mj": ["mJ", "MJ"]}[spelt[1]]
 
 
 def _in(profile: Profile, *dimensions: str) -> bool:

@@ -20,6 +20,21 @@ class Unit:
     factor: float
 
 
+#: Joules of one, a thousand or a million tokens.
+_JOULES_A_TOKEN = {
+    f"{name}/{count}token{'s' * bool(count)}": joules / tokens
+    for name, joules in {
+        "J": 1,
+        "mJ": 1e-3,
+        "kJ": 1e3,
+        "Wh": 3600,
+        "mWh": 3.6,
+        "kWh": 3.6e6,
+    }.items()
+    for count, tokens in {"": 1, "1k ": 1e3, "1M ": 1e6}.items()
+}
+
+
 def _units() -> dict[str, Unit]:
     table: dict[str, tuple[str, dict[str, float]]] = {
         "s": ("s", {"h": 3600, "min": 60, "s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}),
@@ -42,7 +57,7 @@ def _units() -> dict[str, Unit]:
         "GPUs": ("GPUs", {"GPUs": 1, "GPU": 1, "gpus": 1, "gpu": 1}),
         "requests": ("requests", {"requests": 1, "request": 1, "reqs": 1, "req": 1}),
         "1/s": ("1/s", {"1/s": 1, "/s": 1, "Hz": 1, "rps": 1, "qps": 1, "req/min": 1 / 60}),
-        "J/token": ("J/token", {"J/token": 1, "J/tok": 1, "mJ/token": 1e-3, "mJ/tok": 1e-3}),
+        "J/token": ("J/token", {"J/tok": 1, "mJ/tok": 1e-3} | _JOULES_A_TOKEN),
         "tokens/s": ("tokens/s", {"tokens/s": 1, "tok/s": 1, "token/s": 1, "t/s": 1, "TPS": 1}),
         "ratio": ("ratio", {"%": 0.01}),
     }
@@ -100,6 +115,20 @@ def unit(name: str) -> Unit | None:
     return next((known for key, known in UNITS.items() if key.lower() == lower), None)
 
 
+#: What a column's figure is of: ``energy_wh_per_request``, ``Wh/query``, ``Wh per 1k tokens``.
+_PER = r"(?:[\s_]*/[\s_]*|[\s_]+(?:per|a)[\s_]+)"
+_OF_ONE = re.compile(
+    rf"{_PER}(?:request|req|query|prompt|response|batch|run|sample|user)(?=[\s_)\]]*$)",
+    re.IGNORECASE,
+)
+_OF_TOKENS = re.compile(
+    rf"{_PER}(?P<count>1?[km]|1,?000|1,?000,?000|1)?[\s_]*"
+    r"(?:(?:output|generated|out|input|prompt|total)[\s_]*)?(?:tokens?|toks?)"
+    r"(?:[\s_]*\((?:output|out|total)\))?[\s_)\]]*$",
+    re.IGNORECASE,
+)
+
+
 def unit_of_header(header: str) -> Unit | None:
     """Tell the unit that the name of a column ends in, as in ``TTFT (ms)`` or ``energy_wh``.
 
@@ -108,8 +137,17 @@ def unit_of_header(header: str) -> Unit | None:
     TableError
         If it is spelt like two units, as ``mj`` is.
     """
+    header = _OF_ONE.sub("", header)
+    of_tokens = _OF_TOKENS.search(header)
+    if of_tokens:
+        each = unit_of_header(header[: of_tokens.start()] or "")
+        thousands = (of_tokens["count"] or "").lower().replace(",", "").replace("000", "k")
+        count = {"": "", "1": "", "1k": "1k ", "k": "1k ", "1m": "1M ", "m": "1M ", "1kk": "1M "}
+        if each is not None and each.dimension == "J" and thousands in count:
+            many = count[thousands]
+            return UNITS.get(f"{each.name}/{many}token{'s' * bool(many)}")
     bracket = re.search(r"[(\[]\s*([^()\[\]]+?)\s*[)\]]\s*$", header)
-    tail = re.search(r"[\s_\-,]([A-Za-zµμ/]+)\s*$", header)
+    tail = re.search(r"(?:^|[\s_\-,])([A-Za-zµμ/]+)\s*$", header)
     if bracket:
         name = bracket[1]
     elif tail and tail[1].lower() not in ("min", "h", "gpu", "gpus", "tok", "t/s"):

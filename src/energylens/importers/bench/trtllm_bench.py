@@ -20,13 +20,23 @@ from energylens.importers.runs import (
 
 FORMAT = "trtllm-bench"
 
+#: Its ``QuantAlgo``; of a mixture of several the checkpoint's name or ``--precision`` says which.
 _PRECISIONS: Mapping[str, str] = {
     "W4A16_AWQ": "awq-int4",
     "W4A16_GPTQ": "gptq-int4",
     "W8A16": "w8a16",
+    "W8A16_GPTQ": "w8a16",
+    "INT8": "w8a16",
+    "FP8_PER_CHANNEL_PER_TOKEN": "fp8",
     "FP8_BLOCK_SCALES": "fp8-block",
     "W8A8_SQ_PER_CHANNEL": "int8",
+    "W8A8_SQ_PER_TENSOR_PLUGIN": "int8",
+    "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN": "int8",
+    "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN": "int8",
+    "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN": "int8",
+    "NVFP4_AWQ": "nvfp4",
     "MXFP4": "mxfp4",
+    "W4A8_MXFP4_FP8": "mxfp4",
     "W4A16_MXFP4": "mxfp4",
     "W4A8_MXFP4_MXFP8": "mxfp4",
 }
@@ -99,7 +109,7 @@ def _expert(world: Node) -> int | None:
 
 def _precision(engine: Node) -> str | None:
     quantized = engine.text("quantization")
-    if quantized is not None:
+    if quantized is not None and quantized.upper() != "NO_QUANT":
         return _PRECISIONS.get(quantized.upper(), quantized.lower().replace("_", "-"))
     return engine.text("dtype")
 

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from energylens.importers.power.series import Clock, EnergyWindow, PowerLog
+from energylens.importers.power.series import EnergyWindow, PowerLog
 from energylens.importers.power.sheets import numbers_of, sheet_of
 from energylens.importers.power.stamps import parse_stamps
 from energylens.importers.runs import RefusedFileError
@@ -22,7 +22,10 @@ def matches_zeus(text: str) -> bool:
 
 
 def read_zeus(text: str, name: str) -> PowerLog:
-    """Read the windows of a ZeusMonitor. Their start is of a clock that no other file has.
+    """Read the windows of a ZeusMonitor.
+
+    Their start is of the time of day in releases since 2024, before of a clock that no other file
+    has.
 
     Raises
     ------
@@ -34,6 +37,7 @@ def read_zeus(text: str, name: str) -> PowerLog:
     if not gpus:
         raise RefusedFileError(f"{name} has no column gpu0_energy: no GPU was measured.")
     elapsed = numbers_of(sheet.column(2), name, sheet.lines, "elapsed_time")
+    begins, clock = parse_stamps(sheet.column(0))
     joules = {
         label: numbers_of(sheet.column(i), name, sheet.lines, sheet.header[i]) for i, label in gpus
     }
@@ -45,10 +49,11 @@ def read_zeus(text: str, name: str) -> PowerLog:
                 f"{name} line {sheet.lines[row]}: a window must have a time above 0 s and joules "
                 "of 0 or more."
             )
-        windows.append(EnergyWindow(name=window, elapsed_s=float(elapsed[row]), joules=values))
-    return PowerLog(
-        format=ZEUS, name=name, clock=Clock.NONE, windows=tuple(windows), notes=sheet.notes
-    )
+        end_s = float(begins[row] + elapsed[row]) if begins is not None else None
+        windows.append(
+            EnergyWindow(name=window, elapsed_s=float(elapsed[row]), joules=values, end_s=end_s)
+        )
+    return PowerLog(format=ZEUS, name=name, clock=clock, windows=tuple(windows), notes=sheet.notes)
 
 
 def matches_codecarbon(text: str) -> bool:

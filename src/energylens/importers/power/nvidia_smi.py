@@ -173,7 +173,9 @@ def read(text: str, name: str, columns: Sequence[str] = ()) -> PowerLog:
     gpu_names: tuple[str, ...] = ()
     if "name" in names:
         gpu_names = tuple(dict.fromkeys(sheet.column(names.index("name"))))
+    stamped = sheet.rows[0][stamps]  # as 2026/08/16 by nvidia-smi, by hl-smi with names
     gaudi = "utilization.aip" in names or any(n.startswith("HL-") for n in gpu_names)
+    gaudi = gaudi or stamped[:1].isalpha()
     return PowerLog(
         format=GAUDI if gaudi else FORMAT,
         name=name,

@@ -18,7 +18,7 @@ from energylens.importers.runs import RefusedFileError
 
 #: What loggers write where a sensor gave nothing.
 _ABSENT = re.compile(
-    r"^(\[[^\]\d]*\]|n/?a|not supported|unknown error|err!?|nan|none|null|-|)$",
+    r"^(\[[^\]\d]*\]|n/?a(\s*\([^)]*\))?|not supported|unknown error|err!?|nan|none|null|-|)$",
     re.IGNORECASE,
 )
 _CELL = re.compile(r"^([+-]?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?)\s*([A-Za-zµ%°/]*)$")

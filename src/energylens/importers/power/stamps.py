@@ -23,6 +23,8 @@ _WAYS = (
     "%a %d %b %Y %H:%M:%S",
     "%m-%d-%Y %H:%M:%S.%f",
     "%m-%d-%Y %H:%M:%S",
+    "%d-%m-%Y %H:%M:%S.%f",
+    "%d-%m-%Y %H:%M:%S",
     "%m/%d/%Y %H:%M:%S.%f",
     "%m/%d/%Y %H:%M:%S",
     "%m/%d/%y %H:%M:%S",
@@ -64,14 +66,20 @@ def parse_stamps(cells: Sequence[str]) -> tuple[FloatArray | None, Clock]:
         return _numbers(cells)
     if _ISO.match(first):
         return _local_iso(cells), Clock.LOCAL
-    seconds, clocks = [], set()
-    for cell in cells:
-        moment = _parse(cell)
-        seconds.append(np.nan if moment is None else moment[0])
-        if moment is not None:
-            clocks.add(moment[1])
-    if len(clocks) != 1 or np.isnan(seconds[0]):
+    best: list[tuple[float, Clock] | None] = []
+    # All are written one way: of 12-12-2026 and 13-12-2026 the second says which is the month.
+    for way in (None, *_WAYS):
+        if _parse(first, (way,)) is None:
+            continue
+        moments = [_parse(cell, (way,)) for cell in cells]
+        if not best or moments.count(None) < best.count(None):
+            best = moments
+        if None not in best:
+            break
+    clocks = {moment[1] for moment in best if moment is not None}
+    if len(clocks) != 1:
         return None, Clock.NONE
+    seconds = [np.nan if moment is None else moment[0] for moment in best]
     return np.array(seconds, dtype=np.float64), clocks.pop()
 
 
@@ -99,20 +107,21 @@ def _local_iso(cells: Sequence[str]) -> FloatArray:
     return seconds
 
 
-def _parse(cell: str) -> tuple[float, Clock] | None:
+def _parse(cell: str, ways: Sequence[str | None] = (None, *_WAYS)) -> tuple[float, Clock] | None:
+    """Read one stamp by the first of some ways that fits; None is ISO 8601."""
     text = cell.strip()
     named = _NAMED.search(text)
     text = _NAMED.sub("", text)
     moment: datetime | None = None
-    try:
-        moment = datetime.fromisoformat(text.replace("/", "-"))
-    except ValueError:
-        for way in _WAYS:
-            try:
+    for way in ways:
+        try:
+            if way is None:
+                moment = datetime.fromisoformat(text.replace("/", "-"))
+            else:
                 moment = datetime.strptime(text, way)
-                break
-            except ValueError:
-                continue
+            break
+        except ValueError:
+            continue
     if moment is None:
         return None
     if moment.tzinfo is None:

@@ -14,6 +14,8 @@ from energylens.importers.runs import RefusedFileError
 PTDAEMON, IPMI = "PTDaemon log", "ipmitool dcmi power reading"
 
 _PT_LINE = re.compile(r"^Time,(?P<time>[^,]+),Watts,(?P<watts>[^,]+)(?:,|$)")
+#: What PTDaemon writes in place of a reading that the meter did not give.
+_PT_FAULT = re.compile(r"^Time,[^,]+,(ERROR|WARNING),")
 _IPMI_WATTS = re.compile(r"Instantaneous power reading\s*:\s*(\d+(?:\.\d+)?)\s*(\w+)")
 _IPMI_TIME = re.compile(r"IPMI timestamp\s*:\s*(.+?)\s*$")
 
@@ -34,7 +36,7 @@ def read_ptdaemon(text: str, name: str) -> PowerLog:
     times, watts, notes = [], [], []
     lines = text.splitlines()
     for number, line in enumerate(lines, 1):
-        if not line.startswith("Time,"):
+        if not line.startswith("Time,") or _PT_FAULT.match(line):
             continue
         match = _PT_LINE.match(line)
         try:
