@@ -8,7 +8,7 @@ from itertools import product
 
 import numpy as np
 
-from energylens.baselines import factories
+from energylens.baselines import ESTIMATORS
 from energylens.cases import Cases
 from energylens.dataset import Dataset
 from energylens.evaluation.judge import evaluate
@@ -133,7 +133,10 @@ def sample(source: Source = Source.PUBLISHED) -> Sample:
     """Everything that a report can show."""
     dataset = rows(source)
     model = fit(dataset)
-    estimators = {"energylens": lambda _: EnergyLens(), **factories(["random", "log-linear"])}
+    estimators = {
+        "energylens": lambda _: EnergyLens(),
+        **{name: ESTIMATORS[name] for name in ("random", "log-linear")},
+    }
     evaluations = tuple(
         evaluate(
             dataset,

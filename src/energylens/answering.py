@@ -53,7 +53,6 @@ def parse_limit(text: str, measure: Any, where: str = "") -> LatencyLimit:
 
     Parameters
     ----------
-    text : str
     measure : {"tpot", "ttft", "latency"}
     where : str
         What the limit is called where it was given; its measure by default.
@@ -283,9 +282,6 @@ def bills(
 
     Parameters
     ----------
-    model : EnergyModel
-    decision : Decision
-    prices : Prices
     rates : sequence of float
         A day's rates in place of the one asked.
     """

@@ -65,7 +65,6 @@ def share(
 
     Parameters
     ----------
-    model : EnergyModel
     case : Case
         How the batch is served. Its own lengths do not count: the batch has the mean lengths of
         the requests. Each carries the images or frames of the case's workload.

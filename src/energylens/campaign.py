@@ -176,7 +176,6 @@ class Campaign:
 
     Parameters
     ----------
-    question : Question
     folder : str or Path
         Where plan, rows, records, model and answer lie. One that has some goes on from there.
     instrument : Instrument

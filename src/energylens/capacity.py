@@ -397,7 +397,6 @@ def layout_possible(
 
     Parameters
     ----------
-    llm : Llm
     precision : Precision, optional
         Whose blocks of weights that share a scale must not be cut.
     tensor_parallel, pipeline_parallel, expert_parallel, data_parallel : array_like

@@ -67,11 +67,8 @@ def decide(
 
     Parameters
     ----------
-    engine : Engine
     scenario : Scenario
         What is served, and the knobs that are not free.
-    load : Load
-    limits : sequence of LatencyLimit
     meet : float
         Probability with which all limits together must be met.
     choose : sequence of str

@@ -252,7 +252,6 @@ def emit(kind: str, llm: str, entry: Entry) -> str:
     kind : {"vllm", "sglang", "trtllm", "kubernetes", "compose"}
     llm : str
         As asked for: a name of the catalog, with or without a precision suffix.
-    entry : Entry
 
     Raises
     ------

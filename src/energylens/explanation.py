@@ -166,7 +166,6 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     ----------
     model : EnergyModel
         Fitted without measured power, which a case does not have.
-    case : Case
     """
     case = as_run(case)
     variants = _variants(case)

@@ -293,7 +293,6 @@ def otel(points: Sequence[Point], at_ns: int) -> Export:
 
     Parameters
     ----------
-    points : sequence of Point
     at_ns : int
         Time stamp of all of them, in ns since 1970.
     """

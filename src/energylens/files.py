@@ -466,7 +466,6 @@ def read_json(path: str | Path, *, infinite: bool = False) -> Any:
 
     Parameters
     ----------
-    path : str or Path
     infinite : bool
         Take ``Infinity`` and ``NaN``, as Python writes them into files of others: as text.
 

@@ -152,7 +152,6 @@ def fetch(
     ----------
     url : str
         http or https.
-    path : str or Path
     sha256 : str, optional
         Digest that it must have, in hex.
     progress : callable, optional
@@ -354,7 +353,6 @@ def unpack(archive: str | Path, folder: str | Path, members: str) -> int:
 
     Parameters
     ----------
-    archive : str or Path
     folder : str or Path
         Where they go; nothing is written outside of it.
     members : str

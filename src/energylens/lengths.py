@@ -84,13 +84,11 @@ def workload_of(
 
     Parameters
     ----------
-    llm : Llm
     input_tokens, output_tokens : float
         Tokens a request. Those of images and frames are added to the prompt as the catalog knows
         them; ``vision_tokens`` that are given are part of it already.
     images, frames : float
         A request.
-    vision_tokens : float, optional
 
     Raises
     ------

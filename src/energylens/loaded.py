@@ -96,7 +96,6 @@ def fit_loaded(dataset: Dataset, fit: Callable[[Dataset], EnergyModel]) -> Loade
 
     Parameters
     ----------
-    dataset : Dataset
     fit : callable
         Fits the joule law to rows of full batches.
     """

@@ -163,7 +163,6 @@ def from_json(document: Any, name: str) -> EnergyModel:
 
     Parameters
     ----------
-    document : JSON value
     name : str
         What to call it in errors.
 

@@ -69,8 +69,6 @@ def prove(
         As for :func:`energylens.verifying.verify`.
     folder : str or Path
         Where plan, rows and records lie. One that has some goes on from there.
-    engines : Engines
-    instrument : Instrument
     told : callable, optional
         Told in a sentence what is measured.
     on_progress : callable, optional

@@ -107,7 +107,6 @@ def bill(
         Requests served in a second, on average over the month.
     input_tokens, output_tokens : float
         Of one request.
-    prices : Prices
     """
     kwh = power_w * prices.pue * HOURS_PER_MONTH / 1000.0
     cost = kwh * prices.price_per_kwh

@@ -560,6 +560,3 @@ def schema_of(name: str) -> dict[str, Any]:
     """
     made = PUBLISHED[name].model_json_schema(by_alias=True)
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **made}
-
-
-__all__ = ["PUBLISHED", "DecisionFile", "Question", "schema_of"]

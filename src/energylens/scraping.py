@@ -70,7 +70,6 @@ def fetch(url: str, *, token: str = "", patience_s: float = PATIENCE_S) -> str:
 
     Parameters
     ----------
-    url : str
     token : str
         Sent as a bearer token where given.
     patience_s : float

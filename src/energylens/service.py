@@ -327,10 +327,8 @@ def steady_state(
         As :meth:`energylens.latency.TimeModel.steps` gives.
     rate_per_s : float or ndarray, shape (n,)
         Requests a second that arrive at one replica.
-    lengths : Lengths
     slots : ndarray, shape (n,)
         Sequences that may run at once in one replica: the batch limit, or what its memory holds.
-    joules : StepJoules, optional
     tokens_per_pass : float
         Token budget of a step (``max_num_batched_tokens``).
 
@@ -537,7 +535,6 @@ class JouleSteps:
             Whatever has ``predict_parts_j``.
         cases : Cases
             n cases; their batch plays no part.
-        lengths : Lengths
         loaded_idle_w : callable, optional
             Watts of one idle GPU of a type with weights loaded; :func:`loaded_idle_w` by default.
         engines : ndarray of int, shape (n,), optional
@@ -619,7 +616,6 @@ def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -
     ----------
     cases : Cases
         n cases; ``batch_size`` is summed over replicas.
-    lengths : Lengths
     limits : ndarray, shape (n,), optional
         Limits of one replica, in place of those of the cases.
 

@@ -206,13 +206,10 @@ def candidates_under_load(
 
     Parameters
     ----------
-    scenario : Scenario
-    load : Load
     choose : sequence of str
         The free knobs.
     candidates : Candidates, optional
         Values of the free knobs besides the batch limit.
-    batch_limits : sequence of float
     """
     cases, _, _, ruled_out = _span(scenario, load.lengths, choose, candidates, batch_limits)
     return cases, ruled_out
@@ -354,7 +351,6 @@ class Engine:
         ----------
         cases : Cases
             n cases.
-        lengths : Lengths
         held, layout : ndarray, shape (n,), optional
             Slots of one replica and the number of the layout, where they are known.
         """

@@ -95,7 +95,6 @@ def explain_time(model: EnergyModel, case: Case) -> ExplainedTime | None:
     ----------
     model : EnergyModel
         Fitted to rows with times.
-    case : Case
     """
     time = model.time
     if time is None:

@@ -185,7 +185,6 @@ def verify(
 
     Parameters
     ----------
-    model : EnergyModel
     scenario, limits
         As for :func:`energylens.deciding.decide`.
     load : Load or None

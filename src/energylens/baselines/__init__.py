@@ -31,16 +31,12 @@ Nothing here imports the law or how it is fitted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import MappingProxyType
 
 from energylens.baselines import analytical, ensembles, latency, trivial
-from energylens.baselines.analytical import fit_workload_coefficients
-from energylens.errors import UnknownChoiceError
 from energylens.protocols import Estimator
-
-__all__ = ["DEFAULT_ESTIMATORS", "ESTIMATORS", "factories", "fit_workload_coefficients"]
 
 Factory = Callable[[int], Estimator]
 
@@ -70,17 +66,9 @@ DEFAULT_ESTIMATORS: tuple[str, ...] = (
     "xgboost-tuned",
 )
 
-KINDS: Mapping[str, ensembles.Build] = {
-    "random-forest": ensembles.build_random_forest,
-    "extra-trees": ensembles.build_extra_trees,
-    "gradient-boosting": ensembles.build_gradient_boosting,
-    "xgboost": ensembles.build_xgboost,
-    "lightgbm": ensembles.build_lightgbm,
-}
 
-
-def _without_chance(make: Callable[[], Estimator], seed: int) -> Estimator:  # noqa: ARG001
-    return make()
+def _fixed(estimator: Estimator, seed: int) -> Estimator:  # noqa: ARG001
+    return estimator
 
 
 def _ensemble(
@@ -99,7 +87,7 @@ def _tuned(kind: str, seed: int) -> Estimator:
     }[kind]
     return ensembles.TunedEnsemble(
         name=f"{kind}-tuned",
-        build=KINDS[kind],
+        build=ensembles.KINDS[kind],
         choices=choices,
         trial=trial,
         seed=seed,
@@ -108,26 +96,17 @@ def _tuned(kind: str, seed: int) -> Estimator:
 
 
 def _registry() -> dict[str, Factory]:
-    fixed: tuple[Callable[[], Estimator], ...] = (
-        trivial.random_pick,
-        trivial.first_candidate,
-        trivial.fewest_gpus,
-        trivial.largest_batch,
-        trivial.largest_batch_per_gpu,
-        latency.LatencyMeasured,
-        latency.LatencyPredicted,
-        latency.tdp_time,
-        latency.tdp_time_predicted,
-        latency.utilisation_power,
-        latency.utilisation_power_predicted,
-        analytical.workload,
-        analytical.workload_ols,
-        analytical.sequence_length,
-        analytical.LogLinear,
-        analytical.LogisticBatch,
+    fixed: tuple[Estimator, ...] = (
+        *trivial.RULES,
+        latency.LatencyMeasured(),
+        latency.LatencyPredicted(),
+        *latency.POWERS_TIMES_TIME,
+        *analytical.LENGTH_LAWS,
+        analytical.LogLinear(),
+        analytical.LogisticBatch(),
     )
-    registry: dict[str, Factory] = {make().name: partial(_without_chance, make) for make in fixed}
-    for kind, build in KINDS.items():
+    registry: dict[str, Factory] = {each.name: partial(_fixed, each) for each in fixed}
+    for kind, build in ensembles.KINDS.items():
         registry[kind] = partial(_ensemble, kind, build, None)
         name = f"{kind}-enhanced"
         registry[name] = partial(_ensemble, name, build, ensembles.power_law)
@@ -138,29 +117,3 @@ def _registry() -> dict[str, Factory]:
 
 #: From every name to what makes the estimator of a seed.
 ESTIMATORS: Mapping[str, Factory] = MappingProxyType(_registry())
-
-
-def factories(names: Iterable[str]) -> dict[str, Factory]:
-    """Look estimators up by name, in the order given.
-
-    Parameters
-    ----------
-    names : iterable of str
-        Names from :data:`ESTIMATORS`.
-
-    Returns
-    -------
-    dict of str to callable
-        Each makes an unfitted estimator from a seed; those without chance ignore it.
-
-    Raises
-    ------
-    UnknownChoiceError
-        If a name is not known; the nearest are suggested.
-    """
-    chosen: dict[str, Factory] = {}
-    for name in names:
-        if name not in ESTIMATORS:
-            raise UnknownChoiceError("estimator", name, ESTIMATORS)
-        chosen[name] = ESTIMATORS[name]
-    return chosen

@@ -17,7 +17,7 @@ from energylens.baselines.least_squares import Ridge, fit_nonnegative, fit_ridge
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.counts import in_flight
 from energylens.dataset import Dataset
-from energylens.errors import FitError, InputError
+from energylens.errors import FitError
 
 Key = tuple[object, ...]
 
@@ -87,62 +87,6 @@ def sequence_length_terms(input_tokens: FloatArray, output_tokens: FloatArray) -
             output_tokens**2,
         ]
     )
-
-
-def fit_workload_coefficients(
-    input_tokens: FloatArray, output_tokens: FloatArray, energy_j: FloatArray, *, relative: bool
-) -> FloatArray:
-    """Fit e = a0 Lin + a1 Lout + a2 Lin Lout, without intercept and without bounds.
-
-    Wilkins, Keshav and Mortier, "Offline Energy-Optimal LLM Serving: Workload-Based Energy
-    Models for LLM Inference on Heterogeneous Systems" (arXiv 2407.04014), who fit it by
-    ordinary least squares and publish (-3.89, 31.52, 0.0427) for Llama-2-7B.
-
-    Parameters
-    ----------
-    input_tokens, output_tokens, energy_j : ndarray of float, shape (n,)
-        Lengths and measured joules, all above 0; n is 3 or more.
-    relative : bool
-        Minimise the sum of ``(e / energy_j - 1)^2`` instead of ``(e - energy_j)^2``.
-
-    Returns
-    -------
-    ndarray of float, shape (3,)
-        a0, a1 in joules per token; a2 in joules per token squared.
-
-    Raises
-    ------
-    InputError
-        If a value is not finite and above 0, or the shapes differ.
-    FitError
-        If the lengths cannot tell the three terms apart.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> lin, lout = np.array([8.0, 64.0, 512.0]), np.array([32.0, 8.0, 128.0])
-    >>> fit_workload_coefficients(lin, lout, lin + 30 * lout, relative=False).round(6)
-    array([ 1., 30., -0.])
-    """
-    columns = (input_tokens, output_tokens, energy_j)
-    if len({column.shape for column in columns}) != 1 or input_tokens.ndim != 1:
-        raise InputError(
-            "input_tokens, output_tokens and energy_j must be columns of one length; "
-            f"given shapes {', '.join(str(column.shape) for column in columns)}"
-        )
-    if not all((np.isfinite(column) & (column > 0)).all() for column in columns):
-        raise InputError("lengths and energies must be finite and above 0 in every row")
-    terms = workload_terms(input_tokens, output_tokens)
-    weights = 1.0 / energy_j if relative else np.ones_like(energy_j)
-    weighted = terms * weights[:, None]
-    size = np.linalg.norm(weighted, axis=0)
-    scaled, _, rank, _ = np.linalg.lstsq(weighted / size, energy_j * weights, rcond=1e-9)
-    if rank < terms.shape[1]:
-        raise FitError(
-            f"three coefficients need lengths that differ; these {len(energy_j)} rows determine "
-            f"only {rank}: add rows with other input or output lengths"
-        )
-    return np.asarray(scaled / size, dtype=np.float64)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -239,19 +183,13 @@ def _determined(design: FloatArray) -> bool:
     return bool(singular[-1] * LARGEST_CONDITION > singular[0])
 
 
-def workload() -> LengthLaw:
-    """Wilkins et al. (arXiv 2407.04014) with the relative loss, which it deserves."""
-    return LengthLaw(name="workload", terms=workload_terms)
-
-
-def workload_ols() -> LengthLaw:
-    """Wilkins et al. (arXiv 2407.04014) as published: ordinary least squares, no bounds."""
-    return LengthLaw(name="workload-ols", terms=workload_terms, relative=False)
-
-
-def sequence_length() -> LengthLaw:
-    """Six terms from FLOPs and memory traffic (SweetSpot, arXiv 2602.05695), relative loss."""
-    return LengthLaw(name="sequence-length", terms=sequence_length_terms)
+#: Wilkins et al. (arXiv 2407.04014) with the relative loss, and as published: ordinary least
+#: squares, no bounds; six terms from FLOPs and memory traffic (SweetSpot, arXiv 2602.05695).
+LENGTH_LAWS = (
+    LengthLaw(name="workload", terms=workload_terms),
+    LengthLaw(name="workload-ols", terms=workload_terms, relative=False),
+    LengthLaw(name="sequence-length", terms=sequence_length_terms),
+)
 
 
 # ------------------------------------------------------------------------------- a power law

@@ -13,6 +13,7 @@ import importlib
 import itertools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, Protocol
 
@@ -59,54 +60,14 @@ def _package(name: str) -> ModuleType:
 # learning with few columns a split ranks far better here than the usual rates.
 
 
-def build_random_forest(settings: Settings, rows: int, seed: int) -> Regressor:  # noqa: ARG001
-    """Breiman, Machine Learning 45 (2001), 5-32; a third of the features for each split."""
-    defaults = {"n_estimators": 150, "max_features": 1 / 3}
-    forest: Regressor = _package("sklearn.ensemble").RandomForestRegressor(
-        **defaults | dict(settings), random_state=seed, n_jobs=1
+def _grown(
+    package: str, kind: str, defaults: Settings, settings: Settings, rows: int, seed: int
+) -> Regressor:
+    del rows  # LightGBM's alone depend on their number
+    made: Regressor = getattr(_package(package), kind)(
+        **{**defaults, **settings}, random_state=seed
     )
-    return forest
-
-
-def build_extra_trees(settings: Settings, rows: int, seed: int) -> Regressor:  # noqa: ARG001
-    """Geurts, Ernst and Wehenkel, Machine Learning 63 (2006), 3-42; half of the features."""
-    defaults = {"n_estimators": 150, "max_features": 0.5}
-    forest: Regressor = _package("sklearn.ensemble").ExtraTreesRegressor(
-        **defaults | dict(settings), random_state=seed, n_jobs=1
-    )
-    return forest
-
-
-def build_gradient_boosting(settings: Settings, rows: int, seed: int) -> Regressor:  # noqa: ARG001
-    """Friedman, Annals of Statistics 29 (2001), 1189-1232; stochastic, slow learning rate."""
-    defaults = {
-        "n_estimators": 200,
-        "learning_rate": 0.03,
-        "max_depth": 3,
-        "subsample": 0.5,
-        "max_features": 0.2,
-    }
-    boosted: Regressor = _package("sklearn.ensemble").GradientBoostingRegressor(
-        **defaults | dict(settings), random_state=seed
-    )
-    return boosted
-
-
-def build_xgboost(settings: Settings, rows: int, seed: int) -> Regressor:  # noqa: ARG001
-    """Chen and Guestrin, KDD 2016 (arXiv 1603.02754)."""
-    defaults = {
-        "n_estimators": 200,
-        "learning_rate": 0.03,
-        "max_depth": 3,
-        "subsample": 0.5,
-        "colsample_bylevel": 0.2,
-        "reg_lambda": 0.1,
-        "tree_method": "exact",
-    }
-    boosted: Regressor = _package("xgboost").XGBRegressor(
-        **defaults | dict(settings), random_state=seed, n_jobs=1, verbosity=0
-    )
-    return boosted
+    return made
 
 
 @dataclass(kw_only=True)
@@ -128,8 +89,7 @@ class _LightGbm:
         return self.booster.predict(columns, num_threads=1)
 
 
-def build_lightgbm(settings: Settings, rows: int, seed: int) -> Regressor:
-    """Ke et al., NeurIPS 2017; leaves and bins small enough for few rows."""
+def _lightgbm(settings: Settings, rows: int, seed: int) -> Regressor:
     _package("lightgbm")
     defaults = {
         "n_estimators": 200,
@@ -155,6 +115,36 @@ def build_lightgbm(settings: Settings, rows: int, seed: int) -> Regressor:
 
 
 Build = Callable[[Settings, int, int], Regressor]
+
+_FOREST = {"n_estimators": 150, "n_jobs": 1}
+_BOOSTED = {"n_estimators": 200, "learning_rate": 0.03, "max_depth": 3, "subsample": 0.5}
+_XGBOOST = {
+    "colsample_bylevel": 0.2,
+    "reg_lambda": 0.1,
+    "tree_method": "exact",
+    "n_jobs": 1,
+    "verbosity": 0,
+}
+
+#: What makes an unfitted regressor from settings, number of rows and seed, by name.
+KINDS: Mapping[str, Build] = {
+    # Breiman, Machine Learning 45 (2001), 5-32; a third of the features for each split.
+    "random-forest": partial(
+        _grown, "sklearn.ensemble", "RandomForestRegressor", {**_FOREST, "max_features": 1 / 3}
+    ),
+    # Geurts, Ernst and Wehenkel, Machine Learning 63 (2006), 3-42; half of the features.
+    "extra-trees": partial(
+        _grown, "sklearn.ensemble", "ExtraTreesRegressor", {**_FOREST, "max_features": 0.5}
+    ),
+    # Friedman, Annals of Statistics 29 (2001), 1189-1232; stochastic, slow learning rate.
+    "gradient-boosting": partial(
+        _grown, "sklearn.ensemble", "GradientBoostingRegressor", {**_BOOSTED, "max_features": 0.2}
+    ),
+    # Chen and Guestrin, KDD 2016 (arXiv 1603.02754).
+    "xgboost": partial(_grown, "xgboost", "XGBRegressor", {**_BOOSTED, **_XGBOOST}),
+    # Ke et al., NeurIPS 2017; leaves and bins small enough for few rows.
+    "lightgbm": _lightgbm,
+}
 
 # ------------------------------------------------------------------------------- contestants
 
@@ -210,13 +200,7 @@ class Ensemble:
 
     def fit(self, dataset: Dataset) -> _EnsemblePredictor:
         """Fit; raises FitError with fewer than five rows, MissingExtraError without the extra."""
-        if len(dataset) < FEWEST_ROWS:
-            raise FitError(
-                f"a tree ensemble needs {FEWEST_ROWS} rows or more; given {len(dataset)}: "
-                "add rows or leave this baseline out"
-            )
-        base = None if self.base is None else self.base(dataset)
-        rows = _Rows.of(dataset, base)
+        rows, base = _Rows.of(dataset, self.base)
         regressor = self.build({}, len(rows.target), self.seed)
         share = self._share(rows) if self.shrunk else 1.0
         regressor.fit(rows.columns, rows.target)
@@ -239,16 +223,20 @@ class _Rows:
     target: FloatArray  # log of joules, or of joules over those of a base
 
     @classmethod
-    def of(cls, dataset: Dataset, base: Predictor | None = None) -> _Rows:
+    def of(cls, dataset: Dataset, under: Base | None = None) -> tuple[_Rows, Predictor | None]:
+        """Make rows, and fit what is under the trees to them."""
+        if len(dataset) < FEWEST_ROWS:
+            raise FitError(
+                f"a tree ensemble needs {FEWEST_ROWS} rows or more; given {len(dataset)}: "
+                "add rows or leave this baseline out"
+            )
+        base = None if under is None else under(dataset)
         engines = engines_apart(dataset.cases)
         energy = dataset.energy_per_request_j
         if base is not None:
             energy = energy / base.predict_energy_j(dataset.cases)
-        return cls(
-            engines=engines,
-            columns=features(dataset.cases, engines)[1],
-            target=np.log(rounded(energy)).round(6),
-        )
+        columns = features(dataset.cases, engines)[1]
+        return cls(engines=engines, columns=columns, target=np.log(rounded(energy)).round(6)), base
 
     def take(self, index: BoolArray) -> _Rows:
         return _Rows(engines=self.engines, columns=self.columns[index], target=self.target[index])
@@ -293,12 +281,7 @@ class TunedEnsemble:
 
     def fit(self, dataset: Dataset) -> _EnsemblePredictor:
         """Search and fit; raises as :meth:`Ensemble.fit` does."""
-        if len(dataset) < FEWEST_ROWS:
-            raise FitError(
-                f"a tree ensemble needs {FEWEST_ROWS} rows or more; given {len(dataset)}: "
-                "add rows or leave this baseline out"
-            )
-        rows = _Rows.of(dataset)
+        rows, _ = _Rows.of(dataset)
         chance = np.random.default_rng(self.seed)
         folds = rows.folds(chance)
         grid = [

@@ -213,26 +213,15 @@ class PowerTimesTime:
         return replace(plain, calibration=dataset.engine_factors(predicted))
 
 
-def tdp_time() -> PowerTimesTime:
-    """TDP x GPUs x time; the measured time where a case has one."""
-    return PowerTimesTime(name="tdp-time")
-
-
-def tdp_time_predicted() -> PowerTimesTime:
-    """TDP x GPUs x predicted time x one calibrated factor: no more information than the law."""
-    return PowerTimesTime(name="tdp-time-predicted", use_measured_time=False, calibrate=True)
-
-
-def utilisation_power() -> PowerTimesTime:
-    """Power from utilisation x time; the measured time where a case has one."""
-    return PowerTimesTime(name="utilisation-power", by_utilisation=True)
-
-
-def utilisation_power_predicted() -> PowerTimesTime:
-    """Power from utilisation x predicted time x one calibrated factor."""
-    return PowerTimesTime(
+#: Those that are ``predicted`` know no more than the law does: no measured time, one factor.
+POWERS_TIMES_TIME = (
+    PowerTimesTime(name="tdp-time"),
+    PowerTimesTime(name="tdp-time-predicted", use_measured_time=False, calibrate=True),
+    PowerTimesTime(name="utilisation-power", by_utilisation=True),
+    PowerTimesTime(
         name="utilisation-power-predicted",
         by_utilisation=True,
         use_measured_time=False,
         calibrate=True,
-    )
+    ),
+)

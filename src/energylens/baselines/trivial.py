@@ -31,28 +31,11 @@ class Rule:
         return self.score(cases)
 
 
-def random_pick() -> Rule:
-    """Every case ties with every other, which counts as the expected value of a random pick."""
-    return Rule(name="random", score=lambda cases: np.ones(len(cases)))
-
-
-def first_candidate() -> Rule:
-    """The order in which the cases are given: what taking the first row would be worth."""
-    return Rule(name="first-candidate", score=lambda cases: np.arange(1.0, len(cases) + 1.0))
-
-
-def fewest_gpus() -> Rule:
-    """Use as few GPUs as possible; ties where the number is the same."""
-    return Rule(name="fewest-gpus", score=lambda cases: cases.occupied_gpus)
-
-
-def largest_batch() -> Rule:
-    """Batch as much as possible (by the limit set); ties where the limit is the same."""
-    return Rule(name="largest-batch", score=lambda cases: 1.0 / cases.batch_size)
-
-
-def largest_batch_per_gpu() -> Rule:
-    """Batch as much as possible for each GPU: both rules of thumb in one number."""
-    return Rule(
-        name="largest-batch-per-gpu", score=lambda cases: cases.occupied_gpus / cases.batch_size
-    )
+#: Every case ties (a random pick); the order given; few GPUs; large batches by the limit set; both.
+RULES = (
+    Rule(name="random", score=lambda cases: np.ones(len(cases))),
+    Rule(name="first-candidate", score=lambda cases: np.arange(1.0, len(cases) + 1.0)),
+    Rule(name="fewest-gpus", score=lambda cases: cases.occupied_gpus),
+    Rule(name="largest-batch", score=lambda cases: 1.0 / cases.batch_size),
+    Rule(name="largest-batch-per-gpu", score=lambda cases: cases.occupied_gpus / cases.batch_size),
+)

@@ -33,23 +33,6 @@ from energylens.records import (
     Vision,
 )
 
-__all__ = [
-    "add_gpu",
-    "add_llm",
-    "checkpoint_precision",
-    "generation",
-    "generations",
-    "gpu",
-    "gpus",
-    "llm",
-    "llms",
-    "precision",
-    "precisions",
-    "published_fp8",
-    "split_precision",
-    "user_folder",
-]
-
 Row = TypeVar("Row", bound=Llm | Gpu | Precision | Generation)
 
 _FP8 = "fp8"

@@ -21,8 +21,6 @@ from energylens.catalog.hf_vision import UNKNOWN_TOWER, reads_vision, vision_of
 from energylens.errors import InputError
 from energylens.records import Attention, Experts, FeedForward, Llm, StateSpace
 
-__all__ = ["llm_from_config", "llm_from_path"]
-
 # Model types of a config.json, by the way their layers are described.
 _TRANSFORMERS = """
     llama mistral ministral mixtral qwen2 qwen3 gemma gemma2 gemma3 gemma3_text phi phi3 phimoe
@@ -70,7 +68,6 @@ def llm_from_config(
         The name to give it, as in ``"Qwen/Qwen3-8B"``.
     total_parameters, active_parameters : int, optional
         The published counts; by default those recounted from the architecture.
-    aliases : tuple of str
     source, date : str
         Where the file comes from, and when.
 
@@ -141,7 +138,6 @@ def llm_from_path(path: Path, id: str, **given: Any) -> Llm:
     ----------
     path : Path
         A folder with a ``config.json``, or such a file.
-    id : str
     **given
         As in `llm_from_config`.
 

@@ -125,7 +125,6 @@ def residuals(
 
     Parameters
     ----------
-    labels : sequence of str
     ratios : sequence of ndarray
         Of each label.
     names : sequence of sequence of str
@@ -360,7 +359,6 @@ def forms(
         its error on the rows it was found in, and its formula.
     knee : int
         Place of the one to take.
-    knee_name : str
     reference : (str, float), optional
         Name and error of what it is compared with.
     """

@@ -104,7 +104,6 @@ def beside(
 
     Parameters
     ----------
-    panels : sequence of Spec
     width : int
         Of all together.
     indent : int

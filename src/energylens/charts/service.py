@@ -147,7 +147,6 @@ def stacked(
     field : {"j", "s"}
     title : str
         Of the axis.
-    dark : bool
     """
     colours = [colour(role, dark=dark) for _, _, role in terms]
     return {
@@ -190,10 +189,8 @@ def curve(field: str, title: str, *, last: bool, dark: bool = False) -> Spec:
     Parameters
     ----------
     field : {"j", "tpot_ms"}
-    title : str
     last : bool
         Whether this is the lowest of the panels, which names the rate.
-    dark : bool
     """
     x = web_log("rate", "requests a second" if last else "")
     hue = colour("category-1" if field == "j" else "category-2", dark=dark)

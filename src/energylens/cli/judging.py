@@ -232,11 +232,11 @@ def contestants(
             f"{kind}-on-datasheet": partial(
                 baselines.ensembles.Ensemble, build=build, base=Datasheet().fit
             )
-            for kind, build in baselines.KINDS.items()
+            for kind, build in baselines.ensembles.KINDS.items()
         },
         "energylens-extra-trees": partial(
             baselines.ensembles.Ensemble,
-            build=baselines.KINDS["extra-trees"],
+            build=baselines.ensembles.KINDS["extra-trees"],
             base=EnergyLens().fit,
             shrunk=True,
         ),

@@ -141,17 +141,8 @@ def attach(document: dict[str, Any], judged: Limits | None) -> dict[str, Any]:
         ]
         for name, scores in judged.scores.items()
     }
-    listed = document["estimators"]
-    if isinstance(listed, dict):
-        for name, found in scored.items():
-            listed.setdefault(name, {})["limits"] = found
-    else:
-        by_name = {entry.get("name", entry.get("estimator")): entry for entry in listed}
-        for name, found in scored.items():
-            if name in by_name:
-                by_name[name]["limits"] = found
-            else:
-                listed.append({"name": name, "limits": found})
+    for name, found in scored.items():
+        document["estimators"].setdefault(name, {})["limits"] = found
     return document
 
 
@@ -182,6 +173,3 @@ def print_limits(judged: Limits | None) -> None:
     ]
     print_table(("estimator", "limit at", "keeps", "regret", "median", "Top-1"), rows)
     print_paragraph("Regret is over the best that keeps the limit, where the choice does.")
-
-
-__all__ = ["add_time_options", "attach", "limits", "on_time", "print_limits"]

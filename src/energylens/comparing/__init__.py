@@ -50,7 +50,6 @@ def compare_tables(
 
     Parameters
     ----------
-    a, b : Dataset
     names : (str, str)
         What they are called.
     choose : sequence of str
@@ -85,8 +84,6 @@ def compare_models(
 
     Parameters
     ----------
-    a, b : EnergyModel
-    names : (str, str)
     llms, gpus : sequence of str
         Which to compare them at; by default those that both were fitted to.
     input_tokens, output_tokens : float, optional
@@ -118,10 +115,8 @@ def compare_model_with_table(
 
     Parameters
     ----------
-    model : EnergyModel
     table : Dataset
         Rows of a full queue: a model of energy says nothing of a load.
-    names : (str, str)
     choose, noise_ratio, least_ratio
         As for :func:`compare_tables`.
     """

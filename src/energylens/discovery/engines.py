@@ -115,8 +115,6 @@ class Engine(Protocol):
 
         Parameters
         ----------
-        problem : Problem
-        seed : int
         largest : int or None
             Size beyond which nothing is needed; None for the engine's own limit, and for the
             thorough search over all rows.

@@ -297,7 +297,6 @@ class Front:
 
         Parameters
         ----------
-        document : JSON value
         name : str
             What to call it in errors.
 

@@ -181,10 +181,8 @@ class Term:
 
     Parameters
     ----------
-    expression : Expression
     unit : Unit
         Of the coefficient.
-    meaning : str
     """
 
     expression: Expression
@@ -201,7 +199,6 @@ class Term:
             An expression over the quantities of :func:`quantities`.
         unit : str
             Of the coefficient, as in ``"J/byte"``.
-        meaning : str, optional
 
         Raises
         ------

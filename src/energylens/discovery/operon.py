@@ -30,7 +30,6 @@ class OperonEngine:
     evaluations : int
         Trees tried in one search; a number of evaluations, not of seconds, keeps a seed's result
         the same on any machine.
-    population : int
     largest : int
         Nodes of the largest tree.
     symbols : str

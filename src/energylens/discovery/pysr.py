@@ -22,7 +22,6 @@ class PysrEngine:
 
     Parameters
     ----------
-    iterations, populations : int
     largest : int
         Complexity of the largest expression.
     """

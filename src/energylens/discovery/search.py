@@ -48,7 +48,6 @@ def discover(
     ----------
     dataset : Dataset
         n rows, 8 or more.
-    engine : Engine
     choose : sequence of str
         Knobs left free where Top-1 and regret are computed.
     leave : {"auto", "llm", "workload", "row"}
@@ -58,7 +57,6 @@ def discover(
     samples : int, optional
         Resamples of the rows, each with a seed of its own, that the stability of terms is
         counted over; 0 for none. By default what suits the engine's speed.
-    seed : int
     uncertainty_ratio : ndarray, shape (n,), optional
         Relative uncertainty of each row's joules; equal by default.
     scorer : callable, optional
@@ -363,10 +361,8 @@ def choice_scores(
 
     Parameters
     ----------
-    dataset : Dataset
     predicted : ndarray, shape (n,)
         Scenarios with a prediction that is not finite are left out.
-    choose : sequence of str
 
     Returns
     -------

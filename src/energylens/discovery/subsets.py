@@ -139,7 +139,6 @@ def best_subsets(gram: Gram, largest: int, *, width: int) -> list[Subset]:
 
     Parameters
     ----------
-    gram : Gram
     largest : int
         Size to stop at.
     width : int

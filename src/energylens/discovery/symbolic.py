@@ -104,8 +104,6 @@ def found(formula: str, size: int, inputs: Inputs, problem: Problem) -> Found | 
         As :class:`Expression` has it, over the names of the inputs.
     size : int
         What the engine counts.
-    inputs : Inputs
-    problem : Problem
 
     Returns
     -------

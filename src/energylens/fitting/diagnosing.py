@@ -64,7 +64,6 @@ def diagnose(
 
     Parameters
     ----------
-    model : EnergyModel
     dataset : Dataset
         The n rows that ``fit`` was given.
     weights : ndarray, shape (n,), optional

@@ -59,7 +59,6 @@ def fit(
     dataset : Dataset
         n rows; one is enough, because the datasheet fills in: a coefficient that no row speaks
         of stays as it suggests, with ``prior="none"`` too.
-    options : FitOptions, optional
     weights : ndarray, shape (n,), optional
         How much each row counts; 1 by default.
 

@@ -37,7 +37,6 @@ class Instrument:
         How cases are measured.
     gpus : int, optional
         GPUs that a case may have at most.
-    seed : int
     options : dict
         Further arguments of :func:`energylens.instrument.sweep.measure`.
     """

@@ -145,7 +145,6 @@ def read_plan(path: str | Path, *, scale: Scale = _no_scale) -> Plan:
 
     Parameters
     ----------
-    path : str or Path
     scale : callable
         Cuts an LLM down, for cases with ``scaled_layers``.
 

@@ -224,7 +224,6 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
 
     Parameters
     ----------
-    planned : PlannedCase
     gpus : int, optional
         GPUs that there are.
     """

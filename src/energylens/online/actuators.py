@@ -400,7 +400,6 @@ class Hand:
 
     Parameters
     ----------
-    actuator : Actuator
     consent : Consent
         By default nothing is allowed.
     log : callable

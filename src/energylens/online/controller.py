@@ -108,8 +108,6 @@ class Controller:
 
     Parameters
     ----------
-    fleet : Fleet
-    policy : Ours
     readers : sequence of Reader
         One for each engine; those that do not answer are taken to be asleep if any other does
         and no more than the deployed number is missing.

@@ -259,6 +259,3 @@ def fleet_of(document: dict[str, Any], name: str) -> Fleet:
             f"{', '.join(map(str, fleet.layouts)) or 'no degree on these GPUs'}"
         )
     return fleet
-
-
-__all__ = ["AS_SHIPPED", "Fleet", "FleetFile", "Setting", "fleet_of", "read_fleet"]

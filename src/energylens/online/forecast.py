@@ -63,6 +63,3 @@ class Forecast:
             bursts = late.sum() and busiest(late, self.quantile) > BURSTY_RATIO * late.mean()
             upper = known if bursts else min(float(np.quantile(met[near], self.quantile)), known)
         return mean * self.bias, max(upper, mean) * self.bias
-
-
-__all__ = ["BURSTY_RATIO", "Forecast"]

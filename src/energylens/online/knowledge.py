@@ -146,7 +146,6 @@ class Knowledge:
 
     Parameters
     ----------
-    fleet : Fleet
     lengths : Lengths
         Of the requests.
     belief : Belief
@@ -289,6 +288,3 @@ class Knowledge:
             request_s=state.request_latency_s.reshape(shape),
             saturation=saturation,
         )
-
-
-__all__ = ["Belief", "Knowledge", "Known", "model_of"]

@@ -76,7 +76,6 @@ def plan(costs: FloatArray, moves: Moves) -> tuple[float, list[tuple[int, int]]]
     ----------
     costs : ndarray, shape (t, n)
         Of each interval in each position.
-    moves : Moves
 
     Returns
     -------
@@ -201,8 +200,6 @@ class Programme:
 
     Parameters
     ----------
-    fleet : Fleet
-    trace : Trace
     known : Knowledge
         Of that trace's own lengths.
     """
@@ -420,8 +417,6 @@ def oracle(
 
     Parameters
     ----------
-    fleet : Fleet
-    trace : Trace
     share : float, optional
         Of requests within limits; that of the fleet's file by default.
     rounds : int
@@ -457,6 +452,3 @@ def oracle(
     if good:
         return min(good, key=lambda r: r.simulated_energy_j)
     return max(found, key=lambda r: r.within_ratio)
-
-
-__all__ = ["Moves", "Programme", "oracle", "plan"]

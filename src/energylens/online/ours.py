@@ -40,9 +40,6 @@ class Ours:
 
     Parameters
     ----------
-    fleet : Fleet
-    known : Knowledge
-    plan : Plan
     swaps : bool
         Whether it may go over to another layout.
     """
@@ -359,6 +356,3 @@ def hold_saving(rate_per_s: float, request_s: float, hold_s: float) -> float:
     before = busy / (busy + 1 / rate_per_s)
     after = (busy + longer) / (busy + longer + 1 / rate_per_s + hold_s)
     return float(max(1.0 - after / before, 0.0))
-
-
-__all__ = ["Choice", "Ours", "hold_saving"]

@@ -103,6 +103,3 @@ def most_running(k: Known) -> float:
         return 1.0
     at = k.most_rate[row]
     return float(at * np.interp(at, k.rates[row], k.request_s[row]))
-
-
-__all__ = ["Plan", "best_static", "busiest", "most_running"]

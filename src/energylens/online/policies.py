@@ -139,6 +139,3 @@ def policy(name: str, fleet: Fleet, known: Knowledge, plan: Plan) -> Policy:
             "policy", name, (*POLICIES, ORACLE), f"Known are {', '.join((*POLICIES, ORACLE))}."
         )
     return POLICIES[name](fleet, known, plan)
-
-
-__all__ = ["ORACLE", "POLICIES", "Fixed", "policy"]

@@ -30,7 +30,6 @@ def wanted(path: str | Path, now_s: float) -> int | None:
     ----------
     path : str or Path
         As ``--act ray`` writes it: ``replicas`` and ``expires_at_s``, seconds since 1970.
-    now_s : float
     """
     try:
         told = json.loads(Path(path).read_text(encoding="utf-8"))

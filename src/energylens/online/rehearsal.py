@@ -184,8 +184,6 @@ class World:
 
     Parameters
     ----------
-    fleet : Fleet
-    trace : Trace
     action : Action
         What holds at the beginning; it serves at once.
     """
@@ -587,8 +585,6 @@ def rehearse(fleet: Fleet, trace: Trace, policy: Policy) -> Rehearsal:
 
     Parameters
     ----------
-    fleet : Fleet
-    trace : Trace
     policy : Policy
         Asked at every ``control.interval_s``.
     """

@@ -51,7 +51,6 @@ def energy_breakdown(
 
     Parameters
     ----------
-    model : EnergyModel
     cases : Cases
         n cases, in the order to be shown; more than a dozen are thinned out.
     measured_j : ndarray, shape (n,), optional
@@ -338,7 +337,6 @@ def latency_against_energy(
 
     Parameters
     ----------
-    dataset : Dataset
     choose : sequence of str
         The free knobs: what configurations of one scenario differ in.
     row : int, optional

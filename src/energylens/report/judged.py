@@ -48,7 +48,6 @@ def predicted_against_measured(
     ----------
     predictor : Predictor
         With intervals, if it is an ``IntervalPredictor``.
-    dataset : Dataset
     in_sample : bool
         Whether the predictor was fitted to these rows: the caption says so.
     coverage_ratio : float
@@ -141,7 +140,6 @@ def residuals_by_scenario(
 
     Parameters
     ----------
-    dataset : Dataset
     error_ratio : ndarray, shape (n,)
         Predicted over measured, minus 1; NaN where a row was not judged.
     held_out : bool

@@ -160,7 +160,6 @@ class Expectation:
 
     Parameters
     ----------
-    model : EnergyModel
     case : Case
         What is served, where, and in which configuration; its lengths play no part.
     loaded_idle_w : float, optional

@@ -195,7 +195,6 @@ class WatchCollector:
 
     Parameters
     ----------
-    watcher : Watcher
     labels : mapping of str to str, optional
         On every series, besides ``model``.
     """

@@ -61,7 +61,6 @@ class EnergyLensStatLogger(AggregateStatLoggerBase):  # type: ignore[misc]
 
     Parameters
     ----------
-    vllm_config : vllm.config.VllmConfig
     engine_indexes : list of int
         The data-parallel engines that this process speaks for.
     """

@@ -127,7 +127,6 @@ def service(
 
     Parameters
     ----------
-    loaded : Loaded
     question : DecisionFile
         Its rate is the one that the break point is looked for from.
     configuration : str

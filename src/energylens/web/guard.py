@@ -105,9 +105,6 @@ class Guard:
 
     Parameters
     ----------
-    app : ASGIApp
-    hosts : Hosts
-    bucket : Bucket
     observe : callable
         Is told path, status and seconds of every answer.
     """

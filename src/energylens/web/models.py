@@ -57,7 +57,6 @@ class Loaded:
 
         Parameters
         ----------
-        name : str or None
         gpu, engine : str
             What a packaged model is chosen by.
 

@@ -33,7 +33,6 @@ def problem(
 
     Parameters
     ----------
-    status : int
     detail : str
         One sentence: what must hold, what was given, what to do.
     kind : str

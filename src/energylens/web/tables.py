@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -269,6 +269,3 @@ def _curves(curve: list[dict[str, Any]], width: int) -> Spec:
 
 def _percent(ratio: float | None) -> float | None:
     return None if ratio is None else 100 * ratio
-
-
-__all__: Sequence[str] = ["forms", "gpus", "judging", "learning", "llms", "rows", "start"]

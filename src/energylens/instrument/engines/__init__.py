@@ -12,8 +12,6 @@ from energylens.instrument.engines.simulated import SimulatedEngine
 from energylens.instrument.engines.transformers import TransformersEngine
 from energylens.instrument.engines.vllm import VllmEngine
 
-__all__ = ["ENGINES", "open_engine"]
-
 ENGINES = ("vllm", "transformers", "openai", "simulated")
 
 

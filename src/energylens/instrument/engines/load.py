@@ -107,7 +107,6 @@ class Replica:
 
     Parameters
     ----------
-    table : StepTable
     slots : int
         Sequences that may run at once.
     cache_tokens : float

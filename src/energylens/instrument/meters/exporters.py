@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from urllib.parse import parse_qs, urlencode, urlsplit, urlunsplit
 
@@ -215,6 +215,3 @@ class ZeusdMeter(WallClockMeter):
     def provenance(self) -> Mapping[str, str]:
         """Where the joules come from."""
         return {"meter_url": without_secrets(self._url)}
-
-
-__all__: Sequence[str] = ["DcgmMeter", "ZeusdMeter"]
