@@ -1169,7 +1169,7 @@ def test_a_cap_that_the_fit_has_not_seen_or_a_gpu_cannot_have_is_not_feasible(ru
     said = words(run("select", capped_model, *CASE, *caps))
     assert "71 W on H100-SXM-80GB: the fit has seen caps from 300 to 700 W" in said
     assert "71 W on A100-SXM-80GB: the fit has seen caps from 171 to 400 W" in said
-    assert "600 W on A100-SXM-80GB: a power cap must lie between 40 and 420 W" in said
+    assert "600 W on A100-SXM-80GB: power_cap_w must lie between 40 and 420 W" in said
     assert "No row of the fit has the GPU A100-SXM-80GB" in said
     document = run("select", capped_model, *CASE, *caps, "--json").json()
     ranked = {(entry["gpu"], entry["power_cap_w"]) for entry in document["ranking"]}

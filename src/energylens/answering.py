@@ -200,6 +200,7 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         ("gpu", asked.choose.gpus),
         ("precision", asked.choose.precisions),
         ("power_cap", asked.choose.power_caps),
+        ("clock", asked.choose.clocks),
     ):
         if bool(values) != (knob in choose):
             raise UsageError(
@@ -258,11 +259,12 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
             gpus=tuple(told(catalog.gpu(name)) for name in asked.choose.gpus),
             precisions=tuple(catalog.precision(name) for name in asked.choose.precisions),
             power_caps_w=tuple(map(float, asked.choose.power_caps or ())),
+            clocks_mhz=tuple(map(float, asked.choose.clocks or ())),
         ),
         batch_limits=tuple(map(float, asked.choose.batch_sizes or BATCH_LIMITS)),
         current=None if current is None else read_configuration(current.configuration),
         prices=Prices(**{name: value for name, value in prices.items() if value is not None}),
-        notes=tuple(notes),
+        notes=(*notes, *answers.energy.clock_notes(locked="clock" in choose)),
     )
 
 

@@ -243,7 +243,7 @@ def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
             cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
             cases.data_parallel, cases.batch_size, cases.mean_batch_size, cases.input_tokens,
             cases.output_tokens, cases.node_boundary, cases.wall_boundary, cases.node_gpus,
-            cases.power_cap_w, cases.request_rate_per_s,
+            cases.power_cap_w, cases.clock_mhz, cases.request_rate_per_s,
         )
     ]  # fmt: skip
     group = group_rows(keys)

@@ -53,12 +53,13 @@ OPTIONAL = (
     "loaded_idle_w",
     "request_rate_per_s",
     "wall_boundary",
+    "clock_mhz",
 )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Cases:
-    """Cases as columns of length n; NaN means not known, or for ``power_cap_w`` not set.
+    """Cases as columns of length n; NaN means not known, or not set (caps, clocks).
 
     The columns from ``ttft_s`` to ``loaded_idle_w`` are what a run without an energy meter can
     tell: predictors that rank by latency or power read them, the law does not need them.
@@ -100,6 +101,7 @@ class Cases:
     loaded_idle_w: FloatArray = field(default_factory=_optional)
     request_rate_per_s: FloatArray = field(default_factory=_optional)
     wall_boundary: BoolArray = field(default_factory=lambda: _NOT_GIVEN.astype(np.bool_))
+    clock_mhz: FloatArray = field(default_factory=_optional)
 
     def __post_init__(self) -> None:
         n = len(self.llm_index)
@@ -173,6 +175,7 @@ class Cases:
             average_power_w=empty,
             request_rate_per_s=column(lambda c: c.workload.request_rate_per_s),
             wall_boundary=np.array([c.boundary is Boundary.WALL for c in rows], dtype=np.bool_),
+            clock_mhz=column(lambda c: c.configuration.clock_mhz),
         )
 
     def take(self, index: NDArray[Any] | slice) -> Self:
@@ -230,6 +233,7 @@ class Cases:
             batch_size=_known(self.batch_size[row]) or inf,
             mean_batch_size=_known(self.mean_batch_size[row]),
             power_cap_w=_known(self.power_cap_w[row]),
+            clock_mhz=_known(self.clock_mhz[row]),
         )
 
     def case(self, row: int) -> Case:
@@ -283,6 +287,17 @@ class Cases:
     def capped(self) -> BoolArray:
         """Whether each case has a power cap; shape (n,)."""
         return ~np.isnan(self.power_cap_w)
+
+    @cached_property
+    def clocked(self) -> BoolArray:
+        """Whether the core clock of each case is locked; shape (n,)."""
+        return ~np.isnan(self.clock_mhz)
+
+    @cached_property
+    def clock_ratio(self) -> FloatArray:
+        """Locked clock over the highest, 1 at most, and 1 where it is not locked; shape (n,)."""
+        top = self.of_gpu(lambda gpu: gpu.max_clock_mhz or np.nan)
+        return np.where(self.clocked, np.minimum(self.clock_mhz / top, 1.0), 1.0)
 
     @cached_property
     def occupied_gpus(self) -> FloatArray:

@@ -199,6 +199,15 @@ COLUMNS: tuple[Column, ...] = (
         meaning="limit set on the power of each GPU; empty: none, its TDP",
         sparse=True,
     ),
+    Column(
+        name="clock_mhz",
+        kind="positive",
+        unit="MHz",
+        low=1,
+        high=1e5,
+        meaning="clock that the core (SM) of each GPU was locked to; empty: not locked",
+        sparse=True,
+    ),
     Column(name="engine", kind="text", meaning="serving engine, as in vllm"),
     Column(name="engine_version", kind="text", meaning="its version"),
     Column(

@@ -35,6 +35,7 @@ KNOBS: dict[str, tuple[str, ...]] = {
     "precision": ("precision_index",),
     "gpu": ("gpu_index",),
     "power_cap": ("power_cap_w",),
+    "clock": ("clock_mhz",),
 }
 
 # Rows of one task may differ in their mean lengths by chance (ML.ENERGY's output means move by
@@ -333,6 +334,7 @@ class Dataset(Shown):
             "precision_index",
             "gpu_index",
             "power_cap_w",
+            "clock_mhz",
         ):
             if column not in freed:
                 keys.append(getattr(c, column))

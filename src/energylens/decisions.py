@@ -148,7 +148,8 @@ class Entry:
         name += f" EP{c.expert_parallel}" if c.expert_parallel > 1 else ""
         name = f"{c.data_parallel} x {name}" if c.data_parallel > 1 else name
         name += f", batch limit {self.batch_limit:g}"
-        return name + ("" if c.power_cap_w is None else f", {c.power_cap_w:g} W")
+        name += "" if c.power_cap_w is None else f", {c.power_cap_w:g} W"
+        return name + ("" if c.clock_mhz is None else f", {c.clock_mhz:g} MHz")
 
     def to_json(self) -> dict[str, Any]:
         """Names and values."""
@@ -161,6 +162,7 @@ class Entry:
             "batch_size": c.batch_size,
             "batch_limit_per_replica": self.batch_limit,
             "power_cap_w": c.power_cap_w,
+            "clock_mhz": c.clock_mhz,
             "gpu": self.gpu,
             "precision": self.precision,
             "gpus": c.gpus,

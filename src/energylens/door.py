@@ -170,6 +170,7 @@ _CASE = {
     "data_parallel": 1,
     "batch_size": None,
     "power_cap_w": None,
+    "clock_mhz": None,
     "gpu_memory_utilization": None,
     "kv_cache_dtype": "auto",
     "max_num_seqs": None,
@@ -236,7 +237,7 @@ def explain(
         Engine and version, as in ``"vllm 0.11.1"``.
     **others
         precision, tensor_parallel, pipeline_parallel, expert_parallel, data_parallel,
-        batch_size (32), power_cap_w, images, frames, vision_tokens, node_gpus,
+        batch_size (32), power_cap_w, clock_mhz, images, frames, vision_tokens, node_gpus,
         gpu_memory_utilization, kv_cache_dtype, max_num_seqs.
 
     Returns

@@ -283,7 +283,7 @@ def describe(case: Case) -> str:
 def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
     """Say where a case lies outside the rows that a model was fitted to."""
     notes = []
-    workload = case.workload
+    workload, c = case.workload, case.configuration
     tokens = workload.input_tokens + workload.output_tokens
     if too_long := catalog.context_note(case.llm.id, tokens):
         notes.append(too_long)
@@ -292,6 +292,7 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
             "This model knows no power caps, so the cap is ignored"
             + (": fit it with --extend power_cap." if model.pooled.rows else ".")
         )
+    notes += model.clock_notes(locked=c.clock_mhz is not None)
     if not model.pooled.rows:
         return (
             "No measurement stands behind this, only the datasheet of the GPU: the order of "
@@ -336,7 +337,7 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
             f"The rows are of {len(engines)} engine versions, whose joules differ, and this "
             f"rests on all of them: name yours with --engine ({', '.join(engines)})."
         )
-    c, w = case.configuration, case.workload
+    w = workload
     values = {
         "tensor_parallel": c.tensor_parallel,
         "pipeline_parallel": c.pipeline_parallel,
@@ -347,6 +348,7 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         "output_tokens": w.output_tokens,
         "vision_tokens": w.vision_tokens,
         "power_cap_w": case.gpu.tdp_w if c.power_cap_w is None else c.power_cap_w,
+        "clock_ratio": float(Cases.of([case]).clock_ratio[0]),
     }
     for column, (low, high) in scope.ranges.items():
         value = values[column]

@@ -31,6 +31,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
+from energylens.clocks import Clocked
 from energylens.counts import (
     BANDWIDTH_RATIO,
     COMPUTE_RATIO,
@@ -469,6 +470,47 @@ def with_power_caps(cases: Cases, counts: Counts) -> Counts:
     )
 
 
+# ---------------------------------------------------------------------------- locked clocks
+
+_WAITED = ("pass_gpus", "step_gpus", "prefill_stage_gpu_s", "decode_stage_gpu_s", "sequence_ratio")
+_READ = (
+    "pass_weight_bytes", "step_weight_bytes", "cache_bytes", "prefill_link_bytes",
+    "decode_link_bytes", "expert_wait_bytes",
+)  # fmt: skip
+_MULTIPLIED = ("prefill_flop", "prompt_flop", "decode_flop", "vision_flop")
+
+
+def at_clocks(cases: Cases, counts: Counts) -> Counts:
+    """Count at the joules that a locked core clock leaves of each (:mod:`energylens.clocks`).
+
+    Idle GPUs of the node draw what they drew, for longer where FLOPs and bytes are slower.
+
+    Returns
+    -------
+    Counts
+        The same counts if no clock is locked.
+    """
+    if not cases.clocked.any():
+        return counts
+    left = Clocked.of(cases.clock_ratio)
+    kinds = ((_WAITED, left.waiting_j), (_READ, left.reading_j), (_MULTIPLIED, left.multiplying_j))
+    held = {name: getattr(counts, name) * ratio for names, ratio in kinds for name in names}
+    held["media"] = counts.media * left.waiting_j
+    held["prefill_s"] = counts.prefill_s / left.speed
+    held["decode_s"] = counts.decode_s / left.reading_speed
+    return replace(counts, **held)
+
+
+def counts_for(terms: Sequence[Term], cases: Cases, counts: Counts) -> Counts:
+    """Count what clocks leave, and where the terms know power caps what these do."""
+    counts = at_clocks(cases, counts)
+    return with_power_caps(cases, counts) if _know_caps(terms) else counts
+
+
+def _know_caps(terms: Sequence[Term]) -> bool:
+    return any(term in EXTENSIONS["power_cap"] for term in terms)
+
+
 def terms_of(extensions: Sequence[str] = ()) -> tuple[Term, ...]:
     """Return the twelve terms, then those of the extensions.
 
@@ -523,9 +565,7 @@ def design_by_phase(cases: Cases, terms: Sequence[Term] = TERMS) -> tuple[FloatA
     -------
     prefill, decode : ndarray, shape (n, 12)
     """
-    counts = count(cases)
-    if any(term in EXTENSIONS["power_cap"] for term in terms):
-        counts = with_power_caps(cases, counts)
+    counts = counts_for(terms, cases, count(cases))
     expected = datasheet(cases.gpus, terms)[cases.gpu_index]
     prefill, decode = (_of_phase(phase, counts, expected, terms) for phase in ("prefill", "decode"))
     return prefill, decode

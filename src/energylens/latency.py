@@ -34,6 +34,7 @@ import numpy as np
 
 from energylens import catalog
 from energylens.cases import Cases, FloatArray, IntArray
+from energylens.clocks import SECONDS_SPREAD, Clocked, log_variance
 from energylens.counts import (
     ACTIVATION_BYTES,
     BANDWIDTH_RATIO,
@@ -262,6 +263,12 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
         weight_only, scalings,
     ) = np.array(formats).reshape(-1, 10)[place.reshape(-1)].T  # fmt: skip
 
+    if cases.clocked.any():
+        left = Clocked.of(cases.clock_ratio)
+        per_flop, per_narrow_flop = per_flop / left.speed, per_narrow_flop / left.speed
+        always, experts, per_byte, per_link_byte = (
+            s / left.reading_speed for s in (always, experts, per_byte, per_link_byte)
+        )
     prompt, output = cases.input_tokens, cases.output_tokens
     tensor, stages = cases.tensor_parallel, cases.pipeline_parallel
     replicas, spread = cases.data_parallel, cases.expert_parallel
@@ -670,6 +677,8 @@ class TimeModel:
         theta = self._theta(cases)
         steep = slopes(step, prompt, theta) / seconds(step, prompt, theta)[:, None]
         ratio = np.ones(len(cases))
+        lowest = self.scope.ranges.get("clock_ratio", (1.0, 1.0))[0]
+        of_clocks = log_variance(cases, SECONDS_SPREAD, lowest)
         for s, coefficients in enumerate(sets):
             mine = place == s
             if mine.any():
@@ -678,7 +687,8 @@ class TimeModel:
                 if below:
                     a = a * share_of_term(coefficients.theta, covariance)
                     of_theta = np.minimum(of_theta, np.einsum("ij,jk,ik->i", a, covariance, a))
-                ratio[mine] = np.sqrt(1.0 + of_theta / coefficients.spread_ratio**2)
+                variance = of_theta + of_clocks[mine]
+                ratio[mine] = np.sqrt(1.0 + variance / coefficients.spread_ratio**2)
         return ratio
 
     def without_factors(self) -> TimeModel:

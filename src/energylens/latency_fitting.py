@@ -157,7 +157,13 @@ def scope(dataset: Dataset) -> Scope:
         precisions=tuple(sorted(set(dataset.precision_ids))),
         ranges={
             name: (float(column.min()), float(column.max()))
-            for name in ("tensor_parallel", "pipeline_parallel", "input_tokens", "output_tokens")
+            for name in (
+                "tensor_parallel",
+                "pipeline_parallel",
+                "input_tokens",
+                "output_tokens",
+                *(["clock_ratio"] if dataset.cases.clocked.any() else []),
+            )
             for column in (getattr(dataset.cases, name),)
         },
     )

@@ -173,7 +173,15 @@ def _interpolated(
     layout = np.column_stack(
         [c.tensor_parallel, c.pipeline_parallel, c.expert_parallel, c.data_parallel]
     )
-    layout = np.column_stack([layout, c.precision_index, c.gpu_index, np.nan_to_num(c.power_cap_w)])
+    layout = np.column_stack(
+        [
+            layout,
+            c.precision_index,
+            c.gpu_index,
+            np.nan_to_num(c.power_cap_w),
+            np.nan_to_num(c.clock_mhz),
+        ]
+    )
     low: list[int] = []
     high: list[int] = []
     grown: list[list[int]] = []

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from energylens import catalog, factors
 from energylens.cases import Cases, FloatArray
+from energylens.clocks import JOULES_SPREAD, log_variance
 from energylens.counts import count_in_chunks, in_flight
 from energylens.factors import Factors
 from energylens.formula import (
@@ -19,6 +20,7 @@ from energylens.formula import (
     STRUCTURE,
     Term,
     _readers,
+    counts_for,
     datasheet,
     design,
     design_by_phase,
@@ -26,7 +28,6 @@ from energylens.formula import (
     power_ratio,
     slopes,
     terms_of,
-    with_power_caps,
 )
 from energylens.records import Engine, Precision, Source
 from energylens.viewing import Shown, shown_by
@@ -236,10 +237,10 @@ class EnergyModel(Shown):
         # Mostly one set and one GPU type answer for all: then coefficients are plain numbers.
         single = len(cases) > 0 and np.ptp(set_index) == 0 and np.ptp(cases.gpu_index) == 0
         only = scale[set_index[0], cases.gpu_index[0]] if single else None
-        capped = "power_cap" in self.extensions and bool(cases.capped.any())
+        held = bool(cases.clocked.any() or ("power_cap" in self.extensions and cases.capped.any()))
         for rows, counts in count_in_chunks(cases, extensions=bool(self.extensions)):
-            if capped:
-                counts = with_power_caps(cases.take(rows), counts)
+            if held:
+                counts = counts_for(terms, cases.take(rows), counts)
             here = only if only is not None else scale[set_index[rows], cases.gpu_index[rows]].T
             total = np.zeros(len(counts.gpus))
             for k, read in adding:
@@ -382,6 +383,7 @@ class EnergyModel(Shown):
             for below in (True, False)
         ]
         variance = np.column_stack(of_coefficients) + of_factors[:, None]
+        variance += self._of_clocks(cases)[:, None]
         widening: FloatArray = np.sqrt(1.0 + variance / spread[:, None] ** 2)
         return widening
 
@@ -408,7 +410,22 @@ class EnergyModel(Shown):
         is one of those seen.
         """
         of_factors = self._factors(cases, sets, set_index)[1]
-        return self._of_coefficients(cases, joules, sets, set_index) + of_factors
+        known = self._of_coefficients(cases, joules, sets, set_index) + of_factors
+        return known + self._of_clocks(cases)
+
+    def clock_notes(self, *, locked: bool) -> tuple[str, ...]:
+        """Say what stands behind an answer about locked clocks, where no row does."""
+        if not locked or "clock_ratio" in self.scope.ranges:
+            return ()
+        return (
+            "What a locked clock does is physics alone (docs/formula.md), for no row of the fit "
+            "has one: the interval is wider the lower the clock.",
+        )
+
+    def _of_clocks(self, cases: Cases) -> FloatArray:
+        """Variance of the logarithm that clocks beyond those of the rows leave open; (n,)."""
+        lowest = self.scope.ranges.get("clock_ratio", (1.0, 1.0))[0]
+        return log_variance(cases, JOULES_SPREAD, lowest)
 
     def _of_coefficients(
         self,
@@ -510,6 +527,8 @@ class EnergyModel(Shown):
         correlation = 1.0 - OWN_RATIO + OWN_RATIO * np.exp(-distance / reach)
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
         drawn: FloatArray = joules * np.exp(spread * (rng.standard_normal(joules.shape) @ root.T))
+        if cases.clocked.any():  # what is wrong about one clock is wrong about all, the lower more
+            drawn *= np.exp(rng.standard_normal((samples, 1)) * np.sqrt(self._of_clocks(cases)))
         return drawn
 
 
@@ -591,7 +610,7 @@ def group_key(names: Sequence[str]) -> str:
 
 
 def knob_place(cases: Cases) -> FloatArray:
-    """Where each configuration stands among others, in doublings of its knobs; shape (n, 5)."""
+    """Where each configuration stands among others, in doublings of its knobs; shape (n, 6)."""
     tdp = cases.of_gpu(lambda gpu: gpu.tdp_w)
     knobs = (
         in_flight(cases),
@@ -599,6 +618,7 @@ def knob_place(cases: Cases) -> FloatArray:
         cases.pipeline_parallel,
         cases.data_parallel,
         np.where(cases.capped, cases.power_cap_w, tdp) / tdp,
+        cases.clock_ratio,
     )
     return np.log2(np.column_stack(knobs))
 

@@ -119,6 +119,8 @@ def planned(
     c = entry.configuration
     if c.power_cap_w is not None:
         raise UsageError("verify sets no power caps: choose among configurations without")
+    if c.clock_mhz is not None:
+        raise UsageError("verify locks no clocks: choose among configurations without")
     if entry.gpu != scenario.gpu.id:
         raise UsageError(
             f"the choice is on {entry.gpu}, and measured can be {scenario.gpu.id} alone: leave the "

@@ -53,6 +53,7 @@ SOURCES = tuple(Source)
 #: Power caps that a GPU can be given, in units of its TDP: drivers allow about a quarter of it at
 #: least, and some boards a little more than their datasheet says.
 POWER_CAP_RATIOS = (0.1, 1.05)
+CLOCK_RATIOS = (0.1, 1.05)
 
 
 def _require(condition: bool, owner: str, must: str) -> None:
@@ -496,6 +497,7 @@ class Gpu:
     fp4_flop_per_s: float | None = None
     tdp_w: float
     idle_power_w: float | None = None
+    max_clock_mhz: float | None = None
     link_bandwidth_bytes_per_s: float | None = None
     memory_share_ratio: float = 0.9
     max_num_seqs: int | None = None
@@ -522,6 +524,7 @@ class Gpu:
             fp4_flop_per_s=self.fp4_flop_per_s,
             tdp_w=self.tdp_w,
             idle_power_w=self.idle_power_w,
+            max_clock_mhz=self.max_clock_mhz,
             link_bandwidth_bytes_per_s=self.link_bandwidth_bytes_per_s,
         )
 
@@ -552,6 +555,36 @@ def power_cap_range_w(gpu: Gpu) -> tuple[float, float]:
     """Lowest and highest power cap, in W, that one GPU of a type can have been given."""
     low, high = POWER_CAP_RATIOS
     return low * gpu.tdp_w, high * gpu.tdp_w
+
+
+def held_down_problem(gpu: Gpu, power_cap_w: float | None, clock_mhz: float | None) -> str | None:
+    """Say why a GPU cannot have a power cap or a locked clock; None or NaN: it has none."""
+    cap, clock = (math.nan if v is None else v for v in (power_cap_w, clock_mhz))
+    low, high = power_cap_range_w(gpu)
+    if cap < low or cap > high:
+        return (
+            f"power_cap_w must lie between {low:g} and {high:g} W on a {gpu.id} "
+            f"(TDP {gpu.tdp_w:g} W), not {cap:g}"
+        )
+    if math.isnan(clock):
+        return None
+    if (top := gpu.max_clock_mhz) is None:
+        return (
+            f"clock_mhz needs the highest clock of a {gpu.id}, which the catalog does not know: "
+            "add the GPU type with it (energylens gpu add --max-clock-mhz), or leave the clock out"
+        )
+    low, high = CLOCK_RATIOS
+    if not low * top <= clock <= high * top:
+        return (
+            f"clock_mhz must lie between {low * top:g} and {high * top:g} MHz on a {gpu.id} "
+            f"(highest clock {top:g} MHz), not {clock:g}"
+        )
+    if cap < gpu.tdp_w:
+        return (
+            "clock_mhz and a power_cap_w below the TDP must not be given together: leave out the "
+            "one that does not hold the GPU down"
+        )
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -693,7 +726,8 @@ class Configuration:
     ``batch_size`` is the limit set, summed over data-parallel replicas (infinite where none is
     known, under a load that is); ``mean_batch_size`` what was observed (``None``: not known).
     ``power_cap_w`` is the limit set on the power of each GPU (``nvidia-smi -pl``; ``None``: its
-    TDP).
+    TDP), ``clock_mhz`` the clock that the core of each is locked to (``nvidia-smi -lgc``;
+    ``None``: not locked).
     """
 
     tensor_parallel: int = 1
@@ -703,6 +737,7 @@ class Configuration:
     batch_size: float = 1.0
     mean_batch_size: float | None = None
     power_cap_w: float | None = None
+    clock_mhz: float | None = None
 
     def __post_init__(self) -> None:
         _require_whole(
@@ -717,6 +752,7 @@ class Configuration:
             batch_size=None if self.batch_size == math.inf else self.batch_size,
             mean_batch_size=self.mean_batch_size,
             power_cap_w=self.power_cap_w,
+            clock_mhz=self.clock_mhz,
         )
 
     @property
@@ -725,7 +761,7 @@ class Configuration:
         return self.tensor_parallel * self.pipeline_parallel * self.data_parallel
 
     def describe(self) -> str:
-        """Give a short human name, as in ``TP2 PP1 B64``, or ``TP2 PP1 B64 400W`` with a cap."""
+        """Give a short human name, as in ``TP2 PP1 B64``, ``... 400W`` with a cap."""
         parts = [f"TP{self.tensor_parallel}", f"PP{self.pipeline_parallel}"]
         if self.expert_parallel > 1:
             parts.append(f"EP{self.expert_parallel}")
@@ -735,6 +771,8 @@ class Configuration:
             parts.append(f"B{self.batch_size:g}")
         if self.power_cap_w is not None:
             parts.append(f"{self.power_cap_w:g}W")
+        if self.clock_mhz is not None:
+            parts.append(f"{self.clock_mhz:g}MHz")
         return " ".join(parts)
 
 
@@ -753,11 +791,6 @@ class Case:
 
     def __post_init__(self) -> None:
         _require_whole("case", node_gpus=self.node_gpus)
-        cap = self.configuration.power_cap_w
-        low, high = power_cap_range_w(self.gpu)
-        _require(
-            cap is None or low <= cap <= high,
-            "case",
-            f"power_cap_w must lie between {low:g} and {high:g} W on a {self.gpu.id} "
-            f"(TDP {self.gpu.tdp_w:g} W), not {cap}",
-        )
+        c = self.configuration
+        refused = held_down_problem(self.gpu, c.power_cap_w, c.clock_mhz)
+        _require(refused is None, "case", refused or "")

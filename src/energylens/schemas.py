@@ -16,7 +16,7 @@ VERSION = 1  # of every answer: it goes up with a change that breaks a reader
 
 Knob = Literal[
     "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "parallelism",
-    "batch_size", "precision", "gpu", "power_cap",
+    "batch_size", "precision", "gpu", "power_cap", "clock",
 ]  # fmt: skip
 
 MOST_TOKENS = 1e8
@@ -82,6 +82,7 @@ class Choose(_Strict):
     gpus: list[str] = []
     precisions: list[str] = []
     power_caps: list[float] | None = None
+    clocks: list[float] | None = Field(default=None, description="locked clocks of the core, MHz")
 
 
 class Current(_Strict):
@@ -140,9 +141,10 @@ class Question(_Strict):
     ttft: Name | None = Field(default=None, description="as in 1s or 1s:p99")
     latency: Name | None = None
     meet: float | None = Field(default=None, gt=0, lt=1)
-    choose: list[Knob] = Field(default=[], max_length=9)
+    choose: list[Knob] = Field(default=[], max_length=10)
     batch_sizes: list[float] = Field(default=[], max_length=64)
     power_caps: list[float] = Field(default=[], max_length=16)
+    clocks: list[float] = Field(default=[], max_length=16, description="locked clocks, MHz")
     current: Text | None = Field(default=None, description="as TP8 B256, or a command line")
     price: float | None = Field(default=None, ge=0, le=1e6)
     carbon: float | None = Field(default=None, ge=0, le=1e6)
@@ -188,6 +190,7 @@ class Question(_Strict):
                 gpus=self.gpu if "gpu" in knobs else [],
                 precisions=self.precision if free else [],
                 power_caps=self.power_caps or None,
+                clocks=self.clocks or None,
             ),
             current=Current(configuration=self.current) if self.current else None,
             prices=Prices(
@@ -238,6 +241,7 @@ class Entry(Answer):
     batch_size: float = Field(description="summed over replicas")
     batch_limit_per_replica: float
     power_cap_w: float | None
+    clock_mhz: float | None = Field(default=None, description="of the core, where it is locked")
     gpu: str
     precision: str
     gpus: int

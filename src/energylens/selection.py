@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import product
 from math import nan
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from energylens.capacity import (
     room,
 )
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
-from energylens.dataset import freed_columns
+from energylens.dataset import freed_columns, group_rows
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.protocols import IntervalPredictor, Predictor
 from energylens.records import (
@@ -36,7 +37,7 @@ from energylens.records import (
     Llm,
     Precision,
     Workload,
-    power_cap_range_w,
+    held_down_problem,
 )
 from energylens.viewing import Shown
 
@@ -109,6 +110,7 @@ class Candidates:
     """Values that free knobs may take. No ``precisions`` or ``gpus``: the scenario's own.
 
     ``power_caps_w`` are limits on the power of each GPU; a cap at the TDP is no cap.
+    ``clocks_mhz`` are clocks that the core of each is locked to.
     """
 
     tensor_parallel: tuple[int, ...] = DEGREES
@@ -119,6 +121,7 @@ class Candidates:
     precisions: tuple[Precision, ...] = ()
     gpus: tuple[Gpu, ...] = ()
     power_caps_w: tuple[float, ...] = ()
+    clocks_mhz: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         for name in (
@@ -208,28 +211,22 @@ def enumerate_configurations(
     UsageError
         If a name is no knob, or a free knob has nothing to choose from.
     """
-    freed, listed = freed_columns(choose), candidates or Candidates()
-    gpus = listed.gpus if "gpu_index" in freed else ()
-    precisions = listed.precisions if "precision_index" in freed else ()
-    caps = listed.power_caps_w if "power_cap_w" in freed else ()
-    for name, free, given in (
-        ("gpu", "gpu_index", gpus),
-        ("precision", "precision_index", precisions),
-        ("power cap", "power_cap_w", caps),
+    freed, listed, several = freed_columns(choose), candidates or Candidates(), list[Any]()
+    fixed = scenario.configuration
+    for name, free, given, otherwise in (
+        ("gpu", "gpu_index", listed.gpus, scenario.gpu),
+        ("precision", "precision_index", listed.precisions, scenario.precision),
+        ("power cap", "power_cap_w", listed.power_caps_w, fixed.power_cap_w or nan),
+        ("clock", "clock_mhz", listed.clocks_mhz, fixed.clock_mhz or nan),
     ):
         if free in freed and not given:
             raise UsageError(f"to choose the {name} freely, the candidates must list some")
-    gpus, precisions = gpus or (scenario.gpu,), precisions or (scenario.precision,)
-    fixed = scenario.configuration
-    caps = caps or (nan if fixed.power_cap_w is None else fixed.power_cap_w,)
-    ranges = np.array([power_cap_range_w(gpu) for gpu in gpus])
-    for cap in caps:
+        several.append(given if free in freed else (otherwise,))
+    gpus, precisions, caps, clocks = several
+    for cap, clock in product(caps, clocks):
         # A list for several GPU types may hold what is possible on one of them alone.
-        if ((cap < ranges[:, 0]) | (cap > ranges[:, 1])).all():
-            raise UsageError(
-                f"a power cap must lie between {ranges[:, 0].min():g} and "
-                f"{ranges[:, 1].max():g} W on {', '.join(gpu.id for gpu in gpus)}, not {cap:g}"
-            )
+        if all(refused := [held_down_problem(gpu, cap, clock) for gpu in gpus]):
+            raise UsageError(str(refused[0]))
 
     def values(name: str) -> FloatArray:
         chosen = getattr(listed, name) if name in freed else (getattr(fixed, name),)
@@ -262,7 +259,7 @@ def enumerate_configurations(
         keep &= (tp == 1) | (dp > 1) | np.where(ep == 1, cut, ~cut)
     layouts = np.column_stack([tp, pp, ep, dp])[keep]
     batches = values("batch_size")
-    layout, batch, precision, gpu, cap_w = (
+    layout, batch, precision, gpu, cap_w, clock_mhz = (
         grid.reshape(-1)
         for grid in np.meshgrid(
             np.arange(len(layouts)),
@@ -270,6 +267,7 @@ def enumerate_configurations(
             np.arange(len(precisions)),
             np.arange(len(gpus)),
             np.unique(np.asarray(caps, dtype=np.float64)),
+            np.unique(np.asarray(clocks, dtype=np.float64)),
             indexing="ij",
         )
     )
@@ -284,6 +282,7 @@ def enumerate_configurations(
         precisions,
         precision[possible],
         cap_w[possible],
+        clock_mhz[possible],
     )
 
 
@@ -296,6 +295,7 @@ def _cases(
     precisions: tuple[Precision, ...],
     precision: IntArray,
     power_cap_w: FloatArray,
+    clock_mhz: FloatArray,
 ) -> Cases:
     n, w = len(batch), scenario.workload
 
@@ -330,6 +330,7 @@ def _cases(
         tpot_s=unknown,
         request_latency_s=unknown,
         average_power_w=unknown,
+        clock_mhz=clock_mhz,
     )
 
 
@@ -557,7 +558,7 @@ def _saving_ratio(energy_j: float, against_j: float) -> float | None:
 
 
 def _configuration_json(configuration: Configuration, gpu: str, precision: str) -> dict[str, Any]:
-    cap = configuration.power_cap_w
+    held = {"power_cap_w": configuration.power_cap_w, "clock_mhz": configuration.clock_mhz}
     return {
         "configuration": configuration.describe(),
         "gpu": gpu,
@@ -568,14 +569,14 @@ def _configuration_json(configuration: Configuration, gpu: str, precision: str) 
         "expert_parallel": configuration.expert_parallel,
         "data_parallel": configuration.data_parallel,
         "batch_size": configuration.batch_size,
-        **({} if cap is None else {"power_cap_w": cap}),
+        **{name: value for name, value in held.items() if value is not None},
     }
 
 
 # ------------------------------------------------------------------------------------ selection
 
 # Why a configuration is ruled out, by number; after the limits comes having no prediction.
-_LAYOUT, _MEMORY, _CAP, _FIRST_LIMIT = 0, 1, 2, 3
+_LAYOUT, _MEMORY, _HELD, _FIRST_LIMIT = 0, 1, 2, 3
 
 
 def select(
@@ -639,7 +640,8 @@ def select(
             "parallelism and batch sizes given allow none within that many GPUs; allow more "
             "GPUs, or smaller degrees"
         )
-    causes = ("layout", "memory", "power cap", *(limit.name for limit in limits), "no prediction")
+    held = "clock" if every.clocked.any() else "power cap"
+    causes = ("layout", "memory", held, *(limit.name for limit in limits), "no prediction")
     every, because = _rule_out(every, limits, queueing)
     left = np.flatnonzero(because < 0)
     asked = every.take(left)
@@ -706,8 +708,12 @@ def _rule_out(cases: Cases, limits: Sequence[Limit], queueing: bool) -> tuple[Ca
         mean_batch_size=np.where(waiting, kept_running(cases.batch_size, held), np.nan)
     )
     because[~laid_out(cases)] = _LAYOUT
-    ranges = np.array([power_cap_range_w(gpu) for gpu in cases.gpus])[cases.gpu_index]
-    because[(cases.power_cap_w < ranges[:, 0]) | (cases.power_cap_w > ranges[:, 1])] = _CAP
+    if (cases.capped | cases.clocked).any():
+        kind = group_rows([cases.gpu_index, cases.power_cap_w, cases.clock_mhz])
+        for row in np.unique(kind, return_index=True)[1]:
+            gpu = cases.gpus[cases.gpu_index[row]]
+            if held_down_problem(gpu, cases.power_cap_w[row], cases.clock_mhz[row]):
+                because[kind == kind[row]] = _HELD
     for number, limit in enumerate(limits, start=_FIRST_LIMIT):
         left = np.flatnonzero(because < 0)
         because[left[limit.broken(cases.take(left))]] = number
@@ -718,15 +724,18 @@ def _infeasible(
     cases: Cases, row: int, cause: int, causes: Sequence[str], limits: Sequence[Limit]
 ) -> Infeasible:
     """Describe a case that was ruled out."""
-    if cause != _CAP:
+    if cause != _HELD:
         case = cases.case(row)
         configuration, reason = case.configuration, _reason(case, cause, limits)
     else:
-        # No case can have such a cap.
-        case = cases.replace(power_cap_w=nan).case(row)
-        configuration = replace(case.configuration, power_cap_w=float(cases.power_cap_w[row]))
-        low, high = power_cap_range_w(case.gpu)
-        reason = f"a power cap must lie between {low:g} and {high:g} W on {case.gpu.id}"
+        # No case can have such a cap or clock.
+        cap, clock = float(cases.power_cap_w[row]), float(cases.clock_mhz[row])
+        case = cases.replace(power_cap_w=nan, clock_mhz=nan).case(row)
+        c = case.configuration
+        configuration = replace(
+            c, power_cap_w=None if cap != cap else cap, clock_mhz=None if clock != clock else clock
+        )
+        reason = held_down_problem(case.gpu, cap, clock) or ""
     return Infeasible(
         configuration=configuration,
         gpu=case.gpu.id,

@@ -547,7 +547,7 @@ class JouleSteps:
             knobs = (
                 cases.llm_index, cases.gpu_index, cases.precision_index, cases.engine_index,
                 cases.tensor_parallel, cases.pipeline_parallel, cases.expert_parallel,
-                cases.data_parallel, cases.power_cap_w,
+                cases.data_parallel, cases.power_cap_w, cases.clock_mhz,
             )  # fmt: skip
             engine = group_rows(list(knobs))
         _, rows, engine = np.unique(engine, return_index=True, return_inverse=True)

@@ -100,6 +100,7 @@ class Prepared:
             cases.data_parallel.astype(int).tolist(),
             (cases.batch_size / cases.data_parallel).tolist(),
             cases.power_cap_w.tolist(),
+            cases.clock_mhz.tolist(),
             strict=True,
         )
         return [
@@ -109,7 +110,8 @@ class Prepared:
             + (f" EP{ep}" if ep > 1 else "")
             + f", batch limit {batch:g}"
             + (f", {cap:g} W" if cap == cap else "")
-            for tp, pp, ep, dp, batch, cap in columns
+            + (f", {clock:g} MHz" if clock == clock else "")
+            for tp, pp, ep, dp, batch, cap, clock in columns
         ]
 
     @cached_property
@@ -234,7 +236,7 @@ def _layout(cases: Cases) -> IntArray:
         [
             cases.gpu_index, cases.precision_index, cases.tensor_parallel,
             cases.pipeline_parallel, cases.expert_parallel, cases.data_parallel,
-            cases.power_cap_w,
+            cases.power_cap_w, cases.clock_mhz,
         ]
     )  # fmt: skip
 

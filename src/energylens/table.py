@@ -28,6 +28,7 @@ from energylens.records import (
     Llm,
     Modality,
     Precision,
+    held_down_problem,
     power_cap_range_w,
 )
 
@@ -301,6 +302,7 @@ class _Check:
             )
         if gpus is not None:
             self._power_cap(*gpus)
+            self._clock(*gpus)
         if self.found or llms is None or gpus is None:
             return None
         engines = self._engines()
@@ -567,6 +569,14 @@ class _Check:
                 f"{gpus[index[row]].id} is {gpus[index[row]].tdp_w:g} W; it is {cap[row]:g}"
             ),
         )
+
+    def _clock(self, gpus: tuple[Gpu, ...], index: IntArray) -> None:
+        clock, cap = self.number["clock_mhz"], self.number["power_cap_w"]
+        for row in np.flatnonzero(~np.isnan(clock)):
+            refused = held_down_problem(gpus[index[row]], cap[row], clock[row])
+            if refused is not None and not refused.startswith("power_cap_w"):
+                said = refused.removeprefix("clock_mhz ")
+                self.flag("clock_mhz", np.arange(self.rows) == row, said)
 
     def _parts(self) -> None:
         whole, prefill, decode = (self.number[name] for name in _ENERGIES)

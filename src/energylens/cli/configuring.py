@@ -35,6 +35,12 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--power-cap-w", type=positive, metavar="W", help="power limit of each GPU; default: none"
     )
+    group.add_argument(
+        "--clock-mhz",
+        type=positive,
+        metavar="MHZ",
+        help="clock that the core of each GPU is locked to (nvidia-smi -lgc); default: not locked",
+    )
     add_memory(group)
     group.add_argument("--input-tokens", type=positive, required=True, metavar="N")
     group.add_argument("--output-tokens", type=positive, required=True, metavar="N")
@@ -159,6 +165,7 @@ def case_of(arguments: argparse.Namespace) -> Case:
             data_parallel=arguments.data_parallel,
             batch_size=arguments.batch_size,
             power_cap_w=arguments.power_cap_w,
+            clock_mhz=arguments.clock_mhz,
         ),
         boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
         node_gpus=arguments.node_gpus,

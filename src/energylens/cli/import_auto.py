@@ -28,6 +28,7 @@ _NUMBERS = (
     ("images", "images a request"),
     ("frames", "video frames a request"),
     ("power-cap-w", "power limit of each GPU"),
+    ("clock-mhz", "clock that the core of each GPU was locked to"),
 )
 _TEXTS = (
     ("llm", "what was served: a name from energylens llm list"),

@@ -100,7 +100,7 @@ def add_verbs(verbs: Any) -> None:
         default=("tensor_parallel", "pipeline_parallel"),
         metavar="KNOBS",
         help="free knobs: tensor_parallel, pipeline_parallel, expert_parallel, data_parallel, "
-        "parallelism, batch_size, precision, gpu, power_cap",
+        "parallelism, batch_size, precision, gpu, power_cap, clock",
     )
     parser.add_argument(
         "--train", type=positive_int, metavar="N", help="training rows (default: 50)"

@@ -74,6 +74,7 @@ _GPU_FLAGS: dict[str, tuple[str, float, str, str]] = {
     "int8-top-per-s": ("int8_op_per_s", 1e12, "TOP/s", "dense peak in INT8; none: no unit"),
     "fp4-tflop-per-s": ("fp4_flop_per_s", 1e12, "TFLOP/s", "dense peak in FP4; none: no unit"),
     "tdp-w": ("tdp_w", 1.0, "W", "power limit it ships with"),
+    "max-clock-mhz": ("max_clock_mhz", 1.0, "MHz", "highest clock of its core (SM)"),
     "idle-power-w": ("idle_power_w", 1.0, "W", "power without weights and requests"),
     "link-bandwidth-gb-per-s": (
         "link_bandwidth_bytes_per_s", 1e9, "GB/s", "of all links, both directions",

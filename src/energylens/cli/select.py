@@ -48,6 +48,7 @@ FIXED: tuple[tuple[str, str, Any], ...] = (
     ("batch_size", "batch_size", None),
     ("precision", "precision_index", None),
     ("power_cap_w", "power_cap_w", None),
+    ("clock_mhz", "clock_mhz", None),
 )
 # What lists the values of a free knob: argument, column that frees it, knob.
 LISTS = (
@@ -55,6 +56,7 @@ LISTS = (
     ("gpus", "gpu_index", "gpu"),
     ("precisions", "precision_index", "precision"),
     ("power_caps", "power_cap_w", "power_cap"),
+    ("clocks", "clock_mhz", "clock"),
 )
 
 
@@ -100,7 +102,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         default=None,
         metavar="KNOBS",
         help="free knobs, a comma list of tensor_parallel, pipeline_parallel, expert_parallel, "
-        "data_parallel, parallelism, batch_size, precision, gpu, power_cap "
+        "data_parallel, parallelism, batch_size, precision, gpu, power_cap, clock "
         "(default: tensor_parallel,pipeline_parallel; with --rate data_parallel and batch_size "
         "too)",
     )
@@ -120,6 +122,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--power-caps", type=numbers, metavar="LIST", help="values of a free power_cap, in W"
+    )
+    parser.add_argument(
+        "--clocks", type=numbers, metavar="LIST", help="values of a free clock, locked, in MHz"
     )
     parser.add_argument(
         "--top",
@@ -143,7 +148,7 @@ def _knobs(arguments: argparse.Namespace) -> None:
     for name, column, default in FIXED:
         given = getattr(arguments, name)
         if given is not None and column in freed:
-            knob = {"power_cap_w": "power_cap"}.get(name, name)
+            knob = {"power_cap_w": "power_cap", "clock_mhz": "clock"}.get(name, name)
             shown = f"{given:g}" if isinstance(given, float) else given
             raise UsageError(
                 f"{flag(name)} {shown} has no effect: {knob} is free (--choose); give --choose "
@@ -277,6 +282,8 @@ def asked(arguments: argparse.Namespace) -> Asked:
                 *notes,
                 f"No row of the fit has {unseen}: joules and times rest on datasheets.",
             )
+        locked = arguments.clock_mhz is not None or "clock" in arguments.choose
+        notes = (*notes, *model.clock_notes(locked=locked))
     return Asked(model=model, case=case, lengths=lengths, notes=notes)
 
 
@@ -314,6 +321,7 @@ def _select(arguments: argparse.Namespace) -> None:
         precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
         batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
         power_caps_w=tuple(map(float, arguments.power_caps or ())),
+        clocks_mhz=tuple(map(float, arguments.clocks or ())),
     )
     if "power_cap" in arguments.choose and "power_cap" not in model.extensions:
         raise UsageError(
@@ -374,8 +382,9 @@ def _select(arguments: argparse.Namespace) -> None:
         layout = item.configuration.describe().partition(" B")[0]
         layouts.add((layout, item.gpu, item.precision))
         name, cap_w = item.configuration.describe(), item.configuration.power_cap_w
-        if item.cause.startswith("power cap"):
-            name = f"{cap_w:g} W on {item.gpu}"
+        if item.cause.startswith(("power cap", "clock")):
+            clock = item.configuration.clock_mhz
+            name = f"{f'{cap_w:g} W' if clock is None else f'{clock:g} MHz'} on {item.gpu}"
             layout = name
         ruled_out.setdefault((layout, item.gpu, item.precision), (name, item.reason))
     if ruled_out:
@@ -386,6 +395,6 @@ def _select(arguments: argparse.Namespace) -> None:
             + (", among them" if len(ruled_out) > LISTED else "")
         )
         # Caps first: there are few, and layouts would crowd them out.
-        lines = sorted(ruled_out.values(), key=lambda line: " W on " not in line[0])
+        lines = sorted(ruled_out.values(), key=lambda line: " on " not in line[0])
         for name, reason in lines[:LISTED]:
             print_paragraph(f"{name}: {reason}", "  ")

@@ -406,6 +406,7 @@ def candidates_of(arguments: argparse.Namespace) -> Any:
         gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
         precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
         power_caps_w=tuple(map(float, arguments.power_caps or ())),
+        clocks_mhz=tuple(map(float, arguments.clocks or ())),
     )
 
 

@@ -99,6 +99,7 @@ def keys(a: Dataset, b: Dataset) -> tuple[IntArray, dict[str, list[list[str]]]]:
             "data_parallel",
             "batch_size",
             "power_cap_w",
+            "clock_mhz",
         )
     ]
     return group_rows(keys), across

@@ -270,6 +270,8 @@ def _layout(cases: Cases, row: int, freed: Sequence[str], *, listed_if_free: boo
     ]
     if cases.capped[row] and ("power_cap_w" in freed) == listed_if_free:
         parts.append(f"{cases.power_cap_w[row]:g}W")
+    if cases.clocked[row] and ("clock_mhz" in freed) == listed_if_free:
+        parts.append(f"{cases.clock_mhz[row]:g}MHz")
     return parts
 
 

@@ -66,7 +66,8 @@ def fit(
     ------
     FitError
         If there is no row, or the energy of one cannot be in joules per request; or if the
-        extension power_cap is asked for and no row has one.
+        extension power_cap is asked for and no row has one; or if measured power is, and a row has
+        a locked clock.
     InputError
         If power is asked for and a row has none.
     """
@@ -76,6 +77,11 @@ def fit(
         raise FitError(
             f"the extension power_cap needs rows with a power_cap_w, and none of these "
             f"{len(dataset)} has one: add the column, or leave the extension out"
+        )
+    if options.measured_power and dataset.cases.clocked.any():
+        raise FitError(
+            "measured power already holds what a locked clock does to it: leave the rows with a "
+            "clock_mhz out, or measured power"
         )
     if len(dataset) and dataset.under_load.any():
         working = rows_at_work(dataset, time_law(dataset))
@@ -316,6 +322,8 @@ def _scope(dataset: Dataset, *, by_engine: bool = True) -> Scope:
     if c.capped.any():
         caps = np.where(c.capped, c.power_cap_w, c.of_gpu(lambda gpu: gpu.tdp_w))
         ranges["power_cap_w"] = (float(caps.min()), float(caps.max()))
+    if c.clocked.any():
+        ranges["clock_ratio"] = (float(c.clock_ratio.min()), float(c.clock_ratio.max()))
     return Scope(
         llms=names(dataset.llm_ids.tolist()),
         gpus=names(dataset.gpu_ids.tolist()),

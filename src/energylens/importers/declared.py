@@ -51,6 +51,7 @@ class Setup:
     frames: float | None = None
     task: str | None = None
     power_cap_w: float | None = None
+    clock_mhz: float | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -83,6 +84,7 @@ _NUMBERS = (
     "images",
     "frames",
     "power_cap_w",
+    "clock_mhz",
 )
 #: Names that people write in a setup file for what is called otherwise here.
 _ALSO = {"tp": "tensor_parallel", "pp": "pipeline_parallel", "dp": "data_parallel"}
@@ -194,7 +196,7 @@ def row_of(run: BenchmarkRun, setup: Setup, joined: Joined | None = None) -> Row
     notes += _energy(taken, gpus, joined)
     _latencies(taken)
     _seen(taken)
-    for name in ("task", "power_cap_w"):
+    for name in ("task", "power_cap_w", "clock_mhz"):
         taken.take(name, None)
     taken.cells["source"] = setup.source or OWN_SOURCE
     taken.cells["declared"] = " ".join(dict.fromkeys(taken.declared))

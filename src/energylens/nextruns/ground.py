@@ -208,7 +208,7 @@ def _same_case(cases: Cases, n: int) -> IntArray:
     key = group_rows(
         [
             cases.llm_index, cases.gpu_index, cases.precision_index, cases.images, cases.frames,
-            cases.node_boundary, cases.node_gpus, cases.power_cap_w,
+            cases.node_boundary, cases.node_gpus, cases.power_cap_w, cases.clock_mhz,
             *(getattr(cases, name) for name in _KNOBS),
         ]
     )  # fmt: skip
@@ -253,8 +253,8 @@ def _scenarios(
 ) -> list[IntArray]:
     """Feasible candidates that differ in the free knobs alone, two configurations or more."""
     columns = (
-        *_KNOBS, "gpu_index", "precision_index", "power_cap_w", "node_gpus", "llm_index",
-        "node_boundary",
+        *_KNOBS, "gpu_index", "precision_index", "power_cap_w", "clock_mhz", "node_gpus",
+        "llm_index", "node_boundary",
     )  # fmt: skip
     keys: list[NDArray[Any]] = [served]
     keys += [getattr(cases, name) for name in columns if name not in freed]

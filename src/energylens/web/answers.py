@@ -59,7 +59,7 @@ def asked(loaded: Loaded, question: DecisionFile) -> Query:
         if name in found.choose or "parallelism" in found.choose:
             degrees *= len(getattr(found.candidates, name))
     span = degrees * max(len(choose.gpus), 1) * max(len(choose.precisions), 1)
-    span *= max(len(choose.power_caps or ()), 1)
+    span *= max(len(choose.power_caps or ()), 1) * max(len(choose.clocks or ()), 1)
     limits = len(found.batch_limits) if "batch_size" in found.choose else 1
     # Layouts on more GPUs than are allowed fall away at once; about a third are left.
     if span * limits > 3 * MOST_CANDIDATES:

@@ -255,7 +255,8 @@ const name = (entry) => {
   const dp = entry.data_parallel > 1 ? `${entry.data_parallel} x ` : "";
   const pp = entry.pipeline_parallel > 1 ? ` PP${entry.pipeline_parallel}` : "";
   const ep = entry.expert_parallel > 1 ? ` EP${entry.expert_parallel}` : "";
-  const cap = entry.power_cap_w === null ? "" : `, ${number(entry.power_cap_w)} W`;
+  const clock = entry.clock_mhz == null ? "" : `, ${number(entry.clock_mhz)} MHz`;
+  const cap = entry.power_cap_w === null ? clock : `, ${number(entry.power_cap_w)} W`;
   return `${dp}TP${entry.tensor_parallel}${pp}${ep}, batch limit ${number(entry.batch_limit_per_replica, 4)}${cap}`;
 };
 const tile = (what, value, more = "") => el("div", {}, el("dt", {}, what), el("dd", {}, value, more ? el("small", {}, more) : null));
