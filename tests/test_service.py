@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import csv
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from studies.results.runs import Data
+from studies.service import measured
 from studies.service.simulated import study, summarise
 
 from energylens import catalog
 from energylens.cases import Cases, FloatArray
 from energylens.errors import InputError
 from energylens.fitting import fit, from_datasheet
-from energylens.importers import mlenergy_v3
 from energylens.latency import from_datasheet as time_from_datasheet
 from energylens.latency_fitting import fit_latency
-from energylens.records import Case, Configuration, Engine, Gpu, Workload
+from energylens.records import Case, Configuration, Engine, Workload
 from energylens.service import JouleSteps, Lengths, Service, _chain, slots, steady_state
 
 LENGTHS = Lengths(input_tokens=500, output_tokens=300)
@@ -218,45 +219,20 @@ def test_slots_are_the_limit_or_what_the_memory_holds() -> None:
     assert slots(many, longer)[0] < slots(many, LENGTHS)[0]
 
 
-def _under_load(public_data: Callable[[str], Path]) -> list[dict[str, str]]:
-    with (public_data("powertrace") / "runs_under_load.csv").open() as file:
-        return list(csv.DictReader(file))
-
-
 def test_measured_runs_under_load_follow_from_full_batches(
     public_data: Callable[[str], Path],
 ) -> None:
     """Coefficients from full-batch rows of an H100 alone; idle watts as the runs had them."""
-    folder = public_data("mlenergy-v3")
-    rows = mlenergy_v3.read(folder, assume_input_tokens={}, assume_vision_tokens={}).dataset
-    energy_model, time_model = fit(rows), fit_latency(rows)
-    errors: dict[str, list[float]] = {"H100": [], "A100": []}
-    times: list[float] = []
-    for row in _under_load(public_data):
-        lengths = Lengths(
-            input_tokens=float(row["input_tokens"]),
-            output_tokens=float(row["output_tokens"]),
-            output_cv=0.9,
-        )
-        cases = deployed(
-            row["llm"], row["gpu"], tensor_parallel=int(row["tensor_parallel"]), batch_size=256
-        )
-        idle_w = float(row["loaded_idle_w_per_gpu"])
-
-        def measured_idle(_: Gpu, watts: float = idle_w) -> float:
-            return watts
-
-        state = steady_state(
-            time_model.steps(cases, lengths.output_cv),
-            rate_per_s=float(row["achieved_rate_per_s"]),
-            lengths=lengths,
-            slots=slots(cases, lengths),
-            joules=JouleSteps.of(energy_model, cases, lengths, measured_idle),
-        )
-        ratio = state.energy_per_request_j[0] / float(row["energy_per_request_j"])
-        errors[row["gpu"][:4]].append(abs(ratio - 1))
-        if row["gpu"].startswith("H100") and row["tpot_s"]:
-            times.append(abs(state.tpot_s[0] / float(row["tpot_s"]) - 1))
-    assert np.mean(errors["H100"]) <= 0.06
-    assert np.mean(errors["A100"]) <= 0.12
-    assert np.mean(times) <= 0.1
+    full = Data(public_data("mlenergy-v3").parent).v3
+    rows = measured.runs(public_data("powertrace") / measured.RUNS.name, "as measured")
+    state = measured.answered(fit(full), fit_latency(full), rows.cases)
+    off = np.abs(state.energy_per_request_j / rows.energy_per_request_j - 1)
+    h100 = rows.gpu_ids == "H100-SXM-80GB"
+    published = json.loads((measured.ROOT / "studies/service/measured.json").read_text())
+    of = published["as measured"]
+    assert off[h100].mean() == pytest.approx(of["H100"]["joules"]["mape_mean_ratio"], abs=2e-3)
+    assert off[~h100].mean() == pytest.approx(of["A100"]["joules"]["mape_mean_ratio"], abs=2e-3)
+    assert off[h100].mean() <= 0.06
+    assert off[~h100].mean() <= 0.12
+    late = np.abs(state.tpot_s / rows.cases.tpot_s - 1)[h100]
+    assert np.nanmean(late) <= 0.1

@@ -485,7 +485,8 @@ class Gpu:
     ``memory_share_ratio`` is not the GPU's but the deployment's: the share of its memory that the
     engine may use (``--gpu-memory-utilization``; 0.9 is vLLM's default). Nor is ``max_num_seqs``,
     the sequences of a replica that the engine is told to run at most, and sets memory aside for
-    (``--max-num-seqs``; None: the batch limit).
+    (``--max-num-seqs``; None: the batch limit). ``loaded_idle_w`` is what a GPU draws with weights
+    loaded and no request, ``idle_power_w`` without weights; None: nothing to quote.
     """
 
     id: str
@@ -497,6 +498,7 @@ class Gpu:
     fp4_flop_per_s: float | None = None
     tdp_w: float
     idle_power_w: float | None = None
+    loaded_idle_w: float | None = None
     max_clock_mhz: float | None = None
     link_bandwidth_bytes_per_s: float | None = None
     memory_share_ratio: float = 0.9
@@ -524,6 +526,7 @@ class Gpu:
             fp4_flop_per_s=self.fp4_flop_per_s,
             tdp_w=self.tdp_w,
             idle_power_w=self.idle_power_w,
+            loaded_idle_w=self.loaded_idle_w,
             max_clock_mhz=self.max_clock_mhz,
             link_bandwidth_bytes_per_s=self.link_bandwidth_bytes_per_s,
         )

@@ -603,8 +603,7 @@ class JouleSteps:
 
 def loaded_idle_w(gpu: Gpu) -> float:
     """Watts of one GPU with weights loaded and no request, from the catalog or its TDP."""
-    known = getattr(gpu, "loaded_idle_w", None)
-    return float(known) if known else LOADED_IDLE_RATIO * gpu.tdp_w
+    return gpu.loaded_idle_w or LOADED_IDLE_RATIO * gpu.tdp_w
 
 
 def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -> FloatArray:

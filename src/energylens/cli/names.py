@@ -76,6 +76,7 @@ _GPU_FLAGS: dict[str, tuple[str, float, str, str]] = {
     "tdp-w": ("tdp_w", 1.0, "W", "power limit it ships with"),
     "max-clock-mhz": ("max_clock_mhz", 1.0, "MHz", "highest clock of its core (SM)"),
     "idle-power-w": ("idle_power_w", 1.0, "W", "power without weights and requests"),
+    "loaded-idle-w": ("loaded_idle_w", 1.0, "W", "power with weights loaded and no request"),
     "link-bandwidth-gb-per-s": (
         "link_bandwidth_bytes_per_s", 1e9, "GB/s", "of all links, both directions",
     ),
