@@ -16,13 +16,50 @@ from energylens.service import Lengths, Service
 if TYPE_CHECKING:
     from energylens.solving import Solved
 
-# Standard deviation, as a log, of what the closed form makes of the queue, against the simulation
-# (docs/service.md): means, and percentiles.
-QUEUE_ERROR = {"tpot": 0.05, "ttft": 0.13, "latency": 0.06}
-QUEUE_ERROR_PERCENTILE = {"tpot": 0.13, "ttft": 0.33, "latency": 0.15}
-
 Measure = Literal["tpot", "ttft", "latency"]
 NAMES: dict[Measure, str] = {"tpot": "TPOT", "ttft": "TTFT", "latency": "request latency"}
+
+# What simulated times are above those of the queue's closed form, as a log: the median, and the
+# standard deviation above it, at these shares of the saturation rate; of means, 90th and 99th
+# percentiles (python -m studies.service.simulated --settings 400 --seed 501).
+QUEUE_LOADS = (0.175, 0.45, 0.7, 0.875)
+QUEUE_SHARES = (0.9, 0.99)
+_QUEUE_LATE: dict[Measure, tuple[tuple[float, ...], ...]] = {
+    "tpot": ((0.0, 0.0, 0.0, 0.0), (0.0, 0.02, 0.03, 0.0), (0.05, 0.1, 0.05, 0.0)),
+    "ttft": ((0.0, 0.0, 0.0, 0.07), (0.0, 0.0, 0.01, 0.13), (0.13, 0.19, 0.11, 0.16)),
+    "latency": ((0.0, 0.0, 0.0, 0.01), (0.0, 0.0, 0.0, 0.0), (0.03, 0.02, 0.02, 0.01)),
+}
+_QUEUE_SPREAD: dict[Measure, tuple[tuple[float, ...], ...]] = {
+    "tpot": ((0.01, 0.02, 0.04, 0.07), (0.05, 0.1, 0.15, 0.2), (0.3, 0.3, 0.3, 0.3)),
+    "ttft": ((0.05, 0.05, 0.08, 0.35), (0.06, 0.09, 0.18, 0.55), (0.18, 0.18, 0.27, 0.38)),
+    "latency": ((0.02, 0.03, 0.05, 0.15), (0.07, 0.08, 0.08, 0.12), (0.06, 0.07, 0.09, 0.14)),
+}
+
+
+def queue_late(measure: Measure, quantile: float | None, load: FloatArray) -> FloatArray:
+    """What simulated times are above the closed form's, as a log.
+
+    Parameters
+    ----------
+    measure : {"tpot", "ttft", "latency"}
+    quantile : float or None
+        Of which percentile; None: of the mean.
+    load : ndarray
+        Share of the saturation rate.
+
+    Returns
+    -------
+    ndarray, shape (2, *load.shape)
+        The median, and the standard deviation above it.
+    """
+    tables = [table[measure] for table in (_QUEUE_LATE, _QUEUE_SPREAD)]
+    if quantile is None:
+        lines = [np.array(of[0]) for of in tables]
+    else:
+        ends = [-np.log1p(-share) for share in QUEUE_SHARES]
+        far = float(np.interp(-np.log1p(-quantile), ends, [0.0, 1.0]))
+        lines = [(1.0 - far) * np.array(of[1]) + far * np.array(of[2]) for of in tables]
+    return np.stack([np.interp(load, QUEUE_LOADS, line) for line in lines])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,11 +101,9 @@ class LatencyLimit:
         }
         return reads[self.measure](self.quantile)
 
-    @property
-    def queue_error(self) -> float:
-        """Standard deviation of what the queue's closed form is off by, as a log."""
-        table = QUEUE_ERROR if self.quantile is None else QUEUE_ERROR_PERCENTILE
-        return table[self.measure]
+    def queue_late(self, load: FloatArray) -> FloatArray:
+        """What the queue's closed form is off by, as in :func:`queue_late`."""
+        return queue_late(self.measure, self.quantile, load)
 
 
 def seconds(value: float) -> str:

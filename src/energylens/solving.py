@@ -294,14 +294,11 @@ class Solved:
         if not limits:
             sure = (~self.state.saturated).astype(np.float64)
             return sure, np.zeros((0, len(self.cases)))
-        each = np.stack(
-            [
-                ndtr(
-                    (np.log(limit.seconds) - np.log(np.maximum(value, 1e-300))) / limit.queue_error
-                )
-                for limit, value in zip(limits, self.values, strict=True)
-            ]
-        )
+        each = np.empty(self.values.shape)
+        for i, (limit, value) in enumerate(zip(limits, self.values, strict=True)):
+            middle, spread = limit.queue_late(self.state.utilisation_ratio)
+            late = np.log(limit.seconds) - np.log(np.maximum(value, 1e-300)) - middle
+            each[i] = ndtr(late / spread)
         return each.min(axis=0).mean(axis=0), each.mean(axis=1)
 
 
@@ -531,7 +528,8 @@ class Engine:
         values[:, ends] = everywhere
         open_ = np.zeros(n, dtype=np.bool_)
         for i, (limit, (fast, slow)) in enumerate(zip(limits, everywhere, strict=True)):
-            reach = np.exp(DECIDED_SPREADS * limit.queue_error)
+            middle, spread = limit.queue_late(state.utilisation_ratio)
+            reach = np.exp(middle + DECIDED_SPREADS * spread)
             met = slow * reach <= limit.seconds
             open_ |= ~met & (fast <= limit.seconds * RELAXED_RATIOS[-1] * reach)
             values[i, inner] = np.where(met, slow, fast)

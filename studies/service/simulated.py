@@ -39,6 +39,7 @@ LLMS = (
 SLOTS = (16, 32, 64, 128, 256, 512)
 LOADS = (0.05, 0.95)
 BANDS = ((0.05, 0.3), (0.3, 0.6), (0.6, 0.8), (0.8, 0.95))
+TENTH_DEVIATIONS = 1.2816  # above which a normal has a tenth of itself
 LONGEST_PROMPT, LONGEST_OUTPUT = 30_000, 8_000
 
 
@@ -286,17 +287,24 @@ def compared(truth: SimulatedLoad, formula: Service) -> dict[str, list[float]]:
         "energy_per_request_j": (truth.energy_per_request_j, formula.energy_per_request_j),
         "mean_batch_size": (truth.mean_batch_size, formula.mean_batch_size),
         "tpot_s": (truth.tpot_s, formula.tpot_s),
-        "tpot_p90_s": (truth.tpot_quantile_s(0.9), formula.tpot_quantile_s(0.9)),
         "ttft_s": (float(truth.ttft_s.mean()), formula.ttft_s),
-        "ttft_p99_s": (float(np.quantile(truth.ttft_s, 0.99)), formula.ttft_quantile_s(0.99)),
         "request_latency_s": (float(truth.latency_s.mean()), formula.request_latency_s),
     }
+    for share in (0.9, 0.99):
+        p = f"p{100 * share:.0f}_s"
+        ttft, latency = (float(np.quantile(x, share)) for x in (truth.ttft_s, truth.latency_s))
+        pairs |= {
+            f"tpot_{p}": (truth.tpot_quantile_s(share), formula.tpot_quantile_s(share)),
+            f"ttft_{p}": (ttft, formula.ttft_quantile_s(share)),
+            f"request_latency_{p}": (latency, formula.latency_quantile_s(share)),
+        }
     return {name: [float(a), float(b[0])] for name, (a, b) in pairs.items()}
 
 
+TIMES = ("tpot", "ttft", "request_latency")
 MEASURES = (
-    "energy_per_request_j", "mean_batch_size", "tpot_s", "tpot_p90_s", "ttft_s", "ttft_p99_s",
-    "request_latency_s",
+    "energy_per_request_j", "mean_batch_size",
+    *(f"{name}{p}_s" for name in TIMES for p in ("", "_p90", "_p99")),
 )  # fmt: skip
 
 
@@ -311,6 +319,7 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
                 "mean_error_ratio": round(float(np.abs(ratios).mean()), 4),
                 "median_error_ratio": round(float(np.median(np.abs(ratios))), 4),
                 "bias_ratio": round(float(np.median(ratios)), 4),
+                "late_log": [round(value, 3) for value in _late(ratios)],
             }
         return out
 
@@ -323,6 +332,13 @@ def summarise(rows: list[dict[str, Any]]) -> dict[str, Any]:
         kind: errors(some) for kind in KINDS if (some := [r for r in rows if r["kind"] == kind])
     }
     return {"all": errors(rows), "by_load": bands, "by_kind": kinds}
+
+
+def _late(ratios: FloatArray) -> tuple[float, float]:
+    """Median log of simulated over closed form; standard deviation by which a tenth are above."""
+    logs = -np.log1p(ratios)
+    middle, tenth = np.quantile(logs, [0.5, 0.9])
+    return float(middle), float((tenth - middle) / TENTH_DEVIATIONS)
 
 
 def study(settings: int, seed: int) -> list[dict[str, Any]]:
