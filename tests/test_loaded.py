@@ -10,13 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from energylens import table
+from energylens import modelfile, table
 from energylens.cases import Cases
 from energylens.dataset import Dataset
 from energylens.fitting import Datasheet, EnergyLens, diagnose, fit, from_datasheet
 from energylens.latency import from_datasheet as times_from_datasheet
 from energylens.latency_fitting import fit_latency
 from energylens.loaded import LoadedModel, at_work, rows_at_work
+from energylens.service import idle_of, loaded_idle_w
 
 KEPT = (
     "llm", "gpu", "precision", "tensor_parallel", "pipeline_parallel", "request_rate_per_s",
@@ -65,6 +66,25 @@ def test_fewer_requests_cost_more_each(tmp_path: Path) -> None:
     assert (np.diff(working.mean_batch_size.reshape(-1, 3), axis=1) >= 0).all()
 
 
+@pytest.mark.parametrize("ratio", [0.6, 1.6])
+def test_rows_under_load_tell_the_idle_watts(ratio: float, tmp_path: Path) -> None:
+    rows = planted(tmp_path)
+    expected = loaded_idle_w(rows.cases.gpus[0])
+    told = rows.cases.replace(loaded_idle_w=expected * ratio)
+    model = LoadedModel(energy=from_datasheet(), time=times_from_datasheet())
+    rows = replace(rows, energy_per_request_j=model.predict_energy_j(told))
+    found = fit(rows)
+    assert found.loaded_idle_w == {"H100-SXM-80GB": pytest.approx(expected * ratio, rel=0.1)}
+    # What rows say of themselves goes before what they ask for, and is kept in the file.
+    said = fit(replace(rows, cases=rows.cases.replace(loaded_idle_w=99.0)))
+    assert said.loaded_idle_w == {"H100-SXM-80GB": 99.0}
+    assert modelfile.from_json(modelfile.to_json(said), "m").loaded_idle_w == said.loaded_idle_w
+    assert idle_of(said)(rows.cases.gpus[0]) == 99.0
+    np.testing.assert_allclose(
+        EnergyLens().fit(rows).predict_energy_j(rows.cases), rows.energy_per_request_j, rtol=0.03
+    )
+
+
 def test_the_measured_batch_is_not_read(tmp_path: Path) -> None:
     rows = planted(tmp_path)
     model = EnergyLens().fit(rows)
@@ -94,7 +114,8 @@ def test_twenty_measured_runs_tell_the_joules_of_the_rest(
     public_data: Callable[[str], Path], tmp_path: Path
 ) -> None:
     data = under_load(public_data, tmp_path)
-    errors, unfitted = [], []
+    errors: list[float] = []
+    unfitted: list[float] = []
     for repeat in range(4):
         order = np.random.default_rng([0, repeat]).permutation(len(data))
         train, test = data.take(order[:20]), data.take(order[20:])

@@ -140,6 +140,8 @@ class EnergyModel(Shown):
     extensions: tuple[str, ...] = ()
     energylens_version: str = ""
     time: TimeModel | None = None  # seconds of the same rows, where they had any
+    #: Watts of a GPU with weights loaded and no request, by type, where the rows told.
+    loaded_idle_w: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def caution(self) -> str:

@@ -90,6 +90,7 @@ class _Document(_Strict):
     groups: dict[str, _Coefficients]
     travel: dict[str, _Coefficients]
     time: _Time | None = None
+    loaded_idle_w: dict[str, Annotated[FiniteFloat, Field(gt=0)]] = {}
     seal: str
 
 
@@ -121,6 +122,8 @@ def to_json(model: EnergyModel) -> dict[str, Any]:
     document = {"format": FORMAT, "version": VERSION, **_plain(model, _Document)}
     if model.time is None:
         del document["time"]
+    if not model.loaded_idle_w:
+        del document["loaded_idle_w"]
     return {**document, "seal": _seal(document)}
 
 
@@ -211,6 +214,7 @@ def from_json(document: Any, name: str) -> EnergyModel:
         per=tuple(read.per),
         travel={key: _coefficients(value, names, name) for key, value in read.travel.items()},
         time=None if read.time is None else _time(read.time, name),
+        loaded_idle_w=read.loaded_idle_w,
     )
 
 

@@ -29,7 +29,7 @@ All columns are of one replica; R replicas share the rate and each has this stat
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -536,7 +536,8 @@ class JouleSteps:
         cases : Cases
             n cases; their batch plays no part.
         loaded_idle_w : callable, optional
-            Watts of one idle GPU of a type with weights loaded; :func:`loaded_idle_w` by default.
+            Watts of one idle GPU of a type with weights loaded; by default what the rows of the
+            model told, or :func:`loaded_idle_w`.
         engines : ndarray of int, shape (n,), optional
             Numbers that tell apart all but batch limits, where they are known.
         most : float
@@ -569,7 +570,7 @@ class JouleSteps:
         law = getattr(model, "without_factors", lambda: model)()
         prefill, decode = law.predict_parts_j(many)
         step_j = decode.sum(axis=1) / many.output_tokens * running
-        idle = loaded_idle_w or globals()["loaded_idle_w"]
+        idle = loaded_idle_w or idle_of(model)
         gpus = cases.tensor_parallel * cases.pipeline_parallel
         return cls(
             idle_w=gpus * cases.of_gpu(idle),
@@ -604,6 +605,12 @@ class JouleSteps:
 def loaded_idle_w(gpu: Gpu) -> float:
     """Watts of one GPU with weights loaded and no request, from the catalog or its TDP."""
     return gpu.loaded_idle_w or LOADED_IDLE_RATIO * gpu.tdp_w
+
+
+def idle_of(model: object) -> Callable[[Gpu], float]:
+    """Give the loaded idle of a GPU type as a model's rows told it, or the catalog."""
+    told: Mapping[str, float] = getattr(model, "loaded_idle_w", {})
+    return lambda gpu: told.get(gpu.id) or loaded_idle_w(gpu)
 
 
 def slots(cases: Cases, lengths: Lengths, *, limits: FloatArray | None = None) -> FloatArray:

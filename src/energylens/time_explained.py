@@ -15,7 +15,7 @@ from energylens.latency import NAMES, TERMS
 from energylens.model import EnergyModel
 from energylens.records import Case
 from energylens.schemas import headed
-from energylens.service import loaded_idle_w
+from energylens.service import idle_of
 
 # What the hardware does, with the terms of the two laws that are about it.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -108,7 +108,7 @@ def explain_time(model: EnergyModel, case: Case) -> ExplainedTime | None:
     configuration = case.configuration
     replica_gpus = configuration.tensor_parallel * configuration.pipeline_parallel
     running = float(in_flight(cases)[0]) / configuration.data_parallel
-    low, high = loaded_idle_w(case.gpu), case.gpu.tdp_w
+    low, high = idle_of(model)(case.gpu), case.gpu.tdp_w
     kinds = []
     for name, (of_joules, of_seconds) in KINDS.items():
         j = float(sum(joules.get(term, 0.0) for term in of_joules))

@@ -47,7 +47,8 @@ KEPT = (
 #: Watts of an idle GPU: those of the runs, those of the catalog, which quotes the same source, and
 #: those of GPUs without weights, as the source read them too.
 EMPTY_W = {"H100-SXM-80GB": 70.0, "A100-SXM-80GB": 62.0}
-IDLES = ("as measured", "of the catalog", "of an empty GPU")
+FOUND = "found in the rows"
+IDLES = ("as measured", "of the catalog", "of an empty GPU", FOUND)
 
 
 def runs(path: Path, idle: str) -> Dataset:
@@ -55,7 +56,8 @@ def runs(path: Path, idle: str) -> Dataset:
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     columns: dict[str, Sequence[object]] = {name: [row[name] for row in rows] for name in KEPT}
-    columns["loaded_idle_w"] = [_idle_w(row, idle) for row in rows]
+    if idle != FOUND:
+        columns["loaded_idle_w"] = [_idle_w(row, idle) for row in rows]
     return table.from_columns(columns, path.name)
 
 
@@ -99,10 +101,15 @@ def run(data: Data) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in IDLES:
         rows = runs(data.folder / RUNS, name)
-        state = answered(energy, time, rows.cases)
         gpus = np.array([gpu[:4] for gpu in rows.gpu_ids])
         entry: dict[str, Any] = {"dataset_digest": rows.digest}
-        for gpu in ("H100", "A100"):
+        if name == FOUND:
+            entry["loaded_idle_w"] = {
+                gpu: round(watts, 1) for gpu, watts in fit(rows).loaded_idle_w.items()
+            }
+        else:
+            state = answered(energy, time, rows.cases)
+        for gpu in ("H100", "A100") if name != FOUND else ():
             entry[gpu] = {
                 "joules": _off(state.energy_per_request_j, rows.energy_per_request_j, gpus == gpu),
                 "TPOT": _off(state.tpot_s, rows.cases.tpot_s, gpus == gpu),
@@ -132,7 +139,7 @@ def from_full_batches(results: Results) -> str:
     """Make the table of what full batches tell of runs under load."""
     lines = []
     for idle, entry in results.items():
-        for gpu in ("H100", "A100"):
+        for gpu in ("H100", "A100") if idle != FOUND else ():
             of = [
                 f"{percent(entry[gpu][kind]['mape_mean_ratio'])} / "
                 f"{percent(entry[gpu][kind]['mape_ratio'])} ({entry[gpu][kind]['rows']})"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from energylens.dataset import Dataset
 from energylens.fitting.problem import NO_PRIOR_SPREAD, VARIANCE_FLOOR
 from energylens.formula import design, power_ratio, slopes
 from energylens.linearised import Linearised
-from energylens.loaded import rows_at_work, time_law
+from energylens.loaded import rows_at_work, time_law, with_idle
 from energylens.model import EnergyModel, physics_flags
 
 EPSILON = float(np.finfo(np.float64).eps)
@@ -70,6 +70,7 @@ def diagnose(
         The weights that ``fit`` was given.
     """
     if dataset.under_load.any():
+        dataset = replace(dataset, cases=with_idle(dataset.cases, model.loaded_idle_w))
         dataset = rows_at_work(dataset, time_law(dataset))
     if weights is None:
         weights = np.ones(len(dataset))

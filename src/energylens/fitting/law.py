@@ -20,7 +20,7 @@ from energylens.fitting.problem import (
     borrowing,
 )
 from energylens.formula import EXTENSIONS, SPREADS, TERMS
-from energylens.loaded import rows_at_work, time_law
+from energylens.loaded import fit_at_work, rows_at_work, time_law, told_idle_w, with_idle
 from energylens.model import (
     WIDE,
     Coefficients,
@@ -84,10 +84,12 @@ def fit(
             "clock_mhz out, or measured power"
         )
     if len(dataset) and dataset.under_load.any():
-        working = rows_at_work(dataset, time_law(dataset))
-        model = replace(fit_rows(working, options, weights), dataset_digest=dataset.digest)
-        return _owning_up(model, working)
-    return _owning_up(fit_rows(dataset, options, weights), dataset)
+        model, working = fit_at_work(
+            dataset, time_law(dataset), lambda rows: fit_rows(rows, options, weights)
+        )
+        return _owning_up(replace(model, dataset_digest=dataset.digest), working)
+    model = replace(fit_rows(dataset, options, weights), loaded_idle_w=told_idle_w(dataset))
+    return _owning_up(model, dataset)
 
 
 def _owning_up(model: EnergyModel, dataset: Dataset) -> EnergyModel:
@@ -109,8 +111,10 @@ def refuse_misfit(model: EnergyModel, dataset: Dataset) -> None:
     """
     if "misfit_ratio" not in model.options:
         return
-    predicted = model.predict_energy_j(rows_at_work(dataset, time_law(dataset)).cases)
-    ratio = float(np.median(dataset.energy_per_request_j / predicted))
+    dataset = replace(dataset, cases=with_idle(dataset.cases, model.loaded_idle_w))
+    working = rows_at_work(dataset, time_law(dataset))
+    predicted = model.predict_energy_j(working.cases)
+    ratio = float(np.median(working.energy_per_request_j / predicted))
     if max(ratio, 1 / ratio) > MISFIT_FACTOR:
         raise FitError(
             f"measured joules are {ratio:.3g} times what the fit of these rows predicts, at the "

@@ -32,7 +32,7 @@ from energylens.lengths import workload_of
 from energylens.model import EnergyModel
 from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
-from energylens.service import loaded_idle_w, slots
+from energylens.service import idle_of, slots
 from energylens.time_explained import explain_time, explanation_document
 from energylens.web.models import Loaded
 
@@ -321,7 +321,7 @@ def joules_by_term(
     running = cases.replace(mean_batch_size=per_step * cases.data_parallel, node_boundary=False)
     law = found.engine.joule_law
     prefill, decode = law.predict_parts_j(running)
-    idle = cases.tensor_parallel * cases.pipeline_parallel * cases.of_gpu(loaded_idle_w)
+    idle = cases.tensor_parallel * cases.pipeline_parallel * cases.of_gpu(idle_of(law))
     idle = idle * state.empty_ratio[rows] / rate
     served = solved.power_w[rows] / solved.energy_j[rows]
     node = (solved.power_w[rows] - state.power_w[rows] * cases.data_parallel) / served
