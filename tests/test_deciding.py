@@ -24,6 +24,7 @@ from energylens.deciding import (
     candidates_under_load,
     decide,
 )
+from energylens.decisions import QUEUE_LOADS, Measure, queue_late
 from energylens.deploying import EMITTERS, emit, read_configuration
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.latency import TimeModel
@@ -572,3 +573,33 @@ def test_the_first_lines_name_format_gpu_and_the_share_of_the_interval(
     assert main([*QUESTION, "--choose", "tensor_parallel,gpu", "--gpus", "H100,H200"]) == 0
     said = capsys.readouterr().out
     assert said.startswith(f"{LLAMA} in fp8 at 3 requests/s")  # types are named one by one
+
+
+def test_the_queues_own_error_is_what_settings_that_were_not_looked_at_show() -> None:
+    path = Path(__file__).resolve().parents[1] / "studies" / "service" / "service.json"
+    bands = json.loads(path.read_text())["by_load"].values()
+    measures: dict[str, Measure] = {
+        "tpot": "tpot", "ttft": "ttft", "request_latency": "latency"
+    }  # fmt: skip
+    for name, measure in measures.items():
+        for quantile, ending in ((None, ""), (0.9, "_p90"), (0.99, "_p99")):
+            stated = queue_late(measure, quantile, np.array(QUEUE_LOADS))
+            judged = np.array([band[f"{name}{ending}_s"]["late_log"] for band in bands]).T
+            # A tenth is later than this; a band has some 70 settings.
+            upper = [late + 1.28 * spread for late, spread in (stated, judged)]
+            assert np.abs(upper[0] - upper[1]).max() < 0.35
+            assert np.abs(upper[0] - upper[1]).mean() < 0.16
+
+
+def test_what_hardly_keeps_up_is_not_certain_to_meet_no_limit() -> None:
+    made = decide(
+        Engine(packaged.for_gpu("H100-SXM-80GB")[0].model()),
+        scenario(),
+        Load(rate_per_s=3.0, lengths=LENGTHS),
+    )
+    solved = made.solved
+    odds, load = solved.probabilities(())[0], solved.state.utilisation_ratio
+    assert (odds[load < 0.4] > 0.99).all()
+    assert (odds[(load > 0.93) & (load < 1.0)] < 0.9).all()
+    assert (odds[load > 1.6] == 0).all()
+    assert made.best.utilisation_ratio < 0.9

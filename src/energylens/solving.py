@@ -253,6 +253,7 @@ class Solved:
     values: FloatArray  # (limits, factors, n)
     energy_j: FloatArray
     power_w: FloatArray
+    keeps_up: FloatArray  # probability that the queue does not grow without end
     certain: bool  # whether the values are those of all factors, or of the mean alone
 
     @property
@@ -274,6 +275,7 @@ class Solved:
             values=self.values[:, :, rows],
             energy_j=self.energy_j[rows],
             power_w=self.power_w[rows],
+            keeps_up=self.keeps_up[rows],
             certain=self.certain,
         )
 
@@ -292,8 +294,7 @@ class Solved:
         from scipy.special import ndtr
 
         if not limits:
-            sure = (~self.state.saturated).astype(np.float64)
-            return sure, np.zeros((0, len(self.cases)))
+            return self.keeps_up, np.zeros((0, len(self.cases)))
         each = np.empty(self.values.shape)
         for i, (limit, value) in enumerate(zip(limits, self.values, strict=True)):
             middle, spread = limit.queue_late(self.state.utilisation_ratio)
@@ -476,8 +477,13 @@ class Engine:
         )
         power = service.node_power_w(cases, state.power_w) * self.energy_factor
         served = np.minimum(offered, state.saturation_rate_per_s * cases.data_parallel)
+        keeps_up = (~state.saturated).astype(np.float64)
+        if odds:
+            factors = self._factors(prepared, state)
+            most = self.factor * state.saturation_rate_per_s
+            keeps_up = (rate * factors < most).mean(axis=0)
         if limits and odds:
-            values = self._spread(prepared, state, rate, load.computed, limits)
+            values = self._spread(prepared, state, rate, load.computed, limits, factors)
         else:
             values = np.array([limit.value(state) for limit in limits])
             values = values.reshape(len(limits), 1, len(cases))
@@ -487,8 +493,17 @@ class Engine:
             values=values,
             energy_j=power / served,
             power_w=power,
+            keeps_up=keeps_up,
             certain=odds,
         )
+
+    def _factors(self, prepared: Prepared, state: Service) -> FloatArray:
+        """Quantiles of what times may be longer or shorter by, shape (factors, n)."""
+        running = np.maximum(state.mean_batch_size, 1.0) * prepared.cases.data_parallel
+        as_run = prepared.cases.replace(mean_batch_size=running)
+        logs = self.time_law.logs_at(as_run, (np.arange(FACTORS) + 0.5) / FACTORS, "tpot")
+        factors: FloatArray = self.factor * np.exp(logs * self.certain)
+        return factors
 
     def _spread(
         self,
@@ -497,6 +512,7 @@ class Engine:
         rate: FloatArray,
         lengths: Lengths,
         limits: Sequence[LatencyLimit],
+        factors: FloatArray,
     ) -> FloatArray:
         """What is limited, at each factor of the time law's error; shape (limits, factors, n).
 
@@ -504,10 +520,6 @@ class Engine:
         ends; what surely meets a limit at the slow end, or misses it at the fast end by more than
         it is ever relaxed, does so between them, and is solved there for other limits alone.
         """
-        running = np.maximum(state.mean_batch_size, 1.0) * prepared.cases.data_parallel
-        as_run = prepared.cases.replace(mean_batch_size=running)
-        logs = self.time_law.logs_at(as_run, (np.arange(FACTORS) + 0.5) / FACTORS, "tpot")
-        factors = self.factor * np.exp(logs * self.certain)
 
         def at(rows: IntArray, k: IntArray) -> FloatArray:
             """Values of some rows, each at one of the factors; shape (limits, rows)."""
