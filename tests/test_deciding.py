@@ -591,15 +591,12 @@ def test_the_queues_own_error_is_what_settings_that_were_not_looked_at_show() ->
             assert np.abs(upper[0] - upper[1]).mean() < 0.16
 
 
-def test_what_hardly_keeps_up_is_not_certain_to_meet_no_limit() -> None:
-    made = decide(
-        Engine(packaged.for_gpu("H100-SXM-80GB")[0].model()),
-        scenario(),
-        Load(rate_per_s=3.0, lengths=LENGTHS),
-    )
+def test_what_hardly_keeps_up_is_not_certain_to_where_no_limit_is_asked() -> None:
+    made = ask()
     solved = made.solved
     odds, load = solved.probabilities(())[0], solved.state.utilisation_ratio
-    assert (odds[load < 0.4] > 0.99).all()
+    single = solved.cases.pipeline_parallel == 1  # of pipelines little is known
+    assert (odds[single & (load < 0.4)] > 0.99).all()
     assert (odds[(load > 0.93) & (load < 1.0)] < 0.9).all()
-    assert (odds[load > 1.6] == 0).all()
+    assert (odds[single & (load > 1.6)] == 0).all()
     assert made.best.utilisation_ratio < 0.9
