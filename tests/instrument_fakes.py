@@ -283,6 +283,9 @@ class FakeNvml:
         self.mig = mig
         self.limits_w = [700.0] * gpus  # as enforced; the default is 700 W
         self.init_error: int | None = None
+        self.lock_error: int | None = None
+        self.locked_mhz: dict[int, int] = {}
+        self.locks: list[tuple[int, int | None]] = []
         self.calls = 0
         self.begin_s: float | None = None  # of the counter's time: the first reading, if None
         self.energy: Callable[[float], float] = self.honest_mj
@@ -324,6 +327,17 @@ class FakeNvml:
 
     def nvmlDeviceGetTemperature(self, handle: int, sensor: int) -> int:
         return 55
+
+    def nvmlDeviceSetGpuLockedClocks(self, handle: int, low: int, high: int) -> None:
+        assert low == high
+        if self.lock_error is not None and handle == 1:
+            raise NVMLError(self.lock_error)
+        self.locked_mhz[handle] = high
+        self.locks.append((handle, high))
+
+    def nvmlDeviceResetGpuLockedClocks(self, handle: int) -> None:
+        self.locked_mhz.pop(handle, None)
+        self.locks.append((handle, None))
 
     def nvmlDeviceGetClockInfo(self, handle: int, kind: int) -> int:
         return 1980

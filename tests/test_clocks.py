@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +19,11 @@ from energylens.cli import main
 from energylens.clocks import JOULES_SPREAD, Clocked
 from energylens.errors import InputError, UsageError
 from energylens.explanation import explain
+from energylens.instrument import meters
+from energylens.instrument.meter import MeterError
 from energylens.records import Case, Configuration, Workload
 from energylens.selection import Candidates, Scenario, select
+from instrument_fakes import FakeNvml
 
 TOP_MHZ = 1980.0
 SHARES = np.linspace(0.35, 1.0, 131)
@@ -210,3 +218,96 @@ def test_the_command_explains_and_chooses_clocks_under_a_load(capsys):
     ):
         assert main(["select", *ASKED, *extra]) == 2
         assert words in capsys.readouterr().err
+
+
+# ------------------------------------------------------------------------------ measured
+
+
+def planned(folder: Path, *options: str) -> Path:
+    path = folder / "plan.jsonl"
+    told = (
+        "plan", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--engine", "simulated", "--quick",
+        "--input-tokens", "2000", "--output-tokens", "50", "--batch-sizes", "32",
+        "--clocks", "none,1980,1600,1400,1000", *options, "-o", str(path),
+    )  # fmt: skip
+    assert main(told) == 0
+    return path
+
+
+def test_clocks_are_a_factor_of_a_plan_that_the_simulated_node_is_measured_under(tmp_path, capsys):
+    path, runs = planned(tmp_path), tmp_path / "runs.jsonl"
+    assert "5 cases" in capsys.readouterr().out
+    assert main(["measure", str(path), "-o", str(runs), "--executor", "inline"]) == 0
+    data = table.read(runs)
+    order = np.argsort(np.nan_to_num(data.cases.clock_mhz, nan=9e9))
+    assert np.isnan(data.cases.clock_mhz[order[-1]])
+    joules = data.energy_per_request_j[order]
+    assert joules[3] == pytest.approx(joules[4], rel=0.03)  # the highest clock is none
+    assert joules[1] < 0.95 * joules[3]  # and slower ones save, until leakage is paid for longer
+    prefill = data.prefill_energy_per_request_j[order]
+    assert prefill[:3].argmin() > 0 or prefill[0] < prefill[3]
+    records = (tmp_path / "runs.records.jsonl").read_text().splitlines()
+    assert len({json.loads(line)["provenance"]["engine_version"] for line in records}) == 1
+    # Rows at clocks take the widening away.
+    assert main(["fit", str(runs), "-o", str(tmp_path / "model.json")]) == 0
+    capsys.readouterr()
+    told = ("explain", str(tmp_path / "model.json"), *ASKED, "--clock-mhz")
+    assert main([*told, "1400"]) == 0
+    assert "physics alone" not in capsys.readouterr().out
+    assert main([*told, "800"]) == 0
+    assert "clock_ratio = 0.40404 lies outside" in capsys.readouterr().out
+    for given in ("fast", "-3"):
+        with pytest.raises(SystemExit, match="2"):
+            planned(tmp_path, "--clocks", given)
+    assert main(["plan", "--llm", "Qwen/Qwen3-8B", "--gpu", "H100", "--clocks", "3000", "-o",
+                 str(tmp_path / "other.jsonl")]) == 1  # fmt: skip
+    assert "clock_mhz must lie between" in capsys.readouterr().err
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    library = FakeNvml(gpus=2)
+    monkeypatch.setitem(sys.modules, "pynvml", library)
+    return library
+
+
+def test_nvml_locks_and_gives_back(nvml):
+    meter = meters.NvmlMeter()
+    meter.lock_clocks((0, 1), 1400.0)
+    assert nvml.locked_mhz == {0: 1400, 1: 1400}
+    meter.lock_clocks((0, 1), None)
+    assert nvml.locked_mhz == {}
+    nvml.lock_error = 4
+    with pytest.raises(MeterError, match=r"gpu1 cannot be locked: permission is denied.*root"):
+        meter.lock_clocks((0, 1), 1400.0)
+    meter.lock_clocks((0, 1), None)
+    meter.close()
+    assert nvml.locked_mhz == {}
+
+
+KILLED = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from instrument_fakes import FakeNvml
+sys.modules["pynvml"] = FakeNvml()
+from energylens.instrument import meters
+meters.NvmlMeter().lock_clocks((0,), 1400.0)
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_whoever_dies_with_a_lock_has_it_taken_off(tmp_path):
+    said = tmp_path / "said"
+    program = tmp_path / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\necho $@ >> {said}\n")
+    program.chmod(0o755)
+    paths = os.pathsep.join(filter(None, sys.path))
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "PYTHONPATH": paths}
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(Path(__file__).parent)],
+        env=os.environ | environment, check=False,
+    )  # fmt: skip
+    assert done.returncode == -9
+    while not (said.exists() and said.read_text()):
+        pass  # the guard outlives it
+    assert said.read_text() == "-i 0 -rgc\n"

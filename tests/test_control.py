@@ -13,6 +13,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -500,6 +501,55 @@ def test_advice_has_joules_and_milliseconds_and_changes_nothing(known: Knowledge
     assert "J a request (by the model)" in text
     assert "ms" in text
     assert json.loads(json.dumps(advice.to_json()))["source"] == "predicted"
+
+
+class Timed(Engine):
+    """An engine that tells times: a share of its requests was late."""
+
+    def __init__(self, rate: float, late: float, tell: str = "requests") -> None:
+        super().__init__(rate)
+        self.late, self.tell = late, tell
+
+    def __call__(self) -> Look:
+        look, n = super().__call__(), self.rate * self.now_s
+        ttft = ((0.5, 0.5 * n), (2.0, (1 - self.late) * n), (9.0, n), (np.inf, n))
+        tpot = ((0.025, n), (np.inf, n))
+        if self.tell == "gaps":
+            slow = 0.02 if not self.late else 0.08
+            return replace(look, ttft=ttft, gaps=149 * n, gaps_s=slow * 149 * n)
+        return replace(look, ttft=ttft, tpot=tpot)
+
+
+@pytest.mark.parametrize("tell", ["requests", "gaps"])
+def test_more_is_asked_for_where_the_engines_tell_of_late_requests(
+    known: Knowledge, tell: str
+) -> None:
+    replicas, boldness = {}, {}
+    for late in (0.0, 0.3):
+        engine = Timed(40.0, late, tell)
+        c = controller(known, engine, None)
+        for k in range(8):
+            engine.now_s = 15.0 * k
+            advice = c.step(15.0 * k)
+        assert advice.action is not None
+        replicas[late], boldness[late] = advice.action.replicas, c.policy.boldness
+        assert advice.reason["measured_requests"] == 7 * 15 * 40
+        met = advice.reason["measured_within_limits_ratio"]
+        assert met == pytest.approx(0.0 if late and tell == "gaps" else 1 - late)
+        assert "of 4,200 requests within both limits" in advice.describe()
+    assert boldness[0.3] < 1 < boldness[0.0]
+    assert replicas[0.3] > replicas[0.0]
+
+
+def test_an_engine_that_tells_no_times_is_not_judged(known: Knowledge) -> None:
+    engine = Engine(40.0)
+    c = controller(known, engine, None)
+    for k in range(4):
+        engine.now_s = 15.0 * k
+        advice = c.step(15.0 * k)
+    assert advice.reason["measured_within_limits_ratio"] is None
+    assert "measured" not in advice.describe()
+    assert c.policy.boldness == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(

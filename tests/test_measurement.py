@@ -35,7 +35,7 @@ from energylens.instrument.engine import (
 )
 from energylens.instrument.executor import Place
 from energylens.instrument.executors.local import InlineExecutor
-from energylens.instrument.meter import Channel, ChannelKind, Meter, MeterError
+from energylens.instrument.meter import Channel, ChannelKind, DeviceState, Meter, MeterError
 from energylens.instrument.meters.trail import Trail
 from energylens.instrument.plan import Mode, Plan, PlannedCase, Procedure
 from energylens.instrument.windows import (
@@ -408,6 +408,40 @@ def test_a_row_says_which_power_cap_was_set(
     assert rows[0].get("power_cap_w") == written
     read = table.read(result.table).cases.power_cap_w[0]
     assert np.isnan(read) if written is None else read == written
+
+
+def test_a_row_says_which_clock_was_locked_and_whether_it_ran(tmp_path: Path) -> None:
+    locks: list[float | None] = []
+
+    class Locking(VirtualMeter):
+        def lock_clocks(self, places: Sequence[int], mhz: float | None) -> None:
+            assert list(places) == [0]
+            locks.append(mhz)
+
+        def states(self) -> tuple[DeviceState, ...]:
+            return (DeviceState(channel="gpu0", sm_clock_hz=1.4e9),)
+
+    cases = [
+        replace(case, case=replace(case.case, configuration=replace(
+            case.case.configuration, clock_mhz=clock)))
+        for clock in (None, 1400.0, 1600.0) for case in (planned(gpu="H100"),)
+    ]  # fmt: skip
+    meter = Locking(gpus=1)
+    engine = FakeEngine(meter)
+    _, rows, _ = swept(tmp_path, plan_of(*cases), engine)
+    assert [row.get("clock_mhz") for row in rows] == [None, 1400.0, 1600.0]
+    assert len(engine.started) == 1  # one start serves all clocks
+    assert locks == [1400.0, 1600.0, None]
+    assert "was locked to 1600" in rows[2]["x_warnings"]
+    assert not rows[2]["x_stable"]
+    assert "locked" not in (rows[1].get("x_warnings") or "")
+    # A meter that cannot lock makes no row that says it did.
+    other = tmp_path / "other"
+    other.mkdir()
+    result, rows, _ = swept(other, plan_of(*cases), FakeEngine(VirtualMeter(gpus=1)))
+    assert len(rows) == 1
+    assert all("cannot lock clocks" in why for why in result.failed.values())
+    assert len(result.failed) == 2
 
 
 def test_a_server_elsewhere_must_say_which_gpus_it_has(tmp_path: Path) -> None:

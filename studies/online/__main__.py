@@ -17,6 +17,7 @@ from typing import Any
 from energylens.online.fleet import Fleet, fleet_of
 from energylens.online.knowledge import Belief, Knowledge
 from energylens.online.oracle import oracle
+from energylens.online.ours import Ours
 from energylens.online.plans import Plan
 from energylens.online.policies import POLICIES, policy
 from energylens.online.rehearsal import Rehearsal, rehearse
@@ -61,6 +62,8 @@ LIMITS = {
     "code": {"70B FP8": ("10s", "500ms"), "8B": ("4s", "200ms"), "30B-A3B": ("4s", "200ms")},
 }
 CAPS_W = (400.0,)
+BOLDEST = (1.0, 1.05, 1.1, 1.2, 1.3)  # that are tried elsewhere, at these rates
+BOLD_RATES = (0.5, 1.0, 2.0)
 CLOCK_RATIOS = (0.7, 0.55)
 DEGREES = (1, 2, 4)
 BELIEFS = {
@@ -138,6 +141,28 @@ def sensitivity(fleet: Fleet, past: Trace, trace: Trace) -> dict[str, Any]:
     return rows
 
 
+def elsewhere(path: Path, rate: float) -> tuple[Trace, Trace]:
+    """The next half hour of a trace: another past, and what came after it."""
+    whole = read_trace(path)
+    after = whole.first(4 * SECONDS).split(2 * SECONDS)[1]
+    return after.scaled(rate, SEED + 1).split(SECONDS)
+
+
+def boldness(folder: Path) -> dict[str, Any]:
+    """Ours by how much it dares, on the next half hour of both traces."""
+    rows: dict[str, Any] = {}
+    for mix, file in TRACES.items():
+        for rate in BOLD_RATES:
+            past, trace = elsewhere(folder / file, rate)
+            for llm in LLMS:
+                fleet = fleet_for(llm, mix)
+                known, plan = Knowledge(fleet, past.lengths), Plan.of(past)
+                for boldest in BOLDEST:
+                    r = rehearse(fleet, trace, Ours(fleet, known, plan, boldest=boldest))
+                    rows.setdefault(f"{boldest:g}", {})[f"{llm}, {mix}, {rate:g}"] = summary(r)
+    return rows
+
+
 def study(folder: Path, output: Path, mixes: Sequence[str] = ()) -> None:
     """Run everything, or the cells of some traces; what is done is kept, to go on with."""
     results: dict[str, Any] = {
@@ -162,6 +187,9 @@ def study(folder: Path, output: Path, mixes: Sequence[str] = ()) -> None:
             past, trace = traces(folder / TRACES["conversation"], 1.0)
             results["sensitivity"][llm] = sensitivity(fleet_for(llm, "conversation"), past, trace)
             output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    if (not mixes or "code" in mixes) and "boldness" not in results:
+        results["boldness"] = boldness(folder)
+        output.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def main() -> None:

@@ -117,6 +117,10 @@ def _reader(url: str) -> Any:
             running=counted.running or 0.0,
             waiting=counted.waiting or 0.0,
             started_s=counted.started_s,
+            ttft=counted.ttft,
+            tpot=counted.tpot,
+            gaps=counted.gaps or 0.0,
+            gaps_s=counted.gaps_s or 0.0,
         )
 
     return look

@@ -81,6 +81,14 @@ def add_verbs(verbs: Any) -> None:
         )
     parser.add_argument("--batch-sizes", type=numbers, default=(1, 8, 64), metavar="LIST")
     parser.add_argument("--input-tokens", type=numbers, default=(128, 1024), metavar="LIST")
+    parser.add_argument(
+        "--clocks",
+        type=_clocks,
+        default=(None,),
+        metavar="LIST",
+        help="clocks that the core of each GPU is locked to, in MHz, as in none,1600,1200; measure "
+        "locks them where it may (root)",
+    )
     parser.add_argument("--output-tokens", type=numbers, default=(128,), metavar="LIST")
     parser.add_argument("--images", type=not_negative_int, default=0, help="images of each request")
     parser.add_argument(
@@ -172,6 +180,22 @@ def _rates(text: str) -> tuple[float, ...]:
     return tuple(found)
 
 
+def _clocks(text: str) -> tuple[float | None, ...]:
+    """Read a comma list of clocks in MHz, or none for a core that is not locked."""
+    found: list[float | None] = []
+    for part in comma_list(text):
+        try:
+            clock = None if part == "none" else float(part)
+        except ValueError:
+            clock = -1.0
+        if clock is not None and not 1 <= clock <= 1e5:
+            raise argparse.ArgumentTypeError(
+                f"must be MHz or none, separated by commas, not {text!r}"
+            )
+        found.append(clock)
+    return tuple(found)
+
+
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
     """Options of the engine: those given by name, and those that are flags here."""
     from energylens.errors import UsageError
@@ -211,6 +235,7 @@ def _space(arguments: argparse.Namespace) -> Space:
         expert_parallel=arguments.expert_parallel,
         data_parallel=arguments.data_parallel,
         batch_sizes=arguments.batch_sizes,
+        clocks_mhz=arguments.clocks,
         input_tokens=arguments.input_tokens,
         output_tokens=arguments.output_tokens,
         media=(media,),

@@ -111,6 +111,7 @@ class PlannedCase:
                 "workload",
                 "batch_size",
                 "mean_batch_size",
+                "clock_mhz",
                 "media",
                 "mode",
                 "request_rate_per_s",

@@ -66,6 +66,7 @@ _LINE_KEYS: dict[str, tuple[type, ...]] = {
     "expert_parallel": (int,),
     "data_parallel": (int,),
     "batch_size": (int, float),
+    "clock_mhz": (int, float),
     "input_tokens": (int, float),
     "output_tokens": (int, float),
     "task": (str,),
@@ -113,6 +114,7 @@ def _to_line(planned: PlannedCase) -> dict[str, Any]:
         "output_tokens": int(w.output_tokens),
     }
     extra: dict[str, Any] = {
+        "clock_mhz": c.clock_mhz,
         "task": w.task,
         "images": m.images,
         "image_pixels": list(m.image_pixels or ()),
@@ -254,6 +256,7 @@ def _from_line(line: Any, scale: Scale, llms: dict[str, tuple[Llm, str | None]])
             configuration=Configuration(
                 **{key: line.get(key, value) for key, value in _NUMBERS.items()},
                 batch_size=line["batch_size"],
+                clock_mhz=line.get("clock_mhz"),
             ),
             boundary=_choice(Boundary, line.get("boundary", "active_gpus"), "boundary"),
             node_gpus=line.get("node_gpus"),

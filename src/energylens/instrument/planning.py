@@ -72,6 +72,7 @@ class Space:
     output_tokens: tuple[int, ...] = (128,)
     media: tuple[Media, ...] = (Media(),)
     mode: Mode = Mode.PHASES
+    clocks_mhz: tuple[float | None, ...] = (None,)  # that the core is locked to; None: not locked
     request_rates_per_s: tuple[float, ...] = ()  # each a steady load of arrivals by chance
     boundary: Boundary = Boundary.ACTIVE_GPUS
     node_gpus: int | None = None
@@ -163,10 +164,12 @@ def _combinations(space: Space, scale: Scale) -> Iterator[PlannedCase]:
                     expert_parallel=ep,
                     data_parallel=dp,
                     batch_size=batch,
+                    clock_mhz=clock,
                 )
                 for batch in (
                     (max(space.batch_sizes),) if space.request_rates_per_s else space.batch_sizes
                 )
+                for clock in space.clocks_mhz
             ]
             for (media, workload), configuration, rate in itertools.product(
                 loads, configurations, space.request_rates_per_s or (None,)
@@ -425,6 +428,7 @@ def _coordinates(cases: Sequence[PlannedCase]) -> FloatArray:
                 c.case.workload.output_tokens,
                 1 + c.media.images,
                 1 + c.media.frames,
+                c.case.configuration.clock_mhz or c.case.gpu.max_clock_mhz or 1.0,
             )
             for c in cases
         ],

@@ -19,6 +19,8 @@ from energylens.instrument.windows import (
 )
 from energylens.records import Boundary, Source, power_cap_range_w
 
+CLOCK_TOLERANCE_RATIO = 0.03  # between the clock that was locked and the one that ran
+
 # ---------------------------------------------------------------------------------------- rows
 
 
@@ -98,6 +100,7 @@ def row_of(
         "boundary": case.boundary.value,
         "node_gpus": node_gpus if at_node else None,
         "power_cap_w": _power_cap_w(planned, [channels[i] for i in active]),
+        "clock_mhz": configuration.clock_mhz,
         "source": source.value,
         "loaded_idle_w": math.fsum(idle.energy_j[i] for i in active) / idle.duration_s / len(active)
         if idle and of_gpus and active
@@ -122,7 +125,18 @@ def row_of(
         "x_shard": "x".join(map(str, planned.shard)) if planned.shard else None,
         **_states(measured.states, [channels[i].id for i in active]),
     }
+    ran_hz = row.get("x_sm_clock_hz")
+    if configuration.clock_mhz and ran_hz and not _near(ran_hz / 1e6, configuration.clock_mhz):
+        row["x_stable"] = False
+        warning = (
+            f"the core ran at {ran_hz / 1e6:.0f} MHz and was locked to {configuration.clock_mhz:g}"
+        )
+        row["x_warnings"] = "; ".join(filter(None, (row["x_warnings"], warning)))
     return {key: value for key, value in row.items() if value is not None}
+
+
+def _near(ran_mhz: float, locked_mhz: float) -> bool:
+    return abs(ran_mhz / locked_mhz - 1.0) <= CLOCK_TOLERANCE_RATIO
 
 
 def _power_cap_w(planned: PlannedCase, active: Sequence[Channel]) -> float | None:

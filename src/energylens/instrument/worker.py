@@ -140,6 +140,7 @@ class _Session:
         self._facts: dict[str, str] = {}
         self._idle: Window | None = None
         self._active: tuple[int, ...] = ()
+        self._locked_mhz: float | None = None
         self.usable = True
 
     def open(self, first: PlannedCase) -> EnergyLensError | None:
@@ -225,6 +226,7 @@ class _Session:
         assert self._engine is not None
         assert self._meter is not None
         try:
+            self._lock(planned.case.configuration.clock_mhz)
             with Trail(self._meter, self._active) as trail:
                 bench = self._bench(trail, quick)
                 cool_down(bench)
@@ -260,6 +262,23 @@ class _Session:
         }
         return record, None
 
+    def _lock(self, clock_mhz: float | None) -> None:
+        """Lock the core clock of the deployment's GPUs, or none where the case says none."""
+        if clock_mhz == self._locked_mhz:
+            return
+        lock = getattr(self._meter, "lock_clocks", None)
+        if lock is None:
+            assert self._meter is not None
+            raise EngineError(
+                f"the meter {self._meter.name} cannot lock clocks: measure with nvml on the GPUs' "
+                "own machine, or leave clock_mhz out of the plan.",
+                reason=Reason.UNSUPPORTED,
+                usable=True,
+            )
+        self._locked_mhz = math.nan  # nobody knows, should it fail half-way
+        lock(self._active, clock_mhz)
+        self._locked_mhz = clock_mhz
+
     def failed(self, planned: PlannedCase, error: EnergyLensError) -> dict[str, Any]:
         """Record of a case that has no row."""
         return self._record(planned) | {"status": "failed", **_why(error)}
@@ -291,6 +310,11 @@ class _Session:
 
     def close(self) -> None:
         """Close engine and meter, whatever state they are in."""
+        try:
+            if self._meter is not None:
+                self._lock(None)
+        except Exception as error:
+            self._facts["close_error"] = str(error)
         for thing in (self._engine, self._meter):
             if thing is None:
                 continue

@@ -1,16 +1,14 @@
 """What may change something outside: each refuses until it is named, its target and bounds allowed.
 
 What was there before is read first and left with a guard process, then the change is made; so
-whatever ends the controller, what it had set is put back (:mod:`energylens.online.guard`).
+whatever ends the controller, what it had set is put back (:mod:`energylens.guard`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Mapping
@@ -20,7 +18,7 @@ from typing import Any, Protocol
 from urllib.parse import urlencode
 
 from energylens.errors import EnergyLensError, UsageError
-from energylens.online.guard import TRIES, undo
+from energylens.guard import TRIES, Guard, undo
 from energylens.online.proxy import LONGEST_LEASE_S
 from energylens.watching.counters import read_counters
 
@@ -422,7 +420,7 @@ class Hand:
         self.actuator, self.consent, self.log, self.lease_s = actuator, consent, log, lease_s
         self.dry = dry
         self._held: dict[str, list[Step]] = {}
-        self._guard: subprocess.Popen[bytes] | None = None
+        self._guard: Guard | None = None
 
     def __enter__(self) -> Hand:
         return self
@@ -500,28 +498,13 @@ class Hand:
         try:
             self.restore("the end")
         finally:
-            if self._guard is not None and self._guard.stdin is not None:
-                self._guard.stdin.close()
-                self._guard.wait(timeout=60)
-                if self._guard.stdout is not None:
-                    self._guard.stdout.close()
+            if self._guard is not None:
+                self._guard.close()
                 self._guard = None
 
     def _tell(self, told: Mapping[str, Any], *, answered: bool = False) -> None:
-        if self._guard is None:
-            # A session of its own: what ends the controller's terminal does not end the guard.
-            self._guard = subprocess.Popen(
-                [sys.executable, "-m", "energylens.online.guard", f"{self.lease_s:g}"],
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
-                env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-            )  # fmt: skip
-        pipe, answers = self._guard.stdin, self._guard.stdout
+        self._guard = self._guard or Guard(self.lease_s)
         try:
-            assert pipe is not None
-            assert answers is not None
-            pipe.write(json.dumps(told).encode() + b"\n")
-            pipe.flush()
-            if answered and answers.readline() != b"held\n":
-                raise OSError("it has ended")
+            self._guard.tell(told, answered=answered)
         except OSError as error:
             raise ActuatorError(f"the guard does not answer: {error}") from None

@@ -17,7 +17,9 @@ from energylens.errors import EnergyLensError
 from energylens.online.actuators import Hand, NotNowError
 from energylens.online.fleet import Fleet
 from energylens.online.ours import Ours
-from energylens.online.rehearsal import Action, Seen
+from energylens.online.rehearsal import Action, Judged, Seen
+from energylens.watching.counters import Buckets, above
+from energylens.words import percent
 
 PATIENCE = 3  # looks in a row without a reliable number, after which all is put back
 IMPOSSIBLE_RATIO = 2.0  # of the tokens or requests that the fleet can make at most
@@ -35,6 +37,10 @@ class Look:
         Requests now.
     started_s : float, optional
         When it started, where it says.
+    ttft, tpot : tuple of (float, float)
+        Requests up to each of some seconds to the first token, and per token after it.
+    gaps, gaps_s : float
+        Times from token to token, and their sum.
     """
 
     finished: float
@@ -42,6 +48,10 @@ class Look:
     running: float
     waiting: float
     started_s: float | None = None
+    ttft: Buckets = ()
+    tpot: Buckets = ()
+    gaps: float = 0.0
+    gaps_s: float = 0.0
 
 
 class Reader(Protocol):
@@ -79,8 +89,16 @@ class Advice:
             f"{self.action.describe()}: {r['rate_per_s']:.2f} requests/s, up to "
             f"{r['upper_rate_per_s']:.2f}; {r['power_now_w'] - r['power_then_w']:+.0f} W saved, "
             f"{r['saved_per_request_j']:+.1f} J a request (by the model); TTFT within "
-            f"{r['ttft_ms']:.0f} ms, TPOT within {r['tpot_ms']:.1f} ms"
+            f"{r['ttft_ms']:.0f} ms, TPOT within {r['tpot_ms']:.1f} ms{self._measured()}"
         )
+
+    def _measured(self) -> str:
+        """Say what the engines themselves tell of their limits."""
+        ratio = self.reason["measured_within_limits_ratio"]
+        if ratio is None:
+            return ""
+        count = self.reason["measured_requests"]
+        return f"; measured: {percent(ratio)} of {count:,} requests within both limits"
 
     def to_json(self) -> dict[str, Any]:
         """Names and values."""
@@ -126,6 +144,8 @@ class Controller:
     _arrivals: list[float] = field(default_factory=list)
     _before: dict[int, tuple[float, Look]] = field(default_factory=dict)
     _unsure: int = 0
+    _judged: float = 0.0  # requests whose times were told, and how many of them were late
+    _late: float = 0.0
     _set: dict[str, float] = field(default_factory=dict)
     _action: Action | None = None
 
@@ -178,6 +198,7 @@ class Controller:
             came += max(look.finished - then.finished + inside, 0.0)
             tokens += look.output_tokens - then.output_tokens
             spans.append(span)
+            self._judge(look, then)
         if not spans:
             return self._doubt(now_s, "a second look is needed to tell a rate")
         span = float(np.mean(spans))
@@ -212,10 +233,36 @@ class Controller:
             awake=awake,
             starting=0,
             action=now,
+            judged=lambda: Judged(finished=round(self._judged), late=round(self._late)),
         )
         action = self.policy.decide(seen)
         self._action = action
         return Advice(at_s=now_s, action=action, doubt="", reason=self._reason(seen, action))
+
+    def _judge(self, look: Look, before: Look) -> None:
+        """Count how many requests were late since the look before, as far as the engine tells.
+
+        Late for one limit may be late for the other too: they are added, which errs on the side
+        of more capacity. An engine that tells gaps alone, not times per token of requests, has all
+        of a look late where their mean is.
+        """
+        limits = self.fleet.ttft_s, self.fleet.tpot_s
+        seen = tuple(
+            (now[-1][1] - then[-1][1], above(now, limit) - above(then, limit))
+            for now, then, limit in zip(
+                (look.ttft, look.tpot), (before.ttft, before.tpot), limits, strict=True
+            )
+            if now and then
+        )
+        if not seen or any(count < 0 or late < -1e-6 for count, late in seen):
+            return
+        came = max(count for count, _ in seen)
+        late = sum(late for _, late in seen)
+        gaps = look.gaps - before.gaps
+        if not look.tpot and gaps > 0 and look.gaps_s - before.gaps_s > limits[1] * gaps:
+            late = came
+        self._judged += came
+        self._late += min(late, came)
 
     def _reason(self, seen: Seen, action: Action) -> dict[str, Any]:
         policy = self.policy
@@ -235,6 +282,8 @@ class Controller:
             "saved_per_request_j": (now_w - then_w) / mean,
             "ttft_ms": 1000 * ttft,
             "tpot_ms": 1000 * tpot,
+            "measured_requests": round(self._judged),
+            "measured_within_limits_ratio": 1 - self._late / self._judged if self._judged else None,
         }
 
     def _act(self, advice: Advice) -> None:

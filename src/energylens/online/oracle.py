@@ -33,6 +33,10 @@ from energylens.online.rehearsal import Action, Rehearsal, Seen, rehearse
 from energylens.online.trace import Trace
 
 ROUNDS = 12
+MOST_PLANS = 4  # times the rounds, that are rehearsed at most
+AGAIN = 6  # plans in a row that have been rehearsed before, after which nothing new is expected
+AIM, STEPS = 0.95, (0.5, 1.5)  # of what may be late that is aimed at; how far the aim moves at once
+LEAST_MOST = np.array([0.02, 20.0])  # of what may be late, that the table is asked to allow
 BISECTIONS = 12
 HIGHEST_PRICE = 1e3  # of a late request, in mean requests
 FILL_RATIOS = (0.7, 1.0, 1.3)  # of what is in flight where the closed form is sure of limits
@@ -431,23 +435,26 @@ def oracle(
     programme = Programme(fleet, trace, Knowledge(fleet, trace.lengths))
     allowed = aimed = (1.0 - share) * len(trace)
     found: list[Rehearsal] = []
-    tried: list[list[Action]] = []
-    last = 3 * rounds  # until one meets the share
-    while len(found) < last:
+    tried: list[tuple[list[Action], Rehearsal]] = []
+    since = again = 0  # plans since the best one; plans in a row that came again
+    while since < rounds and len(found) < MOST_PLANS * rounds and again < AGAIN:
         actions, served = programme.cheapest(aimed)
-        if actions in tried and (found[-1].within_ratio >= share or aimed < 0.1):
+        r = next((known for before, known in tried if before == actions), None)
+        again = 0 if r is None else again + 1
+        if r is None:
+            r = rehearse(fleet, trace, _Planned(actions, programme.slot_s))
+            tried.append((actions, r))
+            programme.learn(r, served)
+            least = min((x.simulated_energy_j for x in found if x.within_ratio >= share), default=0)
+            better = r.within_ratio >= share and (not least or r.simulated_energy_j < least)
+            since = 0 if better or not least else since + 1
+            found.append(r)
+        # The table knows nothing of what carries over, and is careful where it has not been:
+        # aim at more or fewer than are allowed, as far as the last plan was from that.
+        late = max((1.0 - r.within_ratio) * len(trace), 0.5)
+        aimed = float(np.clip(aimed * np.clip(AIM * allowed / late, *STEPS), *LEAST_MOST * allowed))
+        if aimed <= 0:
             break
-        tried.append(actions)
-        r = rehearse(fleet, trace, _Planned(actions, programme.slot_s))
-        found.append(r)
-        programme.learn(r, served)
-        if r.within_ratio >= share and last == 3 * rounds:
-            last = max(rounds, len(found) + 3)
-        late = (1.0 - r.within_ratio) * len(trace)
-        # What carries over is in no table: allow for as much as came of it.
-        aimed = (
-            aimed * max(0.9 * allowed / late, 0.5) if late > allowed else min(2 * aimed, allowed)
-        )
     good = [r for r in found if r.within_ratio >= share]
     if good:
         return min(good, key=lambda r: r.simulated_energy_j)

@@ -42,12 +42,15 @@ class Ours:
     ----------
     swaps : bool
         Whether it may go over to another layout.
+    boldest : float
+        Most that is asked of a replica, over the rate that the closed form is sure of.
     """
 
     fleet: Fleet
     known: Knowledge
     plan: Plan
     swaps: bool = True
+    boldest: float = BOLDEST
     name: str = "ours"
     reasons: list[str] = field(default_factory=list)
     expected: tuple[float, float] = (0.0, 0.0)  # mean and upper rate of the last decision
@@ -225,8 +228,8 @@ class Ours:
         while len(self._past) > 1 and self._past[1][0] <= now_s - LENGTHS_WINDOW_S:
             self._past.pop(0)
         before = self._past[0][1]
-        if (n := judged.finished - before.finished) < FEWEST_LENGTHS:
-            return
+        if (n := judged.finished - before.finished) < FEWEST_LENGTHS or not judged.output_tokens:
+            return  # too few, or whoever judged told no lengths
         means = (
             (judged.input_tokens - before.input_tokens) / n,
             (judged.output_tokens - before.output_tokens) / n,
@@ -247,7 +250,7 @@ class Ours:
         spent = (late + prior) / ((1 - self.fleet.file.limits.share) * finished + prior)
         if spent > 1:
             return max(1 / spent, MOST_CAREFUL)
-        return 1 + (BOLDEST - 1) * (1 - spent)
+        return 1 + (self.boldest - 1) * (1 - spent)
 
     def _crowded(self, seen: Seen, choice: Choice, now: int) -> int:
         """What already waits needs room too."""

@@ -80,6 +80,12 @@ _LENGTHS = {
     "vllm": ("vllm:request_prompt_tokens", "vllm:request_generation_tokens"),
     "sglang": ("sglang:prompt_tokens_histogram", "sglang:generation_tokens_histogram"),
 }
+#: Histograms of the time to the first token and of the time per token after it, by request.
+TIMES = {
+    "vllm": ("vllm:time_to_first_token_seconds", "vllm:request_time_per_output_token_seconds"),
+    "sglang": ("sglang:time_to_first_token_seconds", ""),
+}
+Buckets = tuple[tuple[float, float], ...]
 
 
 class MetricsError(MeasurementError):
@@ -112,6 +118,8 @@ class Counters:
     running: float | None = None
     waiting: float | None = None
     cv: tuple[float | None, float | None] = field(default=(None, None))  # of prompts and outputs
+    ttft: Buckets = ()  # requests up to each of some times, as TIMES has them
+    tpot: Buckets = ()
 
     def since(self, before: Counters) -> dict[str, float | None] | None:
         """What was counted since an earlier look; None where the engine has started anew."""
@@ -176,6 +184,8 @@ def read_counters(text: str, *, model_name: str = "", where: str = "the endpoint
         engine=engine,
         model_names=tuple(printable(name, 200) for name in served),
         cv=(_spread(series, _LENGTHS[engine][0]), _spread(series, _LENGTHS[engine][1])),
+        ttft=_buckets(series, TIMES[engine][0]),
+        tpot=_buckets(series, TIMES[engine][1]),
         **values,  # type: ignore[arg-type]
     )
 
@@ -213,19 +223,35 @@ def _early_hits(series: Sequence[Series], prompt_tokens: float | None) -> float 
     return found * size if blocks else found
 
 
-def _spread(series: Sequence[Series], name: str) -> float | None:
-    """Coefficient of variation of a histogram, each bucket at its middle; None without one."""
+def _buckets(series: Sequence[Series], name: str) -> Buckets:
+    """Edges of a histogram, ascending, and what was counted up to each; empty without one."""
     counts: dict[float, float] = {}
     for one in series:
-        if one.name == f"{name}_bucket":
+        if name and one.name == f"{name}_bucket":
             try:
                 edge = float(one.labels.get("le", ""))
             except ValueError:
-                return None
+                return ()
             counts[edge] = counts.get(edge, 0.0) + one.value
+    return tuple(sorted(counts.items()))
+
+
+def above(buckets: Buckets, limit: float) -> float:
+    """Count what lies above a limit, even within the bucket that it lies in."""
+    before, below = 0.0, 0.0
+    for edge, up_to in buckets:
+        if limit < edge:
+            inside = 0.0 if edge == float("inf") else (limit - before) / (edge - before)
+            return buckets[-1][1] - below - inside * (up_to - below)
+        before, below = edge, up_to
+    return 0.0
+
+
+def _spread(series: Sequence[Series], name: str) -> float | None:
+    """Coefficient of variation of a histogram, each bucket at its middle; None without one."""
     below = first = second = edge_before = 0.0
-    for edge in sorted(counts):
-        here, below = counts[edge] - below, counts[edge]
+    for edge, up_to in _buckets(series, name):
+        here, below = up_to - below, up_to
         if edge == float("inf"):
             middle = edge_before
         else:

@@ -72,6 +72,7 @@ class SimulatedMeter:
     def __init__(self) -> None:
         self._now_s = 0.0
         self._idle_w = 0.0
+        self.clock_mhz: float | None = None
         self._energy_j = (0.0,) * NODE_GPUS
         self._channels = tuple(
             Channel(id=f"gpu{i}", kind=ChannelKind.GPU, index=i) for i in range(NODE_GPUS)
@@ -127,6 +128,10 @@ class SimulatedMeter:
         """Say what it is."""
         return {"meter_note": "simulated joules; no evidence of accuracy"}
 
+    def lock_clocks(self, places: Sequence[int], mhz: float | None) -> None:  # noqa: ARG002
+        """Lock the core clock of the deployment's GPUs, or not (None)."""
+        self.clock_mhz = mhz
+
     def now_s(self) -> float:
         """Return the simulation's time."""
         return self._now_s
@@ -160,7 +165,7 @@ class SimulatedEngine:
         self._meter = SimulatedMeter()
         self._base: Case | None = None
         self._seed, self._slots = 0, 1
-        self._runs: dict[Batch, SimulatedRun] = {}
+        self._runs: dict[tuple[Batch, float | None], SimulatedRun] = {}
 
     @property
     def name(self) -> str:
@@ -263,7 +268,9 @@ class SimulatedEngine:
                 frames=work.media.frames,
                 modality=work.media.modality,
             ),
-            configuration=replace(base.configuration, batch_size=requests),
+            configuration=replace(
+                base.configuration, batch_size=requests, clock_mhz=self._meter.clock_mhz
+            ),
         )
 
     def prepare(self, batch: Batch, phases: Sequence[Phase]) -> None:
@@ -278,9 +285,10 @@ class SimulatedEngine:
         self._run(batch)
 
     def _run(self, batch: Batch) -> SimulatedRun:
-        if batch not in self._runs:
-            self._runs[batch] = simulate(self._case(batch, batch.requests), self._seed)
-        return self._runs[batch]
+        key = batch, self._meter.clock_mhz
+        if key not in self._runs:
+            self._runs[key] = simulate(self._case(batch, batch.requests), self._seed)
+        return self._runs[key]
 
     def run_phase(
         self,

@@ -305,6 +305,9 @@ class _Server:
                 replicas=replicas,
                 stage_layers=np.array(stages, dtype=np.float64),
                 slower=1.0 + START_SPREAD * float(slower),
+                clock_ratio=min(c.clock_mhz / case.gpu.max_clock_mhz, 1.0)
+                if c.clock_mhz and case.gpu.max_clock_mhz
+                else 1.0,
             ),
             chance=np.random.RandomState(
                 steady_hash(

@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energylens.errors import MissingExtraError
+from energylens.guard import Guard
 from energylens.instrument.meter import Channel, ChannelKind, DeviceState, MeterError, Reading
 from energylens.instrument.meters.period import measure_period
 from energylens.instrument.meters.wall_clock import WallClockMeter
@@ -64,8 +65,14 @@ def translate(error: Exception, what: str) -> MeterError:
     return kind(f"{what} cannot be read: {fault}. {advice}".rstrip())
 
 
+#: For as long as its owner lives, whatever a measurement takes: its end is told by the pipe.
+_GUARD_LEASE_S = 1e9
+
+
 class _Nvml(WallClockMeter):
     """What both NVML meters share: devices, states, provenance, clock."""
+
+    _clock_guard: Guard | None = None
 
     def __init__(self, indices: Sequence[int] | None) -> None:
         try:
@@ -163,6 +170,37 @@ class _Nvml(WallClockMeter):
             }
         return {key: _text(value) for key, value in facts.items() if value not in (None, "")}
 
+    def lock_clocks(self, places: Sequence[int], mhz: float | None) -> None:
+        """Lock the core clock of some GPUs (``nvidia-smi -lgc``), or none of them again.
+
+        The driver does not tell what was locked before, so that None gives back its default; a
+        guard process does the same if this one dies.
+
+        Raises
+        ------
+        MeterError
+            If the driver does not let it: locking needs root.
+        """
+        for place in places:
+            channel, handle = self.channels[place], self._handles[place]
+            try:
+                if mhz is None:
+                    self._nvml.nvmlDeviceResetGpuLockedClocks(handle)
+                else:
+                    self._clock_guard = self._clock_guard or Guard(_GUARD_LEASE_S)
+                    undo = ["nvidia-smi", "-i", str(channel.index), "-rgc"]
+                    self._clock_guard.hold(channel.id, [{"run": undo}])
+                    self._nvml.nvmlDeviceSetGpuLockedClocks(handle, round(mhz), round(mhz))
+            except (self._nvml.NVMLError, OSError) as error:
+                fault = _FAULTS.get(int(getattr(error, "value", -1)), (str(error), ""))[0]
+                raise MeterError(
+                    f"the clock of {channel.id} cannot be locked: {fault}. Locking needs root and "
+                    "a Volta or later: leave clock_mhz out of the plan, or measure as root."
+                ) from None
+        if mhz is None and self._clock_guard is not None:
+            for place in places:
+                self._clock_guard.tell({"done": self.channels[place].id})
+
     def running_processes(self) -> int:
         """Count the compute processes on all these GPUs: they should be ours alone."""
         lists = (self._try("nvmlDeviceGetComputeRunningProcesses", h) for h in self._handles)
@@ -170,6 +208,8 @@ class _Nvml(WallClockMeter):
 
     def close(self) -> None:
         """Let go of the driver."""
+        if self._clock_guard is not None:
+            self._clock_guard.close()
         self._try("nvmlShutdown")
 
 

@@ -1,6 +1,6 @@
-"""The dead man's switch of an actuator: a process that undoes what a controller that died had set.
+"""A dead man's switch: a process that undoes what another one had set and did not put back.
 
-    python -m energylens.online.guard LEASE_S
+    python -m energylens.guard LEASE_S
 
 It is told on standard input, a JSON document a line: ``{"undo": NAME, "steps": [...]}`` before
 something is set, ``{"beat": 1}`` while the controller lives, ``{"done": NAME}`` where it has put
@@ -19,6 +19,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,53 @@ def undo_all(held: dict[str, list[dict[str, Any]]]) -> list[str]:
                     else:
                         time.sleep(0.2 * 2**attempt)
     return failed
+
+
+class Guard:
+    """The guard process, as whoever sets something talks to it.
+
+    Parameters
+    ----------
+    lease_s : float
+        After which it undoes everything if it hears nothing.
+    """
+
+    def __init__(self, lease_s: float) -> None:
+        # A session of its own: what ends the terminal of its owner does not end the guard.
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "energylens.guard", f"{lease_s:g}"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+
+    def tell(self, told: Mapping[str, Any], *, answered: bool = False) -> None:
+        """Say a line of what it understands.
+
+        Raises
+        ------
+        OSError
+            If it does not answer.
+        """
+        pipe, answers = self._process.stdin, self._process.stdout
+        assert pipe is not None
+        assert answers is not None
+        pipe.write(json.dumps(told).encode() + b"\n")
+        pipe.flush()
+        if answered and answers.readline() != b"held\n":
+            raise OSError("it has ended")
+
+    def hold(self, name: str, steps: Sequence[Mapping[str, Any]]) -> None:
+        """Leave with it how something is put back, before it is set."""
+        self.tell({"undo": name, "steps": list(steps)}, answered=True)
+
+    def close(self) -> None:
+        """Let it go: it undoes what it still holds, and ends."""
+        pipe, answers = self._process.stdin, self._process.stdout
+        assert pipe is not None
+        pipe.close()
+        self._process.wait(timeout=60)
+        if answers is not None:
+            answers.close()
 
 
 def main() -> int:
