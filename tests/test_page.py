@@ -199,6 +199,8 @@ def test_every_reader_can_use_it(chromium: Browser, server_with_rows: Server, ev
         if view == "rows":
             tab.until(lambda: "scenarios" in page.inner_text("#learning-says"), "no curve")  # noqa: B023
         page.evaluate(source)
+        # What is out of sight is looked at too.
+        page.add_style_tag(content="section{content-visibility:visible!important}")
         for scheme in ("light", "dark"):
             if page.evaluate("document.documentElement.dataset.theme") != scheme:
                 page.click("#theme")

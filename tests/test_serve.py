@@ -16,7 +16,8 @@ pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
 from energylens import schemas
-from energylens.cli import main
+from energylens.cli import decision_file, main
+from energylens.errors import InputError
 from energylens.web.guard import Bucket, Hosts
 from served import LLAMA, QUESTION, Server, serving
 
@@ -139,6 +140,10 @@ def test_names_are_those_of_the_commands(
         ("/v1/select", {**QUESTION, "rate": -1}, "greater than 0"),
         ("/v1/select", {**QUESTION, "rate": "nan"}, "query.rate"),
         ("/v1/select", {**QUESTION, "rate": "1e300"}, "less than or equal"),
+        ("/v1/select", {**QUESTION, "rate": "1e-300"}, "at least 1e-06 requests/s"),
+        ("/v1/select", {**QUESTION, "output_tokens": "1e-17"}, "at least 1 token, not 1e-17"),
+        ("/v1/explain", {**CASE, "output_tokens": 1e-9}, "at least 1 token"),
+        ("/v1/select", {**QUESTION, "gpu": "H100,H1000"}, "unknown GPU 'H1000'"),
         ("/v1/select", {**QUESTION, "tpot": "soon"}, "must be a time"),
         ("/v1/select", {**QUESTION, "current": "everything"}, "must be a layout"),
         ("/v1/select", {**QUESTION, "colour": "red"}, "colour"),
@@ -166,6 +171,40 @@ def test_a_refusal_is_a_problem_document(
     assert problem.status == 422
     assert said in problem.detail
     assert "Traceback" not in problem.detail
+
+
+def test_lists_may_have_commas_as_those_of_the_command() -> None:
+    asked = {**QUESTION, "precision": ["fp8,bf16"], "gpu": ["H100,H200", "B200"]}
+    question = schemas.Question(  # type: ignore[arg-type]
+        **asked, choose=["gpu,precision", "batch_size"], batch_sizes=["8,16"]
+    )
+    assert question.gpu == ["H100", "H200", "B200"]
+    assert question.batch_sizes == [8.0, 16.0]
+    assert question.document().choose.precisions == ["fp8", "bf16"]
+
+
+def test_a_precision_that_is_free_is_not_stated_too(server: Server, tmp_path: Path) -> None:
+    """One rule for the file, the body and the command."""
+    document: dict[str, dict[str, Any]] = {
+        "serve": {"llm": "Qwen/Qwen3-8B", "gpu": "H100", "precision": "fp8"},
+        "load": {"rate_per_s": 2, "input_tokens": 500, "output_tokens": 300},
+        "choose": {"knobs": ["precision"], "precisions": ["fp8", "bf16"]},
+    }
+    status, _, body = server.ask(
+        "/v1/select",
+        method="POST",
+        body=json.dumps(document).encode(),
+        headers={"content-type": "application/json"},
+    )
+    assert status == 422
+    assert b"no effect where precision is free" in body
+    lines = []
+    for name, part in document.items():
+        lines += [f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in part.items())]
+    file = tmp_path / "decision.toml"
+    file.write_text("\n".join(lines))
+    with pytest.raises(InputError, match="no effect where precision is free"):
+        decision_file.parse(str(file))
 
 
 def test_a_body_names_no_file(server: Server, tmp_path: Path) -> None:

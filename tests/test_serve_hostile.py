@@ -209,10 +209,11 @@ def test_memory_is_flat_over_ten_thousand_answers(server: Server) -> None:
 
     def answer(numbers: range) -> None:
         for n in numbers:
-            moved = {"rate": 1 + n / 1000, "input_tokens": 500 + n // 4}
+            # Each is new, and its lengths are those of 2,000 questions before.
+            moved = {"rate": 1 + n / 1000, "input_tokens": 500 + n % 2_000}
             server.json("/v1/select", **{**small, **moved})
 
-    answer(range(2_000))  # models are read, and what is kept is full by then
+    answer(range(2_000))  # models are read, and what is kept is full after 700 lengths
     before = resident()
     answer(range(2_000, 10_000))
-    assert resident() < 1.05 * before
+    assert resident() < 1.05 * before, f"from {before / 2**20:.0f} to {resident() / 2**20:.0f} MiB"

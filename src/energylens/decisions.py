@@ -115,6 +115,9 @@ def seconds(value: float) -> str:
     return f"{value:.3g} s"
 
 
+LEAST_RATE_PER_S = 1e-6  # one request in twelve days: below it all joules are idle ones
+
+
 @dataclass(frozen=True, kw_only=True)
 class Load:
     """What arrives: requests a second over all replicas, and their lengths.
@@ -127,8 +130,11 @@ class Load:
     cached_share: float = 0.0
 
     def __post_init__(self) -> None:
-        if not (np.isfinite(self.rate_per_s) and self.rate_per_s > 0):
-            raise UsageError(f"the rate must be above 0 requests/s, not {self.rate_per_s!r}")
+        if not (np.isfinite(self.rate_per_s) and self.rate_per_s >= LEAST_RATE_PER_S):
+            raise UsageError(
+                f"the rate must be at least {LEAST_RATE_PER_S:g} requests/s, not "
+                f"{self.rate_per_s:g}"
+            )
         if not 0.0 <= self.cached_share < 1.0:
             raise UsageError(
                 f"the cached share of prompts must be from 0 to below 1, not {self.cached_share!r}"

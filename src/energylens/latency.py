@@ -298,11 +298,12 @@ def step_times(cases: Cases, output_cv: float | FloatArray = 0.0) -> StepTimes:
     return StepTimes(
         always_s=always / tensor,
         experts_s=experts / holders,
-        log_missed=log_missed,
+        # Copies: a view would hold all columns of its table for as long as it is kept.
+        log_missed=log_missed.copy(),
         sharing=np.where(apart, replicas, 1.0),
         stages=stages,
-        narrow_ratio=narrow,
-        weight_only_ratio=weight_only,
+        narrow_ratio=narrow.copy(),
+        weight_only_ratio=weight_only.copy(),
         compute_s=flop * per_narrow_flop / tensor,
         cache_s=(kv * copies + index + 2.0 * state) * per_byte / tensor,
         sequence_s=np.full(len(cases), SEQUENCE_S),

@@ -93,9 +93,12 @@ def workload_of(
     Raises
     ------
     UsageError
-        If the LLM sees nothing, or the catalog does not know how many tokens it makes of what it
-        sees.
+        If a length is below one token, the LLM sees nothing, or the catalog does not know how many
+        tokens it makes of what it sees.
     """
+    for name, tokens in (("input_tokens", input_tokens), ("output_tokens", output_tokens)):
+        if not tokens >= 1.0:
+            raise UsageError(f"{name} must be at least 1 token, not {tokens:g}")
     if not (images or frames or vision_tokens):
         return Workload(input_tokens=input_tokens, output_tokens=output_tokens)
     if llm.vision is None:

@@ -379,13 +379,7 @@ class EnergyModel(Shown):
     ) -> FloatArray:
         """Spread below and above over that of a residual with known coefficients, shape (n, 2)."""
         spread = np.array([s.spread_ratio for s in sets])[set_index]
-        of_factors = self._factors(cases, sets, set_index)[1]
-        of_coefficients = [
-            self._of_coefficients(cases, joules, sets, set_index, below=below)
-            for below in (True, False)
-        ]
-        variance = np.column_stack(of_coefficients) + of_factors[:, None]
-        variance += self._of_clocks(cases)[:, None]
+        variance = self._log_variances(cases, joules, sets, set_index)
         widening: FloatArray = np.sqrt(1.0 + variance / spread[:, None] ** 2)
         return widening
 
@@ -395,25 +389,49 @@ class EnergyModel(Shown):
         That of a new measurement comes on top (`interval_energy_j` has both).
         """
         sets, set_index = self._sets(cases)
-        return self._log_variance(cases, self.predict_energy_j(cases), sets, set_index)
+        joules = self.predict_energy_j(cases)
+        return self._log_variances(cases, joules, sets, set_index)[:, 1]
 
-    def _log_variance(
+    def _log_variances(
         self,
         cases: Cases,
         joules: FloatArray,
         sets: list[Coefficients],
         set_index: NDArray[np.intp],
     ) -> FloatArray:
-        """Variance of the logarithm of each prediction, shape (n,).
+        """Variance of the logarithm of each prediction, of joules that are fewer and more.
 
-        That of the coefficients and that of the factors. A GPU type or engine that no row speaks
-        of may have coefficients of its own besides: each as far from the fitted ones as
+        Shape (n, 2). That of the coefficients and that of the factors. A GPU type or engine that no
+        row speaks of may have coefficients of its own besides: each as far from the fitted ones as
         ``UNSEEN_GPU_SPREAD`` or ``UNSEEN_ENGINE_SPREAD`` of its term's spread. An engine not named
-        is one of those seen.
+        is one of those seen. No coefficient lies below 0, so none takes away more than its term.
         """
-        of_factors = self._factors(cases, sets, set_index)[1]
-        known = self._of_coefficients(cases, joules, sets, set_index) + of_factors
-        return known + self._of_clocks(cases)
+        logs, of_factors = self._factors(cases, sets, set_index)
+        x = design(cases, self.terms) * np.exp(logs)[:, None]
+        if self.measured_power:
+            x = x * power_ratio(cases)[:, None]
+        apart = self._strangeness(cases)
+        spreads = np.array([term.spread for term in self.terms])
+        variance = np.zeros((len(cases), 2))
+        for s, coefficients in enumerate(sets):
+            mine = set_index == s
+            theta, covariance = (
+                coefficients.theta,
+                coefficients.design_effect * coefficients.covariance,
+            )
+
+            def of(steep: FloatArray, covariance: FloatArray = covariance) -> FloatArray:
+                found: FloatArray = np.einsum("ij,ij->i", steep @ covariance, steep)
+                return found
+
+            steep = slopes(x[mine], theta) / joules[mine, None]
+            strangers = apart[mine, None] * spreads
+            above = of(steep)
+            # Where errors cancel, capping one of them would uncover the other.
+            below = np.minimum(above, of(steep * share_of_term(theta, covariance)))
+            variance[mine, 0] = below + ((steep * np.minimum(strangers, theta)) ** 2).sum(axis=1)
+            variance[mine, 1] = above + ((steep * strangers) ** 2).sum(axis=1)
+        return variance + (of_factors + self._of_clocks(cases))[:, None]
 
     def clock_notes(self, *, locked: bool) -> tuple[str, ...]:
         """Say what stands behind an answer about locked clocks, where no row does."""
@@ -428,46 +446,6 @@ class EnergyModel(Shown):
         """Variance of the logarithm that clocks beyond those of the rows leave open; (n,)."""
         lowest = self.scope.ranges.get("clock_ratio", (1.0, 1.0))[0]
         return log_variance(cases, JOULES_SPREAD, lowest)
-
-    def _of_coefficients(
-        self,
-        cases: Cases,
-        joules: FloatArray,
-        sets: list[Coefficients],
-        set_index: NDArray[np.intp],
-        *,
-        below: bool = False,
-    ) -> FloatArray:
-        """Variance of the joules over their square, that the coefficients leave open; shape (n,).
-
-        ``below``: of joules that are fewer. No coefficient lies below 0, so none takes away more
-        than its term.
-        """
-        logs, _ = self._factors(cases, sets, set_index)
-        x = design(cases, self.terms) * np.exp(logs)[:, None]
-        if self.measured_power:
-            x = x * power_ratio(cases)[:, None]
-        apart = self._strangeness(cases)
-        spreads = np.array([term.spread for term in self.terms])
-        variance = np.zeros(len(cases))
-        for s, coefficients in enumerate(sets):
-            mine = set_index == s
-            theta, covariance = (
-                coefficients.theta,
-                coefficients.design_effect * coefficients.covariance,
-            )
-            steep = slopes(x[mine], theta) / joules[mine, None]
-            of_theta = np.einsum("ij,jk,ik->i", steep, covariance, steep)
-            strangers = apart[mine, None] * spreads
-            if below:
-                capped = steep * share_of_term(theta, covariance)
-                # Where errors cancel, capping one of them would uncover the other.
-                of_theta = np.minimum(
-                    of_theta, np.einsum("ij,jk,ik->i", capped, covariance, capped)
-                )
-                strangers = np.minimum(strangers, theta)
-            variance[mine] = of_theta + ((steep * strangers) ** 2).sum(axis=1)
-        return variance
 
     def _strangeness(self, cases: Cases) -> FloatArray:
         """How far coefficients of a GPU type or engine without rows may lie from the fitted ones.

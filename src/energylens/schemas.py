@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 VERSION = 1  # of every answer: it goes up with a change that breaks a reader
 
@@ -111,6 +111,15 @@ class DecisionFile(_Strict):
     current: Current | None = None
     prices: Prices = Prices()
 
+    @model_validator(mode="after")
+    def _one_precision(self) -> DecisionFile:
+        if self.serve.precision and "precision" in (self.choose.knobs or ()):
+            raise ValueError(
+                f"serve.precision {self.serve.precision} has no effect where precision is free "
+                "(choose.knobs): leave one of the two out"
+            )
+        return self
+
 
 class Question(_Strict):
     """The same question as one flat list of names, those of the command's options.
@@ -150,6 +159,18 @@ class Question(_Strict):
     carbon: float | None = Field(default=None, ge=0, le=1e6)
     pue: float | None = Field(default=None, ge=1, le=1e3)
     gpu_hour: float | None = Field(default=None, ge=0, le=1e6)
+
+    @field_validator("gpu", "precision", "choose", "batch_sizes", "power_caps", mode="before")
+    @classmethod
+    def _listed(cls, values: Any) -> Any:
+        """Take lists with commas too, as the command does: no name has one."""
+        if not isinstance(values, list):
+            return values
+        return [
+            part
+            for value in values
+            for part in (value.split(",") if isinstance(value, str) else [value])
+        ]
 
     def document(self) -> DecisionFile:
         """Say it as a decision file does."""

@@ -35,6 +35,8 @@ FACTORS = 9  # quantiles of the time law's error that stand for it
 RELAXED_RATIOS = (1.1, 1.2, 1.5, 2.0, 3.0)  # by which a limit is relaxed to say what it costs
 DECIDED_SPREADS = 6.0  # of a limit's own error beyond which a configuration surely meets or misses
 KEPT_BYTES = 64 * 2**20  # of what does not depend on the rate
+FOLDED_BYTES, NAME_BYTES = 80, 200  # of a case: made when it is first solved, and asked for
+VIEWS_BYTES = 32 * 2**10  # some 220 arrays of a question, however few cases they are of
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,12 +118,20 @@ class Prepared:
 
     @cached_property
     def size_bytes(self) -> int:
-        """Bytes that the columns hold, names among them."""
-        held = [vars(self.cases), vars(self.steps.times), vars(self.joules)]
-        columns = [c for part in held for c in part.values() if isinstance(c, np.ndarray)]
-        each = 8 * self.steps.theta.shape[1] + 200  # coefficients, and names once they are asked
-        named: int = len(self) * each
-        return sum(int(c.nbytes) for c in columns) + named
+        """Bytes that the columns hold, names and what steps fold together among them."""
+        parts = [vars(self), vars(self.cases), vars(self.steps), vars(self.steps.times),
+                 vars(self.joules)]  # fmt: skip
+        columns = [c for part in parts for c in part.values() if isinstance(c, np.ndarray)]
+        held = {id(c): c for c in map(_owner, columns)}
+        later = len(self) * (FOLDED_BYTES + NAME_BYTES)
+        return sum(int(c.nbytes) for c in held.values()) + later
+
+
+def _owner(column: FloatArray) -> FloatArray:
+    """The array whose memory a column is in."""
+    while isinstance(column.base, np.ndarray):
+        column = column.base
+    return column
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -134,8 +144,8 @@ class Spanned:
 
     @cached_property
     def size_bytes(self) -> int:
-        """Bytes held; candidates are a part of the whole."""
-        return self.together.size_bytes
+        """Bytes held; candidates are views of the whole."""
+        return self.together.size_bytes + VIEWS_BYTES
 
     def take(self, rows: IntArray) -> Spanned:
         """Some of the candidates; what runs today stays."""

@@ -362,7 +362,12 @@ def _split(name: str) -> tuple[Llm, str | None]:
     The longest suffix that names a format counts, as in ``_4bits64gs_HQQ``. The whole name is
     looked up first, for some checkpoints have the format as a part of their own id.
     """
-    shelf, formats = _llm_shelf(), _precision_shelf()
+    return _split_on(name, *_stamp("llms.toml"))
+
+
+@lru_cache(maxsize=1024)
+def _split_on(name: str, path: str, state: tuple[int, ...] | None) -> tuple[Llm, str | None]:
+    shelf, formats = _load_llms(path, state), _precision_shelf()
     whole, key = shelf.find(name), _key(name)
     for cut in re.finditer(r"[-.]", key):
         stated = formats.names.get(key[cut.end() :])

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from energylens.web.models import Loaded
 
 PORT = 8421
-STOP_S = 5  # for answers under way when the server is told to stop
+STOP_S = 20  # for answers under way when the server is told to stop; pods get 30
 MOST_CONNECTIONS = 256
 
 

@@ -30,7 +30,7 @@ from energylens.formula import OVERLAPS, datasheet
 from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.lengths import workload_of
 from energylens.model import EnergyModel
-from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration
+from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu, Precision
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
 from energylens.service import idle_of, slots
 from energylens.time_explained import explain_time, explanation_document
@@ -102,8 +102,8 @@ def _pareto(found: Query, decision: Decision) -> dict[str, Any]:
         "certain": decision.certain,
         "candidates": {
             "configuration": solved.prepared.names,
-            "gpu": [solved.cases.gpus[i].id for i in solved.cases.gpu_index],
-            "precision": [solved.cases.precisions[i].id for i in solved.cases.precision_index],
+            "gpu": _ids(solved.cases.gpus, solved.cases.gpu_index),
+            "precision": _ids(solved.cases.precisions, solved.cases.precision_index),
             "gpus": solved.cases.occupied_gpus.astype(int).tolist(),
             "energy_per_request_j": short(solved.energy_j),
             "tpot_s": short(solved.state.tpot_s),
@@ -118,6 +118,11 @@ def _pareto(found: Query, decision: Decision) -> dict[str, Any]:
         "notes": list(found.notes),
     }
     return headed("pareto", answer)
+
+
+def _ids(of: Sequence[Gpu | Precision], index: IntArray) -> list[str]:
+    names = [each.id for each in of]
+    return [names[i] for i in index.tolist()]
 
 
 def service(
@@ -330,7 +335,7 @@ def joules_by_term(
     left = np.maximum(solved.energy_j[rows] - idle - node, 0.0)
     parts = parts * (left / parts.sum(axis=1))[:, None]
     names = [term.name for term in law.terms]
-    return _parts(entries, [*names, IDLE, NODE], np.column_stack([parts, idle, node]), "j")
+    return _parts([*names, IDLE, NODE], np.column_stack([parts, idle, node]), "j")
 
 
 def seconds_by_term(
@@ -353,18 +358,17 @@ def seconds_by_term(
     parts = parts * np.minimum(total / own, 1.0)[:, None]
     waiting = np.maximum(total - own, 0.0)
     names = [term.name for term in TIME_TERMS]
-    return _parts(entries, [*names, WAITING], np.column_stack([parts, waiting]), "s")
+    return _parts([*names, WAITING], np.column_stack([parts, waiting]), "s")
 
 
-def _parts(
-    entries: Sequence[Entry], names: Sequence[str], values: FloatArray, unit: str
-) -> list[dict[str, Any]]:
+def _parts(names: Sequence[str], values: FloatArray, unit: str) -> list[dict[str, Any]]:
     """Long rows of a stacked bar; what is nowhere as much as a thousandth is left out."""
     seen = (values / values.sum(axis=1, keepdims=True)).max(axis=0) >= 1e-3
+    kept = [(k, names[k]) for k in np.flatnonzero(seen).tolist()]
     return [
-        {"rank": i, "term": names[int(k)], "k": int(k), unit: float(f"{values[i, k]:.4g}")}
-        for i in range(len(entries))
-        for k in np.flatnonzero(seen)
+        {"rank": i, "term": name, "k": k, unit: float(f"{row[k]:.4g}")}
+        for i, row in enumerate(values.tolist())
+        for k, name in kept
     ]
 
 

@@ -41,11 +41,12 @@ PAGES = {
     "app.js": "text/javascript; charset=utf-8",
     "rows.js": "text/javascript; charset=utf-8",
     "shared.js": "text/javascript; charset=utf-8",
+    "expressions.js": "text/javascript; charset=utf-8",
     "rows.html": "text/html; charset=utf-8",
     "app.css": "text/css; charset=utf-8",
 }
 #: What the page calls of the bundle.
-EXPORTS = "window.vegaEmbed = vegaEmbed; window.vega = vega; window.vegaLite = vegaLite;"
+EXPORTS = "window.vegaEmbed = vegaEmbed;"
 Certain = Annotated[
     bool, Query(description="false: the ranking by means alone, a tenth of the work")
 ]
@@ -383,6 +384,7 @@ def _add_page(app: FastAPI, state: State) -> None:
         ("/app.js", "app.js"),
         ("/rows.js", "rows.js"),
         ("/shared.js", "shared.js"),
+        ("/expressions.js", "expressions.js"),
         ("/app.css", "app.css"),
     ):
         add_file(path, name)

@@ -152,6 +152,13 @@ class Guard:
         except BodyRefusedError:
             if begun:
                 raise
+        except asyncio.CancelledError:
+            # Told to stop, the server waits for answers under way no longer than it may.
+            if begun:
+                raise
+            refusal = problem(
+                503, "the server stops: ask again in a second", headers={"retry-after": "1"}
+            )
         finally:
             if refusal is not None and not begun:
                 await refusal(scope, receive, telling)

@@ -1,7 +1,8 @@
-import { $, SHAPES, begin, chance, charts, colours, csv, draw, el, joules, key, mark, number, onTheme, percent, save, time, watts } from "/shared.js";
+import { $, SHAPES, begin, chance, charts, colours, csv, draw, el, joules, key, mark, number, onTheme, percent, save, time, watts, write } from "/shared.js";
 
 const form = $("#ask");
 const REST_MS = 250; // the slider rests: probabilities are asked for
+const PAUSE_MS = 60; // what stands below the picture waits for a pause this long
 const SAME_RATIO = 1e-3; // of the joules: choices nearer to each other take the same
 const FIRST_GPUS = ["H100-SXM-80GB", "B200", "H200-SXM-141GB", "MI300X", "A100-SXM-80GB", "L40S"];
 const PARTS = ["mean", "p50", "p90", "p95", "p99"];
@@ -11,6 +12,7 @@ let answer = null;
 let asking = false;
 let again = null;
 let resting = 0;
+let pausing = 0;
 let sort = { by: "energy_per_request_j", down: false };
 let turn = 0;
 
@@ -124,29 +126,34 @@ form.addEventListener("submit", (event) => event.preventDefault());
 addEventListener("popstate", () => { restore(); seen(); toSliders(); ask(); });
 
 // ------------------------------------------------------------------------------ the answer
-// One question is under way at a time; what changes meanwhile is asked when it is answered.
+// One question is under way at a time; what changes meanwhile is asked when it is answered. The
+// address follows the picture, for a browser takes as long over it as over an answer.
 async function ask(since = performance.now()) {
   clearTimeout(resting);
+  clearTimeout(pausing);
+  window.energylens.shown = "";
   const q = question();
   const keep = () => history.replaceState(null, "", `?${q}`);
   if (!q.has("gpu")) { keep(); problem("Choose a GPU type, or more than one."); return; }
-  if (asking) { again = since; keep(); return; }
+  if (asking) { again = since; return; }
   asking = true;
+  let then = null;
   try {
-    const answered = once(q, false, since);
-    keep(); // while the server works
-    await answered;
+    then = await once(q, false, since);
   } finally {
     asking = false;
   }
   if (again !== null) { const since = again; again = null; ask(since); return; }
+  pausing = setTimeout(() => { keep(); then?.(); }, then ? PAUSE_MS : 0);
   resting = setTimeout(() => certain(q), REST_MS);
 }
 
 async function certain(q) {
-  await once(q, true, performance.now(), () => String(question()) === String(q));
+  const then = await once(q, true, performance.now(), () => String(question()) === String(q));
+  await then?.();
 }
 
+// What is left to be drawn comes back as a function.
 async function once(q, sure, since, still = () => question().has("gpu")) {
   const asked = ++turn;
   let found;
@@ -156,22 +163,23 @@ async function once(q, sure, since, still = () => question().has("gpu")) {
     found = await response.json();
   } catch (error) {
     if (still()) problem(`The server does not answer (${error.message}): is it still running?`);
-    return;
+    return null;
   }
-  if (!still() || (sure && asked !== turn)) return;
-  if (!response.ok) { problem(found.detail ?? "The question cannot be answered."); return; }
+  if (!still() || (sure && asked !== turn)) return null;
+  if (!response.ok) { problem(found.detail ?? "The question cannot be answered."); return null; }
   if (sure) answer = found;
   else answer = { ...found, curve: answer?.curve, law: answer?.law, behind: answer?.behind, sentences: null };
   problem("");
   $(".answers").classList.remove("empty");
   const got = performance.now();
-  const before = turn;
   await picture();
   words();
   await new Promise((done) => requestAnimationFrame(() => { const c = new MessageChannel(); c.port1.onmessage = done; c.port2.postMessage(0); }));
   (window.energylens.timings ??= []).push({ sure, all_ms: performance.now() - since, wait_ms: got - since });
-  if (before === turn) await later(sure);
-  window.energylens.shown = `${q}&certain=${sure}`;
+  return async () => {
+    if (asked === turn) await later(sure);
+    if (asked === turn && !asking) window.energylens.shown = `${q}&certain=${sure}`;
+  };
 }
 
 function problem(said, stale = true) {
@@ -335,13 +343,14 @@ $("#copy").addEventListener("click", async () => {
 $("#decision-file").addEventListener("click", () => answer && save("decision.toml", "application/toml", answer.decision_file));
 
 // ------------------------------------------------------------------------------ the ranking
+const interval = ({ lower_j: low, upper_j: high }) => (low < 1e5 && high < 1e5 ? `${number(low)} .. ${joules(high)}` : `${joules(low)} .. ${joules(high)}`);
 const COLUMNS = [
   ["configuration", (e) => name(e), (e) => name(e)],
   ["GPU type", (e) => e.gpu, (e) => e.gpu],
   ["format", (e) => e.precision, (e) => e.precision],
   ["GPUs", (e) => e.gpus, (e) => number(e.gpus)],
   ["a request", (e) => e.energy_per_request_j, (e) => joules(e.energy_per_request_j)],
-  ["80 % interval", (e) => e.lower_j, (e) => `${joules(e.lower_j)} .. ${joules(e.upper_j)}`],
+  ["80 % interval", (e) => e.lower_j, (e) => interval(e)],
   ["power", (e) => e.power_w, (e) => watts(e.power_w)],
   ["TPOT", (e) => e.tpot_s ?? Infinity, (e) => time(e.tpot_s)],
   ["TTFT", (e) => e.ttft_s ?? Infinity, (e) => time(e.ttft_s)],
@@ -381,13 +390,22 @@ function table() {
     else head.removeAttribute("aria-sort");
   });
   $("#count").textContent = `${rows.length} of ${all}` + (answer.decision.configurations.length ? "" : " that miss a limit");
-  $("#ranking tbody").replaceChildren(...rows.map(({ entry, place }) => {
-    const row = el("tr", { tabIndex: 0 }, ...COLUMNS.map(([, , shown], i) => el(i ? "td" : "th", i ? { className: i > 2 ? "n" : "" } : { scope: "row" }, shown(entry))));
-    const show = () => place !== undefined && mark("front", "chosen", [point(place, gpusAsked())]);
-    row.addEventListener("focus", show);
-    row.addEventListener("mouseenter", show);
-    return row;
-  }));
+  const body = $("#ranking tbody");
+  while (body.rows.length > rows.length) body.lastChild.remove();
+  while (body.rows.length < rows.length) body.append(blank());
+  rows.forEach(({ entry, place }, i) => {
+    const row = body.rows[i];
+    places.set(row, place);
+    COLUMNS.forEach(([, , shown], k) => write(row.cells[k], shown(entry)));
+  });
+}
+const places = new WeakMap(); // of the rows shown, among all candidates
+function blank() {
+  const row = el("tr", { tabIndex: 0 }, ...COLUMNS.map((_, i) => el(i ? "td" : "th", i ? { className: i > 2 ? "n" : "" } : { scope: "row" })));
+  const show = () => places.get(row) !== undefined && mark("front", "chosen", [point(places.get(row), gpusAsked())]);
+  row.addEventListener("focus", show);
+  row.addEventListener("mouseenter", show);
+  return row;
 }
 $("#filter").addEventListener("input", table);
 $("#csv").addEventListener("click", () => {

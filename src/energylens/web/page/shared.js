@@ -1,4 +1,6 @@
 // What both views share: words for numbers, elements, theme, charts, downloads.
+import { expressions } from "/expressions.js";
+
 export const $ = (selector) => document.querySelector(selector);
 export const root = document.documentElement;
 
@@ -10,6 +12,11 @@ export function el(name, props = {}, ...children) {
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
+}
+
+// What is there already is not laid out again.
+export function write(at, text) {
+  if (at.textContent !== text) at.textContent = text;
 }
 
 // A formatter takes far longer to make than to use.
@@ -144,6 +151,7 @@ async function embed(id) {
     renderer: new URLSearchParams(location.search).get("renderer") === "svg" ? "svg" : "canvas",
     actions: false,
     ast: true,
+    expr: expressions,
     tooltip: { theme: dark ? "dark" : "light" },
     logLevel: 1,
   });
@@ -156,9 +164,20 @@ async function embed(id) {
   }
 }
 
+// As many rows as before are the old ones with new numbers: their marks move and none is made anew.
+function replace(view, name, values) {
+  const old = view.data(name);
+  if (!old.length || old.length !== values.length) { view.data(name, values); return; }
+  const now = new Map(old.map((row, i) => [row, values[i]]));
+  const fields = Object.keys(values[0]).filter((field) => old.some((row, i) => row[field] !== values[i][field]));
+  const changes = view.changeset();
+  for (const field of fields) changes.modify(() => true, field, (row) => now.get(row)[field]);
+  if (fields.length) view.change(name, changes);
+}
+
 async function feed(id, data) {
   const view = views[id];
-  for (const [name, values] of Object.entries(data)) view.data(name, values);
+  for (const [name, values] of Object.entries(data)) replace(view, name, values);
   const step = charts()[id]?.usermeta?.step;
   if (step) view.height(step * Math.max(new Set(data.bars.map((bar) => bar.name)).size, 1));
   await view.runAsync();
