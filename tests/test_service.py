@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +22,8 @@ from energylens.errors import InputError
 from energylens.fitting import fit, from_datasheet
 from energylens.latency import from_datasheet as time_from_datasheet
 from energylens.latency_fitting import fit_latency
+from energylens.model import EnergyModel
+from energylens.packaged import packaged
 from energylens.records import Case, Configuration, Engine, Workload
 from energylens.service import JouleSteps, Lengths, Service, _chain, slots, steady_state
 
@@ -47,6 +50,11 @@ class Line:
 
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         return 600.0 * self.prompts_s(tokens, running)
+
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        return np.zeros_like(tokens)
+
+    media_j = media_s
 
 
 def line(n: int = 1, alpha: float = 0.01, beta: float = 1e-4, prompt: float = 0.0) -> Line:
@@ -204,6 +212,114 @@ def test_joules_near_saturation_are_those_of_a_full_batch() -> None:
     state = steady_state(steps, rate_per_s=0.98 * most, lengths=even, slots=held, joules=joules)
     full = model.predict_energy_j(cases.replace(mean_batch_size=64.0))
     assert state.energy_per_request_j[0] == pytest.approx(full[0], rel=0.1)
+
+
+MODELS = {"datasheet": from_datasheet, **{p.name: p.model for p in packaged()}}
+SEEING = ("Qwen/Qwen3-VL-8B-Instruct", "Qwen/Qwen2.5-VL-72B-Instruct", "google/gemma-3-27b-it")
+ALL = (*SEEING, "meta-llama/Llama-3.1-8B-Instruct", "Qwen/Qwen3-32B", "Qwen/Qwen3-30B-A3B")
+TYPES = ("A100-SXM-80GB", "H100", "H200-SXM-141GB", "L40S", "MI300X", "B200", "L4", "V100")
+LAYOUTS = ((1, 1), (4, 1), (1, 4), (2, 4))
+
+
+def replicas(name: str, llms: tuple[str, ...] = ALL) -> Cases:
+    """Layouts of several LLMs and GPU types that have room, by the engine of a model's rows."""
+    engine = Engine(name="vllm", version="0.5.4" if name.endswith("0.5") else "0.11.1")
+    cases = Cases.of(
+        [
+            Case(
+                llm=catalog.llm(llm),
+                gpu=catalog.gpu(gpu),
+                precision=catalog.precision("bf16"),
+                workload=Workload(input_tokens=500, output_tokens=200),
+                configuration=Configuration(
+                    tensor_parallel=tp, pipeline_parallel=pp, batch_size=limit
+                ),
+                engine=engine,
+            )
+            for llm in llms
+            for gpu in TYPES
+            for tp, pp in LAYOUTS
+            for limit in (8, 512)
+        ]
+    )
+    return cases.take(np.flatnonzero(slots(cases, LENGTHS) >= 4))
+
+
+def put_under(
+    model: EnergyModel,
+    cases: Cases,
+    rate: FloatArray | float,
+    *,
+    prompt: float = 500.0,
+    output: float = 200.0,
+    media: float = 0.0,
+    column: str = "images",
+) -> Service:
+    """Put replicas under a load; images and frames bring 250 tokens each, beside the prompt."""
+    lengths = Lengths(input_tokens=prompt + 250 * media, output_tokens=output)
+    each = np.ones(len(cases))
+    knobs = {
+        "input_tokens": lengths.input_tokens * each,
+        "output_tokens": output * each,
+        "vision_tokens": 250 * media * each,
+        column: media * each,
+    }
+    served = cases.replace(**knobs)
+    time = (model.time or time_from_datasheet()).without_factors()
+    return steady_state(
+        time.steps(served, lengths.output_cv),
+        rate_per_s=rate,
+        lengths=lengths,
+        slots=cases.batch_size,
+        joules=JouleSteps.of(model.without_factors(), served, lengths, most=512),
+    )
+
+
+def largest_fall(states: list[Service], column: str = "energy_per_request_j") -> float:
+    """By how much a column of states falls from one to the next, at the most."""
+    fall = 0.0
+    for before, after in pairwise(states):
+        kept = ~after.saturated
+        ratio = getattr(after, column)[kept] / getattr(before, column)[kept]
+        fall = max(fall, 1.0 - float(ratio.min(initial=1.0)))
+    return fall
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("load", [0.02, 0.3, 0.7])
+def test_more_images_or_frames_never_take_fewer_joules(name: str, load: float) -> None:
+    model, cases = MODELS[name](), replicas(name, SEEING)
+    rate = load * put_under(model, cases, 1e-9).saturation_rate_per_s
+    for column in ("images", "frames"):
+        states = [put_under(model, cases, rate, media=k, column=column) for k in (0, 1, 2, 4, 8)]
+        assert largest_fall(states) < 0.02
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(("prompt", "output"), [(500, 200), (4000, 100), (100, 1000)])
+def test_watts_rise_with_the_rate(name: str, prompt: float, output: float) -> None:
+    """Pipelines among them. An old engine works on each sequence while its GPUs wait.
+
+    There fuller batches draw less (docs/service.md), by a fifth at the most.
+    """
+    model, cases = MODELS[name](), replicas(name)
+    most = put_under(model, cases, 1e-9, prompt=prompt, output=output).saturation_rate_per_s
+    shares = (0.001, 0.03, 0.1, 0.3, 0.6, 0.9, 0.99)
+    states = [put_under(model, cases, most * k, prompt=prompt, output=output) for k in shares]
+    assert largest_fall(states, "power_w") < (0.22 if name.endswith("0.5") else 0.01)
+    idle = np.array([state.power_w for state in states]) / states[0].power_w
+    assert (idle > 0.99).all()
+
+
+@pytest.mark.parametrize("load", [0.02, 0.3, 0.7])
+def test_longer_requests_take_more_joules(load: float) -> None:
+    name = "h100-vllm-0.11"
+    model, cases = MODELS[name](), replicas(name)
+    rate = load * put_under(model, cases, 1e-9).saturation_rate_per_s
+    outputs = [put_under(model, cases, rate, output=k) for k in (20, 50, 200, 800, 3000)]
+    prompts = [put_under(model, cases, rate, prompt=k) for k in (50, 200, 500, 1e3, 4e3, 16e3)]
+    assert largest_fall(outputs) < 1e-3
+    assert largest_fall(prompts) < 0.04
 
 
 def test_slots_are_the_limit_or_what_the_memory_holds() -> None:

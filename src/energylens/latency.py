@@ -414,6 +414,7 @@ class _Folded:
     piped: IntArray  # cases with pipeline stages, which alone have bubbles
     bubble: FloatArray
     token_s: FloatArray  # for each prompt token
+    media_s: FloatArray  # of them, for images and frames
     pass_s: FloatArray
     fresh_s: FloatArray  # reading experts that the step had not touched, all of them
     sparse: bool  # whether any case has experts
@@ -459,6 +460,7 @@ class Steps:
             piped=np.flatnonzero(t.stages > 1),
             bubble=th[_K["step_bubble"]],
             token_s=own / t.input_tokens,
+            media_s=(th[_K["vision"]] * t.vision_s + th[_K["media"]] * t.media_s) / t.input_tokens,
             pass_s=once / t.prompt_passes,
             fresh_s=th[0] * t.prompt_experts_s / t.prompt_passes,
             sparse=bool(t.experts_s.any()),
@@ -502,6 +504,10 @@ class Steps:
         if f.sparse:
             total += f.fresh_s * (1.0 - self._covered(self._each(running)))
         return total
+
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        """Seconds of :meth:`prompts_s` that images and frames take; shape (n,)."""
+        return self._folded.media_s * tokens
 
     def prompt_s(self, running: FloatArray) -> FloatArray:
         """Seconds that one prompt by itself adds to steps with ``running`` sequences; (n,)."""

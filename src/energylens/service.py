@@ -29,7 +29,7 @@ All columns are of one replica; R replicas share the rate and each has this stat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.counts import TOKENS_PER_PASS
 from energylens.dataset import group_rows
 from energylens.errors import InputError
+from energylens.formula import Term
 from energylens.records import Gpu
 
 ROUNDS = 14  # of the fixed point between batch and step time
@@ -94,6 +95,9 @@ class StepTime(Protocol):
         """Seconds that ``tokens`` prompt tokens add to one step; shape (n,)."""
         ...
 
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        """Seconds of these that their images and frames take; shape (n,)."""
+
 
 class StepJoules(Protocol):
     """How many joules the steps of one replica take."""
@@ -110,6 +114,40 @@ class StepJoules(Protocol):
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         """Joules that ``tokens`` prompt tokens add to one step; shape (n,)."""
         ...
+
+    def media_j(self, tokens: FloatArray) -> FloatArray:
+        """Joules of these that their images and frames take; shape (n,)."""
+
+
+@dataclass(frozen=True)
+class _Spared:
+    """The same requests without the work on their images or (0) on their prompts at all."""
+
+    steps: StepTime
+    joules: StepJoules
+    prompts: float
+
+    @property
+    def idle_w(self) -> FloatArray:
+        return self.joules.idle_w
+
+    def step_s(self, running: FloatArray) -> FloatArray:
+        return self.steps.step_s(running)
+
+    def step_j(self, running: FloatArray) -> FloatArray:
+        return self.joules.step_j(running)
+
+    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        return self.prompts * (self.steps.prompts_s(tokens, running) - self.steps.media_s(tokens))
+
+    def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
+        joules = self.joules.prompts_j(tokens, running) - self.joules.media_j(tokens)
+        return self.prompts * joules
+
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        return np.zeros_like(tokens)
+
+    media_j = media_s
 
 
 # -------------------------------------------------------------------------- the batch
@@ -460,12 +498,29 @@ def steady_state(
     nan = np.full_like(rate, np.nan)
     energy, power = nan, nan
     if joules is not None:
-        at_low_j = joules.step_j(low)
-        each_j = (joules.step_j(high) - at_low_j) / (high - low)
+        idle_w = joules.idle_w
+        # Whatever the two laws make of each other, no second draws less than idle.
+        at_low_j = np.maximum(joules.step_j(low), idle_w * at_low)
+        at_high_j = np.maximum(joules.step_j(high), idle_w * steps.step_s(high))
+        each_j = (at_high_j - at_low_j) / (high - low)
         fixed_j = np.maximum(at_low_j - each_j * low, 0.0)
         prompt_j = joules.prompts_j(together, batch) * prompt / together
-        loaded = prompt_j + output * each_j + fixed_j * steps_per_s / rate
-        energy = np.where(stable, loaded + joules.idle_w * empty / rate, np.inf)
+        media_s, media_j = steps.media_s(prompt * one), joules.media_j(prompt * one)
+        text_s, text_j = own_prompt - media_s, prompt_j - media_j
+        media_j, text_j = np.maximum(media_j, idle_w * media_s), np.maximum(text_j, idle_w * text_s)
+        decode_j = output * each_j + fixed_j * steps_per_s / rate
+        energy = decode_j + text_j + media_j + idle_w * empty / rate
+        # Prompts hold up the steps of others: batches are fuller. Where they draw less than those
+        # steps more work would save joules. Not believed: it costs no less than without.
+        decode_s = np.maximum(busy / rate - own_prompt, 1e-12)
+        for left, of_s, of_j in ((1.0, media_s, media_j), (0.0, text_s, text_j)):
+            if (stable & (of_j * decode_s < decode_j * of_s)).any():
+                spared = _Spared(steps, joules, left)
+                state = steady_state(
+                    spared, rate_per_s=rate, lengths=lengths, slots=limit, joules=spared,
+                    tokens_per_pass=budget,
+                )  # fmt: skip
+                energy = np.maximum(energy, state.energy_per_request_j)
         # Beyond saturation: a full batch.
         full_j = joules.prompts_j(together, limit) * prompt / together
         full_j = full_j + output * joules.step_j(limit) / limit
@@ -499,6 +554,9 @@ def steady_state(
 
 
 class _Parts(Protocol):
+    @property
+    def terms(self) -> Sequence[Term]: ...
+
     def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]: ...
 
 
@@ -512,6 +570,7 @@ class JouleSteps:
 
     idle_w: FloatArray
     prompt_j: FloatArray
+    seen_j: FloatArray  # of it, for images and frames
     input_tokens: float
     _table: FloatArray  # (engines, batches)
     _engine: IntArray  # of each configuration
@@ -566,15 +625,17 @@ class JouleSteps:
         many = longer.take(np.repeat(np.arange(len(rows)), count))
         running = np.tile(batches, len(rows))
         many = many.replace(mean_batch_size=running * many.data_parallel)
-        # Factors of single LLMs were found in full batches, and do not carry to emptier ones.
-        law = getattr(model, "without_factors", lambda: model)()
+        # Factors of LLMs were found in full batches, and do not carry to emptier ones.
+        law: _Parts = getattr(model, "without_factors", lambda: model)()
         prefill, decode = law.predict_parts_j(many)
         step_j = decode.sum(axis=1) / many.output_tokens * running
         idle = loaded_idle_w or idle_of(model)
         gpus = cases.tensor_parallel * cases.pipeline_parallel
+        seen = [term.name in ("vision", "media_waiting") for term in law.terms]
         return cls(
             idle_w=gpus * cases.of_gpu(idle),
             prompt_j=prefill.sum(axis=1).reshape(-1, count)[:, 0][engine],
+            seen_j=prefill[:, seen].sum(axis=1).reshape(-1, count)[:, 0][engine],
             input_tokens=lengths.input_tokens,
             _table=step_j.reshape(-1, count),
             _engine=engine,
@@ -582,9 +643,9 @@ class JouleSteps:
 
     def take(self, rows: IntArray | slice) -> JouleSteps:
         """Some of the configurations."""
-        return replace(
-            self, idle_w=self.idle_w[rows], prompt_j=self.prompt_j[rows], _engine=self._engine[rows]
-        )
+        names = ("idle_w", "prompt_j", "seen_j", "_engine")
+        columns: dict[str, Any] = {name: getattr(self, name)[rows] for name in names}
+        return replace(self, **columns)
 
     def step_j(self, running: FloatArray) -> FloatArray:
         """Joules of a decode step with ``running`` sequences; shape (n,)."""
@@ -600,6 +661,10 @@ class JouleSteps:
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:  # noqa: ARG002
         """Joules that ``tokens`` prompt tokens add to one step; shape (n,)."""
         return self.prompt_j * tokens / self.input_tokens
+
+    def media_j(self, tokens: FloatArray) -> FloatArray:
+        """Joules of :meth:`prompts_j` that images and frames take; shape (n,)."""
+        return self.seen_j * tokens / self.input_tokens
 
 
 def loaded_idle_w(gpu: Gpu) -> float:

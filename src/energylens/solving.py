@@ -52,6 +52,9 @@ class _Slower:
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         return self.factor * self.steps.prompts_s(tokens, running)
 
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        return self.factor * self.steps.media_s(tokens)
+
 
 # --------------------------------------------------------------------------------- candidates
 

@@ -124,6 +124,12 @@ class TableSteps:
         """Joules that prompt tokens add."""
         return self._read(self.table.joules, running, tokens) - self.step_j(running)
 
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        """None: requests are of text."""
+        return np.zeros_like(tokens)
+
+    media_j = media_s
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SimulatedLoad:

@@ -141,6 +141,12 @@ class _Told:
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         return self.factors.prompts_j * self.joules.prompts_j(tokens, running)
 
+    def media_s(self, tokens: FloatArray) -> FloatArray:
+        return self.factors.prompts_s * self.steps.media_s(tokens)
+
+    def media_j(self, tokens: FloatArray) -> FloatArray:
+        return self.factors.prompts_j * self.joules.media_j(tokens)
+
 
 class Knowledge:
     """Closed-form answers about the replicas of a fleet.
