@@ -550,3 +550,42 @@ def test_a_catalog_that_no_parser_should_meet_is_refused_in_one_sentence(
     with pytest.raises(ArtefactError) as caught:
         catalog.gpu("H100")
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("spelt", "gpu"),
+    [
+        ("NVIDIA RTX 6000 Ada Generation", "RTX-6000-Ada"),
+        ("NVIDIA RTX 5000 Ada Generation", "RTX-5000-Ada"),
+        ("NVIDIA RTX A6000", "A6000"),
+        ("NVIDIA RTX A5000", "A5000"),
+        ("NVIDIA RTX A4000", "A4000"),
+        ("NVIDIA GB10", "GB10"),
+        ("NVIDIA L4", "L4"),
+        ("NVIDIA L20", "L20"),
+        ("Tesla T4", "T4"),
+        ("NVIDIA H100 NVL", "H100-NVL-94GB"),
+        ("NVIDIA H200 NVL", "H200-NVL-141GB"),
+        ("NVIDIA B300 SXM6 AC", "B300"),
+        ("NVIDIA GB300", "GB300"),
+        ("NVIDIA GeForce RTX 3090 Ti", "RTX-3090-Ti"),
+        ("NVIDIA GeForce RTX 4080", "RTX-4080"),
+        ("NVIDIA GeForce RTX 5080", "RTX-5080"),
+        ("AMD Instinct MI100", "MI100"),
+        ("AMD INSTINCT MI250 (MCM) OAM AC MBA", "MI250"),
+        ("AMD Instinct MI325X", "MI325X"),
+        ("AMD Instinct MI350X", "MI350X"),
+        ("AMD Instinct MI355X", "MI355X"),
+        ("HL-225H", "Gaudi-2"),
+        ("HL-325L", "Gaudi-3"),
+    ],
+)
+def test_gpus_are_found_as_their_drivers_spell_them(spelt: str, gpu: str) -> None:
+    assert catalog.gpu(spelt).id == gpu
+
+
+@pytest.mark.parametrize("name", ["TPU v4", "TPU v5e", "Trainium2", "Ascend 910B", "Apple M2 Max"])
+def test_what_is_no_gpu_is_near_to_none(name: str) -> None:
+    with pytest.raises(UnknownNameError, match="gpu add") as refused:
+        catalog.gpu(name)
+    assert "Did you mean" not in str(refused.value)

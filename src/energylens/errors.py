@@ -77,6 +77,10 @@ class UnknownNameError(InputError):
         super().__init__(f"{self.brief}{' ' + advice if advice else ''}")
 
 
+#: Accelerators that no GPU's name is near, however many letters they share.
+_ANOTHER_KIND = re.compile(r"\btpu\b|trillium|inferentia|trainium|\bascend\b|\bapple m\d")
+
+
 def _nearest(name: str, known: Iterable[str]) -> list[str]:
     """The three known names most like a name, those of its family and size first.
 
@@ -86,6 +90,8 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     """
     by_lower = {entry.lower(): entry for entry in known}
     given = name.lower()[:200]
+    if _ANOTHER_KIND.search(given):
+        return [by_lower[lower] for lower in by_lower if _ANOTHER_KIND.search(lower)][:3]
     family, version, sizes = _parts(given)
     ranked = []
     matcher = difflib.SequenceMatcher(b=given, autojunk=False)
