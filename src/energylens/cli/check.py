@@ -68,7 +68,11 @@ def _check(arguments: argparse.Namespace) -> ExitCode:
             + (f", the first {LISTED} listed above" if more > 0 else ", listed above")
             + ". Nothing was changed; mend the rows and check again."
         )
-    print(f"{arguments.table}: {len(dataset)} row{'s, all' if len(dataset) != 1 else ','} valid.")
+    rows = f"{len(dataset)} row{'s' if len(dataset) != 1 else ''}"
+    if _code(found) is ExitCode.DONE:
+        print(f"{arguments.table}: {rows}, {'all ' if len(dataset) != 1 else ''}valid.")
+    else:
+        print(f"{arguments.table}: {rows}, readable, but not all can be right (Doubt, below).")
     for what, values in (
         ("LLMs", [m.id for m in dataset.cases.llms]),
         ("GPUs", [g.id for g in dataset.cases.gpus]),
