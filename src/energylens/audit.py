@@ -24,6 +24,9 @@ AGREEMENT_RATIO = 0.1
 #: Boards draw a little more than their TDP for moments; a mean above this share of it is wrong.
 TDP_RATIO = 1.05
 
+#: The same where the time of the prompt is not known, so that the mean is only an upper bound.
+UNTOLD_RATIO = 1.5
+
 #: Share of a GPU's memory that weights may take for a run to be worth proposing.
 WEIGHTS_SHARE = 0.8
 
@@ -99,22 +102,30 @@ def audit(dataset: Dataset, name: str) -> Audit:
 
 
 def rate_per_s(dataset: Dataset) -> FloatArray:
-    """Requests completed a second, shape (n,): as observed, else what runs over its time."""
+    """Requests completed a second, shape (n,): as observed, else what runs over its time.
+
+    How many run is the mean that was observed, else the batch limit of a loop that keeps it full;
+    under an open load it is neither, and what arrives is what is completed.
+    """
     cases = dataset.cases
-    running = np.where(np.isnan(cases.mean_batch_size), cases.batch_size, cases.mean_batch_size)
+    running = np.where(dataset.under_load, np.nan, cases.batch_size)
+    running = np.where(np.isnan(cases.mean_batch_size), running, cases.mean_batch_size)
     with np.errstate(divide="ignore", invalid="ignore"):
         by_law = running / cases.request_latency_s
-    achieved = cases.achieved_rate_per_s
-    return np.where(np.isnan(achieved), by_law, achieved)
+    observed = np.where(np.isnan(cases.achieved_rate_per_s), by_law, cases.achieved_rate_per_s)
+    return np.where(np.isnan(observed), cases.request_rate_per_s, observed)
 
 
 def _divergence(dataset: Dataset, free: Sequence[str], what: str) -> Divergence:
     cases, joules = dataset.cases, dataset.energy_per_request_j
-    times = np.where(np.isnan(cases.request_latency_s), cases.tpot_s, cases.request_latency_s)
     # Under an open load the rate is what was sent, and nobody's choice.
-    rates = np.where(np.isnan(cases.request_rate_per_s), rate_per_s(dataset), np.nan)
+    rates = np.where(dataset.under_load, np.nan, rate_per_s(dataset))
     by_time, by_rate, untimed = [], [], 0
     for rows in dataset.scenarios(free):
+        # A whole request's time and one token's are two things: what more of the rows have.
+        times = max(
+            (cases.request_latency_s, cases.tpot_s), key=lambda t: np.isfinite(t[rows]).sum()
+        )
         timed = rows[np.isfinite(times[rows])]
         if len(timed) >= 2:
             by_time.append(joules[timed[np.argmin(times[timed])]] / joules[timed].min() - 1)
@@ -202,7 +213,11 @@ def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
     cases = dataset.cases
     watts, rates = cases.average_power_w, rate_per_s(dataset)
     with np.errstate(divide="ignore", invalid="ignore"):
-        off = np.abs(dataset.energy_per_request_j * rates / watts - 1)
+        off = dataset.energy_per_request_j * rates / watts - 1
+    # Of what arrives a full deployment completes less, and draws less than that would take.
+    offered = dataset.under_load & np.isnan(cases.achieved_rate_per_s)
+    offered &= np.isnan(cases.mean_batch_size)
+    off = np.where(offered & (off > 0), 0.0, np.abs(off))
     found = [
         _finding(dataset, off > AGREEMENT_RATIO, "joules are not mean power x time within 10 %")
     ]
@@ -210,6 +225,19 @@ def contradictions(dataset: Dataset) -> tuple[dict[str, Any], ...]:
     node = np.where(cases.node_boundary, cases.node_gpus, cases.occupied_gpus)
     wall = cases.wall_boundary
     found.append(_finding(dataset, ~wall & (watts > TDP_RATIO * tdp * node), "watts above the TDP"))
+    # Where no watts are told: a batch as full as its limit does no request in less than its tokens.
+    with np.errstate(divide="ignore", invalid="ignore"):
+        seconds = np.nan_to_num(cases.ttft_s) + cases.tpot_s * (cases.output_tokens - 1)
+        full = dataset.energy_per_request_j * cases.batch_size / seconds
+    untold = np.isnan(watts) & np.isnan(rates) & ~dataset.under_load & ~wall
+    slack = np.where(np.isnan(cases.ttft_s), UNTOLD_RATIO, TDP_RATIO)
+    found.append(
+        _finding(
+            dataset,
+            untold & (full > slack * tdp * node),
+            "joules and TPOT make watts above the TDP at a full batch",
+        )
+    )
     falls = np.zeros(len(dataset), dtype=np.bool_)
     for rows in dataset.scenarios(["batch_size"]):
         known = rows[np.isfinite(watts[rows])]

@@ -319,9 +319,11 @@ def _scope(dataset: Dataset, *, by_engine: bool = True) -> Scope:
     def names(ids: Sequence[str]) -> tuple[str, ...]:
         return tuple(sorted(set(ids)))
 
+    # Rows under an open load need not say a batch limit.
     ranges = {
-        column: (float(getattr(c, column).min()), float(getattr(c, column).max()))
+        column: (float(np.nanmin(values)), float(np.nanmax(values)))
         for column in SCOPE_COLUMNS
+        if np.isfinite(values := getattr(c, column)).any()
     }
     if c.capped.any():
         caps = np.where(c.capped, c.power_cap_w, c.of_gpu(lambda gpu: gpu.tdp_w))

@@ -284,6 +284,7 @@ def _offset(
         seconds, low, high = found
         if abs(seconds) > limit:
             raise _too_far(log, seconds, limit)
+        _alone(log, time_s, power_w, spans, seconds, slack_s)
         if low <= 0 <= high and high - low > 4 * float(np.median(np.diff(time_s))):
             said = (
                 "power was at load for longer than the run, so the offset between the clocks is "
@@ -306,6 +307,41 @@ def _offset(
         )
     said = "no step in power tells the offset between the clocks: taken for 0 s"
     return _Offset(seconds=0.0, told=False, notes=(said,))
+
+
+def _alone(
+    log: PowerLog,
+    time_s: FloatArray,
+    power_w: FloatArray,
+    spans: FloatArray,
+    seconds: float,
+    slack_s: float,
+) -> None:
+    """Refuse a shift that leaves a part of the run outside its window, for other load within.
+
+    A warm-up that ends where the run begins draws the window towards itself when it draws more.
+    Where the shift frees a stretch at one end of the window, power must be down there.
+    """
+    period = float(np.median(np.diff(time_s)))
+    if abs(seconds) <= slack_s + 3 * period:
+        return
+    start_s, end_s = spans[0]
+    freed = (end_s + seconds, end_s) if seconds < 0 else (start_s, start_s + seconds)
+    there = (time_s > freed[0] + period) & (time_s < freed[1] - slack_s)
+    for begin, end in spans[1:] + seconds:  # the next run of a series is load, and none of its own
+        there &= (time_s < begin) | (time_s > end)
+    inside = (time_s >= start_s + seconds) & (time_s <= end_s + seconds)
+    if not there.any() or not inside.any():
+        return
+    level, floor = float(np.median(power_w[inside])), float(np.min(power_w))
+    if float(np.median(power_w[there])) < (level + floor) / 2:
+        return
+    raise RefusedFileError(
+        f"{log.name}: the step in power is {seconds:+.1f} s from where the file has the run, but "
+        f"power was at load {'after' if seconds < 0 else 'before'} the run so placed too, as with "
+        "a warm-up or another run right beside it: say how far the log's clock is ahead with "
+        "--clock-offset, 0 if both files are of one machine."
+    )
 
 
 def _too_far(log: PowerLog, seconds: float, limit: float) -> RefusedFileError:
