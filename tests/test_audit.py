@@ -170,3 +170,49 @@ def test_weights_beyond_memory_and_a_simulation_called_measured_are_named(tmp_pa
 def test_only_assumed_lengths_leave_open_how_lengths_matter(tmp_path, assumed, lengths):
     said = said_of(tmp_path, "assumed", f"1,8,512,128,235,{assumed}", f"2,8,512,128,255,{assumed}")
     assert ("how lengths matter" in said) is lengths
+
+
+def doubts_of(tmp_path, header, *rows):
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return table.read(path)
+
+
+def test_of_an_open_load_what_arrives_is_completed_and_the_limit_is_no_batch(tmp_path):
+    head = (
+        "llm,gpu,batch_size,request_rate_per_s,input_tokens,output_tokens,energy_per_request_j,"
+        "request_latency_s,average_power_w,source"
+    )
+    rows = doubts_of(
+        tmp_path,
+        head,
+        f"{LLM},256,1,500,300,300,5.0,300,measured",
+        f"{LLM},256,2,500,300,200,5.5,400,measured",
+        f"{LLM},256,9,500,300,100,50,500,measured",  # more arrives than is completed
+        f"{LLM},256,2,500,300,100,5.5,400,measured",  # 200 W do not make 400 W
+    )
+    assert audit.rate_per_s(rows).tolist() == [1.0, 2.0, 9.0, 2.0]
+    found = {item["what"]: item["rows"] for item in audit.contradictions(rows)}
+    assert found["joules are not mean power x time within 10 %"] == 1
+
+
+def test_a_time_of_a_token_is_not_faster_than_that_of_a_request(tmp_path):
+    head = (
+        "llm,gpu,tensor_parallel,batch_size,input_tokens,output_tokens,energy_per_request_j,"
+        "tpot_s,request_latency_s,source"
+    )
+    mixed = [f"{LLM},1,32,500,300,100,,5.0,measured", f"{LLM},2,32,500,300,300,0.05,,measured"]
+    found = audit.audit(doubts_of(tmp_path, head, *mixed), "own").fixed_batch
+    assert (found.scenarios, found.untimed) == (0, 1)
+    both = [mixed[0].replace(",,5.0", ",0.02,5.0"), mixed[1]]
+    found = audit.audit(doubts_of(tmp_path, head, *both), "own").fixed_batch
+    assert (found.scenarios, found.latency_differs_ratio) == (1, 0.0)
+
+
+def test_joules_and_token_times_that_make_too_many_watts_are_doubted(tmp_path):
+    head = "llm,gpu,batch_size,input_tokens,output_tokens,energy_per_request_j,tpot_s,source"
+    said = "joules and TPOT make watts above the TDP at a full batch"
+    # 64 requests of 200 J in 256 times 30 ms are 1.7 kW; of 60 J they are 0.5 kW.
+    for joules, doubted in ((200, True), (60, False)):
+        rows = doubts_of(tmp_path, head, f"{LLM},64,512,256,{joules},0.03,self_measured")
+        assert (said in {item["what"] for item in audit.contradictions(rows)}) == doubted

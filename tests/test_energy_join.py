@@ -173,6 +173,26 @@ def test_a_longer_load_leaves_the_offset_open():
     assert joined.active_j == pytest.approx(LOAD * 120, rel=0.01)
 
 
+@pytest.mark.parametrize("warm_up_w", [600.0, 900.0])
+def test_a_warm_up_right_before_the_run_does_not_take_its_place(warm_up_w):
+    times = step_times(1.0)
+    watts = step(times, NOON + 180, NOON + 300, IDLE, 300.0)
+    watts += step(times, NOON + 155, NOON + 180, 0.0, warm_up_w - IDLE)
+    log = log_of(times, [watts])
+    with pytest.raises(RefusedFileError, match="at load after the run so placed"):
+        join(log, window(), serving=1)
+    given = join(log, window(), serving=1, options=JoinOptions(clock_offset_s=0.0))
+    assert given.active_j == pytest.approx(120 * 300.0, rel=0.01)
+
+
+def test_the_next_run_of_a_series_is_load_of_its_own():
+    times = step_times(1.0)
+    watts = step(times, NOON + 190, NOON + 430, IDLE, LOAD)
+    joined = join(log_of(times, [watts]), window(), serving=1, beside=[window(begin=300.0)])
+    assert joined.offset_s == pytest.approx(10.0, abs=1.0)
+    assert joined.active_j == pytest.approx(120 * LOAD, rel=0.01)
+
+
 def test_power_is_interpolated_at_edges_that_are_no_step():
     # 100 W at 0 s rising by 10 W a second: from 2.5 to 7.5 s it is 125 to 175 W, 150 x 5 J.
     times = np.arange(0.0, 11.0)

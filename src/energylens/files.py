@@ -310,7 +310,10 @@ def _check_header(header: Sequence[str], where: str) -> None:
             raise TableError(f"{where}: the column {column!r} is in the header twice.")
         seen.add(column)
     if len(header) == 1 and any(mark in header[0] for mark in ";|"):
-        raise TableError(f"{where}: the columns must be separated by commas.")
+        raise TableError(
+            f"{where}: the columns must be separated by commas. A table written another way is "
+            "read by energylens import table --guess."
+        )
 
 
 def _parse_json_lines(text: str, name: str) -> RawTable:

@@ -46,7 +46,8 @@ _PARTS: dict[str, type[Any]] = {
 }
 _HOME = "~/.config/energylens"  # unless ENERGYLENS_HOME says otherwise
 _ADVICE_LLM = (
-    "To see all, run: energylens llm list; to add one, run: energylens llm add config.json"
+    "To see all, run: energylens llm list; to add one, run: energylens llm add config.json "
+    "--name ORG/NAME"
 )
 _ADVICE_GPU = (
     "To see all, run: energylens gpu list; to add one, run: energylens gpu add NAME --like "
