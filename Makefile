@@ -13,11 +13,11 @@ test: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 # The long tests whose seeded parts `make test` runs: scans, mutations, sweeps killed again and again.
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m soak -n 2
+	$(BIN)/python -m pytest -m soak -n 2 --dist worksteal
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python -m benchmarks

@@ -52,6 +52,13 @@ def test_the_published_parameters_of_every_row_are_recounted_from_its_architectu
     assert off.keys() == EXEMPT, off
 
 
+def test_a_count_in_front_of_a_gpu_type_is_told_where_it_goes() -> None:
+    for name in ("8xH100", "8 H100", "8x H100"):
+        with pytest.raises(UnknownNameError, match="say H100-SXM-80GB, and the count as --max-gpu"):
+            catalog.gpu(name)
+    assert catalog.llm("Llama-3.3-70B").id == "meta-llama/Llama-3.3-70B-Instruct"
+
+
 def test_rows_are_exempt_from_the_count_only_with_a_reason_and_in_the_docs() -> None:
     exempt = {row.id for row in catalog.llms().values() if row.count_exempt}
     assert exempt == EXEMPT

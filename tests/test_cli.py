@@ -720,7 +720,7 @@ def test_an_explanation_is_words_and_a_narrow_table(run, model):
     assert_narrow(said)
     text = " ".join(said.out.split())
     assert "A request costs" in text
-    assert "Tensor parallelism of 2 costs" in text
+    assert "With tensor parallelism of 2, sending" in text
     assert "where the joules go" in text
     machine = run("explain", model, *CASE, "--tensor-parallel", "2", "--json").json()
     assert len(machine["terms"]) == 12

@@ -150,7 +150,7 @@ def test_the_sentences_say_what_the_numbers_say(model, case):
     assert f"A request costs {joules(e.energy_per_request_j)}" in text
     assert f"{percent(e.prefill_j / e.energy_per_request_j, 0)} in prefill" in text
     largest = max(e.terms, key=lambda t: t.total_j)
-    assert f"Most of it goes into {SUBJECTS[largest.name]}" in text
+    assert f"The largest parts are {SUBJECTS[largest.name]}" in text
     assert "With tensor parallelism of 2, sending activations" in text
     assert "With pipeline parallelism of 2, waiting for other" in text
     halved = change(e, "half the tensor parallelism")

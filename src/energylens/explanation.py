@@ -445,7 +445,7 @@ def _sentences(
         )
     largest = [t for t in sorted(terms, key=lambda t: -t.total_j)[:3] if t.total_j > 0]
     sentences.append(
-        "Most of it goes into "
+        "The largest parts are "
         + ", ".join(f"{SUBJECTS[t.name]} ({percent(t.total_j / energy, 0)})" for t in largest)
         + "."
     )

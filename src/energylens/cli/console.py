@@ -388,7 +388,8 @@ def counted(number: int, what: str) -> str:
 
 def about_minutes(minutes: float) -> str:
     """Write minutes as a rough number."""
-    return f"about {counted(round(minutes), 'minute')}"
+    rough = round(minutes)
+    return f"about {counted(rough, 'minute')}" if rough else "less than a minute"
 
 
 def add_meter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

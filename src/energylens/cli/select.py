@@ -363,6 +363,7 @@ def _select(arguments: argparse.Namespace) -> None:
         print_json(document)
         return
     print_paragraph(ranking.describe())
+    print_paragraph(advice(ranking))
     print()
     header, rows = ranking_cells(ranking, arguments.top)
     print_wrapped(header, rows)
@@ -370,7 +371,6 @@ def _select(arguments: argparse.Namespace) -> None:
     if more > 0:
         print(f"... and {more} more")
     print()
-    print_paragraph(advice(ranking))
     for line in explanation.sentences[1:]:
         print_paragraph(line)
     for note in dict.fromkeys((*explanation.notes, *notes)):
