@@ -208,3 +208,13 @@ def test_a_choice_that_rests_on_simulated_rows_says_so() -> None:
     assert "simulated" in simulated._repr_html_()
     published = el.select(llm="Qwen/Qwen3-32B", gpu="H100", input_tokens=500, output_tokens=300)
     assert not published.caution
+
+
+def test_select_tells_the_engine_each_limit_that_is_tried_and_names_what_it_fixes():
+    asked = {"llm": "Qwen/Qwen3-8B", "gpu": "H100", "input_tokens": 500, "output_tokens": 300}
+    free = el.select("datasheet", **asked, max_gpus=1, choose=("batch_size",))
+    assert all(gpu.max_num_seqs is None for gpu in free.cases.gpus)
+    fixed = el.select("datasheet", **asked, max_gpus=1)
+    assert "The batch limit is fixed at 32" in " ".join(repr(fixed).split())
+    with pytest.raises(UsageError, match=r"rate, tpot are of a load.*docs/tasks/python\.md"):
+        el.select("datasheet", **asked, rate=3, tpot="50ms")

@@ -181,26 +181,32 @@ _CASE = {
 }
 
 
-def _case(
-    llm: str, gpu: str, input_tokens: float, output_tokens: float, engine: Any, others: Any
-) -> Case:
-    from energylens.cli.configuring import case_of
+#: What only a question under load has.
+_LOAD = {"rate", "rate_per_s", "tpot", "ttft", "latency", "meet", "mix", "cached_share", "current"}
 
+
+def _asked(
+    llm: str, gpu: str, input_tokens: float, output_tokens: float, engine: Any, others: Any
+) -> argparse.Namespace:
     unknown = [name for name in others if name not in _CASE]
+    if _LOAD & set(unknown):
+        raise UsageError(
+            f"{', '.join(sorted(_LOAD & set(unknown)))} are of a load, and this answers for a "
+            "batch that is kept full: for a load make an energylens.schemas.DecisionFile and ask "
+            "energylens.answering.query(it, model).decide(), as docs/tasks/python.md shows"
+        )
     if unknown:
         raise UsageError(
             f"a case is described by llm, gpu, input_tokens, output_tokens, engine, "
             f"{', '.join(_CASE)}; given {', '.join(map(repr, unknown))}"
         )
-    return case_of(
-        argparse.Namespace(
-            llm=llm,
-            gpu=gpu,
-            input_tokens=input_tokens,
-            output_tokens=output_tokens,
-            engine=_engine(engine),
-            **(_CASE | others),
-        )
+    return argparse.Namespace(
+        llm=llm,
+        gpu=gpu,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        engine=_engine(engine),
+        **(_CASE | others),
     )
 
 
@@ -260,11 +266,12 @@ def explain(
     >>> told.energy_per_request_j > told.low_j > 0
     True
     """
+    from energylens.cli.configuring import case_of
     from energylens.explanation import explain as explained
 
     if case is None:
         _require_described(llm, gpu, input_tokens, output_tokens)
-        case = _case(llm, gpu, input_tokens or 0.0, output_tokens or 0.0, engine, others)
+        case = case_of(_asked(llm, gpu, input_tokens or 0.0, output_tokens or 0.0, engine, others))
     return explained(_model(model, case.gpu.id, _engine(engine)), case)
 
 
@@ -340,18 +347,24 @@ def select(
     >>> ranking.best.configuration.describe()
     'TP1 PP1 B32'
     """
-    from energylens import catalog, selection
+    from energylens import selection
+    from energylens.cli.configuring import BATCH_SIZE, case_of, gpu_of, precision_of
+    from energylens.dataset import freed_columns
 
     _require_described(llm, gpu, input_tokens, output_tokens)
-    case = _case(llm, gpu, input_tokens, output_tokens, engine, others)
+    if "batch_size" in freed_columns(tuple(choose)):
+        # Each limit that is tried is what the engine is told.
+        others = {"batch_size": BATCH_SIZE, **others}
+    asked = _asked(llm, gpu, input_tokens, output_tokens, engine, others)
+    case = case_of(asked)
     return selection.select(
         _model(model, case.gpu.id, _engine(engine)),
         selection.Scenario.of(case, max_gpus),
         choose=tuple(choose),
         candidates=selection.Candidates(
             batch_size=tuple(map(float, batch_sizes)) or selection.BATCH_SIZES,
-            gpus=tuple(map(catalog.gpu, gpus)),
-            precisions=tuple(map(catalog.precision, precisions)),
+            gpus=tuple(gpu_of(asked, name) for name in gpus),
+            precisions=tuple(precision_of(asked, name) for name in precisions),
         ),
         seed=seed,
     )

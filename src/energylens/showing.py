@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from energylens import table
-from energylens.dataset import Dataset
+from energylens.dataset import Dataset, freed_columns
 from energylens.discovery.expression import latex_number
 from energylens.evaluation.result import Evaluation
 from energylens.evaluation.scoring import METRICS
@@ -301,6 +301,9 @@ def ranking_cells(ranking: Ranking, count: int) -> Cells:
 def _(record: Ranking) -> Parts:
     header, rows = ranking_cells(record, SHOWN)
     said = (advice(record), *((record.caution,) if record.caution else ()))
+    if "batch_size" not in freed_columns(record.choose):
+        limit = f"{record.cases.batch_size[0]:g}"
+        said += (f"The batch limit is fixed at {limit}: choose batch_size, too, to free it.",)
     return record.describe(), header, rows, said
 
 
