@@ -27,6 +27,7 @@ from energylens.decisions import (
 )
 from energylens.errors import InfeasibleError, UsageError
 from energylens.records import Configuration
+from energylens.replicas import enough, span
 from energylens.selection import Candidates, Scenario
 from energylens.solving import (
     BATCH_LIMITS,
@@ -74,13 +75,13 @@ def decide(
     choose : sequence of str
         The free knobs.
     candidates : Candidates, optional
-        Values of the free knobs besides the batch limit.
+        Values of the free knobs besides the batch limit; as many replicas as fit unless listed.
     batch_limits : sequence of float
         Values of the batch limit of one replica.
     cases : Cases, optional
         The configurations, in place of what the knobs span.
     current : Configuration, optional
-        What runs today: savings are against it.
+        What runs today: savings are against it, and it is a candidate where GPUs allow.
     front : bool
         Whether to list the energy-latency front.
     odds : bool
@@ -102,9 +103,13 @@ def decide(
             f"scenario ({workload.input_tokens:g}), images and frames included"
         )
     limits = tuple(limits)
-    spanned = engine.span(
+    spanned = span(
+        engine,
         scenario,
-        load.lengths,
+        load,
+        limits,
+        meet=meet,
+        odds=odds,
         choose=choose,
         candidates=candidates,
         batch_limits=batch_limits,
@@ -125,14 +130,15 @@ def decide(
     own = spanned.candidates
     together = engine.solve(spanned.together, load, limits, odds=odds)
     solved = together.of(own)
-    current_j = None if current is None else float(together.energy_j[-1])
+    now = spanned.current
+    current_j = None if now is None else float(together.energy_j[now])
     likely, _ = solved.probabilities(limits)
     meets = solved.meets(limits, meet)
-    order = _ranked(solved, meets)
+    order = _ranked(solved, meets, now)
     hopeless = ~np.isin(solved.layout, solved.layout[meets])
     near = _of_layouts(solved, np.lexsort((solved.energy_j, -likely)), hopeless)[:5]
     best = _front(solved) if front else np.zeros(0, dtype=np.intp)
-    last = np.arange(len(own), len(together.cases), dtype=np.intp)
+    last = np.array([] if now is None else [now], dtype=np.intp)
     rows = np.concatenate([order, near, best, last])
     made = engine.entries(together, rows, limits, current_j)
     entries, rest = made[: len(order)], made[len(order) :]
@@ -142,6 +148,19 @@ def decide(
         gpus = solved.cases.occupied_gpus[order]
         fewest = entries[int(np.argmin(gpus))]
     shadows = _shadows(engine, solved, limits, meet, entries) if odds else ()
+    would_do = None
+    if not len(order) and cases is None:
+        would_do = enough(
+            engine,
+            scenario,
+            load,
+            limits,
+            meet=meet,
+            choose=choose,
+            candidates=candidates,
+            batch_limits=batch_limits,
+            odds=odds,
+        )
     return Decision(
         scenario=scenario,
         load=load,
@@ -161,6 +180,7 @@ def decide(
         considered=considered,
         ruled_out=spanned.ruled_out,
         certain=odds,
+        enough=would_do,
         solved=solved,
     )
 
@@ -190,13 +210,20 @@ def _of_layouts(solved: Solved, order: IntArray, among: BoolArray) -> IntArray:
     return rows[np.sort(first)]
 
 
-def _ranked(solved: Solved, meets: BoolArray) -> IntArray:
-    """Best row of each layout, fewest joules first; of joules alike the larger batch limit."""
+def _ranked(solved: Solved, meets: BoolArray, now: int | None = None) -> IntArray:
+    """Best row of each layout, fewest joules first; of joules alike the larger batch limit.
+
+    What runs today comes before what takes as many joules.
+    """
     joules, cases, layout = solved.energy_j, solved.cases, solved.layout
     least = np.full(int(layout.max()) + 1, np.inf)
     np.minimum.at(least, layout[meets], joules[meets])
     alike = meets & (joules <= least[layout] * (1.0 + ALIKE_RATIO))
     order = np.lexsort((-cases.batch_size, cases.occupied_gpus, least[layout]))
+    stays = now is not None and now < len(meets) and bool(meets[now])
+    if stays and joules[now] <= least.min() * (1.0 + ALIKE_RATIO):
+        alike[now] = True
+        order = np.concatenate([[now], order[order != now]])
     return _of_layouts(solved, order, alike)
 
 

@@ -237,6 +237,14 @@ class Shadow:
     configuration: str
 
 
+@dataclass(frozen=True, kw_only=True)
+class Enough:
+    """What would meet the limits on more GPUs than are allowed: how many, and by which layout."""
+
+    gpus: int
+    name: str
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Decision:
     """Configurations that meet the limits with the probability asked, fewest joules first.
@@ -245,7 +253,8 @@ class Decision:
     likeliest first. ``fewest_gpus`` is the best of those that meet with the fewest GPUs,
     ``breaks_at_per_s`` the rate up to which the first choice meets, ``front`` the choices that no
     other beats in both joules and the probability-weighted time of the first limit. Not ``certain``
-    is what means alone say: then no probability was worked out. ``solved`` has all candidates.
+    is what means alone say: then no probability was worked out. ``enough`` says how many GPUs would
+    do where those allowed do not. ``solved`` has all candidates.
     """
 
     scenario: Scenario
@@ -263,6 +272,7 @@ class Decision:
     ruled_out: int
     notes: tuple[str, ...] = ()
     certain: bool = True
+    enough: Enough | None = None
     solved: Solved
 
     @property
@@ -287,7 +297,7 @@ class Decision:
             return (
                 f"nothing on up to {self.scenario.max_gpus} GPUs keeps up with "
                 f"{self.load.rate_per_s:g} requests/s: the most is {most.max():.3g}, by "
-                f"{c.describe()}. Allow more GPUs, or spread the load."
+                f"{c.describe()}. {self._more()}, or spread the load."
             )
         said = " and ".join(limit.describe() for limit in self.limits) or "the rate"
         message = (
@@ -295,7 +305,7 @@ class Decision:
             f"{self.load.rate_per_s:g} requests/s with probability {self.meet:g}"
         )
         if not self.missed:
-            return f"{message}: every configuration is over its capacity. Allow more GPUs."
+            return f"{message}: every configuration is over its capacity. {self._more()}."
         near = self.missed[0]
         values = ", ".join(
             f"{NAMES[limit.measure]} {seconds(value)}"
@@ -304,9 +314,15 @@ class Decision:
         values += ", met" if values else "met"
         return (
             f"{message}. Nearest is {near.describe()} ({values} with probability "
-            f"{near.probability_of_meeting_ratio:.2f}). Relax a limit, lower --meet, or allow more "
-            "GPUs."
+            f"{near.probability_of_meeting_ratio:.2f}). "
+            + ("Relax a limit or lower --meet." if self.enough is None else f"{self._more()}.")
         )
+
+    def _more(self) -> str:
+        """Say how many GPUs would do."""
+        if self.enough is None:
+            return "Allow more GPUs"
+        return f"{self.enough.gpus} GPUs would do ({self.enough.name})"
 
     def to_json(self) -> dict[str, Any]:
         """Names and values."""

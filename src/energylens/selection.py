@@ -95,13 +95,14 @@ class Scenario:
         formats = " or ".join(item.id for item in precisions or (self.precision,))
         types = " or ".join(item.id for item in gpus or (self.gpu,))
         return (
-            f"{self.llm.id} at {formats} on up to {self._gpu_limit} x {types}, "
+            f"{self.llm.id} at {formats} on up to {self.gpu_limit} x {types}, "
             f"{w.input_tokens:g} + {w.output_tokens:g} tokens"
             + (f", engine {self.engine.id}" if self.engine.id else "")
         )
 
     @property
-    def _gpu_limit(self) -> int:
+    def gpu_limit(self) -> int:
+        """GPUs that may be used: no more than the node has."""
         return self.max_gpus if self.node_gpus is None else min(self.max_gpus, self.node_gpus)
 
 
@@ -109,6 +110,7 @@ class Scenario:
 class Candidates:
     """Values that free knobs may take. No ``precisions`` or ``gpus``: the scenario's own.
 
+    No ``data_parallel``: 1, 2, 4 and 8, and under load every number of replicas that fits.
     ``power_caps_w`` are limits on the power of each GPU; a cap at the TDP is no cap.
     ``clocks_mhz`` are clocks that the core of each is locked to.
     """
@@ -116,7 +118,7 @@ class Candidates:
     tensor_parallel: tuple[int, ...] = DEGREES
     pipeline_parallel: tuple[int, ...] = DEGREES
     expert_parallel: tuple[int, ...] = DEGREES
-    data_parallel: tuple[int, ...] = DEGREES
+    data_parallel: tuple[int, ...] = ()
     batch_size: tuple[float, ...] = BATCH_SIZES
     precisions: tuple[Precision, ...] = ()
     gpus: tuple[Gpu, ...] = ()
@@ -132,7 +134,9 @@ class Candidates:
             "batch_size",
         ):
             values = getattr(self, name)
-            if not values or any(not np.isfinite(value) or value < 1 for value in values):
+            if (not values and name != "data_parallel") or any(
+                not np.isfinite(value) or value < 1 for value in values
+            ):
                 raise InputError(
                     f"candidates: {name} must list numbers of 1 or more, not {values!r}"
                 )
@@ -229,7 +233,7 @@ def enumerate_configurations(
             raise UsageError(str(refused[0]))
 
     def values(name: str) -> FloatArray:
-        chosen = getattr(listed, name) if name in freed else (getattr(fixed, name),)
+        chosen = (getattr(listed, name) or DEGREES) if name in freed else (getattr(fixed, name),)
         return np.unique(np.asarray(chosen, dtype=np.float64))
 
     tp, pp, ep, dp = (
@@ -242,7 +246,7 @@ def enumerate_configurations(
             indexing="ij",
         )
     )
-    keep = tp * pp * dp <= scenario._gpu_limit
+    keep = tp * pp * dp <= scenario.gpu_limit
     if "expert_parallel" in freed:
         keep &= (ep == 1) | ((ep == tp * dp) & (scenario.llm.experts is not None))
         # Without replicas whole experts on each GPU and a part of each cost the same: one of the

@@ -139,11 +139,15 @@ def _owner(column: FloatArray) -> FloatArray:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Spanned:
-    """What the knobs of a question span: the candidates, and what runs today behind them."""
+    """What the knobs of a question span: the candidates, and the row of what runs today, if named.
+
+    ``current`` is among the candidates, or behind them where it takes more GPUs than are allowed.
+    """
 
     candidates: Prepared
     together: Prepared
     ruled_out: int
+    current: int | None = None
 
     @cached_property
     def size_bytes(self) -> int:
@@ -152,12 +156,15 @@ class Spanned:
 
     def take(self, rows: IntArray) -> Spanned:
         """Some of the candidates; what runs today stays."""
-        last = np.arange(len(self.candidates), len(self.together))
-        return replace(
-            self,
-            candidates=self.candidates.take(rows),
-            together=self.together.take(np.concatenate([rows, last])),
-        )
+        if self.current is None:
+            return replace(
+                self, candidates=self.candidates.take(rows), together=self.together.take(rows)
+            )
+        rows = np.append(rows[rows != self.current], self.current)
+        among = self.current < len(self.candidates)
+        together = self.together.take(rows)
+        own = together if among else together.take(slice(0, len(rows) - 1))
+        return replace(self, candidates=own, together=together, current=len(rows) - 1)
 
 
 def _span(
@@ -401,7 +408,7 @@ class Engine:
         """
         if cases is not None:
             held = np.maximum(service.slots(cases, lengths), 1.0)
-            return self._spanned(cases, held, _layout(cases), scenario, lengths, current, 0)
+            return self.spanned(cases, held, _layout(cases), scenario, lengths, current, 0)
         key: Hashable = (
             scenario, lengths, tuple(choose), candidates, tuple(batch_limits), current
         )  # fmt: skip
@@ -412,11 +419,11 @@ class Engine:
         cases, held, layout, ruled_out = _span(scenario, lengths, choose, candidates, batch_limits)
         if not len(cases):
             return None
-        made = self._spanned(cases, held, layout, scenario, lengths, current, ruled_out)
+        made = self.spanned(cases, held, layout, scenario, lengths, current, ruled_out)
         self._keep(key, made)
         return made
 
-    def _spanned(
+    def spanned(
         self,
         cases: Cases,
         held: FloatArray,
@@ -426,8 +433,11 @@ class Engine:
         current: Configuration | None,
         ruled_out: int,
     ) -> Spanned:
-        """Prepare candidates and, behind them, what runs today."""
-        own = slice(0, len(cases))
+        """Prepare candidates, what runs today among them where it takes no more GPUs than allowed.
+
+        ``held`` and ``layout`` are as in `prepare`.
+        """
+        own, among = len(cases), None
         if current is not None:
             today = Cases.of([case_of(scenario, current)])
             refused = layout_problem(
@@ -449,11 +459,20 @@ class Engine:
                     f"the current configuration {current.describe()} has no room in memory for one "
                     f"request of {scenario.llm.id}: check what runs today"
                 )
-            cases = Cases.concatenate([cases, today])
-            held, layout = np.append(held, room), np.append(layout, layout.max() + 1)
+            joined = Cases.concatenate([cases, today])
+            groups = _layout(joined)
+            alike = np.flatnonzero(groups[:own] == groups[own])
+            same = alike[cases.batch_size[alike] == today.batch_size[0]]
+            if len(same):
+                among = int(same[0])
+            else:
+                number = layout[alike[0]] if len(alike) else layout.max() + 1
+                cases, among = joined, own
+                held, layout = np.append(held, room), np.append(layout, number)
+                own += int(today.occupied_gpus[0] <= scenario.gpu_limit)
         together = self.prepare(cases, lengths, held=held, layout=layout)
-        candidates = together if current is None else together.take(own)
-        return Spanned(candidates=candidates, together=together, ruled_out=ruled_out)
+        candidates = together if own == len(cases) else together.take(slice(0, own))
+        return Spanned(candidates=candidates, together=together, ruled_out=ruled_out, current=among)
 
     def _keep(self, key: Hashable, made: Spanned) -> None:
         size = made.size_bytes

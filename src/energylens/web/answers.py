@@ -31,6 +31,7 @@ from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.lengths import workload_of
 from energylens.model import EnergyModel
 from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu, Precision
+from energylens.replicas import EVERY
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
 from energylens.service import idle_of, slots
 from energylens.time_explained import explain_time, explanation_document
@@ -57,7 +58,7 @@ def asked(loaded: Loaded, question: DecisionFile) -> Query:
     degrees = 1
     for name in ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"):
         if name in found.choose or "parallelism" in found.choose:
-            degrees *= len(getattr(found.candidates, name))
+            degrees *= len(getattr(found.candidates, name)) or min(found.scenario.gpu_limit, EVERY)
     span = degrees * max(len(choose.gpus), 1) * max(len(choose.precisions), 1)
     span *= max(len(choose.power_caps or ()), 1) * max(len(choose.clocks or ()), 1)
     limits = len(found.batch_limits) if "batch_size" in found.choose else 1
