@@ -27,6 +27,7 @@ from energylens.deciding import (
 from energylens.decisions import QUEUE_LOADS, Measure, queue_late
 from energylens.deploying import EMITTERS, emit, read_configuration
 from energylens.errors import InfeasibleError, InputError, UsageError
+from energylens.fitting import from_datasheet
 from energylens.latency import TimeModel
 from energylens.latency_terms import NAMES as TIME_NAMES
 from energylens.lengths import read_lengths
@@ -35,7 +36,7 @@ from energylens.records import Configuration, Workload
 from energylens.savings import Prices, bill
 from energylens.schemas import DecisionFile
 from energylens.selection import Scenario
-from energylens.service import Lengths
+from energylens.service import Lengths, idle_of
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 LENGTHS = Lengths(input_tokens=2000, output_tokens=300)
@@ -507,6 +508,43 @@ def test_pipelines_without_rows_never_fall_far_below_their_known_terms(stages: i
     without = replace(model.time, pooled=replace(model.time.pooled, theta=theta), groups={})
     alone = replace(model.time, groups={}).interval_s(cases, 0.8, "tpot")[0]
     assert alone[0] > 0.8 * without.predict_s(cases, "tpot")[0]
+
+
+@pytest.mark.parametrize("name", ["", *(p.name for p in packaged.packaged())])
+@pytest.mark.parametrize(
+    ("gpu", "lengths"),
+    [
+        ("A100-SXM-40GB", (8000, 50)), ("B200", (8000, 50)), ("L40S", (100, 1000)),
+        ("H100", (2000, 300)), ("MI300X", (500, 300)),
+    ],
+)  # fmt: skip
+def test_gpus_draw_what_they_can(name: str, gpu: str, lengths: tuple[int, int]) -> None:
+    """Every layout, pipelines among them: between loaded idle and TDP at any rate."""
+    model = (
+        next((p.model() for p in packaged.packaged() if p.name == name), None) or from_datasheet()
+    )
+    engine = Engine(model)
+    load = Load(rate_per_s=1.0, lengths=Lengths(input_tokens=lengths[0], output_tokens=lengths[1]))
+    for llm in ("Qwen/Qwen3-8B", "Qwen/Qwen3-30B-A3B", "meta-llama/Llama-3.3-70B-Instruct"):
+        asked = Scenario(
+            llm=catalog.llm(llm),
+            gpu=catalog.gpu(gpu),
+            precision=catalog.precision("bf16"),
+            workload=Workload(input_tokens=lengths[0], output_tokens=lengths[1]),
+            configuration=Configuration(batch_size=64),
+        )
+        spanned = engine.span(asked, load.lengths, batch_limits=(4, 64, 1024))
+        assert spanned is not None
+        prepared = spanned.candidates
+        cases = prepared.cases
+        idle_w = cases.occupied_gpus * cases.of_gpu(idle_of(model))
+        tdp_w = cases.occupied_gpus * cases.of_gpu(lambda gpu: gpu.tdp_w)
+        most = engine.solve(prepared, load, (), odds=False).state.saturation_rate_per_s
+        for share in (0.01, 0.3, 0.7, 0.9):
+            rates = share * most * cases.data_parallel
+            power = engine.solve(prepared, load, (), odds=False, rates_per_s=rates).power_w
+            assert (power <= tdp_w * (1 + 1e-9)).all()
+            assert (power >= idle_w * (1 - 1e-9)).all()
 
 
 def test_what_no_gpu_can_do_is_not_likely(capsys: pytest.CaptureFixture[str]) -> None:

@@ -510,8 +510,7 @@ def steady_state(
         media_j, text_j = np.maximum(media_j, idle_w * media_s), np.maximum(text_j, idle_w * text_s)
         decode_j = output * each_j + fixed_j * steps_per_s / rate
         energy = decode_j + text_j + media_j + idle_w * empty / rate
-        # Prompts hold up the steps of others: batches are fuller. Where they draw less than those
-        # steps more work would save joules. Not believed: it costs no less than without.
+        # Prompts hold up steps and so make batches fuller. That work saves joules is not believed.
         decode_s = np.maximum(busy / rate - own_prompt, 1e-12)
         for left, of_s, of_j in ((1.0, media_s, media_j), (0.0, text_s, text_j)):
             if (stable & (of_j * decode_s < decode_j * of_s)).any():
@@ -521,8 +520,7 @@ def steady_state(
                     tokens_per_pass=budget,
                 )  # fmt: skip
                 energy = np.maximum(energy, state.energy_per_request_j)
-        # Beyond saturation: a full batch.
-        full_j = joules.prompts_j(together, limit) * prompt / together
+        full_j = joules.prompts_j(together, limit) * prompt / together  # beyond saturation
         full_j = full_j + output * joules.step_j(limit) / limit
         energy = np.where(stable, energy, full_j)
         power = energy * np.minimum(rate, saturation)
@@ -615,8 +613,7 @@ class JouleSteps:
         top = np.clip(most + 1.0, 2.0, LARGEST_BATCH)
         count = int(np.ceil(np.log(top) / np.log(GRID_RATIO))) + 1
         batches = GRID_RATIO ** np.arange(count)
-        # Running sequences see a longer context than the mean where lengths scatter: the same
-        # joules a token at a mean output that has this context.
+        # Running sequences see a longer context where lengths scatter: that of a longer output.
         longer = distinct.replace(
             node_boundary=False,
             input_tokens=lengths.input_tokens,
@@ -631,11 +628,14 @@ class JouleSteps:
         step_j = decode.sum(axis=1) / many.output_tokens * running
         idle = loaded_idle_w or idle_of(model)
         gpus = cases.tensor_parallel * cases.pipeline_parallel
+        # A prompt by itself, where a pipeline's other stages have as much to do.
+        alone = np.searchsorted(batches[:-1], distinct.pipeline_parallel)
+        alone = alone + count * np.arange(len(rows))
         seen = [term.name in ("vision", "media_waiting") for term in law.terms]
         return cls(
             idle_w=gpus * cases.of_gpu(idle),
-            prompt_j=prefill.sum(axis=1).reshape(-1, count)[:, 0][engine],
-            seen_j=prefill[:, seen].sum(axis=1).reshape(-1, count)[:, 0][engine],
+            prompt_j=prefill.sum(axis=1)[alone][engine],
+            seen_j=prefill[:, seen].sum(axis=1)[alone][engine],
             input_tokens=lengths.input_tokens,
             _table=step_j.reshape(-1, count),
             _engine=engine,

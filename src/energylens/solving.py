@@ -40,20 +40,35 @@ VIEWS_BYTES = 32 * 2**10  # some 220 arrays of a question, however few cases the
 
 
 @dataclass(frozen=True, eq=False)
-class _Slower:
-    """Steps that take longer by a factor of each case."""
+class _Paced:
+    """Steps that take longer by a factor of each case, and by as much as its GPUs' TDP asks for.
+
+    A GPU that would draw more lowers its clock: what takes so many joules takes at least so long.
+    """
 
     steps: Steps
+    joules: JouleSteps
+    most_w: FloatArray
     factor: FloatArray
 
+    @classmethod
+    def of(cls, prepared: Prepared, factor: FloatArray) -> _Paced:
+        cases = prepared.cases
+        tdp_w = cases.of_gpu(lambda gpu: gpu.tdp_w)
+        most_w = np.fmin(tdp_w, cases.power_cap_w) * cases.tensor_parallel * cases.pipeline_parallel
+        return cls(prepared.steps, prepared.joules, most_w, factor)
+
     def step_s(self, running: FloatArray) -> FloatArray:
-        return self.factor * self.steps.step_s(running)
+        own = self.factor * self.steps.step_s(running)
+        return np.maximum(own, self.joules.step_j(running) / self.most_w)
 
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
-        return self.factor * self.steps.prompts_s(tokens, running)
+        own = self.factor * self.steps.prompts_s(tokens, running)
+        return np.maximum(own, self.joules.prompts_j(tokens, running) / self.most_w)
 
     def media_s(self, tokens: FloatArray) -> FloatArray:
-        return self.factor * self.steps.media_s(tokens)
+        own = self.factor * self.steps.media_s(tokens)
+        return np.maximum(own, self.joules.media_j(tokens) / self.most_w)
 
 
 # --------------------------------------------------------------------------------- candidates
@@ -501,7 +516,7 @@ class Engine:
         offered = np.asarray(load.rate_per_s) if rates_per_s is None else rates_per_s
         rate = offered / cases.data_parallel
         state = service.steady_state(
-            _Slower(prepared.steps, np.full(len(cases), self.factor)),
+            _Paced.of(prepared, np.full(len(cases), self.factor)),
             rate_per_s=rate,
             lengths=load.computed,
             slots=prepared.slots,
@@ -556,7 +571,7 @@ class Engine:
         def at(rows: IntArray, k: IntArray) -> FloatArray:
             """Values of some rows, each at one of the factors; shape (limits, rows)."""
             changed = service.steady_state(
-                _Slower(prepared.steps.take(rows), factors[k, rows]),
+                _Paced.of(prepared.take(rows), factors[k, rows]),
                 rate_per_s=rate[rows],
                 lengths=lengths,
                 slots=prepared.slots[rows],
