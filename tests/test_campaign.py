@@ -179,7 +179,8 @@ def test_a_campaign_killed_twice_and_interrupted_has_every_case_once_and_an_answ
 
 
 def test_a_folder_of_another_question_is_refused(tmp_path: Path) -> None:
-    make(tmp_path, procedure=Procedure(idle_s=0.5)).run()
+    few = campaign.Question(**{**vars(QUESTION), "minutes": 0.5, "batch_sizes": (1,)})
+    make(tmp_path, few, procedure=Procedure(idle_s=0.5)).run()
     other = campaign.Question(
         llm="Qwen/Qwen3-32B", gpu="H100-SXM-80GB", engine="simulated", gpus=2, minutes=1.0
     )
@@ -206,7 +207,7 @@ SECRETS = (
 def telling_table(tmp_path: Path) -> Path:
     """A sweep's table whose records name a host, a user and folders wherever they can."""
     folder = tmp_path / "sweep"
-    make(folder, campaign.Question(**{**vars(QUESTION), "minutes": 1.0})).run()
+    make(folder, campaign.Question(**{**vars(QUESTION), "minutes": 0.5, "batch_sizes": (1,)})).run()
     for name in ("runs.jsonl", "runs.records.jsonl"):
         documents = files.read_json_lines(folder / name)
         for document in documents:

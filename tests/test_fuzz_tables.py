@@ -11,7 +11,7 @@ from energylens import files, table
 from energylens.errors import EnergyLensError
 from energylens.importers import mlenergy_v3
 
-MUTATIONS = 5000
+MUTATIONS = (1000, pytest.param(5000, marks=pytest.mark.soak))
 
 EXTREMES = (
     b"0 -0 -1 1e400 1e308 1e-320 nan NaN inf Infinity -Infinity 99999999999999999999999 0x10 1_0 "
@@ -154,6 +154,7 @@ def read_mlenergy(data):
     ).dataset
 
 
+@pytest.mark.parametrize("mutations", MUTATIONS)
 @pytest.mark.parametrize(
     ("read", "original", "head_lines"),
     [
@@ -163,14 +164,16 @@ def read_mlenergy(data):
     ],
     ids=["csv", "json-lines", "ml-energy-json"],
 )
-def test_a_damaged_file_is_read_right_or_refused(read, original, head_lines, monkeypatch):
+def test_a_damaged_file_is_read_right_or_refused(
+    read, original, head_lines, mutations, monkeypatch
+):
     # Finding near names takes longer than all the rest, and is not what is tested here.
     monkeypatch.setattr("difflib.get_close_matches", lambda *_, **__: [])
     chance = random.Random(20_260_101)
     true_rows = Counter(rows_of(read(original)))
     lines = original.split(b"\n")
     outcomes = Counter()
-    for _ in range(MUTATIONS):
+    for _ in range(mutations):
         damaged = mutate(original, chance)
         try:
             data = read(damaged)
@@ -188,5 +191,5 @@ def test_a_damaged_file_is_read_right_or_refused(read, original, head_lines, mon
             strange = Counter(rows_of(data)) - true_rows
             assert strange.total() <= new_lines, damaged
     assert not outcomes["unclear"]
-    assert outcomes["read"] > MUTATIONS // 50  # both ends are met,
-    assert outcomes["refused"] > MUTATIONS // 4  # so the test means something
+    assert outcomes["read"] > mutations // 50  # both ends are met,
+    assert outcomes["refused"] > mutations // 4  # so the test means something
