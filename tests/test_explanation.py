@@ -420,3 +420,19 @@ def test_lengths_that_were_assumed_are_repeated_to_whoever_uses_the_fit() -> Non
     assert "30 of 40 rows of the fit rest on a prompt length that was assumed" in said
     told = replace(model, options={"assumed_rows": ""})
     assert "assumed" not in " ".join(scope_notes(told, case))
+
+
+def test_how_well_rows_determine_a_coefficient_is_said_in_one_place():
+    fitted = from_datasheet().pooled
+    theta, wide = np.ones(12), np.full(12, 0.01)
+    theta[0], wide[1] = 0.0, 0.5
+    coefficients = replace(fitted, theta=theta, covariance=np.diag(wide**2))
+    told = coefficients.determined(from_datasheet().terms, {"vision": "images"})
+    named = dict(zip((t.name for t in from_datasheet().terms), told, strict=True))
+    assert told[:2] == ["at bound", "loosely"]
+    assert named["vision"] == "no"
+    assert named["decode_weights"] == "yes"
+    low, high = coefficients.interval_80()
+    assert low[1] == pytest.approx(1 - 1.2816 * 0.5)
+    assert high[1] == pytest.approx(1 + 1.2816 * 0.5)
+    assert low[0] == 0.0

@@ -17,8 +17,6 @@ from energylens.viewing import Shown
 from energylens.words import J_PER_KWH, energies, joules, percent, plural
 
 COVERAGE_RATIO = 0.8
-LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
-NORMAL_80 = 1.2816  # half width of a central 80 % interval, in standard deviations
 
 # What each term is, as the subject of a sentence.
 SUBJECTS = {
@@ -260,10 +258,9 @@ def _term_intervals_j(model: EnergyModel, case: Case) -> tuple[FloatArray, Float
     """
     fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id, case.engine.id)
     factor = np.exp(fitted.factors.logs(Cases.of([case]))[0]) if fitted.factors.keys else 1.0
-    reach = NORMAL_80 * np.sqrt(np.diag(fitted.covariance))
     phases = design_by_phase(Cases.of([case]), model.terms)
     ends = []
-    for values in (np.maximum(fitted.theta - reach, 0.0), fitted.theta + reach):
+    for values in fitted.interval_80():
         moved = np.where(np.eye(len(values), dtype=np.bool_), values, fitted.theta)
         parts = [np.diag(slopes(x[[0] * len(values)], moved)) * values for x in phases]
         ends.append((parts[0] + parts[1]) * factor)

@@ -53,6 +53,9 @@ REMEMBERED = 16  # predictions that a model keeps
 
 LABEL_DOUBLINGS = 2.0  # how far apart another GPU type, precision or LLM is, as `knob_place` counts
 
+LOOSE_RATIO = 0.5  # of a coefficient: an interval that reaches below determines it loosely
+NORMAL_80 = 1.2816  # half width of a central 80 % interval, in standard deviations
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Coefficients:
@@ -101,6 +104,29 @@ class Coefficients:
     rows: int
     factors: Factors = field(default_factory=factors.none)
     format_scales: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+
+    def interval_80(self) -> tuple[FloatArray, FloatArray]:
+        """Lower and upper end of each coefficient's 80 % interval, 0 or more; shape (12,) each."""
+        reach = NORMAL_80 * np.sqrt(np.diag(self.covariance))
+        return np.maximum(self.theta - reach, 0.0), self.theta + reach
+
+    def determined(self, terms: Sequence[Term], undetermined: Collection[str]) -> list[str]:
+        """Say how well rows determine each coefficient: ``no``, ``at bound``, ``loosely``, ``yes``.
+
+        ``undetermined`` names those of which no row speaks. Loosely: the 80 % interval reaches
+        down to half of the coefficient or less.
+        """
+        low = self.interval_80()[0]
+        return [
+            "no"
+            if term.name in undetermined
+            else "at bound"
+            if self.theta[k] <= term.lower_bound
+            else "loosely"
+            if low[k] <= LOOSE_RATIO * self.theta[k]
+            else "yes"
+            for k, term in enumerate(terms)
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from energylens.dataset import Dataset, freed_columns
 from energylens.discovery.expression import latex_number
 from energylens.evaluation.result import Evaluation
 from energylens.evaluation.scoring import METRICS
-from energylens.explanation import NORMAL_80, SUBJECTS, Explanation
+from energylens.explanation import SUBJECTS, Explanation
 from energylens.formula import OVERLAPS, datasheet
 from energylens.model import EnergyModel
 from energylens.records import Configuration
@@ -141,14 +141,14 @@ def _coefficients(record: EnergyModel) -> Columns:
     from energylens import catalog
 
     pooled, terms = record.pooled, record.terms
-    reach = NORMAL_80 * np.sqrt(np.diag(pooled.covariance))
+    low, high = pooled.interval_80()
     known = catalog.gpus()
     gpus = tuple(known[name] for name in record.scope.gpus if name in known)
     held: Columns = {
         "coefficient": [term.name for term in terms],
         "theta": pooled.theta.tolist(),
-        "low": np.maximum(pooled.theta - reach, 0.0).tolist(),
-        "high": (pooled.theta + reach).tolist(),
+        "low": low.tolist(),
+        "high": high.tolist(),
         "unit": [term.unit for term in terms],
         "meaning": [term.meaning for term in terms],
     }

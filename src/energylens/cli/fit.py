@@ -129,7 +129,6 @@ def _fit(arguments: argparse.Namespace) -> None:
     import numpy as np
 
     from energylens import fitting, latency, modelfile
-    from energylens.explanation import LOOSE_RATIO, NORMAL_80
     from energylens.formula import datasheet
 
     options = fit_options(arguments)
@@ -144,8 +143,7 @@ def _fit(arguments: argparse.Namespace) -> None:
     if arguments.latex:
         print(model.latex())
         return
-    spread = NORMAL_80 * np.sqrt(np.diag(model.pooled.covariance))
-    low, high = np.maximum(model.pooled.theta - spread, 0.0), model.pooled.theta + spread
+    low, high = model.pooled.interval_80()
     if arguments.bootstrap:
         draws = fitting.bootstrap(
             dataset, options, samples=arguments.bootstrap, seed=arguments.seed
@@ -199,6 +197,7 @@ def _fit(arguments: argparse.Namespace) -> None:
             f"theta is that of all rows together; values are what it makes of {gpu.id}, which has "
             "the most. Predictions use the coefficients of each group of rows, named below."
         )
+    determined = model.pooled.determined(terms, diagnosis.undetermined)
     print()
     print_table(
         ("coefficient", "theta", "80 % interval", "value", "unit", "determined"),
@@ -209,13 +208,7 @@ def _fit(arguments: argparse.Namespace) -> None:
                 f"{low[k]:.2f} .. {high[k]:.2f}",
                 f"{model.pooled.theta[k] * expected[k]:.3g}",
                 term.unit,
-                "no"
-                if term.name in diagnosis.undetermined
-                else "at 0"
-                if not model.pooled.theta[k]
-                else "loosely"
-                if low[k] <= LOOSE_RATIO * model.pooled.theta[k]
-                else "yes",
+                determined[k],
             )
             for k, term in enumerate(terms)
         ],

@@ -24,8 +24,7 @@ from energylens.comparing.result import CHECKS, Change, Comparison
 from energylens.comparing.verdict import decide
 from energylens.dataset import Dataset
 from energylens.errors import UsageError
-from energylens.explanation import NORMAL_80
-from energylens.model import EnergyModel
+from energylens.model import NORMAL_80, EnergyModel
 
 __all__ = [
     "CHECKS",

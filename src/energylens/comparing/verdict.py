@@ -11,7 +11,8 @@ from energylens.cases import BoolArray, FloatArray
 from energylens.comparing.matching import Sides
 from energylens.comparing.result import Change, Comparison, TermChange, Winner
 from energylens.dataset import Dataset
-from energylens.explanation import NORMAL_80, describe
+from energylens.explanation import describe
+from energylens.model import NORMAL_80
 from energylens.records import Case
 
 #: With which probability any finding of a comparison may be chance.

@@ -6,13 +6,9 @@ import re
 import textwrap
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from energylens.cases import FloatArray
 from energylens.dataset import Dataset
-from energylens.explanation import LOOSE_RATIO, NORMAL_80
 from energylens.formula import OVERLAPS, TERMS, datasheet
-from energylens.model import Coefficients, EnergyModel
+from energylens.model import EnergyModel
 from energylens.report import judged, naming
 from energylens.report.document import (
     LISTED,
@@ -46,7 +42,7 @@ def law(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics | None) -
     used = sorted(set(dataset.cases.gpu_index.tolist()), key=lambda g: gpus[g].id)
     expected = datasheet(gpus, model.terms)
     pooled = model.pooled
-    low, high = _theta_interval(pooled)
+    low, high = pooled.interval_80()
     undetermined = diagnostics.undetermined if diagnostics else {}
     by_gpu = "gpu" in model.per and set(model.per) <= {"gpu", "engine"}
     per_gpu = [(model.groups.get(gpus[g].id, pooled) if by_gpu else pooled, g) for g in used]
@@ -151,26 +147,22 @@ def _equation() -> Equation:
     )
 
 
-def _theta_interval(fitted: Coefficients) -> tuple[FloatArray, FloatArray]:
-    half = NORMAL_80 * np.sqrt(np.diag(fitted.covariance))
-    return np.maximum(fitted.theta - half, 0.0), fitted.theta + half
-
-
 def _symbol(tex: str) -> str:
     return re.sub(r"\\([a-z]+)", lambda match: _GREEK.get(match.group(1), match.group(1)), tex)
 
 
 def _verdict(k: int, model: EnergyModel, undetermined: dict[str, str]) -> str:
-    term, fitted = model.terms[k], model.pooled
-    if term.name in undetermined:
+    term = model.terms[k]
+    told = model.pooled.determined(model.terms, undetermined)[k]
+    if told == "no":
         guess = model.options.get("prior", "datasheet") == "datasheet"
         return (
             f"not determined{', the datasheet stands in' if guess else ''}; "
             f"it would take {term.needs}"
         )
-    if fitted.theta[k] <= term.lower_bound:
+    if told == "at bound":
         return f"at its bound of {term.lower_bound:g}: other terms explain its share"
-    if _theta_interval(fitted)[0][k] <= LOOSE_RATIO * fitted.theta[k]:
+    if told == "loosely":
         return f"determined loosely; it would help to have {term.needs}"
     return "determined"
 

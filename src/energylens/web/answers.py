@@ -25,7 +25,7 @@ from energylens.cases import Cases, FloatArray, IntArray
 from energylens.deciding import Decision, Engine, Entry, breaks_at, case_of
 from energylens.deploying import EMITTERS, emit, read_configuration
 from energylens.errors import EnergyLensError, InfeasibleError, UsageError
-from energylens.explanation import NORMAL_80, explain, scope_notes
+from energylens.explanation import explain, scope_notes
 from energylens.formula import OVERLAPS, datasheet
 from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.lengths import workload_of
@@ -388,7 +388,7 @@ def short(values: FloatArray | IntArray) -> list[Any]:
 def law(model: EnergyModel, case: Case) -> dict[str, Any]:
     """The joule law and the time law with their numbers for a GPU type and engine."""
     fitted = model.coefficients(case.llm.id, case.gpu.id, case.precision.id, case.engine.id)
-    reach = NORMAL_80 * np.sqrt(np.diag(fitted.covariance))
+    low, high = fitted.interval_80()
     expected = datasheet((case.gpu,), model.terms)[0]
     time = Engine(model).time
     seconds = time.coefficients(case.gpu.id, case.engine.id)
@@ -400,8 +400,8 @@ def law(model: EnergyModel, case: Case) -> dict[str, Any]:
                 "name": term.name,
                 "symbol": term.symbol,
                 "theta": float(fitted.theta[k]),
-                "low": float(max(fitted.theta[k] - reach[k], 0.0)),
-                "high": float(fitted.theta[k] + reach[k]),
+                "low": float(low[k]),
+                "high": float(high[k]),
                 "value": float(fitted.theta[k] * expected[k]),
                 "unit": term.unit,
                 "meaning": term.meaning,
