@@ -37,6 +37,7 @@ from energylens.savings import Prices, bill
 from energylens.schemas import DecisionFile
 from energylens.selection import Scenario
 from energylens.service import Lengths, idle_of
+from energylens.words import rounded_down
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
 LENGTHS = Lengths(input_tokens=2000, output_tokens=300)
@@ -559,7 +560,7 @@ def test_what_nothing_keeps_up_with_is_said_so(capsys: pytest.CaptureFixture[str
     assert main([*asked, "--gpu", "H100,A100", "--rate", "2"]) == 0
     said = capsys.readouterr().out
     assert "A100-SXM-80GB" in said
-    assert "No row of the fit has A100-SXM-80GB" in " ".join(said.split())
+    assert "No row is of A100-SXM-80GB" in " ".join(said.split())
     assert "…" not in said
     assert main([*asked, "--gpu", "H100", "--power-cap-w", "400"]) == 2
     assert "--power-cap-w 400 has no effect" in capsys.readouterr().err
@@ -638,3 +639,63 @@ def test_what_hardly_keeps_up_is_not_certain_to_where_no_limit_is_asked() -> Non
     assert (odds[(load > 0.93) & (load < 1.0)] < 0.9).all()
     assert (odds[single & (load > 1.6)] == 0).all()
     assert made.best.utilisation_ratio < 0.9
+
+
+@pytest.mark.parametrize("gpus", ["H100", "H100,A100,H200,B200"])
+@pytest.mark.parametrize("more", [(), ("--price", "0.2"), ("--choose", "parallelism,batch_size")])
+def test_an_answer_has_at_most_twenty_four_lines(
+    gpus: str, more: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    more = (*more[:1], more[1] + ",gpu") if "," in gpus and "--choose" in more else more
+    question = [gpus if word == "H100" else word for word in QUESTION]
+    assert main([*question, *more]) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 24
+    assert max(map(len, said.splitlines())) <= 80
+    flat = " ".join(said.split())
+    assert re.search(r"Of \d+ layouts that meet it takes the fewest with (over )?\d+ %", flat)
+    assert re.search(r"less \(80 %: -?\d+ % to \d+ %\)", flat)
+    assert "Answered from the packaged model h100-vllm-0.11: 405 published measurements" in flat
+    if "," in gpus:  # a configuration is named with its GPU type wherever it stands
+        assert not re.search(r"\((\d x )?TP\d+, batch limit \d+[,)](?! [A-Z]+\d+)", flat)
+
+
+def test_what_another_probability_would_change_is_what_it_changes() -> None:
+    made = ask((TPOT, LatencyLimit(measure="ttft", seconds=1.0)), rate=4.5, compared=True)
+    cheaper, *_ = made.meet_prices
+    assert cheaper.meet < made.meet
+    assert cheaper.saving_ratio is not None
+    assert cheaper.saving_ratio > 0.01
+    again = ask((TPOT, LatencyLimit(measure="ttft", seconds=1.0)), rate=4.5, meet=cheaper.meet)
+    assert cheaper.entry is not None
+    assert again.best.describe() == cheaper.entry.describe()
+    saved = 1 - again.best.energy_per_request_j / made.best.energy_per_request_j
+    assert saved == pytest.approx(cheaper.saving_ratio)
+    shares = [entry.probability_best_ratio for entry in made.entries]
+    assert sum(share for share in shares if share is not None) == pytest.approx(1.0)
+    document = made.to_json()
+    assert document["meet_prices"][0]["meet"] == cheaper.meet
+    assert document["configurations"][0]["probability_best_ratio"] == shares[0]
+
+
+def test_what_takes_less_and_just_misses_is_named() -> None:
+    limits = (TPOT, LatencyLimit(measure="ttft", seconds=1.0))
+    made = ask(limits)
+    assert all(shadow.saving_ratio < 0.01 for shadow in made.shadows)
+    assert made.beyond is not None
+    assert made.beyond.entry.energy_per_request_j < 0.99 * made.best.energy_per_request_j
+    assert made.beyond.entry.probability_of_meeting_ratio < made.beyond.relaxed_odds < made.meet
+
+
+@pytest.mark.parametrize("odds", [0.8999, 0.896])
+def test_a_probability_just_below_what_is_asked_is_not_written_as_it(odds: float) -> None:
+    assert rounded_down(odds) == 0.89
+    none = ask((LatencyLimit(measure="tpot", seconds=1e-4),))
+    near = replace(none.missed[0], probability_of_meeting_ratio=odds)
+    assert "with probability 0.89)" in replace(none, missed=(near,)).why_none()
+
+
+def test_a_model_of_the_same_gpu_with_other_memory_is_named() -> None:
+    _, note = packaged.for_gpu("A100-SXM-80GB")
+    assert "a100-vllm-0.5 is of A100-SXM-40GB" in note
+    assert "a100" not in packaged.for_gpu("H100-SXM-80GB")[1]

@@ -268,6 +268,25 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
     )
 
 
+def fit_notes(model: EnergyModel, case: Case) -> str:
+    """Say in a sentence what the rows of a fit lack for a case; empty where they lack nothing."""
+    if not model.pooled.rows:
+        return ""
+    lacking = [
+        f"no row of the fit has the {what} {name}"
+        for what, name, known in (
+            ("LLM", case.llm.id, model.scope.llms),
+            ("precision", case.precision.id, model.scope.precisions),
+        )
+        if name not in known
+    ]
+    if assumed := model.options.get("assumed_rows"):
+        rows = sum(model.sources.values())
+        lacking.append(f"prompt lengths of {assumed} of the fit's {rows} rows are assumed")
+    said = "; ".join(lacking)
+    return f"{said[:1].upper()}{said[1:]}." if said else ""
+
+
 def notes_of(model: EnergyModel, notes: Sequence[str]) -> list[str]:
     """Add what a model's fit leaves open to what is said of it already."""
     more = [model.caution] if model.caution else []

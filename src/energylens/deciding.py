@@ -18,17 +18,19 @@ from energylens.capacity import layout_problem
 from energylens.cases import BoolArray, Cases, IntArray
 from energylens.decisions import (
     NAMES,
+    Beyond,
     Decision,
     Entry,
     LatencyLimit,
     Load,
+    MeetPrice,
     Shadow,
     seconds,
 )
 from energylens.errors import InfeasibleError, UsageError
 from energylens.records import Configuration
 from energylens.replicas import enough, span
-from energylens.selection import Candidates, Scenario
+from energylens.selection import SAMPLES, Candidates, Scenario
 from energylens.solving import (
     BATCH_LIMITS,
     DEFAULT_CHOOSE,
@@ -43,6 +45,9 @@ from energylens.solving import (
 MEET = 0.9  # probability with which limits must be met, unless said
 SOLVED_AT_ONCE = 2_000  # configurations that are all solved; of more, those that may matter
 ALIKE_RATIO = 1e-3  # joules so close are the same: the larger batch limit is the safer one
+COMPARED = 16  # entries of which it is said how likely they take the fewest joules
+SAVING_ENDS = (0.1, 0.9)
+MEETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # probabilities that are tried in place of the one asked
 WORTH_RATIO = 0.01  # joules that a relaxed limit must save to be worth a word
 NEEDLESS_FACTOR = 3.0  # configurations over a limit by more are not looked at again
 RATES = 32  # at which the largest sustainable rate is looked for at once
@@ -63,6 +68,7 @@ def decide(
     current: Configuration | None = None,
     front: bool = False,
     odds: bool = True,
+    compared: bool = False,
 ) -> Decision:
     """Find the configuration with the fewest joules a request that meets the limits.
 
@@ -86,6 +92,9 @@ def decide(
         Whether to list the energy-latency front.
     odds : bool
         Without, what meets its limits by its means counts as meeting them: a tenth of the work.
+    compared : bool
+        Whether to say how likely each entry takes the fewest joules, and between which bounds
+        the saving against ``current`` lies.
 
     Raises
     ------
@@ -142,12 +151,16 @@ def decide(
     rows = np.concatenate([order, near, best, last])
     made = engine.entries(together, rows, limits, current_j)
     entries, rest = made[: len(order)], made[len(order) :]
+    saved = None
+    if compared and len(order):
+        entries, saved = _compared(engine, together, entries, order, last)
     today = None if current is None else replace(made[-1], row=-1, saving_ratio=None)
     fewest = None
     if len(order):
         gpus = solved.cases.occupied_gpus[order]
         fewest = entries[int(np.argmin(gpus))]
     shadows = _shadows(engine, solved, limits, meet, entries) if odds else ()
+    prices = _meet_prices(engine, solved, limits, meet, entries) if odds else ()
     would_do = None
     if not len(order) and cases is None:
         would_do = enough(
@@ -182,6 +195,90 @@ def decide(
         certain=odds,
         enough=would_do,
         solved=solved,
+        meet_prices=prices,
+        beyond=_beyond(engine, solved, limits, meets, entries) if odds and limits else None,
+        saving_interval=saved,
+    )
+
+
+def _compared(
+    engine: Engine,
+    together: Solved,
+    entries: tuple[Entry, ...],
+    order: IntArray,
+    last: IntArray,
+) -> tuple[tuple[Entry, ...], tuple[float, float] | None]:
+    """Say of the first entries how likely each takes the fewest joules, and what today's would."""
+    first = order[:COMPARED]
+    rows = np.concatenate([first, last])
+    cases = together.cases.take(rows)
+    running = np.maximum(together.state.mean_batch_size[rows], 1.0) * cases.data_parallel
+    full = cases.replace(mean_batch_size=running)
+    draws = engine.energy.sample_energy_j(full, SAMPLES, 0) / engine.energy.predict_energy_j(full)
+    draws = draws * together.energy_j[rows]
+    own = draws[:, : len(first)]
+    wins = own == own.min(axis=1, keepdims=True)
+    shares = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0).tolist()
+    known = tuple(
+        replace(entry, probability_best_ratio=share)
+        for entry, share in zip(entries, shares, strict=False)
+    )
+    saved = None
+    if len(last):
+        low, high = np.quantile(1.0 - own[:, 0] / draws[:, -1], SAVING_ENDS)
+        saved = float(low), float(high)
+    return (*known, *entries[len(first) :]), saved
+
+
+def _meet_prices(
+    engine: Engine,
+    solved: Solved,
+    limits: tuple[LatencyLimit, ...],
+    meet: float,
+    entries: Sequence[Entry],
+) -> tuple[MeetPrice, ...]:
+    """Find the nearest lower probability that would save something, the next that would cost."""
+    if not entries or not limits:
+        return ()
+    odds, _ = solved.probabilities(limits)
+    prices = []
+    lower, higher = (sorted(m for m in MEETS if m < meet)[::-1], [m for m in MEETS if m > meet])
+    for some, sign in ((lower, 1.0), (higher, -1.0)):
+        for asked in some:
+            order = _ranked(solved, (odds >= asked) & ~solved.state.saturated)
+            if not len(order):
+                prices.append(MeetPrice(meet=asked, saving_ratio=None, entry=None))
+                break
+            saved = 1.0 - float(solved.energy_j[order[0]]) / entries[0].energy_per_request_j
+            if sign * saved >= WORTH_RATIO:
+                then = engine.entries(solved, order[:1], limits)[0]
+                prices.append(MeetPrice(meet=asked, saving_ratio=saved, entry=then))
+                break
+    return tuple(prices)
+
+
+def _beyond(
+    engine: Engine,
+    solved: Solved,
+    limits: tuple[LatencyLimit, ...],
+    meets: BoolArray,
+    entries: Sequence[Entry],
+) -> Beyond | None:
+    """Find what takes fewer joules, keeps up by its means, and comes nearest to meeting."""
+    if not entries:
+        return None
+    open_ = np.flatnonzero(~meets & ~solved.state.saturated)
+    open_ = open_[solved.energy_j[open_] < (1.0 - WORTH_RATIO) * entries[0].energy_per_request_j]
+    if not len(open_):
+        return None
+    ratio = RELAXED_RATIOS[-1]
+    relaxed = [replace(limit, seconds=limit.seconds * ratio) for limit in limits]
+    odds = solved.probabilities(relaxed)[0]
+    row = open_[np.lexsort((solved.energy_j[open_], -odds[open_].round(2)))[:1]]
+    return Beyond(
+        entry=engine.entries(solved, row, limits)[0],
+        relaxed_ratio=ratio,
+        relaxed_odds=float(odds[row[0]]),
     )
 
 
@@ -252,7 +349,7 @@ def _shadows(
                         limit=limit,
                         relaxed_s=relaxed.seconds,
                         saving_ratio=max(saved, 0.0),
-                        configuration=then.describe(),
+                        entry=then,
                     )
                 )
                 break

@@ -12,6 +12,7 @@ from energylens.errors import InfeasibleError, UsageError
 from energylens.records import Configuration
 from energylens.selection import Scenario
 from energylens.service import Lengths, Service
+from energylens.words import rounded_down
 
 if TYPE_CHECKING:
     from energylens.solving import Solved
@@ -179,6 +180,7 @@ class Entry:
     probability_of_meeting_ratio: float
     probabilities: tuple[float, ...]  # of each limit by itself
     saving_ratio: float | None = None
+    probability_best_ratio: float | None = None  # of the fewest joules among all that meet
     row: int = -1  # among the candidates; -1: none of them
 
     def describe(self) -> str:
@@ -220,6 +222,7 @@ class Entry:
             "probability_of_meeting_ratio": _finite(self.probability_of_meeting_ratio),
             "limit_values_s": [_finite(value) for value in self.values_s],
             "saving_ratio": self.saving_ratio,
+            "probability_best_ratio": self.probability_best_ratio,
         }
 
 
@@ -234,7 +237,33 @@ class Shadow:
     limit: LatencyLimit
     relaxed_s: float
     saving_ratio: float
-    configuration: str
+    entry: Entry
+
+    @property
+    def configuration(self) -> str:
+        """Name of what would be chosen."""
+        return self.entry.describe()
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeetPrice:
+    """What another probability would change: with ``meet`` the choice would be ``entry``.
+
+    ``saving_ratio`` is below 0 where it costs joules; no entry: nothing meets.
+    """
+
+    meet: float
+    saving_ratio: float | None
+    entry: Entry | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beyond:
+    """What takes the fewest joules and does not meet: its odds, and those at relaxed limits."""
+
+    entry: Entry
+    relaxed_ratio: float
+    relaxed_odds: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,6 +303,9 @@ class Decision:
     certain: bool = True
     enough: Enough | None = None
     solved: Solved
+    meet_prices: tuple[MeetPrice, ...] = ()
+    beyond: Beyond | None = None
+    saving_interval: tuple[float, float] | None = None  # 80 %, against what runs today
 
     @property
     def best(self) -> Entry:
@@ -314,7 +346,7 @@ class Decision:
         values += ", met" if values else "met"
         return (
             f"{message}. Nearest is {near.describe()} ({values} with probability "
-            f"{near.probability_of_meeting_ratio:.2f}). "
+            f"{rounded_down(near.probability_of_meeting_ratio):.2f}). "
             + ("Relax a limit or lower --meet." if self.enough is None else f"{self._more()}.")
         )
 
@@ -358,6 +390,15 @@ class Decision:
                 }
                 for s in self.shadows
             ],
+            "meet_prices": [
+                {
+                    "meet": price.meet,
+                    "saving_ratio": price.saving_ratio,
+                    "configuration": price.entry and price.entry.describe(),
+                }
+                for price in self.meet_prices
+            ],
+            "saving_interval_ratio": self.saving_interval and list(self.saving_interval),
             "breaks_at_rate_per_s": self.breaks_at_per_s,
             "front": [entry.to_json() for entry in self.front],
             "considered": self.considered,

@@ -122,8 +122,10 @@ def for_gpu(gpu: str, engine: str = "") -> tuple[Packaged, str]:
             f" None of them is of {gpu}: its datasheet carries the coefficients over, which on "
             "other types doubled the error of times; fit rows of your own to do better."
         )
-        if older := [m for m in models if gpu in m.gpus]:
-            note += f" {older[0].name} is of it, with {older[0].engine}: name it to ask that one."
+        kind = gpu.rpartition("-")[0]  # one with other memory is nearer than another type
+        for near in (m for m in models for own in m.gpus if kind and own.startswith(f"{kind}-")):
+            of = "it" if gpu in near.gpus else ", ".join(near.gpus)
+            note += f" {near.name} is of {of}, with {near.engine}: name it to ask that one."
     elif wanted and wanted not in chosen.engine.casefold():
         note += f" None of them is of {engine}: coefficients differ between engines."
     return chosen, note

@@ -279,6 +279,9 @@ class Entry(Answer):
     probability_of_meeting_ratio: float | None = Field(description="null: not worked out")
     limit_values_s: list[float | None]
     saving_ratio: float | None
+    probability_best_ratio: float | None = Field(
+        default=None, description="of the fewest joules of all that meet; null: not worked out"
+    )
 
 
 class Limited(Answer):
@@ -315,6 +318,14 @@ class ShadowPrice(Answer):
     configuration: str
 
 
+class MeetPrice(Answer):
+    """What another probability of meeting would change; below 0: it costs."""
+
+    meet: float
+    saving_ratio: float | None = Field(description="null: nothing meets")
+    configuration: str | None
+
+
 class Month(Answer):
     """A month of one deployment."""
 
@@ -339,6 +350,10 @@ class Decision(Answer):
     current: Entry | None
     fewest_gpus: Entry | None
     shadow_prices: list[ShadowPrice]
+    meet_prices: list[MeetPrice] = []
+    saving_interval_ratio: tuple[float, float] | None = Field(
+        default=None, description="80 %, of the first against what runs today"
+    )
     breaks_at_rate_per_s: float | None
     front: list[Entry]
     considered: int

@@ -106,6 +106,17 @@ def likelihood(ratio: float | None) -> str:
     return "over 99 %" if ratio is not None and ratio > SURE_RATIO else percent(ratio, 0)
 
 
+def rounded_down(probability: float) -> float:
+    """Round a probability to two digits, never to one that it does not reach.
+
+    Examples
+    --------
+    >>> rounded_down(0.8997), rounded_down(0.29)
+    (0.89, 0.29)
+    """
+    return math.floor(100.0 * probability + 1e-9) / 100.0
+
+
 def saving(ratio: float) -> str:
     """Write a share that is saved, of which nothing saves all."""
     return likelihood(ratio) if ratio > TEN_PERCENT else percent(ratio, 1)

@@ -144,6 +144,11 @@ def print_paragraph(text: str, indent: str = "", hanging: str = "") -> None:
 
 def print_wrapped(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Print a table whose first column goes on below where it is too wide."""
+    print("\n".join(wrapped_table(header, rows)))
+
+
+def wrapped_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Set a table whose first column goes on below where it is too wide."""
     rest = [max(len(row[i]) for row in [header, *rows]) for i in range(1, len(header))]
     room = max(WIDTH - sum(rest) - 2 * len(rest), len(header[0]))
     lines: list[Sequence[str]] = []
@@ -151,7 +156,7 @@ def print_wrapped(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         head, *more = textwrap.wrap(first, room, subsequent_indent="  ", break_on_hyphens=False)
         lines.append((head, *cells))
         lines += [(line, *("" for _ in rest)) for line in more]
-    print_table(header, lines)
+    return table_lines(header, lines)
 
 
 def flag(name: str) -> str:

@@ -280,7 +280,7 @@ def asked(arguments: argparse.Namespace) -> Asked:
         if unseen:
             notes = (
                 *notes,
-                f"No row of the fit has {unseen}: joules and times rest on datasheets.",
+                f"No row is of {unseen}: datasheets carry these.",
             )
         locked = arguments.clock_mhz is not None or "clock" in arguments.choose
         notes = (*notes, *model.clock_notes(locked=locked))

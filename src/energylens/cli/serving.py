@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Collection, Sequence
+import re
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,10 +15,21 @@ from energylens.cli.console import (
     print_json,
     print_paragraph,
     print_table,
-    print_wrapped,
     share,
+    wrapped_table,
 )
-from energylens.words import energies, joules, likelihood, percent, saving
+from energylens.decisions import NAMES, seconds
+from energylens.words import (
+    SURE_RATIO,
+    energies,
+    joules,
+    likelihood,
+    percent,
+    plural,
+    rounded_down,
+    saving,
+    wrapped,
+)
 
 if TYPE_CHECKING:
     from energylens.cases import Cases
@@ -37,7 +49,11 @@ NEED_RATE = (
     "current", "price", "carbon", "pue", "gpu_hour", "profile", "front", "emit", "candidates",
     "check",
 )  # fmt: skip
-SHOWN = 4  # configurations in the table of the answer
+SHOWN, LEAST_SHOWN = 4, 2  # configurations in the table of the answer
+LINES = 24  # of an answer
+BRACKETS = re.compile(r" \([^()]{60,}\)\.")  # of a note that has to be short
+WORTH_SAYING = 0.005  # joules that a relaxed limit saves
+WORTH_A_RANGE = 0.01  # joules saved against today, of which an interval says more
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -262,11 +278,11 @@ class UnderLoad:
 def notes_on(model: EnergyModel, case: Case, notes: Sequence[str]) -> list[str]:
     """What the reader must know of a model, and of requests too long for the LLM."""
     from energylens import catalog
-    from energylens.answering import notes_of
+    from energylens.answering import fit_notes, notes_of
 
     tokens = case.workload.input_tokens + case.workload.output_tokens
     too_long = catalog.context_note(case.llm.id, tokens)
-    return [*([too_long] if too_long else []), *notes_of(model, notes)]
+    return [*filter(None, (too_long, fit_notes(model, case))), *notes_of(model, notes)]
 
 
 def under_load(
@@ -293,6 +309,7 @@ def under_load(
         "candidates": candidates_of(arguments),
         "current": read_configuration(arguments.current) if arguments.current else None,
         "front": arguments.front,
+        "compared": True,
         **_grid(arguments),
     }
     known = notes_on(model, case, notes)
@@ -370,7 +387,7 @@ def _broken(decision: Decision, today: Entry) -> str:
     odds = today.probability_of_meeting_ratio
     if not decision.limits or not odds < decision.meet:
         return ""
-    return f"; it meets the limits with {likelihood(odds)} only"
+    return f"; it meets the limits with {percent(rounded_down(odds), 0)} only"
 
 
 def wanting(decision: Decision, percent_above: float) -> str:
@@ -380,7 +397,7 @@ def wanting(decision: Decision, percent_above: float) -> str:
     if today.probability_of_meeting_ratio < decision.meet:
         return (
             f"the current configuration meets its limits with probability "
-            f"{today.probability_of_meeting_ratio:.2f}, below {decision.meet:g}"
+            f"{rounded_down(today.probability_of_meeting_ratio):.2f}, below {decision.meet:g}"
         )
     if not decision.entries:
         return ""
@@ -441,9 +458,47 @@ def read_profile(path: str) -> list[float]:
 
 
 def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> None:
-    """Print the answer: at most 24 lines, the recommendation first."""
-    from energylens.deciding import NAMES, seconds
+    """Print the answer: at most 24 lines besides the front, the recommendation first.
 
+    Where they do not hold everything, configurations of the table give way, and then notes.
+    """
+    said = [*wrapped(_asked(decision))]
+    for sentence in _sentences(decision, bills):
+        said += wrapped(sentence)
+    fewest, best = decision.fewest_gpus, decision.best
+    after: list[str] = []
+    if fewest is not None and fewest.configuration.gpus < best.configuration.gpus:
+        least = joules(fewest.energy_per_request_j)
+        after = wrapped(f"Fewest GPUs: {_named(decision, fewest)}, {least}.")
+    told = [wrapped(f"Note: {note}") for note in notes]
+    room = LINES - len(said) - len(after)
+    rows = SHOWN
+    while rows > LEAST_SHOWN and len(_table(decision, rows)) + sum(map(len, told)) > room:
+        rows -= 1
+    listed = _table(decision, rows)
+    room -= len(listed)
+    if sum(map(len, told)) > room:
+        told = [wrapped(f"Note: {BRACKETS.sub('.', note)}") for note in notes]
+    kept = []
+    for i, note in enumerate(told):
+        if len(note) + (i + 1 < len(told)) > room:
+            kept.append([f"Note: {plural(len(told) - i, 'more note')} with --json."])
+            break
+        kept.append(note)
+        room -= len(note)
+    lines = [*said, *listed, *after]
+    if decision.front:
+        lines.append("Front (time per token against joules):")
+        cells = [
+            (_named(decision, e), seconds(e.tpot_s), joules(e.energy_per_request_j))
+            for e in decision.front
+        ]
+        lines += wrapped_table(("configuration", "TPOT", "a request"), cells)
+    print("\n".join([*lines, *(line for note in kept for line in note)]))
+
+
+def _asked(decision: Decision) -> str:
+    """Say the question again, as it was understood."""
     w, load = decision.load.lengths, decision.load
     limits = ", ".join(x.describe() for x in decision.limits)
     met = f"{limits}, met with probability {decision.meet:g}" if limits else "no limit on latency"
@@ -452,21 +507,25 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     served = decision.scenario.llm.id
     served += f" in {formats.pop()}" if len(formats) == 1 else ""
     served += f" on {gpus.pop()}" if len(gpus) == 1 else ""
-    print_paragraph(
+    return (
         f"{served} at {load.rate_per_s:g} requests/s, {w.input_tokens:.0f} "
         f"tokens in {f'({seen:.0f} of images or frames) ' if seen else ''}"
         f"and {w.output_tokens:.0f} out; {met}"
     )
-    best = decision.best
+
+
+def _sentences(decision: Decision, bills: dict[str, Bill]) -> Iterator[str]:
+    """Say what to run, what it takes, and what binds."""
+    best, lengths = decision.best, decision.load.lengths
     words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
     words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
     words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} full "
     words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
-    print_paragraph(words)
-    lengths = decision.load.lengths
-    print_paragraph(
-        f"{energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)}."
-    )
+    if best.probability_best_ratio is not None and len(decision.entries) > 1:
+        odds = likelihood(best.probability_best_ratio)
+        words += f" Of {len(decision.entries)} layouts that meet it takes the fewest with {odds}."
+    yield words
+    yield f"{energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)}."
     times = f"TPOT {seconds(best.tpot_s)}, TTFT {seconds(best.ttft_s)}, request "
     times += seconds(best.request_latency_s)
     if decision.limits:
@@ -474,60 +533,83 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
             f"{x.describe()} with {likelihood(p)}"
             for x, p in zip(decision.limits, best.probabilities, strict=True)
         )
-        times += f"; {each}"
-    print_paragraph(f"{times}.")
+        sure = min(best.probabilities) > SURE_RATIO and len(decision.limits) > 1
+        times += f"; {'each limit met with over 99 %' if sure else each}"
+    yield f"{times}."
     if decision.current is not None:
         today = decision.current
         against = 1.0 - best.energy_per_request_j / today.energy_per_request_j
         much = f"{saving(against)} less" if against >= 0 else f"{saving(-against)} more"
-        print_paragraph(
+        if decision.saving_interval is not None and against >= WORTH_A_RANGE:
+            low, high = decision.saving_interval
+            much += f" (80 %: {percent(low, 0)} to {percent(high, 0)})"
+        yield (
             f"Today {_named(decision, today)}: {joules(today.energy_per_request_j)} a request, "
             f"{today.power_w:.0f} W, TPOT {seconds(today.tpot_s)}, TTFT {seconds(today.ttft_s)}"
             f"{_broken(decision, today)}. The choice takes {much}" + _month(bills) + "."
         )
-    for s in decision.shadows:
-        if s.saving_ratio >= 0.005:
-            print_paragraph(
-                f"{NAMES[s.limit.measure]} binds: {seconds(s.limit.seconds)} -> "
-                f"{seconds(s.relaxed_s)} saves {saving(s.saving_ratio)} ({s.configuration})."
-            )
-    if decision.shadows and all(s.saving_ratio < 0.005 for s in decision.shadows):
-        print_paragraph("No limit binds: three times as much time would save nothing.")
+    if decision.limits:
+        yield _binding(decision)
     if decision.breaks_at_per_s is not None:
-        print_paragraph(
+        yield (
             f"It meets the limits up to {decision.breaks_at_per_s:.3g} requests/s; beyond "
             f"{best.saturation_rate_per_s:.3g} the queue grows without end."
         )
-    rows = []
-    for entry in decision.entries[:SHOWN]:
-        rows.append(
-            (
-                _named(decision, entry),
-                f"{entry.configuration.gpus}",
-                joules(entry.energy_per_request_j),
-                f"{entry.power_w:.0f} W",
-                seconds(entry.tpot_s),
-                seconds(entry.ttft_s),
-                likelihood(entry.probability_of_meeting_ratio),
-            )
+
+
+def _binding(decision: Decision) -> str:
+    """Say what limits, and the probability with which they must hold, cost."""
+    said = []
+    for i, limit in enumerate(decision.limits):
+        for s in decision.shadows:
+            if s.limit == limit and s.saving_ratio >= WORTH_SAYING:
+                then = f"{_named(decision, s.entry)}, {seconds(s.entry.values_s[i])}"
+                said.append(
+                    f"{NAMES[limit.measure]} binds: {seconds(limit.seconds)} -> "
+                    f"{seconds(s.relaxed_s)} saves {saving(s.saving_ratio)} ({then})."
+                )
+    for price in decision.meet_prices:
+        if price.entry is None:
+            said.append(f"With --meet {price.meet:g} nothing meets.")
+        elif price.saving_ratio is not None:
+            much = f"saves {saving(price.saving_ratio)}"
+            if price.saving_ratio < 0:
+                more = price.entry.energy_per_request_j / decision.best.energy_per_request_j - 1
+                much = f"costs {percent(more, 0)}"
+            said.append(f"--meet {price.meet:g} {much} ({_named(decision, price.entry)}).")
+    beyond = decision.beyond
+    if any(s.saving_ratio >= WORTH_SAYING for s in decision.shadows):
+        return " ".join(said)
+    if beyond is None:
+        return " ".join(["No limit binds: nothing that keeps up takes fewer joules.", *said])
+    odds, relaxed = (
+        percent(rounded_down(p), 0)
+        for p in (beyond.entry.probability_of_meeting_ratio, beyond.relaxed_odds)
+    )
+    first = (
+        f"No limit alone binds: {_named(decision, beyond.entry)} takes "
+        f"{joules(beyond.entry.energy_per_request_j)}, but meets with {odds}, and with {relaxed} "
+        f"at {beyond.relaxed_ratio:g} times the limits."
+    )
+    return " ".join([first, *said])
+
+
+def _table(decision: Decision, rows: int) -> list[str]:
+    """Set the first configurations as lines."""
+    cells = [
+        (
+            _named(decision, entry, short=True),
+            f"{entry.configuration.gpus}",
+            joules(entry.energy_per_request_j),
+            f"{entry.power_w:.0f} W",
+            seconds(entry.tpot_s),
+            seconds(entry.ttft_s),
+            likelihood(entry.probability_of_meeting_ratio),
         )
-    print_wrapped(("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets"), rows)
-    fewest = decision.fewest_gpus
-    if fewest is not None and fewest.configuration.gpus < best.configuration.gpus:
-        print_paragraph(
-            f"Fewest GPUs: {_named(decision, fewest)}, {joules(fewest.energy_per_request_j)}."
-        )
-    if decision.front:
-        print("Front (time per token against joules):")
-        print_wrapped(
-            ("configuration", "TPOT", "a request"),
-            [
-                (_named(decision, e), seconds(e.tpot_s), joules(e.energy_per_request_j))
-                for e in decision.front
-            ],
-        )
-    for note in notes:
-        print_paragraph(f"Note: {note}")
+        for entry in decision.entries[:rows]
+    ]
+    header = ("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets")
+    return wrapped_table(header, cells)
 
 
 def _month(bills: dict[str, Bill]) -> str:
@@ -551,11 +633,13 @@ def _types(decision: Decision) -> tuple[set[str], set[str]]:
     return gpus, {e.precision for e in decision.entries} | {decision.scenario.precision.id}
 
 
-def _named(decision: Decision, entry: Entry) -> str:
+def _named(decision: Decision, entry: Entry, *, short: bool = False) -> str:
     """Name a configuration, with what else was free."""
     gpus, formats = _types(decision)
-    name = entry.describe()
-    name += f", {entry.gpu}" if len(gpus) > 1 else ""
+    name, gpu = entry.describe(), entry.gpu
+    if short and len({each.partition("-")[0] for each in gpus}) == len(gpus):
+        gpu = gpu.partition("-")[0]
+    name += f", {gpu}" if len(gpus) > 1 else ""
     return name + (f", {entry.precision}" if len(formats) > 1 else "")
 
 
