@@ -18,7 +18,6 @@ from energylens.cli.console import (
     share,
     wrapped_table,
 )
-from energylens.decisions import NAMES, seconds
 from energylens.words import (
     SURE_RATIO,
     energies,
@@ -462,6 +461,8 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
 
     Where they do not hold everything, configurations of the table give way, and then notes.
     """
+    from energylens.decisions import seconds
+
     said = [*wrapped(_asked(decision))]
     for sentence in _sentences(decision, bills):
         said += wrapped(sentence)
@@ -516,6 +517,8 @@ def _asked(decision: Decision) -> str:
 
 def _sentences(decision: Decision, bills: dict[str, Bill]) -> Iterator[str]:
     """Say what to run, what it takes, and what binds."""
+    from energylens.decisions import seconds
+
     best, lengths = decision.best, decision.load.lengths
     words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
     words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
@@ -559,6 +562,8 @@ def _sentences(decision: Decision, bills: dict[str, Bill]) -> Iterator[str]:
 
 def _binding(decision: Decision) -> str:
     """Say what limits, and the probability with which they must hold, cost."""
+    from energylens.decisions import NAMES, seconds
+
     said = []
     for i, limit in enumerate(decision.limits):
         for s in decision.shadows:
@@ -596,6 +601,8 @@ def _binding(decision: Decision) -> str:
 
 def _table(decision: Decision, rows: int) -> list[str]:
     """Set the first configurations as lines."""
+    from energylens.decisions import seconds
+
     cells = [
         (
             _named(decision, entry, short=True),
