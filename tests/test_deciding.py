@@ -543,9 +543,13 @@ def test_gpus_draw_what_they_can(name: str, gpu: str, lengths: tuple[int, int]) 
         most = engine.solve(prepared, load, (), odds=False).state.saturation_rate_per_s
         for share in (0.01, 0.3, 0.7, 0.9):
             rates = share * most * cases.data_parallel
-            power = engine.solve(prepared, load, (), odds=False, rates_per_s=rates).power_w
-            assert (power <= tdp_w * (1 + 1e-9)).all()
-            assert (power >= idle_w * (1 - 1e-9)).all()
+            solved = engine.solve(prepared, load, (), odds=False, rates_per_s=rates)
+            assert (solved.power_w <= tdp_w * (1 + 1e-9)).all()
+            assert (solved.power_w >= idle_w * (1 - 1e-9)).all()
+            rows = np.arange(0, len(cases), 7)
+            for row, entry in zip(rows, engine.entries(solved, rows, ()), strict=True):
+                assert entry.lower_j <= entry.energy_per_request_j <= entry.upper_j
+                assert entry.upper_j <= tdp_w[row] / rates[row] * (1 + 1e-9)
 
 
 def test_what_no_gpu_can_do_is_not_likely(capsys: pytest.CaptureFixture[str]) -> None:

@@ -53,9 +53,7 @@ class _Paced:
 
     @classmethod
     def of(cls, prepared: Prepared, factor: FloatArray) -> _Paced:
-        cases = prepared.cases
-        tdp_w = cases.of_gpu(lambda gpu: gpu.tdp_w)
-        most_w = np.fmin(tdp_w, cases.power_cap_w) * cases.tensor_parallel * cases.pipeline_parallel
+        most_w = _most_w(prepared.cases) / prepared.cases.data_parallel
         return cls(prepared.steps, prepared.joules, most_w, factor)
 
     def step_s(self, running: FloatArray) -> FloatArray:
@@ -69,6 +67,13 @@ class _Paced:
     def media_s(self, tokens: FloatArray) -> FloatArray:
         own = self.factor * self.steps.media_s(tokens)
         return np.maximum(own, self.joules.media_j(tokens) / self.most_w)
+
+
+def _most_w(cases: Cases) -> FloatArray:
+    """Watts that the GPUs of each case draw at their TDP or power cap; shape (n,)."""
+    tdp_w = cases.of_gpu(lambda gpu: gpu.tdp_w)
+    most: FloatArray = np.fmin(tdp_w, cases.power_cap_w) * cases.occupied_gpus
+    return most
 
 
 # --------------------------------------------------------------------------------- candidates
@@ -617,14 +622,17 @@ class Engine:
         full = cases.replace(mean_batch_size=running)
         low, high = self.energy.interval_energy_j(full, 0.8)
         middle = self.energy.predict_energy_j(full)
-        joules = solved.energy_j[distinct]
+        joules, power_w = solved.energy_j[distinct], solved.power_w[distinct]
+        # However uncertain the law: no more than all GPUs at TDP in the time between requests.
+        beside_w = service.node_power_w(cases, np.zeros(len(distinct)))
+        most_j = joules * np.maximum((_most_w(cases) + beside_w) / power_w, 1.0)
         columns: dict[str, Any] = {
             "batch_limit": cases.batch_size / cases.data_parallel,
             "mean_batch_size": state.mean_batch_size,
             "energy_per_request_j": joules,
             "lower_j": joules * (low / middle),
-            "upper_j": joules * (high / middle),
-            "power_w": solved.power_w[distinct],
+            "upper_j": np.minimum(joules * (high / middle), most_j),
+            "power_w": power_w,
             "utilisation_ratio": state.utilisation_ratio,
             "saturation_rate_per_s": state.saturation_rate_per_s * cases.data_parallel,
             "tpot_s": state.tpot_s,
