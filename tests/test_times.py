@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from studies.limits.__main__ import SHOWN
 from studies.limits.__main__ import study as limits_study
+from studies.limits.stated import study as stated_study
 from studies.results.runs import Data
 from studies.times.__main__ import sources, study
 
@@ -114,3 +115,15 @@ def test_check_takes_rows_with_times_alone_and_says_what_they_are_for(
     # With neither a time nor joules a row is none.
     path.write_text(path.read_text().replace(",,3.4", ",,"))
     assert main(["check", str(path)]) == 1
+
+
+@pytest.mark.skipif(not (DATA / "mlenergy-v2").is_dir(), reason=f"no public measurements in {DATA}")
+def test_what_is_stated_of_choices_is_had_again() -> None:
+    published = json.loads((ROOT / "studies" / "limits" / "stated.json").read_text())["v2, A100"]
+    found = stated_study(sources(Data(DATA))["ML.ENERGY v2, A100"][0])
+    assert found["dataset_digest"] == published["dataset_digest"]
+    assert found["covered_ratio"] == pytest.approx(published["covered_ratio"], abs=0.01)
+    for kind in ("own", "blind"):
+        for key in ("stated_ratio", "kept_ratio"):
+            assert found[kind][key] == pytest.approx(published[kind][key], abs=0.01)
+    assert found["blind"]["kept_ratio"] >= 0.8
