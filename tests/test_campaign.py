@@ -10,6 +10,7 @@ import sys
 import time
 import zipfile
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,20 @@ def test_a_campaign_goes_from_nothing_to_an_answer_with_its_load(tmp_path: Path)
     again = make(tmp_path).run()
     assert again.rows == found.rows
     assert again.ranking.best == found.ranking.best
+
+
+def test_no_run_is_begun_that_the_minutes_do_not_suffice_for(tmp_path: Path) -> None:
+    long = replace(QUESTION, minutes=1.5, input_tokens=1024, output_tokens=256, batch_sizes=(1, 64))
+    answer = make(tmp_path / "c", long).run()
+    assert answer.rows >= 3
+    assert answer.minutes_used <= 1.5
+
+
+def test_load_is_offered_where_the_best_limit_is_beyond_memory(tmp_path: Path) -> None:
+    question = replace(QUESTION, minutes=20.0, gpus=1, output_tokens=2048, batch_sizes=(8, 1024))
+    answer = make(tmp_path / "c", question).run()
+    assert answer.ranking.best.configuration.batch_size == 1024
+    assert answer.rates_per_s
 
 
 def test_an_interrupt_before_anything_is_measured_leaves_the_datasheet_s_answer(

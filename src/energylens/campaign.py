@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,13 +22,13 @@ from energylens.dataset import Dataset
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.instrument import planning, sweep
 from energylens.instrument.folder import Instrument, SweepFolder
-from energylens.instrument.plan import PlannedCase
+from energylens.instrument.plan import Mode, PlannedCase
 from energylens.model import EnergyModel
 from energylens.nextruns import verbs as nextruns
 from energylens.nextruns.answers import Verdict
 from energylens.records import Engine, Gpu, Llm, Precision, Workload
 from energylens.selection import Candidates, Ranking, Scenario, select
-from energylens.words import joules, percent
+from energylens.words import joules, percent, plural
 
 CHOOSE = ("tensor_parallel", "pipeline_parallel", "batch_size")
 BATCH_SIZES = (1, 8, 32, 128, 512)
@@ -131,8 +131,8 @@ class Answer:
         else:
             kinds = " and ".join(self.sources)
             said.append(
-                f"{self.rows} rows ({kinds}) of {self.planned} planned, {self.failed} failed, in "
-                f"{self.minutes_used:.0f} minutes."
+                f"{plural(self.rows, 'row')} ({kinds}) of {self.planned} planned, {self.failed} "
+                f"failed, in {self.minutes_used:.1f} minutes."
             )
         if self.loaded_idle_w is not None:
             said.append(f"A GPU with the LLM loaded and idle draws {self.loaded_idle_w:.0f} W.")
@@ -314,11 +314,9 @@ class Campaign:
         planned = {case.key for case in self._work.cases}
         open_ = [case for case in self._candidates if case.key not in planned]
         room = CHOICE_SHARE * 60.0 * self.question.minutes - self.used_s()
-        count = 0
-        for case in open_[:ROUND]:
-            room -= planning.case_seconds(case, self._procedure)
-            count += room > 0 or not self._work.cases
-        if not open_ or not count:
+        count = min(ROUND, len(open_))
+        shortest = min((self._seconds(case) for case in open_), default=0.0)
+        if not open_ or (shortest > room and self._work.cases):
             return []
         if measured is not None:
             verdict = self._verdict(measured, more_runs=count)
@@ -332,8 +330,23 @@ class Campaign:
             )
         except InfeasibleError:
             return []
-        self._told(f"Next: {', '.join(open_[i].describe() for i in batch.index)}.")
-        return [open_[i] for i in batch.index]
+        chosen = self._within(room, [open_[i] for i in batch.index])
+        if chosen:
+            self._told(f"Next: {', '.join(case.describe() for case in chosen)}.")
+        return chosen
+
+    def _seconds(self, case: PlannedCase) -> float:
+        return planning.case_seconds(case, self._procedure)
+
+    def _within(self, room_s: float, cases: Sequence[PlannedCase]) -> list[PlannedCase]:
+        """Keep those that the time suffices for, in their order; the very first run always."""
+        kept: list[PlannedCase] = []
+        for case in cases:
+            seconds = self._seconds(case)
+            if seconds <= room_s or not (kept or self._work.cases):
+                kept.append(case)
+                room_s -= seconds
+        return kept
 
     def _engine(self) -> Engine:
         # Behind an OpenAI interface any engine may serve: which one is not known.
@@ -354,7 +367,8 @@ class Campaign:
             output_tokens=(self.question.output_tokens,),
         )
         try:
-            full = planning.plan(space, gpus=self.question.gpus, order="given", scale=scaled_down)
+            steady = replace(space, mode=Mode.STEADY)  # a limit beyond memory lets the rest wait
+            full = planning.plan(steady, gpus=self.question.gpus, order="given", scale=scaled_down)
         except UsageError:
             return []
         served = best.batch_size / sum(planning.phase_seconds(full.plan.cases[0]))
@@ -372,11 +386,12 @@ class Campaign:
         drafted = planning.plan(
             replace(space, request_rates_per_s=rates), order="given", scale=scaled_down
         ).plan.cases
-        each = statistics.fmean(planning.case_seconds(case, self._procedure) for case in drafted)
-        if self.left_s() < 3 * each:
+        if self.left_s() < sum(map(self._seconds, drafted)):
             drafted = drafted[1:2]  # one rate, in the middle
-        self._told(f"Under load: {', '.join(case.describe() for case in drafted)}.")
-        return list(drafted)
+        chosen = self._within(self.left_s(), drafted)
+        if chosen:
+            self._told(f"Under load: {', '.join(case.describe() for case in chosen)}.")
+        return chosen
 
     def _measure(self) -> bool:
         """Measure what is planned; True if somebody interrupted."""

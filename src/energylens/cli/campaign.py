@@ -38,7 +38,11 @@ def add_verbs(verbs: Any) -> None:
         ),
     )
     parser.add_argument(
-        "--minutes", type=positive, required=True, help="in all, with those before an interruption"
+        "--minutes",
+        type=positive,
+        required=True,
+        help="of this node in all, starts of engines and those before an interruption counted (of "
+        "simulated runs those that they would take); a run is begun only if it should end in time",
     )
     parser.add_argument("--llm", required=True, help="catalog name, or folder with a config.json")
     parser.add_argument(
