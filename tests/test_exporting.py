@@ -126,6 +126,16 @@ def test_a_variant_is_what_the_resource_definition_admits(tmp_path, model, case)
         assert spec["scaleTargetRef"]["kind"] == "Deployment"
         for name in (part["metadata"]["name"], spec["scaleTargetRef"]["name"]):
             assert re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", name)
+    for part in yaml.safe_load_all(exporting.wva([point, two], variants=True).files[""]):
+        spec = part["spec"]
+        assert set(spec) == {
+            "scaleTargetRef", "modelID", "variantCost", "variantID", "accelerator",
+            "acceleratorCount",
+        }  # fmt: skip
+        assert re.fullmatch(r".+-[A-Za-z0-9_-]+-[1-9][0-9]*", spec["variantID"])
+        assert spec["variantID"].endswith(f"-{spec['acceleratorCount']}")
+        assert 1 <= len(spec["accelerator"]) <= 64
+        assert spec["scaleTargetRef"]["kind"] == "Deployment"
     with pytest.raises(UsageError, match="watts of none"):
         exporting.wva([replace(point, power_w=None)])
     assert not ranking.exists()

@@ -7,7 +7,8 @@ Names, units and checks are those of the readers as of November 2026:
   ``gen_ai.infrastructure.power`` (a proposal for OpenTelemetry's GenAI conventions, aitra-meter).
 - ``dynamo``: the profile that NVIDIA Dynamo's planner interpolates: two ``raw_data.npz``.
 - ``wva``: a ``VariantAutoscaling`` of llm-d's workload variant autoscaler, whose ``variantCost`` is
-  the watts of a replica: what its solver then minimises are joules. ``wva-annotations``: the same
+  the watts of a replica: what its solver then minimises are joules. ``wva-variants``: with the
+  variant's id and accelerator, which some of its releases require. ``wva-annotations``: the same
   for releases without such a resource, which read ``llm-d.ai/variant-cost`` off a variant's HPA.
 - ``semantic-router``: the constants of a ``ManualProfile`` of the fleet simulator of vLLM's
   semantic router.
@@ -35,7 +36,15 @@ from energylens.records import Boundary, Case, Configuration, Source, Workload
 from energylens.service import JouleSteps, Lengths
 from energylens.words import percent
 
-FORMATS = ("inferencex", "otel", "dynamo", "wva", "wva-annotations", "semantic-router")
+FORMATS = (
+    "inferencex",
+    "otel",
+    "dynamo",
+    "wva",
+    "wva-variants",
+    "wva-annotations",
+    "semantic-router",
+)
 
 #: Formats that want one deployment at many batches, and so a model and not a list of points.
 OF_A_MODEL = ("dynamo", "semantic-router")
@@ -343,10 +352,12 @@ def otel(points: Sequence[Point], at_ns: int) -> Export:
     return Export(files={"": _json(document)}, notes=_without_power(points))
 
 
-def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
+def wva(points: Sequence[Point], *, annotated: bool = False, variants: bool = False) -> Export:
     """Write the watts of a replica of each point as the cost of a variant.
 
-    A ``VariantAutoscaling`` for each; with ``annotated`` the annotations of its autoscaler instead.
+    A ``VariantAutoscaling`` for each; with ``annotated`` the annotations of its autoscaler instead;
+    with ``variants`` the fields ``variantID``, ``accelerator`` and ``acceleratorCount`` too, which
+    the definition of some releases requires and that of others does not know.
     Points that differ in the number of replicas alone are one variant: the first of them, which a
     choice puts first, says its watts.
 
@@ -398,7 +409,7 @@ def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
             "    kind: Deployment\n"
             f"    name: {name}\n"
             f"  modelID: {json.dumps(llm)}\n"
-            f'  variantCost: "{cost}"  # W of a replica\n'
+            f'  variantCost: "{cost}"  # W of a replica\n' + (_variant(point) if variants else "")
         )
     if not parts:
         raise UsageError(
@@ -409,11 +420,19 @@ def wva(points: Sequence[Point], *, annotated: bool = False) -> Export:
         "Each names an autoscaler that is there: set its name, and kubectl apply --server-side."
         if annotated
         else "scaleTargetRef names a Deployment of the same name as the variant: set yours. Where "
-        "the cluster has no VariantAutoscaling: --to wva-annotations.",
+        "the cluster has no VariantAutoscaling: --to wva-annotations; where its definition asks "
+        "for variantID and accelerator: --to wva-variants.",
         "All variants of one model must have watts for their cost: the solver adds them up.",
         *_without_power(points),
     )
     return Export(files={"": "---\n".join(parts).encode()}, notes=notes)
+
+
+def _variant(point: Point) -> str:
+    c, gpu = point.case.configuration, re.sub(r"[^A-Za-z0-9_-]", "-", point.case.gpu.id)
+    count = c.gpus // c.data_parallel
+    name = json.dumps(f"{point.case.llm.id}-{gpu}-{count}")
+    return f"  variantID: {name}\n  accelerator: {json.dumps(gpu)}\n  acceleratorCount: {count}\n"
 
 
 def _without_power(points: Iterable[Point]) -> tuple[str, ...]:

@@ -343,7 +343,8 @@ class _Check:
         for name in self.raw.columns:
             if name not in BY_NAME and not name.startswith(OWN_PREFIX):
                 advice = f"Begin the name of a column of your own with {OWN_PREFIX}."
-                within = _columns_within(name)
+                meant = _CALLED_SO.get(name.lower())
+                within = [meant] if meant else _columns_within(name)
                 if within:
                     advice = f"Did you mean {' or '.join(within)}? {advice}"
                 known = () if within else BY_NAME
@@ -593,6 +594,22 @@ class _Check:
         for name, part in ((_ENERGIES[1], prefill), (_ENERGIES[2], decode)):
             alone = np.isnan(both) & (part > whole + slack)
             self.flag(name, alone, "must not exceed energy_per_request_j")
+
+
+#: What people call a column that is spelt otherwise here, and that no likeness of letters finds.
+_CALLED_SO = {
+    "joules": "energy_per_request_j",
+    "energy": "energy_per_request_j",
+    "energy_j": "energy_per_request_j",
+    "model": "llm",
+    "tp": "tensor_parallel",
+    "pp": "pipeline_parallel",
+    "concurrency": "batch_size",
+    "rate": "request_rate_per_s",
+    "power_w": "average_power_w",
+    "isl": "input_tokens",
+    "osl": "output_tokens",
+}
 
 
 def _columns_within(name: str) -> list[str]:

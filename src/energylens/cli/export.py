@@ -16,7 +16,15 @@ if TYPE_CHECKING:
     from energylens.records import Case
 
 #: As in energylens.exporting, named here so that the help needs nothing heavy.
-NAMES = ("inferencex", "otel", "dynamo", "wva", "wva-annotations", "semantic-router")
+NAMES = (
+    "inferencex",
+    "otel",
+    "dynamo",
+    "wva",
+    "wva-variants",
+    "wva-annotations",
+    "semantic-router",
+)
 
 
 def add_verbs(verbs: Any) -> None:
@@ -118,7 +126,11 @@ def _made(arguments: argparse.Namespace) -> Export:
         return exporting.inferencex(points)
     if arguments.to == "otel":
         return exporting.otel(points, time.time_ns())
-    return exporting.wva(points, annotated=arguments.to == "wva-annotations")
+    return exporting.wva(
+        points,
+        annotated=arguments.to == "wva-annotations",
+        variants=arguments.to == "wva-variants",
+    )
 
 
 def _model_and_case(arguments: argparse.Namespace) -> tuple[EnergyModel, Case]:
