@@ -1,6 +1,7 @@
 """Each power log: a 120 s run at 400 W found in one of ours, and what is refused."""
 
 import json
+import re
 from datetime import UTC, datetime
 
 import numpy as np
@@ -335,6 +336,20 @@ def test_columns_of_a_log_without_header_are_told_or_asked_for():
     assert join(found, RUN, serving=2, options=UTC_LOGS).active_j == pytest.approx(
         2 * 400 * 120, rel=0.01
     )
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        lambda text: "# node n1, 8 GPUs\n" + text,
+        lambda text: re.sub(r"([^,\n]+)", lambda cell: f'"{cell[1].strip()}"', text),
+        lambda text: text.replace(", ", "\t"),
+        lambda text: text.replace(", ", ";").replace(".00 W", ",00 W"),
+    ],
+    ids=["comment", "quotes", "tabs", "decimal comma"],
+)
+def test_a_log_saved_again_reads_as_it_was(saved):
+    assert joules_of(saved(smi_csv(TIMES, [WATTS])), "")[1] == pytest.approx(48000, rel=0.01)
 
 
 def test_gpus_without_an_index_are_told_by_repeating_stamps():

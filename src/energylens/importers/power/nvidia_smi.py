@@ -48,12 +48,22 @@ _HEADER = re.compile(r"^(?P<name>[^\[(]+?)\s*(?:[\[(](?P<unit>[^\])]*)[\])])?$")
 
 def matches(text: str) -> bool:
     """Whether a file reads as such a log: by its header, or by its first line if it has none."""
-    first = next((line for line in text.splitlines() if line.strip()), "")
+    first = next((line for line in _plain(text[:20_000]).splitlines() if line.strip()), "")
     cells = [cell.strip() for cell in first.split(",")]
     names = [_split(cell)[0] for cell in cells]
     if any(name in POWER for name in names):
         return True
     return len(cells) >= 2 and any(_STAMP.match(cell) for cell in cells)
+
+
+def _plain(text: str) -> str:
+    """Give a log as the tool writes it that was commented, quoted or saved by a spreadsheet."""
+    text = re.sub(r"^# .*$", "", text, flags=re.MULTILINE).replace('"', "")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    separator = next((mark for mark in ";\t" if mark in first and "," not in first), None)
+    if separator is None:
+        return text
+    return re.sub(r"(?<=\d),(?=\d)", ".", text).replace(separator, ",")
 
 
 def matches_dmon(text: str) -> bool:
@@ -131,6 +141,7 @@ def read(text: str, name: str, columns: Sequence[str] = ()) -> PowerLog:
     RefusedFileError
         If the columns cannot be told, or no reading can be used.
     """
+    text = _plain(text)
     first = next((line for line in text.splitlines() if line.strip()), "")
     headed = any(_split(cell)[0] in (*POWER, "timestamp") for cell in first.split(","))
     sheet = sheet_of(text, name, header=headed)
