@@ -1,8 +1,7 @@
-"""Rerun docs/studies/structure-study.md: ``python -m studies.structure`` (some minutes).
+"""Rerun docs/studies/structure-study.md: ``python -m studies.structure`` (a minute).
 
 Each form is fitted and judged on five sources: few-shot (50 rows drawn at random, 20 draws) and
-with each architecture left out. Only the choosing half of ML.ENERGY v3 is shown to the choice;
-``--judge`` adds the other half.
+with each architecture left out. Only the choosing half of ML.ENERGY v3 is shown to the choice.
 """
 
 from __future__ import annotations

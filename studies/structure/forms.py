@@ -164,11 +164,6 @@ def _link_latency(x: FloatArray, cases: Cases, counts: Counts, expected: FloatAr
     return rounds * (counts.steps + counts.passes) * expected[:, PLACE["decode_launch"]]
 
 
-def _narrow(x: FloatArray, cases: Cases, *_: object) -> FloatArray:
-    narrow = cases.of_precision(lambda p: 1.0 if p.weight_bits < 16 else 0.0)
-    return narrow * x[:, PLACE["decode_weights"]]
-
-
 def _layers(cases: Cases) -> FloatArray:
     return cases.of_llm(lambda m: 6.0 * m.layers)
 
@@ -229,9 +224,6 @@ FORMS: tuple[Form, ...] = (
         "+ experts apart",
         "a thirteenth coefficient for bytes of experts",
         _besides(lambda x, c, n, d: _experts_read(c, n)[1] * d[:, PLACE["decode_weights"]]),
-    ),
-    Form(
-        "+ narrow formats apart", "a thirteenth for bytes of 8 and 4 bit weights", _besides(_narrow)
     ),
     Form(
         "+ state apart",
