@@ -209,8 +209,16 @@ def test_the_command_explains_and_chooses_clocks_under_a_load(capsys):
     )  # fmt: skip
     assert main(asked) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["configurations"][0]["clock_mhz"] in (900, 1400)
+    best = document["configurations"][0]
+    assert best["clock_mhz"] in (900, 1400)
     assert any("physics alone" in note for note in document["notes"])
+    clock = f"{best['clock_mhz']:g}"
+    for kind in ("vllm", "kubernetes"):
+        assert main([*asked[:-5], *asked[-4:], "--emit", kind]) == 0
+        said = capsys.readouterr().out
+        assert said.startswith(
+            f"# Before it starts, lock its GPUs, as root: nvidia-smi -lgc {clock},"
+        )
     for extra, words in (
         (("--choose", "clock"), "give --clocks"),
         (("--clocks", "1400"), "--clocks has no effect"),

@@ -86,7 +86,8 @@ class Answering(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         parts = urlsplit(self.path)
         if parts.path == "/gpu/get_power_limit":
-            self._give({"power_limit_mw": self.server.limits_mw})
+            limits = self.server.limits_mw.items()
+            self._give({gpu: {"power_limit_mw": limit} for gpu, limit in limits})
         elif parts.path == "/get_server_info":
             state = {"pp_max_micro_batch_size": self.server.batch_limit}
             self._give({"max_running_requests": 999, "internal_states": [state]})

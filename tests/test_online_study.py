@@ -26,13 +26,11 @@ def test_the_page_says_what_the_numbers_say() -> None:
     assert RESULTS.stat().st_size < 300_000
 
 
-def test_no_policy_that_meets_the_limits_is_below_an_oracle_that_does_by_more_than_is_said() -> (
-    None
-):
+def test_no_policy_that_meets_the_limits_is_below_an_oracle_that_does() -> None:
     results = json.loads(RESULTS.read_text(encoding="utf-8"))
     bounds = [b for c in results["cells"].values() if (b := tables.above(c)) is not None]
     assert len(bounds) >= len(results["cells"]) / 3
-    assert max(bounds) < 0.04  # of one cell; the page says how far
+    assert max(bounds) < 0.001
 
 
 @pytest.mark.skipif(not AZURE.exists(), reason="the Azure traces are not here")

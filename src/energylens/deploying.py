@@ -273,4 +273,16 @@ def emit(kind: str, llm: str, entry: Entry) -> str:
         raise UsageError(
             f"vLLM spreads experts over all {whole} GPUs or none, not over {c.expert_parallel}"
         )
-    return _checkpoint(llm, entry.precision)[2] + EMITTERS[kind](llm, entry)
+    text = _checkpoint(llm, entry.precision)[2] + EMITTERS[kind](llm, entry)
+    return _held_down(c) + text
+
+
+def _held_down(c: Configuration) -> str:
+    """What no engine sets, and the joules of the choice rest on: as comments."""
+    said = ""
+    if c.power_cap_w is not None:
+        said += f"# Before it starts, limit its GPUs, as root: nvidia-smi -pl {c.power_cap_w:g}\n"
+    if c.clock_mhz is not None:
+        clock = f"{c.clock_mhz:.0f}"
+        said += f"# Before it starts, lock its GPUs, as root: nvidia-smi -lgc {clock},{clock}\n"
+    return said

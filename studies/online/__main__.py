@@ -27,7 +27,7 @@ from studies.online.tables import document, figure
 SEED = 14
 SECONDS = 900.0
 ROUNDS = 7  # of the oracle
-BOUNDED_TO = 2.0  # times the rate, up to which the oracle is run: beyond, it takes an hour
+BOUNDED_TO = 2.0  # times the rate, up to which the oracle is run: beyond, most cells are overloaded
 RATES = (0.25, 0.5, 1.0, 2.0, 4.0)
 TRACES = {"conversation": "conv-2023.csv", "code": "code-2023.csv"}
 RESULTS = Path(__file__).with_name("online.json")

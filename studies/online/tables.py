@@ -9,11 +9,13 @@ import numpy as np
 
 from energylens.charts.parts import chart, table
 from energylens.charts.render import svg
+from energylens.words import signed
 
 ORDER = ("static-deployed", "static-full-batch", "static-service", "queue", "ours", "oracle")
 
 
 JOULES = "simulated_energy_per_request_j"
+SHARE = 0.99
 WORDS = {
     "static-deployed": "the fleet as deployed",
     "static-full-batch": "the best static by full batches",
@@ -64,6 +66,11 @@ def summary(results: dict[str, Any]) -> dict[str, Any]:
     found["ours_meets"] = sum(
         meets(c["policies"]["ours"], c["share_ratio"]) for c in cells.values()
     )
+    found["missed_by"] = [
+        c["share_ratio"] - c["policies"]["ours"]["within_limits_ratio"]
+        for c in cells.values()
+        if not meets(c["policies"]["ours"], c["share_ratio"])
+    ]
     for name, key in (
         ("queue", "queue_meets"), ("static-service", "service_meets"),
         ("static-full-batch", "full_meets"),
@@ -94,8 +101,8 @@ def document(results: dict[str, Any]) -> str:
     s = summary(results)
     against = [
         f"- **Simulated joules against {words}**, where both are within the limits "
-        f"({s[other]['of']} cells): {100 * s[other]['median']:.0f} % fewer in the median, "
-        f"{100 * s[other]['least']:.0f} to {100 * s[other]['most']:.0f} %."
+        f"({s[other]['of']} cells): {round(100 * s[other]['median'])} % fewer in the median, "
+        f"{round(100 * s[other]['least'])} to {round(100 * s[other]['most'])} %."
         for other, words in WORDS.items()
     ]
     rows = [
@@ -125,12 +132,24 @@ def document(results: dict[str, Any]) -> str:
             for one in wrong.values()
         ]
         beliefs.append("| " + " | ".join([belief, *cells]) + " |")
+    daring = [
+        "| most that is asked | cells within limits | simulated joules against 1.1: mean | least | "
+        "most |",
+        "|---:|---:|---:|---:|---:|",
+    ]
+    as_it_is = results["boldness"]["1.1"]
+    for most, tried in results["boldness"].items():
+        joules = [one[JOULES] / as_it_is[name][JOULES] - 1 for name, one in tried.items()]
+        within = sum(meets(one, SHARE) for one in tried.values())
+        changes = (signed(x) for x in (np.mean(joules), min(joules), max(joules)))
+        daring.append(f"| {most} | {within} of {len(tried)} | {' | '.join(changes)} |")
     template = Path(__file__).with_name("page.md").read_text(encoding="utf-8")
     return template.format(
         minutes=f"{results['seconds'] / 60:.0f}",
         seed=results["seed"],
         cells=s["cells"],
         ours_meets=s["ours_meets"],
+        missed_by=", ".join(f"{100 * by:.2g}" for by in s["missed_by"]),
         queue_meets=s["queue_meets"],
         service_meets=s["service_meets"],
         full_meets=s["full_meets"],
@@ -146,6 +165,7 @@ def document(results: dict[str, Any]) -> str:
         else f"it is at most {100 * s['above']:.1f} % above the best policy",
         table="\n".join(rows),
         beliefs="\n".join(beliefs),
+        daring="\n".join(daring),
     )
 
 

@@ -171,17 +171,10 @@ class Zeusd:
 
 
 def _limit_mw(told: Any, target: str) -> int | None:
-    """Find a GPU's limit in an answer: by GPU under a name that ends in mw."""
-    if not isinstance(told, Mapping):
-        return None
-    for name, values in told.items():
-        if str(name).endswith("_mw") and isinstance(values, Mapping) and target in values:
-            value = values[target]
-            if isinstance(value, Mapping):
-                value = next((v for k, v in value.items() if "current" in k or k == "limit"), None)
-            if isinstance(value, int | float) and 1e3 < value < 1e7:
-                return round(value)
-    return None
+    """Find a GPU's limit in an answer as ``{"0": {"power_limit_mw": 700000}}``."""
+    of_gpu = told.get(target) if isinstance(told, Mapping) else None
+    value = of_gpu.get("power_limit_mw") if isinstance(of_gpu, Mapping) else None
+    return round(value) if isinstance(value, int | float) and 1e3 < value < 1e7 else None
 
 
 @dataclass(frozen=True)

@@ -215,7 +215,9 @@ class Programme:
         self.slot_of = np.minimum((trace.arrivals_s / self.slot_s).astype(np.intp), self.slots - 1)
         self.came = np.bincount(self.slot_of, minlength=self.slots).astype(np.float64)
         self.planner = Ours(fleet, known, Plan.of(trace), swaps=False)
-        self.modes = {d: found for d in fleet.layouts if (found := self._modes(d))}
+        longest = int((trace.input_tokens + trace.output_tokens).max())
+        holding = [d for d in fleet.layouts if fleet.cache_tokens(d) >= longest]
+        self.modes = {d: found for d in holding if (found := self._modes(d))}
         self.positions = [
             (d, k) for d in self.modes
             for k in range(min(fleet.file.control.min_replicas, fleet.most_replicas(d)),

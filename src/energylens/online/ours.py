@@ -139,6 +139,17 @@ class Ours:
         saved = hold_saving(rate, life, longest)
         return float(round(longest, 3)) if saved > 0.002 and longest > 0.01 else 0.0
 
+    def _held_by(self, degree: int, replicas: int, mean: float, upper: float) -> Setting:
+        """Cap or clock of so many replicas: the fewest watts of those that carry the upper rate."""
+
+        def cost(setting: Setting) -> tuple[float, float]:
+            k = self.known.of(degree, setting)
+            short = upper - replicas * float(k.most_rate.max()) * self.boldness
+            return short if short > 0.001 * upper else 0.0, self.watts(k, mean, replicas)
+
+        good = (s for s in self.known.settings if self.known.of(degree, s).most_rate.max() > 0)
+        return min(good, key=cost)
+
     def choose(
         self, degree: int, mean: float, upper: float, now: Setting | None = None
     ) -> Choice | None:
@@ -205,10 +216,12 @@ class Ours:
                 replicas, now = choice.replicas, choice.replicas
             else:
                 replicas = self._down(seen, self._crowded(seen, choice, now), now)
-        k = self.known.of(degree, choice.setting)
-        aimed = replace(
-            seen.action, replicas=replicas, setting=choice.setting, tensor_parallel=degree
-        )
+        setting = choice.setting
+        if degree == self.tensor_parallel and not seen.swapping and 0 < seen.awake < replicas:
+            # Those that start do not serve yet: until then the others need their pace.
+            setting = self._held_by(degree, seen.awake, mean, upper)
+        k = self.known.of(degree, setting)
+        aimed = replace(seen.action, replicas=replicas, setting=setting, tensor_parallel=degree)
         action = self._with(aimed, mean, upper)
         if choice.short_per_s:
             action = replace(action, fill=None, hold_s=0.0)  # all there is, evenly
@@ -244,10 +257,15 @@ class Ours:
         """More of a replica where fewer are late than may be, less where more are.
 
         The limits allow a share of late requests; what has been spent of it so far says how far
-        the closed form, with its margins, is from this engine.
+        the closed form, with its margins, is from this engine. Late requests scatter (Poisson), and
+        the share is to be kept with the stated probability: as many more count as spent.
         """
-        prior = BUDGET_PRIOR
-        spent = (late + prior) / ((1 - self.fleet.file.limits.share) * finished + prior)
+        from scipy.special import ndtri
+
+        limits, prior = self.fleet.file.limits, BUDGET_PRIOR
+        sure = max(float(ndtri(limits.probability)), 0.0)
+        counted = late + sure * float(np.sqrt(late)) + prior
+        spent = counted / ((1 - limits.share) * finished + prior)
         if spent > 1:
             return max(1 / spent, MOST_CAREFUL)
         return 1 + (self.boldest - 1) * (1 - spent)
