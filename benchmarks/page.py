@@ -38,6 +38,17 @@ QUESTION: dict[str, Any] = {
     "output_tokens": 300, "tpot": "50ms", "ttft": "1s", "current": "TP8 B256",
 }  # fmt: skip
 STEPS = 60  # of a slider
+#: Is done when the next picture by means has been painted.
+NEXT = """() => {
+  const all = (energylens.timings ??= []);
+  return { done: new Promise((told) => {
+    all.push = (...more) => {
+      const length = Array.prototype.push.apply(all, more);
+      if (more.some((each) => !each.sure)) told();
+      return length;
+    };
+  }) };
+}"""
 
 
 def ms(times: list[float], share: float) -> float:
@@ -145,11 +156,12 @@ def slider(port: int, name: str) -> list[float]:
         knob = page.get_by_role("slider", name=f"{name}, slider")
         while "certain=true" not in str(page.evaluate("window.energylens?.shown")):
             page.wait_for_timeout(100)
+        knob.focus()
         for _ in range(STEPS):
-            before = page.evaluate("energylens.timings.filter((t) => !t.sure).length")
-            knob.press("ArrowRight")
-            while page.evaluate("energylens.timings.filter((t) => !t.sure).length") == before:
-                page.wait_for_timeout(5)
+            # Asked every few milliseconds, the page would answer the question and not the slider.
+            painted = page.evaluate_handle(NEXT)
+            page.keyboard.press("ArrowRight")
+            painted.evaluate("(next) => next.done")
         found = page.evaluate("energylens.timings.filter((t) => !t.sure).map((t) => t.all_ms)")
         browser.close()
     return [each / 1e3 for each in found[-STEPS:]]

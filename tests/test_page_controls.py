@@ -95,7 +95,9 @@ class Driver:
         """The address holds another question, and another answer is shown."""
         before = self.page.evaluate("location.search")
         self._effect(act, ANSWERED, control)
-        assert self.page.evaluate("location.search") != before
+        self.tab.until(
+            lambda: self.page.evaluate("location.search") != before, "the address is the old one"
+        )
         self.tab.quick()
         assert self.page.is_hidden("#problem"), (control, self.page.inner_text("#problem"))
 

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("fastapi")
@@ -18,6 +19,7 @@ pytest.importorskip("prometheus_client")
 from energylens import schemas
 from energylens.cli import decision_file, main
 from energylens.errors import InputError
+from energylens.web.answers import short
 from energylens.web.guard import Bucket, Hosts
 from served import LLAMA, QUESTION, Server, serving
 
@@ -171,6 +173,11 @@ def test_a_refusal_is_a_problem_document(
     assert problem.status == 422
     assert said in problem.detail
     assert "Traceback" not in problem.detail
+
+
+def test_numbers_of_columns_are_short_and_finite() -> None:
+    values = np.array([0.0, 1e-320, 123456.7, -0.00123456, np.inf, np.nan, 1e300])
+    assert short(values) == [0.0, 0.0, 123460.0, -0.0012346, None, None, 1e300]
 
 
 def test_lists_may_have_commas_as_those_of_the_command() -> None:
@@ -330,6 +337,12 @@ def test_it_stops_after_the_answers_under_way() -> None:
         assert answer.startswith(b"HTTP/1.1 200 ")
         assert started.process.wait(timeout=60) == 0
     assert started.process.stderr is not None
+
+
+def test_it_stops_when_told_so_before_its_first_answer() -> None:
+    with serving() as started:
+        started.process.send_signal(signal.SIGTERM)
+        assert started.process.wait(timeout=60) == 0
 
 
 def test_a_port_in_use_is_said(server: Server) -> None:

@@ -111,6 +111,13 @@ def _serve(arguments: argparse.Namespace) -> None:
             http=PatientProtocol,
         )
     )
+
+    def stop(*_: Any) -> None:
+        server.should_exit = True
+
+    # SIGTERM ends it after the answers under way, also before it listens to signals itself; uvicorn
+    # raises the signal again afterwards.
+    signal.signal(signal.SIGTERM, stop)
     shown = f"[{host}]" if ":" in host else host
     url = f"http://{shown}:{port}/"
     if arguments.json:
@@ -118,8 +125,6 @@ def _serve(arguments: argparse.Namespace) -> None:
     else:
         print(f"{url}  (Ctrl-C stops)")
     sys.stdout.flush()
-    # SIGTERM ends it after the answers under way; uvicorn raises the signal again afterwards.
-    signal.signal(signal.SIGTERM, lambda *_: None)
     with listening:
         server.run(sockets=[listening])
 

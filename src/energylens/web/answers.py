@@ -41,6 +41,7 @@ MOST_CANDIDATES = 20_000  # that one question may span
 BARS = 10  # configurations whose joules and seconds are divided over terms
 RATES = 40  # of a load curve
 DIGITS = 5  # of numbers in columns
+LEAST = 1e-250  # below it a number in a column is 0
 IDLE, NODE, WAITING = "idle between requests", "idle GPUs of the node", "waiting"
 
 
@@ -240,8 +241,8 @@ def explanation(loaded: Loaded, question: CaseQuestion) -> dict[str, Any]:
 def page(loaded: Loaded, question: Question, *, certain: bool) -> dict[str, Any]:
     """Everything that the page shows of one question.
 
-    Without ``certain`` the ranking by means, its front and where joules and seconds go; with it
-    the probabilities, limits and their price, the load curve, the law and its rows too.
+    Without ``certain`` the ranking by means and its front; with it the probabilities, limits and
+    their price, where joules and seconds go, the load curve, the law and its rows too.
     """
     decision_file = question.document()
     found = asked(loaded, decision_file)
@@ -253,18 +254,18 @@ def page(loaded: Loaded, question: Question, *, certain: bool) -> dict[str, Any]
         "names": [entry.describe() for entry in decision.entries],
         "limit_words": [limit.describe() for limit in decision.limits],
     }
-    top = (decision.entries or decision.missed)[:BARS]
-    top = tuple(e for e in top if not decision.solved.state.saturated[e.row])
-    made["bars"] = [entry.describe() for entry in top]
-    made["bar_gpus"] = [entry.gpu for entry in top]
-    made["joules"] = joules_by_term(found, decision, top)
-    made["seconds"] = seconds_by_term(found, decision, top)
     best = decision.entries[0] if decision.entries else None
     if best is not None:
         made["commands"] = _commands(question.llm, best)
     made["decision_file"] = toml_of(decision_file)
     if not certain:
         return made
+    top = (decision.entries or decision.missed)[:BARS]
+    top = tuple(e for e in top if not decision.solved.state.saturated[e.row])
+    made["bars"] = [entry.describe() for entry in top]
+    made["bar_gpus"] = [entry.gpu for entry in top]
+    made["joules"] = joules_by_term(found, decision, top)
+    made["seconds"] = seconds_by_term(found, decision, top)
     subject = best or (decision.missed[0] if decision.missed else None)
     if subject is not None:
         case = case_of_entry(decision, subject)
@@ -376,9 +377,10 @@ def _parts(names: Sequence[str], values: FloatArray, unit: str) -> list[dict[str
 def short(values: FloatArray | IntArray) -> list[Any]:
     """Numbers of a column to a few digits; None for what is not finite."""
     finite = np.isfinite(values)
-    safe = np.where(finite & (values != 0), values, 1.0).astype(np.float64)
+    nothing = np.abs(values) < LEAST  # a chance may be far below what has a power of ten
+    safe = np.where(finite & ~nothing, values, 1.0).astype(np.float64)
     scale = 10.0 ** (DIGITS - 1 - np.floor(np.log10(np.abs(safe))))
-    rounded = np.where(values == 0, 0.0, np.round(safe * scale) / scale)
+    rounded = np.where(nothing, 0.0, np.round(safe * scale) / scale)
     listed: list[Any] = rounded.tolist()
     if finite.all():
         return listed

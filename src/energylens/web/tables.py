@@ -65,7 +65,7 @@ def gpus(contains: str = "") -> bytes:
 
 
 def _words(name: str) -> str:
-    return name.replace("_", " ").replace("gpus", "GPUs")
+    return service_charts.WORDS.get(name, name.replace("_", " ").replace("gpus", "GPUs"))
 
 
 def _joule_terms() -> list[tuple[str, str, str]]:

@@ -2,11 +2,13 @@ import { $, SHAPES, begin, chance, charts, colours, csv, draw, el, joules, key, 
 
 const form = $("#ask");
 const REST_MS = 250; // the slider rests: probabilities are asked for
-const PAUSE_MS = 60; // what stands below the picture waits for a pause this long
+const PAUSE_MS = 60; // the address follows after a pause this long
 const SAME_RATIO = 1e-3; // of the joules: choices nearer to each other take the same
 const FIRST_GPUS = ["H100-SXM-80GB", "B200", "H200-SXM-141GB", "MI300X", "A100-SXM-80GB", "L40S"];
 const PARTS = ["mean", "p50", "p90", "p95", "p99"];
 const NEEDED = ["llm", "max_gpus", "input_tokens", "output_tokens", "meet"];
+// Parts of an answer that come when the slider rests.
+const LATER = ["bars", "bar_gpus", "joules", "seconds", "curve", "law", "behind"];
 let start = null;
 let answer = null;
 let asking = false;
@@ -168,7 +170,7 @@ async function once(q, sure, since, still = () => question().has("gpu")) {
   if (!still() || (sure && asked !== turn)) return null;
   if (!response.ok) { problem(found.detail ?? "The question cannot be answered."); return null; }
   if (sure) answer = found;
-  else answer = { ...found, curve: answer?.curve, law: answer?.law, behind: answer?.behind, sentences: null };
+  else answer = { ...Object.fromEntries(LATER.map((part) => [part, answer?.[part]])), ...found, sentences: null };
   problem("");
   $(".answers").classList.remove("empty");
   const got = performance.now();
@@ -177,7 +179,7 @@ async function once(q, sure, since, still = () => question().has("gpu")) {
   await new Promise((done) => requestAnimationFrame(() => { const c = new MessageChannel(); c.port1.onmessage = done; c.port2.postMessage(0); }));
   (window.energylens.timings ??= []).push({ sure, all_ms: performance.now() - since, wait_ms: got - since });
   return async () => {
-    if (asked === turn) await later(sure);
+    if (sure && asked === turn) await later();
     if (asked === turn && !asking) window.energylens.shown = `${q}&certain=${sure}`;
   };
 }
@@ -187,10 +189,20 @@ function problem(said, stale = true) {
   $("#problem").hidden = !said;
   $("#wait").hidden = true;
   $("#stale").hidden = !(said && stale && answer);
-  if (said) $("#brief").hidden = true;
   $("#choice").hidden = Boolean(said) || !answer?.decision.configurations.length;
+  brief();
   if (said) window.energylens.shown = "problem";
 }
+
+// Where the form fills the screen, the answer in a line stays below it, and leads to it.
+const narrow = matchMedia("(max-width:820px)");
+function brief() {
+  const d = answer?.decision;
+  const best = $("#problem").hidden ? d?.configurations[0] : undefined;
+  $("#brief").hidden = !narrow.matches || !best;
+  if (best) write($("#brief"), `${name(best)} on ${best.gpus} x ${best.gpu.split("-")[0]}: ${joules(best.energy_per_request_j)}, ${watts(best.power_w)}` + (d.current ? `, today ${joules(d.current.energy_per_request_j)}` : ""));
+}
+narrow.addEventListener("change", brief);
 
 const gpusAsked = () => {
   const found = new Set(answer.pareto.candidates.gpu);
@@ -234,15 +246,15 @@ function bars(id, unit) {
   return draw(id, { bars: rows.map((row) => ({ ...row, name: label(row.rank), words: words[row.term]?.[0] ?? row.term, share: row[unit] / total[row.rank] })) });
 }
 
-async function later(sure) {
+const shown = (id, there) => { $(`#${id}`).closest("section").hidden = !there; };
+function later() {
   const curve = answer.curve;
-  const shown = (id, there) => { $(`#${id}`).closest("section").hidden = !there; };
   for (const id of ["joules", "seconds"]) shown(id, answer[id].length);
   shown("curve-energy", curve);
   shown("behind", answer.behind);
   shown("law", answer.law);
   const work = ["joules", "seconds"].filter((id) => answer[id].length).map((id) => bars(id, id[0]));
-  if (curve && sure) {
+  if (curve) {
     const rows = curve.rate_per_s.map((rate, i) => ({
       rate, j: curve.energy_per_request_j[i], w: curve.power_w[i], tpot_ms: 1e3 * curve.tpot_s[i],
       ttft_ms: curve.ttft_s[i] === null ? null : 1e3 * curve.ttft_s[i], batch: curve.mean_batch_size[i],
@@ -254,9 +266,9 @@ async function later(sure) {
     work.push(draw("curve-energy", { ...marks, limit: [] }), draw("curve-tpot", { ...marks, limit: limit ? [{ tpot_ms: 1e3 * limit.seconds }] : [] }));
     $("#curve-says").textContent = `${curve.configuration} on ${curve.gpu}: ` + (ends ? `meets the limits up to ${number(ends)} requests/s; ` : "") + `beyond ${number(curve.saturation_rate_per_s)} the queue grows without end.`;
   }
-  if (sure && answer.law) law();
-  if (sure && answer.behind) behind();
-  await Promise.all(work);
+  if (answer.law) law();
+  if (answer.behind) behind();
+  return Promise.all(work);
 }
 
 const name = (entry) => {
@@ -281,8 +293,7 @@ function words() {
     return;
   }
   $("#run").textContent = `Run ${name(best)} on ${best.gpus} x ${best.gpu}`;
-  $("#brief").textContent = `${name(best)} on ${best.gpus} x ${best.gpu.split("-")[0]}: ${joules(best.energy_per_request_j)}, ${watts(best.power_w)}` + (d.current ? `, today ${joules(d.current.energy_per_request_j)}` : "");
-  $("#brief").hidden = false;
+  brief();
   $("#state").textContent = sure
     ? `${d.considered.toLocaleString("en")} configurations under this load; ${d.configurations.length} layouts meet the limits.`
     : `${d.considered.toLocaleString("en")} configurations ranked by their means; probabilities follow when the question rests.`;
@@ -430,6 +441,7 @@ function symbol(tex) {
   const [base, sub] = text.split("_");
   return sub ? math("msub", math("mi", base), math("mi", sub)) : math("mi", base);
 }
+const termWords = (id, term) => charts()[id].usermeta.key[term]?.[0] ?? term.replaceAll("_", " ");
 function law() {
   const { terms, overlaps, time: seconds, gpu, engine } = answer.law;
   const inside = new Set(overlaps.flat());
@@ -442,9 +454,9 @@ function law() {
   $("#law-says").textContent = `Each term is θ D N: N counts the work, D is what one costs by the datasheet of ${gpu}, and θ is fitted${engine ? ` (${engine})` : ""}. The root joins work that overlaps.`;
   const head = (titles) => el("tr", {}, ...titles.map((title, i) => el("th", { scope: "col", className: i && i < titles.length - 1 ? "n" : "" }, title)));
   $("#law thead").replaceChildren(head(["term", "θ", "80 % interval", "value", "unit", "what it is"]));
-  $("#law tbody").replaceChildren(...terms.map((t) => el("tr", {}, el("th", { scope: "row" }, math("math", symbol(t.symbol)), ` ${t.name.replaceAll("_", " ")}`), ...[number(t.theta), `${number(t.low)} .. ${number(t.high)}`, number(t.value)].map((v) => el("td", { className: "n" }, v)), el("td", { className: "n" }, t.unit), el("td", {}, t.meaning))));
+  $("#law tbody").replaceChildren(...terms.map((t) => el("tr", {}, el("th", { scope: "row" }, math("math", symbol(t.symbol)), ` ${termWords("joules", t.name)}`), ...[number(t.theta), `${number(t.low)} .. ${number(t.high)}`, number(t.value)].map((v) => el("td", { className: "n" }, v)), el("td", { className: "n" }, t.unit), el("td", {}, t.meaning))));
   $("#time-law thead").replaceChildren(head(["term", "θ", "unit", "what it is"]));
-  $("#time-law tbody").replaceChildren(...seconds.map((t) => el("tr", {}, el("th", { scope: "row" }, t.name.replaceAll("_", " ")), el("td", { className: "n" }, number(t.theta)), el("td", { className: "n" }, t.unit), el("td", {}, t.meaning))));
+  $("#time-law tbody").replaceChildren(...seconds.map((t) => el("tr", {}, el("th", { scope: "row" }, termWords("seconds", t.name)), el("td", { className: "n" }, number(t.theta)), el("td", { className: "n" }, t.unit), el("td", {}, t.meaning))));
 }
 function behind() {
   const b = answer.behind;
@@ -463,6 +475,7 @@ function behind() {
 }
 
 // -------------------------------------------------------------------------------------- begin
+for (const id of ["joules", "seconds", "curve-energy", "behind", "law"]) shown(id, false);
 start = await begin();
 fill();
 restore();
@@ -471,7 +484,7 @@ toSliders();
 heads();
 sort = { by: "a request", down: false };
 onTheme(() => answer && key("front", gpusAsked().map((g, i) => [g, colours()[i % 6], SHAPES[i % 6]])));
-onTheme(() => answer && ["joules", "seconds"].forEach((id) => {
+onTheme(() => answer?.joules && ["joules", "seconds"].forEach((id) => {
   const found = charts()[id].usermeta.key;
   key(id, [...new Set(answer[id].map((row) => row.term))].map((term) => found[term] ?? [term, "gray"]));
 }));
