@@ -541,7 +541,7 @@ def test_gpus_draw_what_they_can(name: str, gpu: str, lengths: tuple[int, int]) 
         idle_w = cases.occupied_gpus * cases.of_gpu(idle_of(model))
         tdp_w = cases.occupied_gpus * cases.of_gpu(lambda gpu: gpu.tdp_w)
         most = engine.solve(prepared, load, (), odds=False).state.saturation_rate_per_s
-        for share in (0.01, 0.3, 0.7, 0.9):
+        for share in (0.01, 0.3, 0.7, 0.9, 3.0):
             rates = share * most * cases.data_parallel
             solved = engine.solve(prepared, load, (), odds=False, rates_per_s=rates)
             assert (solved.power_w <= tdp_w * (1 + 1e-9)).all()

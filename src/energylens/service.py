@@ -522,7 +522,7 @@ def steady_state(
                 energy = np.maximum(energy, state.energy_per_request_j)
         full_j = joules.prompts_j(together, limit) * prompt / together  # beyond saturation
         full_j = full_j + output * joules.step_j(limit) / limit
-        energy = np.where(stable, energy, full_j)
+        energy = np.where(stable, energy, np.maximum(full_j, idle_w / saturation))
         power = energy * np.minimum(rate, saturation)
     return Service(
         rate_per_s=np.array(rate),
