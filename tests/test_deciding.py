@@ -32,6 +32,7 @@ from energylens.latency import TimeModel
 from energylens.latency_terms import NAMES as TIME_NAMES
 from energylens.lengths import read_lengths
 from energylens.model import EnergyModel
+from energylens.recommended import read_recommendation
 from energylens.records import Configuration, Workload
 from energylens.savings import Prices, bill
 from energylens.schemas import DecisionFile
@@ -703,3 +704,10 @@ def test_a_model_of_the_same_gpu_with_other_memory_is_named() -> None:
     _, note = packaged.for_gpu("A100-SXM-80GB")
     assert "a100-vllm-0.5 is of A100-SXM-40GB" in note
     assert "a100" not in packaged.for_gpu("H100-SXM-80GB")[1]
+
+
+def test_candidates_served_apart_are_named_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "best_config_topn.csv"
+    path.write_text("(p)tp,(p)bs,(d)tp,(d)bs,ttft\n4,1,8,64,100\n")
+    with pytest.raises(InputError, match=r"lists none that is; 1 are disaggregated"):
+        read_recommendation(path)

@@ -30,6 +30,8 @@ SPELLINGS: Mapping[str, tuple[str, ...]] = {
     ),
 }  # fmt: skip
 DEFAULT_BATCH = 256.0
+#: Of a row that has prompts and outputs served apart.
+APART = ("(p)tp", "(d)tp")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,9 @@ def read_recommendation(path: str | Path) -> Recommendation:
             continue
         knobs = {knob: _number(values, spellings) for knob, spellings in SPELLINGS.items()}
         if knobs["tensor_parallel"] is None:
-            left_out["no tensor-parallel degree"] = left_out.get("no tensor-parallel degree", 0) + 1
+            apart = any(name in values for name in APART)
+            why = "disaggregated" if apart else "without a tensor-parallel degree"
+            left_out[why] = left_out.get(why, 0) + 1
             continue
         degrees = {knob: int(value) for knob, value in knobs.items() if value and knob != "batch"}
         replicas = degrees.get("data_parallel", 1)
@@ -80,6 +84,7 @@ def read_recommendation(path: str | Path) -> Recommendation:
         raise InputError(
             f"{path} must list feasible candidates with their degrees of parallelism (tp, pp, dp, "
             f"bs); of {len(rows)} it lists none that is"
+            + "".join(f"; {count} are {why}" for why, count in left_out.items())
         )
     return Recommendation(candidates=tuple(found), left_out=left_out)
 
