@@ -101,8 +101,9 @@ def document(results: dict[str, Any]) -> str:
     s = summary(results)
     against = [
         f"- **Simulated joules against {words}**, where both are within the limits "
-        f"({s[other]['of']} cells): {round(100 * s[other]['median'])} % fewer in the median, "
-        f"{round(100 * s[other]['least'])} to {round(100 * s[other]['most'])} %."
+        f"({s[other]['of']} cells): {abs(round(100 * s[other]['median']))} % "
+        f"{'more' if round(100 * s[other]['median']) < 0 else 'fewer'} in the median, "
+        f"{round(100 * s[other]['least'])} to {round(100 * s[other]['most'])} % fewer."
         for other, words in WORDS.items()
     ]
     rows = [
