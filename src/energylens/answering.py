@@ -22,6 +22,7 @@ from energylens.deciding import (
     Entry,
     LatencyLimit,
     Load,
+    case_of,
     decide,
 )
 from energylens.deploying import read_configuration
@@ -124,7 +125,7 @@ class Query:
         """The model that answers."""
         return self.engine.energy
 
-    def decide(self, *, front: bool = False, odds: bool = True) -> Decision:
+    def decide(self, *, front: bool = False, odds: bool = True, compared: bool = False) -> Decision:
         """Answer it, with probabilities or by the means alone."""
         return decide(
             self.engine,
@@ -138,6 +139,7 @@ class Query:
             current=self.current,
             front=front,
             odds=odds,
+            compared=compared,
         )
 
 
@@ -159,6 +161,17 @@ def _lengths(asked: DecisionFile) -> Lengths:
         input_cv=1.0 if load.input_cv is None else load.input_cv,
         output_cv=1.0 if load.output_cv is None else load.output_cv,
     )
+
+
+CAPS_BY_PHYSICS = (
+    "No row of the fit has a power cap: steps are taken to last as long as their joules do at the "
+    "cap, and to take no fewer joules for it."
+)
+
+
+def cap_note(model: EnergyModel, *, capped: bool) -> list[str]:
+    """Say what power caps under load rest on, where the model knows none."""
+    return [CAPS_BY_PHYSICS] if capped and "power_cap" not in model.extensions else []
 
 
 def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str] = ()) -> Query:
@@ -236,6 +249,7 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         max_gpus=8 if serve.max_gpus is None else serve.max_gpus,
         engine=engine_meant(engine, answers.energy),
     )
+    known = model_notes(answers.energy, case_of(scenario))
     given_limits = (
         (measure, getattr(asked.limits, measure)) for measure in ("tpot", "ttft", "latency")
     )
@@ -262,9 +276,14 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
             clocks_mhz=tuple(map(float, asked.choose.clocks or ())),
         ),
         batch_limits=tuple(map(float, asked.choose.batch_sizes or BATCH_LIMITS)),
-        current=None if current is None else read_configuration(current.configuration),
+        current=None if current is None else read_configuration(current.configuration, gpu),
         prices=Prices(**{name: value for name, value in prices.items() if value is not None}),
-        notes=(*notes, *answers.energy.clock_notes(locked="clock" in choose)),
+        notes=(
+            *known,
+            *notes,
+            *answers.energy.clock_notes(locked="clock" in choose),
+            *cap_note(answers.energy, capped="power_cap" in choose),
+        ),
     )
 
 
@@ -287,6 +306,12 @@ def fit_notes(model: EnergyModel, case: Case) -> str:
     return f"{said[:1].upper()}{said[1:]}." if said else ""
 
 
+def model_notes(model: EnergyModel, case: Case) -> list[str]:
+    """Say that requests are too long for the LLM, and what the fit lacks for it."""
+    tokens = case.workload.input_tokens + case.workload.output_tokens
+    return [*filter(None, (catalog.context_note(case.llm.id, tokens), fit_notes(model, case)))]
+
+
 def notes_of(model: EnergyModel, notes: Sequence[str]) -> list[str]:
     """Add what a model's fit leaves open to what is said of it already."""
     more = [model.caution] if model.caution else []
@@ -299,7 +324,7 @@ def notes_of(model: EnergyModel, notes: Sequence[str]) -> list[str]:
 def bills(
     model: EnergyModel, decision: Decision, prices: Prices, rates: Sequence[float] = ()
 ) -> dict[str, Bill]:
-    """Work out a month of the choice and of what runs today.
+    """Work out a month of the choice, and of what runs today where that keeps up.
 
     Parameters
     ----------
@@ -311,7 +336,8 @@ def bills(
     named = {"best": decision.best}
     if decision.current is not None:
         named["current"] = decision.current
-    return {name: _bill(model, decision, entry, rates, prices) for name, entry in named.items()}
+    made = {name: _bill(model, decision, entry, rates, prices) for name, entry in named.items()}
+    return {name: each for name, each in made.items() if each is not None}
 
 
 def case_of_entry(decision: Decision, entry: Entry) -> Case:
@@ -331,7 +357,10 @@ def case_of_entry(decision: Decision, entry: Entry) -> Case:
 
 def _bill(
     model: EnergyModel, decision: Decision, entry: Entry, rates: Sequence[float], prices: Prices
-) -> Bill:
+) -> Bill | None:
+    """A month of one configuration; None where it does not keep up."""
+    if entry.saturated:
+        return None
     load = decision.load
     power, rate = entry.power_w, load.rate_per_s
     if rates:

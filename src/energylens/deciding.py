@@ -140,7 +140,9 @@ def decide(
     together = engine.solve(spanned.together, load, limits, odds=odds)
     solved = together.of(own)
     now = spanned.current
-    current_j = None if now is None else float(together.energy_j[now])
+    # Joules of what does not serve the load within its limits are no measure of a saving.
+    serves = now is not None and bool(together.meets(limits, meet)[now])
+    current_j = float(together.energy_j[now]) if now is not None and serves else None
     likely, _ = solved.probabilities(limits)
     meets = solved.meets(limits, meet)
     order = _ranked(solved, meets, now)
@@ -153,7 +155,7 @@ def decide(
     entries, rest = made[: len(order)], made[len(order) :]
     saved = None
     if compared and len(order):
-        entries, saved = _compared(engine, together, entries, order, last)
+        entries, saved = _compared(engine, together, entries, order, last[:serves])
     today = None if current is None else replace(made[-1], row=-1, saving_ratio=None)
     fewest = None
     if len(order):

@@ -159,7 +159,7 @@ class Entry:
 
     ``batch_limit`` is that of one replica (``max_num_seqs``), ``mean_batch_size`` what runs there.
     ``values_s`` has the time that each limit is about, ``saving_ratio`` the joules saved against
-    the current configuration (None: none was named).
+    the current configuration (None: none was named, or it does not keep up or meet the limits).
     """
 
     configuration: Configuration
@@ -182,6 +182,11 @@ class Entry:
     saving_ratio: float | None = None
     probability_best_ratio: float | None = None  # of the fewest joules among all that meet
     row: int = -1  # among the candidates; -1: none of them
+
+    @property
+    def saturated(self) -> bool:
+        """Whether more arrives than it serves."""
+        return not np.isfinite(self.ttft_s)
 
     def describe(self) -> str:
         """Give a short human name: replicas, layout and the batch limit of each."""

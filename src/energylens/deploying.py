@@ -6,15 +6,23 @@ import json
 import re
 import shlex
 from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
 
 from energylens import catalog
+from energylens.capacity import default_sequences, largest_batch
 from energylens.deciding import Entry
 from energylens.errors import UsageError
-from energylens.records import Configuration
+from energylens.records import Configuration, Gpu, Precision
 
-DEFAULT_SEQUENCES = 256.0  # max_num_seqs where a command line says nothing (vLLM 0.11 on a server)
+DEFAULT_SEQUENCES = 256.0  # max_num_seqs where nothing is said, nor the GPU type known
+NODE_GPUS = 8  # beyond which replicas are servers of their own
+LENGTH_STEP = 256  # tokens to which a shortened context is rounded down
+ROOM = 1.1  # times what a sequence takes, that the cache must hold: memory is known to a tenth
 TOKENS_PER_PASS = 8192
 PORT = 8000
+SHARED_GIB = 16  # of /dev/shm
 
 # --------------------------------------------------------------------- what runs today
 
@@ -32,31 +40,41 @@ _FLAGS = {
 }
 
 
-def read_configuration(text: str) -> Configuration:
-    """Read ``TP8 B256``, or the command line of ``vllm serve``.
+def read_configuration(text: str, gpu: Gpu | None = None) -> Configuration:
+    """Read ``TP8 B256``, ``2 x TP4 B128`` or the command line of ``vllm serve``.
 
-    The batch limit of a command line is that of one replica; B is that of all together, as
-    elsewhere.
+    The batch limit of a command line, or behind a number of replicas, is that of one replica; B
+    beside DP is that of all together. Where none is said it is what vLLM takes on that GPU type
+    (``get_batch_defaults`` of vLLM 0.11: 1024 from 70 GiB on but on A100, else 256).
 
     Raises
     ------
     UsageError
         If the text is neither.
     """
+    default = DEFAULT_SEQUENCES if gpu is None else float(default_sequences(gpu))
     if re.search(r"--|\bserve\b", text):
-        return _of_command_line(text)
+        return _of_command_line(text, default)
     degrees: dict[str, int] = {}
     batch: float | None = None
-    # As select prints it: '2 x TP4, batch limit 200', the limit that of one replica.
-    told = re.fullmatch(rf"(?:({_WHOLE}) [x×] )?(TP.*), batch limit ({_WHOLE})", text.strip())
+    # As select prints it, or '2 x TP4 B200': the limit is that of one replica.
+    told = re.fullmatch(
+        rf"(?:({_WHOLE}) ?[x×] ?)?(TP(?:(?!DP).)*?),? (?:batch limit |B[ =]?)({_WHOLE})",
+        text.strip(),
+        re.IGNORECASE,
+    )
     if told:
         replicas = int(told[1] or 1)
         text = f"{told[2]} DP{replicas} B{int(told[3]) * replicas}"
+    elif told := re.fullmatch(
+        rf"({_WHOLE}) ?[x×] ?(TP(?:(?!DP|B).)*)", text.strip(), re.IGNORECASE
+    ):
+        text = f"{told[2]} DP{told[1]}"
     for word in re.split(r"[\s,+/]+|(?<=\d)[x×*](?=[A-Za-z])", text.strip()):
         match = re.fullmatch(rf"(TP|PP|EP|DP|B)[ =]?({_WHOLE})", word, re.IGNORECASE)
         if not match:
             raise UsageError(
-                "--current must be a layout and batch limit such as 'TP8 B256' or 'TP2 DP4 B512', "
+                "--current must be a layout and batch limit such as 'TP8 B256' or '4 x TP2 B128', "
                 f"or a vllm serve command line; {word[:60]!r} is no part of one"
             )
         name, value = match[1].upper(), int(match[2])
@@ -65,10 +83,10 @@ def read_configuration(text: str) -> Configuration:
         else:
             degrees[_KNOBS[name]] = value
     replicas = degrees.get("data_parallel", 1)
-    return Configuration(**degrees, batch_size=batch or DEFAULT_SEQUENCES * replicas)
+    return Configuration(**degrees, batch_size=batch or default * replicas)
 
 
-def _of_command_line(text: str) -> Configuration:
+def _of_command_line(text: str, default: float) -> Configuration:
     try:
         words = shlex.split(text.replace("\\\n", " "))
     except ValueError as error:
@@ -76,7 +94,7 @@ def _of_command_line(text: str) -> Configuration:
             f"--current is no command line that a shell could read: {error}"
         ) from error
     degrees = {"tensor_parallel": 1, "pipeline_parallel": 1, "data_parallel": 1}
-    batch, experts = DEFAULT_SEQUENCES, False
+    batch, experts = default, False
     for i, word in enumerate(words):
         if not word.startswith("-"):
             continue
@@ -103,10 +121,60 @@ def _of_command_line(text: str) -> Configuration:
 # ------------------------------------------------------------------------- what to run
 
 
-def _vllm_arguments(llm: str, entry: Entry, *, replicas: bool) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class _Told:
+    """A choice, and what the engine is told of its LLM, GPU type and number format."""
+
+    llm: str
+    entry: Entry
+    gpu: Gpu
+    precision: Precision
+
+    @property
+    def apart(self) -> bool:
+        """Whether replicas are servers of their own: of one server they would span nodes."""
+        c = self.entry.configuration
+        alone = c.expert_parallel <= c.tensor_parallel
+        return c.data_parallel > 1 and c.gpus > NODE_GPUS and alone
+
+    @property
+    def limit(self) -> int:
+        """Sequences of one replica."""
+        return max(int(self.entry.batch_limit), 1)
+
+
+def _longest(told: _Told) -> int | None:
+    """Context that the cache of a replica holds, where it is shorter than that of the LLM.
+
+    vLLM does not start where its cache is too small for one sequence as long as the LLM allows.
+    """
+    llm_id, _ = catalog.split_precision(told.llm)
+    context, c = catalog.context_tokens(llm_id), told.entry.configuration
+    if not context:
+        return None
+    lengths = np.append(np.arange(LENGTH_STEP, context, LENGTH_STEP, dtype=np.float64), context)
+    held = largest_batch(
+        catalog.llm(llm_id),
+        told.gpu,
+        told.precision,
+        tensor_parallel=c.tensor_parallel,
+        pipeline_parallel=c.pipeline_parallel,
+        expert_parallel=c.expert_parallel,
+        data_parallel=c.data_parallel,
+        input_tokens=lengths,
+        output_tokens=1.0,
+        batch_size=float(told.limit * c.data_parallel),
+    )
+    fits = lengths[held / c.data_parallel >= ROOM]
+    if not len(fits) or fits[-1] >= context:
+        return None
+    return int(fits[-1])
+
+
+def _vllm_arguments(told: _Told, *, replicas: bool) -> list[str]:
     """Arguments of ``vllm serve``, of one replica or of all (0.11)."""
-    c = entry.configuration
-    name, narrowed, _ = _checkpoint(llm, entry.precision)
+    c = told.entry.configuration
+    name, narrowed, _ = _checkpoint(told.llm, told.entry.precision)
     arguments = [name]
     arguments += ["--tensor-parallel-size", f"{c.tensor_parallel}"]
     if c.pipeline_parallel > 1:
@@ -115,8 +183,14 @@ def _vllm_arguments(llm: str, entry: Entry, *, replicas: bool) -> list[str]:
         arguments += ["--data-parallel-size", f"{c.data_parallel}"]
     if c.expert_parallel > 1:
         arguments += ["--enable-expert-parallel"]
-    arguments += ["--max-num-seqs", f"{max(int(entry.batch_limit), 1)}"]
+    arguments += ["--max-num-seqs", f"{told.limit}"]
     arguments += ["--max-num-batched-tokens", f"{TOKENS_PER_PASS}"]
+    if (longest := _longest(told)) is not None:
+        arguments += ["--max-model-len", f"{longest}"]
+    if told.gpu.memory_share_ratio != catalog.gpu(told.entry.gpu).memory_share_ratio:
+        arguments += ["--gpu-memory-utilization", f"{told.gpu.memory_share_ratio:g}"]
+    if told.precision.kv_bits != catalog.precision(told.entry.precision).kv_bits:
+        arguments += ["--kv-cache-dtype", "fp8" if told.precision.kv_bits == 8 else "bfloat16"]
     return arguments + (["--quantization", "fp8"] if narrowed else [])
 
 
@@ -147,52 +221,80 @@ def _command(words: list[str]) -> str:
     return " \\\n  ".join([*lines, current])
 
 
-def vllm(llm: str, entry: Entry) -> str:
+def _each_alone(told: _Told, text: str) -> str:
+    """Say how many of one replica's servers are meant."""
+    return f"# {told.entry.configuration.data_parallel} of these, behind a load balancer\n{text}"
+
+
+def vllm(told: _Told) -> str:
     """Command line of ``vllm serve``."""
-    return _command(["vllm", "serve", *_vllm_arguments(llm, entry, replicas=True)])
+    text = _command(["vllm", "serve", *_vllm_arguments(told, replicas=not told.apart)])
+    return _each_alone(told, text) if told.apart else text
 
 
-def sglang(llm: str, entry: Entry) -> str:
-    """Command line of ``python -m sglang.launch_server``; it divides the limit over replicas."""
-    c = entry.configuration
-    name, narrowed, _ = _checkpoint(llm, entry.precision)
+def sglang(told: _Told) -> str:
+    """Command line of ``python -m sglang.launch_server``.
+
+    ``--max-running-requests`` is that of one replica. Only with attention in data parallel, which
+    spreads experts over replicas, is it that of all, and ``--tp-size`` counts all GPUs
+    (``req_to_token_pool`` is sized so in SGLang 0.5).
+    """
+    c = told.entry.configuration
+    name, narrowed, _ = _checkpoint(told.llm, told.entry.precision)
+    spread = c.expert_parallel > c.tensor_parallel
+    together = c.data_parallel if spread else 1
     words = ["python", "-m", "sglang.launch_server", "--model-path", name]
-    words += ["--tp-size", f"{c.tensor_parallel}"]
+    words += ["--tp-size", f"{c.tensor_parallel * together}"]
     words += ["--pp-size", f"{c.pipeline_parallel}"] if c.pipeline_parallel > 1 else []
-    words += ["--dp-size", f"{c.data_parallel}"] if c.data_parallel > 1 else []
+    if c.data_parallel > 1 and not told.apart:
+        words += ["--dp-size", f"{c.data_parallel}"]
+    words += ["--enable-dp-attention"] if spread else []
     words += ["--ep-size", f"{c.expert_parallel}"] if c.expert_parallel > 1 else []
-    limit = max(int(entry.batch_limit), 1) * c.data_parallel
-    words += ["--max-running-requests", f"{limit}", "--chunked-prefill-size", f"{TOKENS_PER_PASS}"]
-    return _command(words + (["--quantization", "fp8"] if narrowed else []))
+    words += ["--max-running-requests", f"{told.limit * together}"]
+    words += ["--chunked-prefill-size", f"{TOKENS_PER_PASS * together}"]
+    text = _command(words + (["--quantization", "fp8"] if narrowed else []))
+    return _each_alone(told, text) if told.apart else text
 
 
-def trtllm(llm: str, entry: Entry) -> str:
+def trtllm(told: _Told) -> str:
     """Command line of ``trtllm-serve``, which serves one replica."""
-    c = entry.configuration
-    name, narrowed, _ = _checkpoint(llm, entry.precision)
+    c = told.entry.configuration
+    name, narrowed, _ = _checkpoint(told.llm, told.entry.precision)
     words = ["trtllm-serve", name, "--tp_size", f"{c.tensor_parallel}"]
     words += ["--pp_size", f"{c.pipeline_parallel}"] if c.pipeline_parallel > 1 else []
     words += ["--ep_size", f"{c.expert_parallel}"] if c.expert_parallel > 1 else []
-    words += ["--max_batch_size", f"{max(int(entry.batch_limit), 1)}"]
+    words += ["--max_batch_size", f"{told.limit}"]
     words += ["--max_num_tokens", f"{TOKENS_PER_PASS}"]
     text = _command(words)
     if c.data_parallel > 1:
-        text = f"# {c.data_parallel} of these, behind a load balancer\n{text}"
+        text = _each_alone(told, text)
     if narrowed:
-        text = f"# Put a checkpoint in {entry.precision} in place of {name}.\n{text}"
+        text = f"# Put a checkpoint in {told.entry.precision} in place of {name}.\n{text}"
     return text
 
 
-def kubernetes(llm: str, entry: Entry) -> str:
-    """A Deployment with one replica a pod."""
-    c = entry.configuration
+def kubernetes(told: _Told) -> str:
+    """A Deployment with one replica a pod, and the claim that keeps the weights."""
+    c = told.entry.configuration
     gpus = c.tensor_parallel * c.pipeline_parallel
     shared = c.expert_parallel > c.tensor_parallel  # experts spread over replicas: one pod
     replicas = 1 if shared else c.data_parallel
     gpus = gpus * c.data_parallel if shared else gpus
-    arguments = json.dumps(_vllm_arguments(llm, entry, replicas=shared))
-    name = re.sub(r"[^a-z0-9]+", "-", llm.lower()).strip("-")[:50]
+    arguments = json.dumps(_vllm_arguments(told, replicas=shared))
+    name = re.sub(r"[^a-z0-9]+", "-", told.llm.lower())[:50].strip("-")
+    llm = catalog.llm(catalog.split_precision(told.llm)[0])
+    bits = max(told.precision.weight_bits, catalog.precision(llm.native_precision).weight_bits)
+    size = 20 + int(np.ceil(llm.total_parameters * bits / 8e9 / 10)) * 10
     return f"""\
+apiVersion: v1
+kind: PersistentVolumeClaim
+metadata:
+  name: {name}
+spec:
+  accessModes: [{"ReadWriteMany" if replicas > 1 else "ReadWriteOnce"}]
+  resources:
+    requests: {{storage: {size}Gi}}
+---
 apiVersion: apps/v1
 kind: Deployment
 metadata:
@@ -209,28 +311,53 @@ spec:
         - name: vllm
           image: vllm/vllm-openai:v0.11.1
           args: {arguments}
+          env:
+            - name: HF_TOKEN  # kubectl create secret generic hf-token --from-literal=token=...
+              valueFrom:
+                secretKeyRef: {{name: hf-token, key: token, optional: true}}
           ports: [{{containerPort: {PORT}}}]
+          startupProbe:
+            httpGet: {{path: /health, port: {PORT}}}
+            periodSeconds: 10
+            failureThreshold: 360
+          readinessProbe:
+            httpGet: {{path: /health, port: {PORT}}}
           resources:
-            limits: {{nvidia.com/gpu: {gpus}}}"""
+            limits: {{nvidia.com/gpu: {gpus}}}
+          volumeMounts:
+            - {{name: weights, mountPath: /root/.cache/huggingface}}
+            - {{name: shm, mountPath: /dev/shm}}
+      volumes:
+        - name: weights
+          persistentVolumeClaim: {{claimName: {name}}}
+        - name: shm  # processes of a replica pass tensors through it
+          emptyDir: {{medium: Memory, sizeLimit: {SHARED_GIB}Gi}}"""
 
 
-def compose(llm: str, entry: Entry) -> str:
-    """A service for Docker Compose, all replicas in one server."""
-    arguments = json.dumps(_vllm_arguments(llm, entry, replicas=True))
-    return f"""\
+def compose(told: _Told) -> str:
+    """A service for Docker Compose, all replicas in one server where one node has the GPUs."""
+    c = told.entry.configuration
+    arguments = json.dumps(_vllm_arguments(told, replicas=not told.apart))
+    gpus = c.tensor_parallel * c.pipeline_parallel if told.apart else c.gpus
+    text = f"""\
 services:
   vllm:
     image: vllm/vllm-openai:v0.11.1
     command: {arguments}
     ports: ["{PORT}:{PORT}"]
     ipc: host
+    environment: ["HF_TOKEN=${{HF_TOKEN:-}}"]
+    volumes: ["weights:/root/.cache/huggingface"]
     deploy:
       resources:
         reservations:
-          devices: [{{driver: nvidia, count: {entry.configuration.gpus}, capabilities: [gpu]}}]"""
+          devices: [{{driver: nvidia, count: {gpus}, capabilities: [gpu]}}]
+volumes:
+  weights:"""
+    return _each_alone(told, text) if told.apart else text
 
 
-EMITTERS: dict[str, Callable[[str, Entry], str]] = {
+EMITTERS: dict[str, Callable[[_Told], str]] = {
     "vllm": vllm,
     "sglang": sglang,
     "trtllm": trtllm,
@@ -244,7 +371,14 @@ CUDA = ("trtllm", "kubernetes", "compose")
 OTHER_MAKERS = r"MI\d|Gaudi|EPYC|Xeon"
 
 
-def emit(kind: str, llm: str, entry: Entry) -> str:
+def emit(
+    kind: str,
+    llm: str,
+    entry: Entry,
+    *,
+    gpu: Gpu | None = None,
+    precision: Precision | None = None,
+) -> str:
     """Write the command line or manifest of a choice.
 
     Parameters
@@ -273,7 +407,14 @@ def emit(kind: str, llm: str, entry: Entry) -> str:
         raise UsageError(
             f"vLLM spreads experts over all {whole} GPUs or none, not over {c.expert_parallel}"
         )
-    text = _checkpoint(llm, entry.precision)[2] + EMITTERS[kind](llm, entry)
+    own_gpu, own = catalog.gpu(entry.gpu), catalog.precision(entry.precision)
+    told = _Told(
+        llm=llm,
+        entry=entry,
+        gpu=gpu if gpu is not None and gpu.id == own_gpu.id else own_gpu,
+        precision=precision if precision is not None and precision.id == own.id else own,
+    )
+    text = _checkpoint(llm, entry.precision)[2] + EMITTERS[kind](told)
     return _held_down(c) + text
 
 

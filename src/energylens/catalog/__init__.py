@@ -207,15 +207,20 @@ def context_note(llm_id: str, tokens: float) -> str:
     tokens : float
         Of prompt and output together.
     """
-    row = llms().get(llm_id)
-    longest = (row.context_tokens if row else None) or next(
-        (n for name, n in _contexts().items() if fnmatchcase(llm_id, name)), 0
-    )
+    longest = context_tokens(llm_id)
     if not longest or tokens <= longest:
         return ""
     return (
         f"A request of {tokens:,.0f} tokens is longer than the context of {llm_id}, "
         f"{longest:,} tokens: engines refuse it unless they are told to go further."
+    )
+
+
+def context_tokens(llm_id: str) -> int:
+    """Longest context of an LLM, prompt and output together; 0 where it is not known."""
+    row = llms().get(llm_id)
+    return (row.context_tokens if row else None) or next(
+        (n for name, n in _contexts().items() if fnmatchcase(llm_id, name)), 0
     )
 
 

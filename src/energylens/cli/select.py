@@ -257,6 +257,7 @@ def _require(arguments: argparse.Namespace) -> None:
 def asked(arguments: argparse.Namespace) -> Asked:
     """Read what :func:`add_selection` describes, once the free knobs and the rest are known."""
     from energylens import catalog
+    from energylens.answering import cap_note
     from energylens.errors import UsageError
     from energylens.lengths import with_prompts_of
 
@@ -268,12 +269,21 @@ def asked(arguments: argparse.Namespace) -> Asked:
         arguments.output_tokens = lengths.output_tokens
     _knobs(arguments)
     case = case_meant(arguments, model)
-    if arguments.power_cap_w is not None and "power_cap" not in model.extensions:
+    unknown = lengths is None and "power_cap" not in model.extensions
+    if unknown and arguments.power_cap_w is not None:
         raise UsageError(
             f"--power-cap-w {arguments.power_cap_w:g} has no effect: the model knows no caps; fit "
             "one with --extend power_cap to rows that have power_cap_w, or leave the cap out"
         )
+    if unknown and "power_cap" in arguments.choose:
+        raise UsageError(
+            f"choosing a power cap takes a model that knows some, and "
+            f"{arguments.model or 'the packaged one'} knows "
+            "none: fit one with --extend power_cap to rows that have power_cap_w"
+        )
+    capped = arguments.power_cap_w is not None or "power_cap" in arguments.choose
     if lengths is not None:
+        notes = (*notes, *cap_note(model, capped=capped))
         lengths = with_prompts_of(lengths, case.workload)
         others = {catalog.gpu(name).id for name in arguments.gpus} - {case.gpu.id}
         unseen = ", ".join(sorted(others - set(model.scope.gpus)))
@@ -323,12 +333,6 @@ def _select(arguments: argparse.Namespace) -> None:
         power_caps_w=tuple(map(float, arguments.power_caps or ())),
         clocks_mhz=tuple(map(float, arguments.clocks or ())),
     )
-    if "power_cap" in arguments.choose and "power_cap" not in model.extensions:
-        raise UsageError(
-            f"choosing a power cap takes a model that knows some, and "
-            f"{arguments.model or 'the packaged one'} knows "
-            "none: fit one with --extend power_cap to rows that have power_cap_w"
-        )
     ranking = select(
         model,
         Scenario.of(case, arguments.max_gpus),

@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from energylens.cli import against
 from energylens.cli.configuring import gpu_of, precision_of
 from energylens.cli.console import (
     number_between,
@@ -52,7 +53,6 @@ SHOWN, LEAST_SHOWN = 4, 2  # configurations in the table of the answer
 LINES = 24  # of an answer
 BRACKETS = re.compile(r" \([^()]{60,}\)\.")  # of a note that has to be short
 WORTH_SAYING = 0.005  # joules that a relaxed limit saves
-WORTH_A_RANGE = 0.01  # joules saved against today, of which an interval says more
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -234,8 +234,13 @@ def lengths_of(arguments: argparse.Namespace) -> Lengths:
 
 def prices_of(arguments: argparse.Namespace) -> Prices:
     """Read prices, or their defaults."""
+    from energylens.errors import UsageError
     from energylens.savings import Prices
 
+    if arguments.price is not None and arguments.gpu_hour is not None:
+        raise UsageError(
+            "--price has no effect beside --gpu-hour, whose rent includes energy: leave one out"
+        )
     given = {
         "price_per_kwh": arguments.price,
         "carbon_kg_per_kwh": arguments.carbon,
@@ -276,12 +281,9 @@ class UnderLoad:
 
 def notes_on(model: EnergyModel, case: Case, notes: Sequence[str]) -> list[str]:
     """What the reader must know of a model, and of requests too long for the LLM."""
-    from energylens import catalog
-    from energylens.answering import fit_notes, notes_of
+    from energylens.answering import model_notes, notes_of
 
-    tokens = case.workload.input_tokens + case.workload.output_tokens
-    too_long = catalog.context_note(case.llm.id, tokens)
-    return [*filter(None, (too_long, fit_notes(model, case))), *notes_of(model, notes)]
+    return [*model_notes(model, case), *notes_of(model, notes)]
 
 
 def under_load(
@@ -306,7 +308,7 @@ def under_load(
         "meet": MEET if arguments.meet is None else arguments.meet,
         "choose": arguments.choose,
         "candidates": candidates_of(arguments),
-        "current": read_configuration(arguments.current) if arguments.current else None,
+        "current": read_configuration(arguments.current, case.gpu) if arguments.current else None,
         "front": arguments.front,
         "compared": True,
         **_grid(arguments),
@@ -338,16 +340,15 @@ def answer(
         raise UsageError("--check compares what runs today with the best: --current must be given")
     if arguments.emit and arguments.emit not in EMITTERS:
         raise UsageError(f"--emit must be one of {', '.join(EMITTERS)}, not {arguments.emit!r}")
-    rates = read_profile(arguments.profile) if arguments.profile else ()
+    rates = read_profile(arguments.profile, arguments.rate) if arguments.profile else ()
     prices = prices_of(arguments)
     decision = decide(Engine(model), asked.scenario, asked.load, asked.limits, **asked.question)
     if arguments.emit:
-        print(emit(arguments.emit, arguments.llm or case.llm.id, decision.best))
+        llm, told = arguments.llm or case.llm.id, decision.best
+        print(emit(arguments.emit, llm, told, gpu=case.gpu, precision=case.precision))
         return
     month = bills(model, decision, prices, rates)
-    notes = asked.notes
-    if decision.current is not None:
-        notes = [*notes, prices.describe()]
+    notes = [*asked.notes, *([prices.describe()] if month else [])]
     if arguments.json:
         if not decision.entries:
             notes = [decision.why_none(), *notes]
@@ -356,7 +357,7 @@ def answer(
             made["check"] = wanting(decision, arguments.check) or "passed"
         print_json(made)
     else:
-        show(decision, month, notes)
+        show(decision, month, notes, day=bool(rates))
     if arguments.check is not None and (reason := wanting(decision, arguments.check)):
         raise CheckError(f"check failed: {reason}")
 
@@ -381,18 +382,16 @@ def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]
     return cases.take(fits), notes
 
 
-def _broken(decision: Decision, today: Entry) -> str:
-    """Say that what runs today is not likely enough to meet the limits."""
-    odds = today.probability_of_meeting_ratio
-    if not decision.limits or not odds < decision.meet:
-        return ""
-    return f"; it meets the limits with {percent(rounded_down(odds), 0)} only"
-
-
 def wanting(decision: Decision, percent_above: float) -> str:
     """Say what is wrong with what runs today; empty where nothing is."""
     today = decision.current
     assert today is not None
+    if today.saturated:
+        return (
+            f"the current configuration does not keep up: it serves "
+            f"{today.saturation_rate_per_s:.3g} requests/s at most, and "
+            f"{decision.load.rate_per_s:g} arrive"
+        )
     if today.probability_of_meeting_ratio < decision.meet:
         return (
             f"the current configuration meets its limits with probability "
@@ -429,8 +428,10 @@ def candidates_of(arguments: argparse.Namespace) -> Any:
 # ------------------------------------------------------------------------------- the bill
 
 
-def read_profile(path: str) -> list[float]:
+def read_profile(path: str, peak_per_s: float) -> list[float]:
     """Read a day's rates: a CSV file with a column ``rate_per_s``, at even distances in time.
+
+    None may be above ``peak_per_s``, the rate that what is chosen has to serve.
 
     Raises
     ------
@@ -450,13 +451,20 @@ def read_profile(path: str) -> list[float]:
         ) from error
     if not rates or not all(0 < rate < float("inf") for rate in rates):
         raise InputError(f"{path}: every rate_per_s must be above 0, and there must be one")
+    if max(rates) > 1.001 * peak_per_s:
+        raise InputError(
+            f"{path}: no rate_per_s may be above --rate, which what is chosen has to serve; the "
+            f"largest is {max(rates):g} and --rate is {peak_per_s:g}: give --rate {max(rates):g}"
+        )
     return rates
 
 
 # ----------------------------------------------------------------------------- the words
 
 
-def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> None:
+def show(
+    decision: Decision, bills: dict[str, Bill], notes: Sequence[str], *, day: bool = False
+) -> None:
     """Print the answer: at most 24 lines besides the front, the recommendation first.
 
     Where they do not hold everything, configurations of the table give way, and then notes.
@@ -464,7 +472,7 @@ def show(decision: Decision, bills: dict[str, Bill], notes: Sequence[str]) -> No
     from energylens.decisions import seconds
 
     said = [*wrapped(_asked(decision))]
-    for sentence in _sentences(decision, bills):
+    for sentence in _sentences(decision, bills, day=day):
         said += wrapped(sentence)
     fewest, best = decision.fewest_gpus, decision.best
     after: list[str] = []
@@ -515,47 +523,40 @@ def _asked(decision: Decision) -> str:
     )
 
 
-def _sentences(decision: Decision, bills: dict[str, Bill]) -> Iterator[str]:
+def _sentences(decision: Decision, bills: dict[str, Bill], *, day: bool) -> Iterator[str]:
     """Say what to run, what it takes, and what binds."""
     from energylens.decisions import seconds
 
     best, lengths = decision.best, decision.load.lengths
-    words = f"Run {_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
+    words = "Keep what you run, " if against.kept(decision) else "Run "
+    words += f"{_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
     words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
-    words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} full "
+    words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} of capacity "
     words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
     if best.probability_best_ratio is not None and len(decision.entries) > 1:
         odds = likelihood(best.probability_best_ratio)
         words += f" Of {len(decision.entries)} layouts that meet it takes the fewest with {odds}."
     yield words
-    yield f"{energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)}."
+    each = energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)
+    yield f"{'At its peak ' if day else ''}{each}."
     times = f"TPOT {seconds(best.tpot_s)}, TTFT {seconds(best.ttft_s)}, request "
     times += seconds(best.request_latency_s)
     if decision.limits:
-        each = ", ".join(
+        met = ", ".join(
             f"{x.describe()} with {likelihood(p)}"
             for x, p in zip(decision.limits, best.probabilities, strict=True)
         )
         sure = min(best.probabilities) > SURE_RATIO and len(decision.limits) > 1
-        times += f"; {'each limit met with over 99 %' if sure else each}"
+        times += f"; {'each limit met with over 99 %' if sure else met}"
     yield f"{times}."
-    if decision.current is not None:
-        today = decision.current
-        against = 1.0 - best.energy_per_request_j / today.energy_per_request_j
-        much = f"{saving(against)} less" if against >= 0 else f"{saving(-against)} more"
-        if decision.saving_interval is not None and against >= WORTH_A_RANGE:
-            low, high = decision.saving_interval
-            much += f" (80 %: {percent(low, 0)} to {percent(high, 0)})"
-        yield (
-            f"Today {_named(decision, today)}: {joules(today.energy_per_request_j)} a request, "
-            f"{today.power_w:.0f} W, TPOT {seconds(today.tpot_s)}, TTFT {seconds(today.ttft_s)}"
-            f"{_broken(decision, today)}. The choice takes {much}" + _month(bills) + "."
-        )
+    name = "" if decision.current is None else _named(decision, decision.current)
+    yield from against.sentences(decision, bills, name, day=day)
     if decision.limits:
         yield _binding(decision)
     if decision.breaks_at_per_s is not None:
+        what = "meets the limits" if decision.limits else f"keeps up with {decision.meet:g}"
         yield (
-            f"It meets the limits up to {decision.breaks_at_per_s:.3g} requests/s; beyond "
+            f"It {what} up to {decision.breaks_at_per_s:.3g} requests/s; beyond "
             f"{best.saturation_rate_per_s:.3g} the queue grows without end."
         )
 
@@ -617,21 +618,6 @@ def _table(decision: Decision, rows: int) -> list[str]:
     ]
     header = ("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets")
     return wrapped_table(header, cells)
-
-
-def _month(bills: dict[str, Bill]) -> str:
-    """Say what the difference is in a month."""
-    if len(bills) < 2:
-        return ""
-    best, today = bills["best"], bills["current"]
-    kwh = today.kwh_per_month - best.kwh_per_month
-    cost = today.cost_per_month - best.cost_per_month
-    co2 = today.co2_kg_per_month - best.co2_kg_per_month
-    return (
-        f": {kwh:.0f} kWh, {cost:.0f} USD and {co2:.0f} kg CO2 a month; "
-        f"{best.energy_per_output_token_j:.2f} instead of {today.energy_per_output_token_j:.2f} J "
-        "an output token"
-    )
 
 
 def _types(decision: Decision) -> tuple[set[str], set[str]]:

@@ -78,12 +78,12 @@ def asked(loaded: Loaded, question: DecisionFile) -> Query:
 def select(loaded: Loaded, question: DecisionFile, *, certain: bool = True) -> dict[str, Any]:
     """Answer as ``select --json`` does, the front among it."""
     found = asked(loaded, question)
-    return _decision(found, found.decide(front=True, odds=certain))
+    return _decision(found, found.decide(front=True, odds=certain, compared=certain))
 
 
 def _decision(found: Query, decision: Decision) -> dict[str, Any]:
-    priced = [found.prices.describe()] if decision.current is not None else []
     month = bills(found.model, decision, found.prices)
+    priced = [found.prices.describe()] if month else []
     made = document(decision, month, [*found.notes, *priced])
     if not decision.entries:
         why = decision.why_none().replace("--meet", "the probability asked")
@@ -142,7 +142,7 @@ def service(
         How many.
     """
     found = asked(loaded, question)
-    case = case_of(found.scenario, read_configuration(configuration))
+    case = case_of(found.scenario, read_configuration(configuration, found.scenario.gpu))
     cases = Cases.of([case])
     if slots(cases, found.load.lengths)[0] < 1:
         raise InfeasibleError(

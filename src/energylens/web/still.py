@@ -84,7 +84,10 @@ def _answer(made: Made) -> tuple[Block, ...]:
         ("TTFT", seconds(best["ttft_s"]), ""),
         ("meets the limits", likelihood(best["probability_of_meeting_ratio"]), ""),
     ]
-    if now is not None:
+    if now is not None and best["saving_ratio"] is None:
+        why = "does not keep up" if now["ttft_s"] is None else "does not meet the limits"
+        facts += [("today", why, "a saving against it would mean nothing")]
+    elif now is not None:
         today, then = month["current"], month["best"]
         facts += [
             (
