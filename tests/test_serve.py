@@ -87,6 +87,15 @@ def test_ranking_at_once_is_a_decision_without_odds(server: Server) -> None:
     assert joules[0] <= sure["configurations"][0]["energy_per_request_j"] * 1.0001
 
 
+def test_where_nothing_meets_the_nearest_is_said_with_and_without_odds(server: Server) -> None:
+    for certain in ("true", "false"):
+        found = server.json("/v1/select", **{**QUESTION, "tpot": "1ms"}, certain=certain)
+        assert not found["configurations"]
+        assert "Nearest is" in found["notes"][0]
+        assert ("met with probability" in found["notes"][0]) == (certain == "true")
+        assert "nan" not in found["notes"][0]
+
+
 def test_pareto_lists_every_candidate_and_the_front(server: Server) -> None:
     answer = server.json("/v1/pareto", **QUESTION)
     schemas.Pareto.model_validate(answer)

@@ -348,11 +348,11 @@ class Decision:
             f"{NAMES[limit.measure]} {seconds(value)}"
             for limit, value in zip(self.limits, near.values_s, strict=True)
         )
-        values += ", met" if values else "met"
-        return (
-            f"{message}. Nearest is {near.describe()} ({values} with probability "
-            f"{rounded_down(near.probability_of_meeting_ratio):.2f}). "
-            + ("Relax a limit or lower --meet." if self.enough is None else f"{self._more()}.")
+        if self.certain:
+            odds = rounded_down(near.probability_of_meeting_ratio)
+            values = f"{values}{', ' if values else ''}met with probability {odds:.2f}"
+        return f"{message}. Nearest is {near.describe()} ({values or 'by its means'}). " + (
+            "Relax a limit or lower --meet." if self.enough is None else f"{self._more()}."
         )
 
     def _more(self) -> str:
