@@ -181,6 +181,49 @@ def test_nothing_that_meets_is_said_with_what_comes_nearest() -> None:
         ask(scenario=scenario(max_gpus=1, precision=catalog.precision("bf16")))
 
 
+@pytest.mark.parametrize(
+    ("tpot", "ttft", "odds"), [(0.0005, 2.0, True), (0.03, 0.004, True), (0.0008, 0.5, False)]
+)
+def test_the_nearest_keeps_up_and_exceeds_its_limits_by_the_least(
+    tpot: float, ttft: float, odds: bool
+) -> None:
+    limits = (
+        LatencyLimit(measure="tpot", seconds=tpot),
+        LatencyLimit(measure="ttft", seconds=ttft),
+    )
+    made = ask(limits, rate=5.0, odds=odds)
+    near, state = made.missed[0], made.solved.state
+    assert not made.entries
+    assert not near.saturated
+    worst = np.maximum(state.tpot_s / tpot, state.ttft_s / ttft)[~state.saturated]
+    assert max(near.tpot_s / tpot, near.ttft_s / ttft) < 1.051 * worst.min()
+    alike = (worst < 1.051 * worst.min()) & (state.ttft_s[~state.saturated] <= ttft)
+    assert near.ttft_s <= ttft or not alike.any()  # what need not be exceeded is not
+
+
+@pytest.mark.parametrize(("cap", "rate"), [(300.0, 4.0), (350.0, 5.0)])
+def test_at_a_cap_layouts_of_the_same_joules_go_by_odds_then_gpus_then_times(
+    cap: float, rate: float
+) -> None:
+    served = scenario(
+        precision=catalog.precision("bf16"),
+        configuration=Configuration(batch_size=32, power_cap_w=cap),
+    )
+    made = ask((TPOT,), rate=rate, scenario=served, meet=0.6)
+    keys = [
+        (
+            -round(entry.probability_of_meeting_ratio, 2),
+            entry.configuration.gpus,
+            entry.request_latency_s,
+        )
+        for entry in made.entries
+    ]
+    joules = [entry.energy_per_request_j for entry in made.entries]
+    tied = [i for i in range(1, len(joules)) if joules[i] / joules[i - 1] - 1 < 1e-7]
+    assert tied
+    assert all(keys[i - 1] <= keys[i] for i in tied)
+
+
 def test_many_configurations_are_answered_like_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Beyond a number of configurations only promising ones get their odds."""
     all_of_them = ask([TPOT])

@@ -15,7 +15,7 @@ from dataclasses import replace
 import numpy as np
 
 from energylens.capacity import layout_problem
-from energylens.cases import BoolArray, Cases, IntArray
+from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.decisions import (
     NAMES,
     Beyond,
@@ -45,6 +45,9 @@ from energylens.solving import (
 MEET = 0.9  # probability with which limits must be met, unless said
 SOLVED_AT_ONCE = 2_000  # configurations that are all solved; of more, those that may matter
 ALIKE_RATIO = 1e-3  # joules so close are the same: the larger batch limit is the safer one
+TIED_RATIO = 1e-6  # joules so close leave layouts to their odds, GPUs and times, as at a power cap
+NEAR_RATIO = 0.05  # beyond a limit by as much more is farther from it
+ODDS_DIGITS = 2  # to which odds are compared where something else may decide
 COMPARED = 16  # entries of which it is said how likely they take the fewest joules
 SAVING_ENDS = (0.1, 0.9)
 MEETS = (0.5, 0.7, 0.8, 0.9, 0.95, 0.99)  # probabilities that are tried in place of the one asked
@@ -145,9 +148,9 @@ def decide(
     current_j = float(together.energy_j[now]) if now is not None and serves else None
     likely, _ = solved.probabilities(limits)
     meets = solved.meets(limits, meet)
-    order = _ranked(solved, meets, now)
+    order = _ranked(solved, meets, likely, now)
     hopeless = ~np.isin(solved.layout, solved.layout[meets])
-    near = _of_layouts(solved, np.lexsort((solved.energy_j, -likely)), hopeless)[:5]
+    near = _of_layouts(solved, _nearest(solved, limits, likely), hopeless)[:5]
     best = _front(solved) if front else np.zeros(0, dtype=np.intp)
     last = np.array([] if now is None else [now], dtype=np.intp)
     rows = np.concatenate([order, near, best, last])
@@ -247,7 +250,7 @@ def _meet_prices(
     lower, higher = (sorted(m for m in MEETS if m < meet)[::-1], [m for m in MEETS if m > meet])
     for some, sign in ((lower, 1.0), (higher, -1.0)):
         for asked in some:
-            order = _ranked(solved, (odds >= asked) & ~solved.state.saturated)
+            order = _ranked(solved, (odds >= asked) & ~solved.state.saturated, odds)
             if not len(order):
                 prices.append(MeetPrice(meet=asked, saving_ratio=None, entry=None))
                 break
@@ -309,21 +312,45 @@ def _of_layouts(solved: Solved, order: IntArray, among: BoolArray) -> IntArray:
     return rows[np.sort(first)]
 
 
-def _ranked(solved: Solved, meets: BoolArray, now: int | None = None) -> IntArray:
+def _nearest(solved: Solved, limits: Sequence[LatencyLimit], odds: FloatArray) -> IntArray:
+    """All rows, likeliest to meet the limits first.
+
+    Where odds are nearly equal what keeps up comes first, then what exceeds the limit that it
+    exceeds most by the least, then what exceeds all of them by less, and fewest joules.
+    """
+    late = np.zeros((len(limits) + 1, len(solved.cases)))  # the last: no limit
+    for i, limit in enumerate(limits):
+        late[i] = np.log(np.maximum(limit.value(solved.state) / limit.seconds, 1.0))
+    worst, all_ = late.max(axis=0), late.sum(axis=0).round(2)
+    likely = odds.round(ODDS_DIGITS) if solved.certain else np.zeros(len(odds))
+    saturated, cases = solved.state.saturated, solved.cases
+    first = worst[np.lexsort((worst, saturated, -likely))[0]]
+    steps = np.floor((worst - (first if np.isfinite(first) else 0.0)) / NEAR_RATIO)
+    joules = np.log(solved.energy_j).round(3)
+    return np.lexsort((-cases.batch_size, joules, all_, steps, saturated, -likely))
+
+
+def _ranked(solved: Solved, meets: BoolArray, odds: FloatArray, now: int | None = None) -> IntArray:
     """Best row of each layout, fewest joules first; of joules alike the larger batch limit.
 
-    What runs today comes before what takes as many joules.
+    Layouts whose joules are tied go by their odds, then fewer GPUs, then shorter requests. What
+    runs today comes before what takes as many joules.
     """
     joules, cases, layout = solved.energy_j, solved.cases, solved.layout
     least = np.full(int(layout.max()) + 1, np.inf)
     np.minimum.at(least, layout[meets], joules[meets])
     alike = meets & (joules <= least[layout] * (1.0 + ALIKE_RATIO))
     order = np.lexsort((-cases.batch_size, cases.occupied_gpus, least[layout]))
+    order = _of_layouts(solved, order, alike)
+    if len(order):
+        tied = np.cumsum(np.diff(np.log(least[layout[order]]), prepend=-np.inf) > TIED_RATIO)
+        likely = odds[order].round(ODDS_DIGITS) if solved.certain else np.zeros(len(order))
+        slow, gpus = solved.state.request_latency_s[order], cases.occupied_gpus[order]
+        order = order[np.lexsort((slow, gpus, -likely, tied))]
     stays = now is not None and now < len(meets) and bool(meets[now])
     if stays and joules[now] <= least.min() * (1.0 + ALIKE_RATIO):
-        alike[now] = True
-        order = np.concatenate([[now], order[order != now]])
-    return _of_layouts(solved, order, alike)
+        order = np.concatenate([[now], order[layout[order] != layout[now]]])
+    return order
 
 
 def _shadows(
@@ -342,7 +369,7 @@ def _shadows(
             relaxed = replace(limit, seconds=limit.seconds * ratio)
             changed = (*limits[:i], relaxed, *limits[i + 1 :])
             odds, _ = solved.probabilities(changed)
-            order = _ranked(solved, (odds >= meet) & ~solved.state.saturated)
+            order = _ranked(solved, (odds >= meet) & ~solved.state.saturated, odds)
             saved = 1.0 - float(solved.energy_j[order[0]]) / entries[0].energy_per_request_j
             if saved >= WORTH_RATIO or ratio == RELAXED_RATIOS[-1]:
                 then = engine.entries(solved, order[:1], changed)[0]
