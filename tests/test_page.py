@@ -293,7 +293,7 @@ def test_an_old_answer_beside_an_error_is_called_one(tab: Tab, server: Server) -
     assert page.is_hidden("#stale")
     page.fill("#find_gpu", "mi3")
     assert page.locator("#gpus label:visible").all_inner_texts() == [
-        "MI300X", "MI325X", "MI355X", "MI300A"
+        "MI300X", "MI325X", "MI355X", "MI300A", "MI350X"
     ]  # fmt: skip
 
 

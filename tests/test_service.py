@@ -17,6 +17,7 @@ from studies.service import measured
 from studies.service.simulated import study, summarise
 
 from energylens import catalog
+from energylens.batch_chain import batch_chain
 from energylens.cases import Cases, FloatArray
 from energylens.errors import InputError
 from energylens.fitting import fit, from_datasheet
@@ -25,7 +26,7 @@ from energylens.latency_fitting import fit_latency
 from energylens.model import EnergyModel
 from energylens.packaged import packaged
 from energylens.records import Case, Configuration, Engine, Workload
-from energylens.service import JouleSteps, Lengths, Service, _chain, slots, steady_state
+from energylens.service import JouleSteps, Lengths, Service, slots, steady_state
 
 LENGTHS = Lengths(input_tokens=500, output_tokens=300)
 
@@ -99,11 +100,15 @@ def test_power_is_affine_in_the_rate_once_the_engine_is_never_empty() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.floats(-2, 3.5), st.floats(0.05, 1.3), st.integers(1, 400))
-def test_the_chain_is_its_weights_summed(log_r: float, load: float, limit: int) -> None:
+@given(st.floats(-2, 3.5), st.floats(0.05, 1.3), st.floats(0.8, 1.2), st.integers(1, 400))
+def test_the_chain_is_its_weights_summed(
+    log_r: float, load: float, bent: float, limit: int
+) -> None:
     alpha, beta = 10.0**log_r, 1.0
-    offered = load / (alpha / limit + beta)  # of what the slots sustain
-    chain = _chain(*(np.array([x]) for x in (offered, alpha, beta, float(limit))), moments=True)
+    # Of what the slots sustain, which is not quite what the line of the mean would say.
+    offered = min(bent * load / (alpha / limit + beta), 0.999 / beta)
+    columns = (offered, alpha, beta, float(limit), load)
+    chain = batch_chain(*(np.array([x]) for x in columns), moments=True)
     if load >= 1.0:
         assert (chain.full[0], chain.mean[0], chain.queue[0]) == (1.0, limit, np.inf)
         return
@@ -309,6 +314,27 @@ def test_watts_rise_with_the_rate(name: str, prompt: float, output: float) -> No
     assert largest_fall(states, "power_w") < (0.22 if name.endswith("0.5") else 0.01)
     idle = np.array([state.power_w for state in states]) / states[0].power_w
     assert (idle > 0.99).all()
+
+
+@pytest.mark.parametrize("limit", [2.0, 16.0, 256.0])
+@pytest.mark.parametrize(("prompt", "output"), [(2000, 5), (4000, 50), (8000, 100), (300, 1000)])
+def test_first_tokens_come_later_as_the_rate_rises_up_to_saturation(
+    prompt: float, output: float, limit: float
+) -> None:
+    """Saturated exactly from the saturation rate on, which knows the token budget of a step."""
+    model, cases = MODELS["h100-vllm-0.11"](), replicas("h100-vllm-0.11")
+    cases = cases.replace(batch_size=limit)
+    most = put_under(model, cases, 1e-9, prompt=prompt, output=output).saturation_rate_per_s
+    shares = (0.01, 0.1, 0.3, 0.5, 0.7, 0.75, 0.8, 0.85, 0.9, 0.93, 0.96, 0.98, 0.99, 1.001)
+    states = [put_under(model, cases, most * k, prompt=prompt, output=output) for k in shares]
+    assert not np.array([state.saturated for state in states[:-1]]).any()
+    assert states[-1].saturated.all()
+    assert largest_fall(states, "ttft_s") < 0.005
+    # Where slots are free and prompts have no queue of their own, all that are there run.
+    for state in states[:7]:
+        free = state.mean_batch_size < 0.5 * limit
+        held = state.rate_per_s * state.request_latency_s
+        assert (held[free & (limit > 2)] < 1.5 * state.mean_batch_size[free & (limit > 2)]).all()
 
 
 @pytest.mark.parametrize("load", [0.02, 0.3, 0.7])

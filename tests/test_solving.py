@@ -52,7 +52,11 @@ def test_what_is_decided_at_the_ends_is_so_between_them(
         ):
             np.testing.assert_allclose(one, other, atol=1e-8)
     assert [e.describe() for e in short.entries] == [e.describe() for e in whole.entries]
-    assert short.shadows == whole.shadows
+    for short_shadow, whole_shadow in zip(short.shadows, whole.shadows, strict=True):
+        assert short_shadow.limit == whole_shadow.limit
+        assert short_shadow.relaxed_s == whole_shadow.relaxed_s
+        assert short_shadow.saving_ratio == pytest.approx(whole_shadow.saving_ratio, abs=1e-8)
+        assert short_shadow.entry.describe() == whole_shadow.entry.describe()
 
 
 def test_a_question_that_differs_in_its_rate_finds_what_was_worked_out(model: EnergyModel) -> None:

@@ -35,6 +35,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from energylens.batch_chain import batch_chain
 from energylens.capacity import largest_batch
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.counts import TOKENS_PER_PASS
@@ -50,7 +51,6 @@ EXACT_ROUNDS = (
 LOADED_IDLE_RATIO = 0.17  # of TDP, with weights loaded, where nothing says better
 GRID_RATIO = 1.3  # between batches at which a step's joules are worked out
 LARGEST_BATCH = 8192.0
-LOG_NEVER = -32.0  # of a share that no double tells from none
 CERTAIN = 0.9  # of a step and a prompt of one's own, which every first token takes
 FULL = 0.998  # share of time for prompts beyond which none is left for steps
 
@@ -148,96 +148,6 @@ class _Spared:
         return np.zeros_like(tokens)
 
     media_j = media_s
-
-
-# -------------------------------------------------------------------------- the batch
-
-
-@dataclass(frozen=True, eq=False)
-class _Chain:
-    """The stationary chain of n configurations; each of shape (n,).
-
-    ``full`` is the probability that all slots are taken, ``queue`` how many wait then, on average
-    over all time; ``ratio`` below 1 where there is a steady state at all.
-    """
-
-    empty: FloatArray
-    full: FloatArray
-    mean: FloatArray
-    variance: FloatArray
-    queue: FloatArray
-    ratio: FloatArray
-
-
-def _chain(
-    offered: FloatArray, alpha: FloatArray, beta: FloatArray, slots: FloatArray, *, moments: bool
-) -> _Chain:
-    """Solve births at ``offered`` (in tokens' steps) against deaths at n / (alpha + beta n).
-
-    The weights of n are those of a negative binomial with r = alpha / beta + 1 and
-    p = offered beta, so that sums up to the slots are incomplete beta functions; beyond the slots
-    they fall by the ratio ``offered (alpha / B + beta)``. Where the slots are hardly ever taken
-    (Chernoff's bound of the tail of the second moment says so) the sums have no end.
-    """
-    r = alpha / beta + 1.0
-    odds = offered * beta
-    p = np.clip(odds, 1e-12, 0.999999)
-    ratio = offered * (alpha / slots + beta)
-    steady = ratio < 1.0
-    log_sum = -r * np.log1p(-p)
-    left = np.where(steady, 1.0 - ratio, 1.0)
-    most, more = np.maximum(slots - 1.0, 1e-9), r + 2.0
-    share = most / (most + more)
-    tail = -most * np.log(share / p) - more * np.log((1.0 - share) / (1.0 - p))
-    ended = steady & ((share <= p) | (tail > LOG_NEVER + 2.0 * np.log(left)))
-    ends = np.flatnonzero(ended)
-    empty = np.where(steady, np.exp(-log_sum), 0.0)
-    held, first, second, waiting, at_full = _up_to(
-        r[ends], p[ends], odds[ends], ratio[ends], log_sum[ends], slots[ends], moments=moments
-    )
-    empty[ends] /= held
-    if not moments:
-        zero = np.zeros_like(empty)
-        return _Chain(empty, zero, zero, zero, zero, ratio)
-    up = p / (1.0 - p)
-    mean = np.where(steady, r * up, slots)
-    variance = np.where(steady, r * up / (1.0 - p), 0.0)
-    mean[ends] = (first + slots[ends] * waiting) / held
-    variance[ends] = np.maximum((second + slots[ends] ** 2 * waiting) / held - mean[ends] ** 2, 0.0)
-    full, queue = np.where(steady, 0.0, 1.0), np.where(steady, 0.0, np.inf)
-    full[ends] = (at_full + waiting) / held
-    queue[ends] = waiting / left[ends] / held
-    return _Chain(empty, full, mean, variance, queue, ratio)
-
-
-def _up_to(
-    r: FloatArray,
-    p: FloatArray,
-    odds: FloatArray,
-    ratio: FloatArray,
-    log_sum: FloatArray,
-    slots: FloatArray,
-    *,
-    moments: bool,
-) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray, FloatArray]:
-    """Sums of the weights of a steady chain: all, times n and n^2 up to the slots; beyond; at."""
-    from scipy.special import betainc, gammaln
-
-    below = betainc(r, slots + 1.0, 1.0 - p)  # share of the sum at n <= B
-    log_full = (
-        gammaln(slots + r) - gammaln(slots + 1.0) - gammaln(r)
-        + slots * np.log(np.maximum(odds, 1e-300)) - log_sum
-    )  # fmt: skip
-    at_full = np.exp(np.minimum(log_full, 700.0))
-    waiting = at_full * ratio / (1.0 - ratio)
-    held = below + waiting
-    if not moments:
-        return held, held, held, waiting, at_full
-    first = r * p / (1.0 - p) * betainc(r + 1.0, slots, 1.0 - p)
-    second = r * (r + 1.0) * (p / (1.0 - p)) ** 2
-    second = second * betainc(r + 2.0, np.maximum(slots - 1.0, 1e-9), 1.0 - p)
-    second = np.where(slots > 1.0, second, 0.0) + first
-    return held, first, second, waiting, at_full
 
 
 # ------------------------------------------------------------------------ the steady state
@@ -397,6 +307,15 @@ def steady_state(
         together = np.minimum(prompt / share, budget)
         return steps.prompts_s(together, running) * prompt / together, together
 
+    full_step = steps.step_s(limit)
+    full_prompt, _ = prompt_s(np.maximum(limit / output, 1e-9), limit)
+    # With all slots taken: arrivals over what is served.
+    ratio = rate * output * full_step / limit / np.maximum(1.0 - rate * full_prompt, 1e-9)
+    # No more keep running than prompts join: a step takes no more of their tokens than its budget.
+    joining = np.clip(budget * output / prompt, 1.0, limit)
+    joining_prompt, _ = prompt_s(np.maximum(joining / output, 1e-9), joining)
+    cycle_s = output * steps.step_s(joining) + joining * joining_prompt
+    saturation = np.minimum(limit / (output * full_step + limit * full_prompt), joining / cycle_s)
     batch = np.clip(rate * output * steps.step_s(one), 1.0, limit)
     step = steps.step_s(batch)
     spread = np.zeros_like(rate)
@@ -441,18 +360,15 @@ def steady_state(
             mean = (fixed / beta + 1.0) * odds / (1.0 - odds)
             spread = np.where(mean < limit, mean / (1.0 - odds), 0.0)
         else:
-            chain = _chain(offered, fixed, beta, limit, moments=True)
+            chain = batch_chain(offered, fixed, beta, limit, ratio, moments=True)
             mean = chain.mean
             spread = np.where(chain.ratio < 1.0, chain.variance, 0.0)
         batch = 0.5 * batch + 0.5 * np.clip(mean, 1e-6, limit)
         step = 0.5 * step + 0.5 * (alpha + beta * np.maximum(batch, 1.0)) / (1.0 - rho)
     # Empty: nothing to prefill, and nothing to decode.
-    empty = (1.0 - rho) * _chain(offered, alpha, beta, limit, moments=False).empty
+    empty = (1.0 - rho) * batch_chain(offered, alpha, beta, limit, ratio, moments=False).empty
     batch = chain.mean
-    full_step = steps.step_s(limit)
-    full_prompt, _ = prompt_s(np.maximum(limit / output, 1e-9), limit)
-    saturation = limit / (output * full_step + limit * full_prompt)
-    stable = (chain.ratio < 1.0) & (rate < saturation) & (rate * own_prompt < FULL)
+    stable = rate < saturation
 
     busy = 1.0 - empty
     bare = alpha + beta * np.maximum(batch, 1.0)
@@ -468,7 +384,7 @@ def steady_state(
     slot_wait = np.where(stable, queue / rate * 0.5 * (1.0 + min(uneven, 1.5)), np.inf)
     ready = first + budget_wait
     infinite = np.where(stable, 0.0, np.inf)
-    tpot = np.where(stable, tpot, full_step + limit / output * full_prompt)
+    tpot = np.where(stable, tpot, cycle_s / output)
     ttft = ready + slot_wait
     # Spread of a request's mean time per token: the batch that it sees, which hardly changes over
     # a short life, and the prompts of others.
@@ -520,17 +436,17 @@ def steady_state(
                     tokens_per_pass=budget,
                 )  # fmt: skip
                 energy = np.maximum(energy, state.energy_per_request_j)
-        full_j = joules.prompts_j(together, limit) * prompt / together  # beyond saturation
-        full_j = full_j + output * joules.step_j(limit) / limit
+        full_j = joules.prompts_j(together, joining) * prompt / together  # beyond saturation
+        full_j = full_j + output * joules.step_j(joining) / joining
         energy = np.where(stable, energy, np.maximum(full_j, idle_w / saturation))
         power = energy * np.minimum(rate, saturation)
     return Service(
         rate_per_s=np.array(rate),
-        mean_batch_size=np.where(stable, batch, limit),
+        mean_batch_size=np.where(stable, batch, joining),
         utilisation_ratio=rate / saturation,
         saturation_rate_per_s=saturation,
         empty_ratio=np.where(stable, empty, 0.0),
-        steps_per_s=np.where(stable, steps_per_s, 1.0 / (full_step + limit / output * full_prompt)),
+        steps_per_s=np.where(stable, steps_per_s, output / cycle_s),
         full_ratio=np.where(stable, chain.full, 1.0),
         tpot_s=tpot,
         ttft_s=ttft,
