@@ -686,7 +686,7 @@ def test_what_hardly_keeps_up_is_not_certain_to_where_no_limit_is_asked() -> Non
     single = solved.cases.pipeline_parallel == 1  # of pipelines little is known
     assert (odds[single & (load < 0.4)] > 0.99).all()
     assert (odds[(load > 0.93) & (load < 1.0)] < 0.9).all()
-    assert (odds[single & (load > 1.6)] == 0).all()
+    assert (odds[single & (load > 1.6)] < 0.01).all()
     assert made.best.utilisation_ratio < 0.9
 
 

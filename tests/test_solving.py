@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from energylens import catalog, packaged, solving
-from energylens.deciding import Engine, LatencyLimit, Load, decide
+from energylens.cases import Cases
+from energylens.deciding import Engine, LatencyLimit, Load, breaks_at, decide
 from energylens.model import EnergyModel
 from energylens.records import Configuration, Workload
 from energylens.selection import Scenario
@@ -98,3 +101,52 @@ def test_joules_of_steps_are_the_same_whatever_they_were_made_for(model: EnergyM
             own.joules.prompts_j(running, running), wide.prompts_j(running, running), rtol=1e-12
         )
     np.testing.assert_allclose(own.joules.idle_w, wide.idle_w)
+
+
+@pytest.mark.parametrize(
+    ("llm", "precision", "tensor", "batch"),
+    [
+        ("meta-llama/Llama-3.3-70B-Instruct", "fp8", 2, 128),
+        ("Qwen/Qwen3-8B", "bf16", 1, 24),
+        ("Qwen/Qwen3-30B-A3B", "bf16", 4, 200),
+    ],
+)
+@pytest.mark.parametrize("asked", [(), (LatencyLimit(measure="tpot", seconds=0.15),)])
+def test_odds_of_keeping_up_fall_evenly_as_more_arrives(
+    model: EnergyModel,
+    llm: str,
+    precision: str,
+    tensor: int,
+    batch: float,
+    asked: tuple[LatencyLimit, ...],
+) -> None:
+    engine, offered = Engine(model), load(1.0, 700)
+    run = Configuration(tensor_parallel=tensor, batch_size=batch)
+    cases = Cases.of([solving.case_of(scenario(llm, precision), run)])
+    one = engine.prepare(cases, offered.lengths)
+    most = float(engine.solve(one, offered, (), odds=False).state.saturation_rate_per_s[0])
+    rates = most * np.exp(np.arange(-0.7, 0.5, 0.01))
+    many = one.take(np.zeros(len(rates), dtype=np.intp))
+    solved = engine.solve(many, offered, asked, rates_per_s=rates)
+    odds = solved.probabilities(asked)[0]
+    steps = -np.diff(odds)
+    assert (steps >= 0.0).all()
+    assert steps.max() < 0.05
+    assert (odds <= solved.keeps_up).all()
+    assert 0.0 < odds[-1] < 0.02
+    assert 0.98 < odds[0] < 1.0
+    for meet in (0.6, 0.9):
+        low = replace(offered, rate_per_s=0.4 * most)
+        stated = breaks_at(engine, one, low, asked, meet)
+        assert stated is not None
+        assert stated == pytest.approx(float(np.interp(-meet, -odds, rates)), rel=0.01)
+
+
+def test_a_share_below_a_value_is_that_of_the_quantiles() -> None:
+    levels = (np.arange(9) + 0.5) / 9
+    z = np.array([-1.5932, -0.9674, -0.5895, -0.2822, 0.0, 0.2822, 0.5895, 0.9674, 1.5932])
+    skewed = 0.04 + np.where(z < 0, 0.1, 0.3) * z
+    for value, level in zip(skewed, levels, strict=True):
+        found = solving.share_below(np.array([value]), skewed[:, None])
+        assert found[0] == pytest.approx(level, abs=1e-3)
+    assert solving.share_below(np.array([-0.01, 0.01]), np.zeros((9, 2))).tolist() == [0.0, 1.0]

@@ -33,6 +33,7 @@ DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel", "data_parallel", "batc
 BATCH_LIMITS: tuple[float, ...] = tuple(sorted({float(round(2.0 ** (k / 4))) for k in range(41)}))
 FACTORS = 9  # quantiles of the time law's error that stand for it
 RELAXED_RATIOS = (1.1, 1.2, 1.5, 2.0, 3.0)  # by which a limit is relaxed to say what it costs
+LEAST_SPREAD = 1e-6  # of a logarithm, where nothing is known to be off
 DECIDED_SPREADS = 6.0  # of a limit's own error beyond which a configuration surely meets or misses
 KEPT_BYTES = 64 * 2**20  # of what does not depend on the rate
 FOLDED_BYTES, NAME_BYTES = 80, 200  # of a case: made when it is first solved, and asked for
@@ -335,12 +336,18 @@ class Solved:
 
         if not limits:
             return self.keeps_up, np.zeros((0, len(self.cases)))
+        # Each factor stands for an equal share of the error, fastest first. Of these shares counts
+        # what keeps up, the last of them in part: whatever meets keeps up, and nothing jumps.
+        shares = len(self.values[0])
+        counts = np.clip(shares * self.keeps_up - np.arange(shares)[:, None], 0.0, 1.0) / shares
         each = np.empty(self.values.shape)
         for i, (limit, value) in enumerate(zip(limits, self.values, strict=True)):
             middle, spread = limit.queue_late(self.state.utilisation_ratio)
             late = np.log(limit.seconds) - np.log(np.maximum(value, 1e-300)) - middle
             each[i] = ndtr(late / spread)
-        return each.min(axis=0).mean(axis=0), each.mean(axis=1)
+        most = self.keeps_up
+        odds = (counts * each.min(axis=0)).sum(axis=0), (counts * each).sum(axis=1)
+        return np.minimum(odds[0], most), np.minimum(odds[1], most)
 
 
 class Engine:
@@ -533,7 +540,7 @@ class Engine:
         if odds:
             factors = self._factors(prepared, state)
             most = self.factor * state.saturation_rate_per_s
-            keeps_up = (rate * factors < most).mean(axis=0)
+            keeps_up = share_below(np.log(most / rate), np.log(factors))
         if limits and odds:
             values = self._spread(prepared, state, rate, load.computed, limits, factors)
         else:
@@ -581,9 +588,7 @@ class Engine:
                 lengths=lengths,
                 slots=prepared.slots[rows],
             )
-            found = np.array([limit.value(changed) for limit in limits])
-            # Where the queue grows without end no limit is met for long.
-            return np.where(changed.saturated, np.inf, found)
+            return np.array([limit.value(changed) for limit in limits])
 
         n = len(prepared)
         ends, inner = np.array([0, FACTORS - 1]), np.arange(1, FACTORS - 1)
@@ -660,6 +665,25 @@ class Engine:
             )
         ]
         return tuple(made[i] for i in place)
+
+
+def share_below(value: FloatArray, quantiles: FloatArray) -> FloatArray:
+    """Probability that what has these quantiles, evenly apart, is below a value; shape (n,).
+
+    The distribution is normal on either side of the median, as wide as fits the quantiles there.
+    """
+    from scipy.special import ndtr, ndtri
+
+    middle = len(quantiles) // 2
+    z = ndtri((np.arange(len(quantiles)) + 0.5) / len(quantiles))
+    apart = z[:, None] * (quantiles - quantiles[middle])
+    low, high = (
+        apart[side].sum(axis=0) / np.square(z[side]).sum()
+        for side in (slice(0, middle), slice(middle + 1, None))
+    )
+    beyond = value - quantiles[middle]
+    share: FloatArray = ndtr(beyond / np.maximum(np.where(beyond < 0, low, high), LEAST_SPREAD))
+    return share
 
 
 def _tuples(columns: Sequence[FloatArray], n: int) -> list[tuple[float, ...]]:
