@@ -42,6 +42,15 @@ def test_a_rate_moves_the_whole_answer(tab: Tab, server: Server) -> None:
     assert "published" in page.inner_text("#behind")
 
 
+def test_nothing_is_saved_against_what_does_not_serve_the_load(tab: Tab, server: Server) -> None:
+    page = tab.open(server.url + SMALL.replace("TP2+B64", "TP1+B1")).page
+    saved = page.inner_text("#saved")
+    assert "not counted" in saved
+    assert "TP1, batch limit 1 does not keep up" in saved
+    assert "kWh a month" in saved
+    assert "saved" not in saved
+
+
 def test_an_error_is_shown_and_goes_away(tab: Tab, server: Server) -> None:
     page = tab.open(server.url + SMALL).page
     page.fill("#llm", "<img src=x onerror=alert(1)>")

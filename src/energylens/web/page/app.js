@@ -306,8 +306,13 @@ function words() {
     tile("limits met", !asked.length ? "none set" : sure ? chance(best.probability_of_meeting_ratio) : "...", asked.length ? `probability, ${d.question.meet ?? ""} asked` : "nothing to miss"),
   );
   const { best: month, current: today } = d.month;
-  if (today) {
-    const less = 1 - best.energy_per_request_j / d.current.energy_per_request_j;
+  const met = () => tile("limits met today", !asked.length ? "none set" : sure ? chance(d.current.probability_of_meeting_ratio) : "...", asked.length ? "probability" : "nothing to miss");
+  const choice = () => [tile("kWh a month", number(month.kwh_per_month)), tile("USD a month", number(month.cost_per_month)), tile("kg CO2 a month", number(month.co2_kg_per_month))];
+  if (d.current && (!today || best.saving_ratio == null)) { // no saving counts against what does not serve the load
+    $("#saved").dataset.side = "none";
+    $("#saved").replaceChildren(tile("against today", "not counted", `${name(d.current)} ${today ? "breaks the limits" : "does not keep up"}`), ...choice(), met());
+  } else if (today) {
+    const less = best.saving_ratio;
     const same = Math.abs(less) < SAME_RATIO;
     const side = same ? "same" : less > 0 ? "less" : "more";
     const change = (what, field) => {
@@ -319,11 +324,11 @@ function words() {
     $("#saved").replaceChildren(
       tile("against today", same ? "the same" : `${percent(Math.abs(less))} ${side}`, `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
       change("kWh", "kwh_per_month"), change("USD", "cost_per_month"), change("kg CO2", "co2_kg_per_month"),
-      tile("limits met today", !asked.length ? "none set" : sure ? chance(d.current.probability_of_meeting_ratio) : "...", asked.length ? "probability" : "nothing to miss"),
+      met(),
     );
   } else {
     $("#saved").dataset.side = "none";
-    $("#saved").replaceChildren(tile("kWh a month", number(month.kwh_per_month)), tile("USD a month", number(month.cost_per_month)), tile("kg CO2 a month", number(month.co2_kg_per_month)));
+    $("#saved").replaceChildren(...choice());
   }
   if (sure) {
     $("#binds").textContent = answer.sentences.join(" ");
