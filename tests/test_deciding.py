@@ -25,7 +25,7 @@ from energylens.deciding import (
     decide,
 )
 from energylens.decisions import QUEUE_LOADS, Measure, queue_late
-from energylens.deploying import EMITTERS, emit, read_configuration
+from energylens.deploying import EMITTERS, emit
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.fitting import from_datasheet
 from energylens.latency import TimeModel
@@ -34,6 +34,7 @@ from energylens.lengths import read_lengths
 from energylens.model import EnergyModel
 from energylens.recommended import read_recommendation
 from energylens.records import Configuration, Workload
+from energylens.running import read_configuration
 from energylens.savings import Prices, bill
 from energylens.schemas import DecisionFile
 from energylens.selection import Scenario

@@ -14,9 +14,10 @@ from energylens import catalog, packaged
 from energylens.capacity import largest_batch
 from energylens.cli import main
 from energylens.deciding import Decision, Engine, Load, decide
-from energylens.deploying import emit, read_configuration
+from energylens.deploying import emit
 from energylens.errors import UsageError
 from energylens.records import Configuration, Workload
+from energylens.running import read_configuration
 from energylens.selection import Candidates, Scenario
 from energylens.service import Lengths
 

@@ -22,10 +22,10 @@ from energylens.deciding import (
     Entry,
     LatencyLimit,
     Load,
+    Running,
     case_of,
     decide,
 )
-from energylens.deploying import read_configuration
 from energylens.errors import UsageError
 from energylens.lengths import MIXES, with_prompts_of, workload_of
 from energylens.model import EnergyModel
@@ -37,6 +37,7 @@ from energylens.records import (
     Gpu,
 )
 from energylens.records import Engine as Served
+from energylens.running import read_running
 from energylens.savings import Bill, Prices, bill
 from energylens.schemas import DecisionFile, headed
 from energylens.selection import Candidates, Scenario
@@ -116,7 +117,7 @@ class Query:
     choose: tuple[str, ...]
     candidates: Candidates
     batch_limits: tuple[float, ...]
-    current: Configuration | None
+    current: Running | None
     prices: Prices
     notes: tuple[str, ...]
 
@@ -276,7 +277,9 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
             clocks_mhz=tuple(map(float, asked.choose.clocks or ())),
         ),
         batch_limits=tuple(map(float, asked.choose.batch_sizes or BATCH_LIMITS)),
-        current=None if current is None else read_configuration(current.configuration, gpu),
+        current=None
+        if current is None
+        else read_running(current.configuration, llm, gpu, scenario.precision),
         prices=Prices(**{name: value for name, value in prices.items() if value is not None}),
         notes=(
             *known,
@@ -342,11 +345,15 @@ def bills(
 
 def case_of_entry(decision: Decision, entry: Entry) -> Case:
     """Make the case that an entry of a decision is about."""
-    scenario = decision.scenario
+    scenario, running = decision.scenario, decision.running
+    precision = catalog.precision(entry.precision)
+    for known in (None if running is None else running.precision, scenario.precision):
+        if known is not None and known.id == precision.id:
+            precision = known
     return Case(
         llm=scenario.llm,
         gpu=catalog.gpu(entry.gpu),
-        precision=catalog.precision(entry.precision),
+        precision=precision,
         workload=scenario.workload,
         configuration=entry.configuration,
         boundary=scenario.boundary,

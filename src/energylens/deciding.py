@@ -9,7 +9,7 @@ Of the configurations likely enough to meet, the one with the fewest joules a re
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +24,7 @@ from energylens.decisions import (
     LatencyLimit,
     Load,
     MeetPrice,
+    Running,
     Shadow,
     seconds,
 )
@@ -68,7 +69,7 @@ def decide(
     candidates: Candidates | None = None,
     batch_limits: Sequence[float] = BATCH_LIMITS,
     cases: Cases | None = None,
-    current: Configuration | None = None,
+    current: Configuration | Running | None = None,
     front: bool = False,
     odds: bool = True,
     compared: bool = False,
@@ -89,8 +90,9 @@ def decide(
         Values of the batch limit of one replica.
     cases : Cases, optional
         The configurations, in place of what the knobs span.
-    current : Configuration, optional
-        What runs today: savings are against it, and it is a candidate where GPUs allow.
+    current : Configuration or Running, optional
+        What runs today: savings are against it, and it is a candidate where GPUs allow and it is
+        in a number format that is asked about.
     front : bool
         Whether to list the energy-latency front.
     odds : bool
@@ -164,6 +166,10 @@ def decide(
     if len(order):
         gpus = solved.cases.occupied_gpus[order]
         fewest = entries[int(np.argmin(gpus))]
+    running = Running(configuration=current) if isinstance(current, Configuration) else current
+    notes: tuple[str, ...] = ()
+    if running is not None and today is not None and now is not None:
+        notes = (*running.notes, *_of_today(today, float(together.prepared.slots[now]), solved))
     shadows = _shadows(engine, solved, limits, meet, entries) if odds else ()
     prices = _meet_prices(engine, solved, limits, meet, entries) if odds else ()
     would_do = None
@@ -203,7 +209,26 @@ def decide(
         meet_prices=prices,
         beyond=_beyond(engine, solved, limits, meets, entries) if odds and limits else None,
         saving_interval=saved,
+        running=running,
+        keeps=bool(len(order)) and int(order[0]) == now,
+        notes=notes,
     )
+
+
+def _of_today(today: Entry, held: float, solved: Solved) -> Iterator[str]:
+    """Say where what runs today is no candidate, and where memory sets its limit."""
+    cases = solved.cases
+    formats = {cases.precisions[i].id for i in np.unique(cases.precision_index)}
+    if today.precision not in formats:
+        yield (
+            f"What runs today is in {today.precision}, and the choice in "
+            f"{' or '.join(sorted(formats))}."
+        )
+    if held < today.batch_limit * (1.0 - ALIKE_RATIO):
+        yield (
+            f"What runs today allows {today.batch_limit:g} sequences in a replica, and its memory "
+            f"holds {int(held)} of such requests."
+        )
 
 
 def _compared(
@@ -431,6 +456,7 @@ __all__ = [
     "Entry",
     "LatencyLimit",
     "Load",
+    "Running",
     "Shadow",
     "candidates_under_load",
     "case_of",

@@ -9,7 +9,7 @@ import numpy as np
 
 from energylens.cases import FloatArray
 from energylens.errors import InfeasibleError, UsageError
-from energylens.records import Configuration
+from energylens.records import Configuration, Precision
 from energylens.selection import Scenario
 from energylens.service import Lengths, Service
 from energylens.words import rounded_down
@@ -153,6 +153,19 @@ class Load:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """What runs today, and in what it differs from the question: None is as asked about.
+
+    ``notes`` say what else it was started with.
+    """
+
+    configuration: Configuration
+    precision: Precision | None = None
+    memory_share_ratio: float | None = None
+    notes: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Entry:
     """One configuration under the load. Joules and watts are those of the whole deployment.
@@ -286,7 +299,8 @@ class Decision:
     ``entries`` has the best batch limit of each layout. ``missed`` those whose odds are too low,
     likeliest first. ``fewest_gpus`` is the best of those that meet with the fewest GPUs,
     ``breaks_at_per_s`` the rate up to which the first choice meets, ``front`` the choices that no
-    other beats in both joules and the probability-weighted time of the first limit. Not ``certain``
+    other beats in both joules and the probability-weighted time of the first limit. ``keeps`` is
+    whether the first choice is what runs today (``running``, as it was told). Not ``certain``
     is what means alone say: then no probability was worked out. ``enough`` says how many GPUs would
     do where those allowed do not. ``solved`` has all candidates.
     """
@@ -311,6 +325,8 @@ class Decision:
     meet_prices: tuple[MeetPrice, ...] = ()
     beyond: Beyond | None = None
     saving_interval: tuple[float, float] | None = None  # 80 %, against what runs today
+    running: Running | None = None
+    keeps: bool = False
 
     @property
     def best(self) -> Entry:

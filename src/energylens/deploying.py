@@ -1,4 +1,4 @@
-"""Between a choice and an engine: read what runs today, write what to run."""
+"""Between a choice and an engine: write what to run."""
 
 from __future__ import annotations
 
@@ -11,114 +11,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from energylens import catalog
-from energylens.capacity import default_sequences, largest_batch
+from energylens.capacity import largest_batch
 from energylens.deciding import Entry
 from energylens.errors import UsageError
 from energylens.records import Configuration, Gpu, Precision
 
-DEFAULT_SEQUENCES = 256.0  # max_num_seqs where nothing is said, nor the GPU type known
 NODE_GPUS = 8  # beyond which replicas are servers of their own
 LENGTH_STEP = 256  # tokens to which a shortened context is rounded down
 ROOM = 1.1  # times what a sequence takes, that the cache must hold: memory is known to a tenth
 TOKENS_PER_PASS = 8192
 PORT = 8000
 SHARED_GIB = 16  # of /dev/shm
-
-# --------------------------------------------------------------------- what runs today
-
-_WHOLE = "0{0,9}[1-9][0-9]{0,8}"
-_KNOBS = {"TP": "tensor_parallel", "PP": "pipeline_parallel", "EP": "expert_parallel"}
-_KNOBS |= {"DP": "data_parallel"}
-_FLAGS = {
-    "tensor-parallel-size": "tensor_parallel",
-    "tp": "tensor_parallel",
-    "pipeline-parallel-size": "pipeline_parallel",
-    "pp": "pipeline_parallel",
-    "data-parallel-size": "data_parallel",
-    "dp": "data_parallel",
-    "max-num-seqs": "batch",
-}
-
-
-def read_configuration(text: str, gpu: Gpu | None = None) -> Configuration:
-    """Read ``TP8 B256``, ``2 x TP4 B128`` or the command line of ``vllm serve``.
-
-    The batch limit of a command line, or behind a number of replicas, is that of one replica; B
-    beside DP is that of all together. Where none is said it is what vLLM takes on that GPU type
-    (``get_batch_defaults`` of vLLM 0.11: 1024 from 70 GiB on but on A100, else 256).
-
-    Raises
-    ------
-    UsageError
-        If the text is neither.
-    """
-    default = DEFAULT_SEQUENCES if gpu is None else float(default_sequences(gpu))
-    if re.search(r"--|\bserve\b", text):
-        return _of_command_line(text, default)
-    degrees: dict[str, int] = {}
-    batch: float | None = None
-    # As select prints it, or '2 x TP4 B200': the limit is that of one replica.
-    told = re.fullmatch(
-        rf"(?:({_WHOLE}) ?[x×] ?)?(TP(?:(?!DP).)*?),? (?:batch limit |B[ =]?)({_WHOLE})",
-        text.strip(),
-        re.IGNORECASE,
-    )
-    if told:
-        replicas = int(told[1] or 1)
-        text = f"{told[2]} DP{replicas} B{int(told[3]) * replicas}"
-    elif told := re.fullmatch(
-        rf"({_WHOLE}) ?[x×] ?(TP(?:(?!DP|B).)*)", text.strip(), re.IGNORECASE
-    ):
-        text = f"{told[2]} DP{told[1]}"
-    for word in re.split(r"[\s,+/]+|(?<=\d)[x×*](?=[A-Za-z])", text.strip()):
-        match = re.fullmatch(rf"(TP|PP|EP|DP|B)[ =]?({_WHOLE})", word, re.IGNORECASE)
-        if not match:
-            raise UsageError(
-                "--current must be a layout and batch limit such as 'TP8 B256' or '4 x TP2 B128', "
-                f"or a vllm serve command line; {word[:60]!r} is no part of one"
-            )
-        name, value = match[1].upper(), int(match[2])
-        if name == "B":
-            batch = float(value)
-        else:
-            degrees[_KNOBS[name]] = value
-    replicas = degrees.get("data_parallel", 1)
-    return Configuration(**degrees, batch_size=batch or default * replicas)
-
-
-def _of_command_line(text: str, default: float) -> Configuration:
-    try:
-        words = shlex.split(text.replace("\\\n", " "))
-    except ValueError as error:
-        raise UsageError(
-            f"--current is no command line that a shell could read: {error}"
-        ) from error
-    degrees = {"tensor_parallel": 1, "pipeline_parallel": 1, "data_parallel": 1}
-    batch, experts = default, False
-    for i, word in enumerate(words):
-        if not word.startswith("-"):
-            continue
-        name, _, value = word.lstrip("-").replace("_", "-").partition("=")
-        if name in ("enable-expert-parallel", "ep"):
-            experts = True
-        if name not in _FLAGS:
-            continue
-        value = value or (words[i + 1] if i + 1 < len(words) else "")
-        if not re.fullmatch(_WHOLE, value):
-            raise UsageError(
-                f"--current: --{name} must be a whole number from 1 to 999999999, not "
-                f"{value[:60]!r}"
-            )
-        if _FLAGS[name] == "batch":
-            batch = float(value)
-        else:
-            degrees[_FLAGS[name]] = int(value)
-    replicas = degrees["data_parallel"]
-    spread = degrees["tensor_parallel"] * replicas if experts else 1
-    return Configuration(**degrees, expert_parallel=spread, batch_size=batch * replicas)
-
-
-# ------------------------------------------------------------------------- what to run
 
 
 @dataclass(frozen=True, kw_only=True)

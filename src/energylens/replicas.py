@@ -15,7 +15,7 @@ import numpy as np
 
 from energylens.cases import Cases, IntArray
 from energylens.dataset import freed_columns
-from energylens.decisions import Enough, LatencyLimit, Load
+from energylens.decisions import Enough, LatencyLimit, Load, Running
 from energylens.records import Boundary, Configuration
 from energylens.selection import DEGREES, Candidates, Scenario
 from energylens.solving import Engine, Prepared, Spanned
@@ -40,7 +40,7 @@ def span(
     candidates: Candidates | None,
     batch_limits: Sequence[float],
     cases: Cases | None,
-    current: Configuration | None,
+    current: Configuration | Running | None,
 ) -> Spanned | None:
     """Prepare what the knobs of a question span, as many replicas as the load may want.
 

@@ -20,8 +20,8 @@ from energylens import latency, service
 from energylens.capacity import layout_possible, layout_problem
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import group_rows
-from energylens.decisions import Entry, LatencyLimit, Load
-from energylens.errors import InfeasibleError
+from energylens.decisions import Entry, LatencyLimit, Load, Running
+from energylens.errors import InfeasibleError, UsageError
 from energylens.latency import Steps, TimeModel
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration
@@ -421,7 +421,7 @@ class Engine:
         candidates: Candidates | None = None,
         batch_limits: Sequence[float] = BATCH_LIMITS,
         cases: Cases | None = None,
-        current: Configuration | None = None,
+        current: Configuration | Running | None = None,
     ) -> Spanned | None:
         """Prepare what the knobs of a question span, or ``cases`` in place of it.
 
@@ -432,6 +432,8 @@ class Engine:
         ------
         InfeasibleError
             If what runs today has no room in memory.
+        UsageError
+            If its cache has another format than that asked about.
         """
         if cases is not None:
             held = np.maximum(service.slots(cases, lengths), 1.0)
@@ -457,19 +459,30 @@ class Engine:
         layout: IntArray,
         scenario: Scenario,
         lengths: Lengths,
-        current: Configuration | None,
+        running: Configuration | Running | None,
         ruled_out: int,
     ) -> Spanned:
         """Prepare candidates, what runs today among them where it takes no more GPUs than allowed.
 
-        ``held`` and ``layout`` are as in `prepare`.
+        ``held`` and ``layout`` are as in `prepare`. In a number format that is not asked about, it
+        is none of them.
         """
         own, among = len(cases), None
-        if current is not None:
-            today = Cases.of([case_of(scenario, current)])
+        if running is not None:
+            told = running if isinstance(running, Running) else Running(configuration=running)
+            current, precision = told.configuration, told.precision or scenario.precision
+            asked = {each.id: each for each in (*cases.precisions, scenario.precision)}
+            if asked.get(precision.id, precision) != precision:
+                ours, theirs = precision.kv_bits, asked[precision.id].kv_bits
+                raise UsageError(
+                    f"what runs today keeps its cache in {ours:g} bits, and the question is about "
+                    f"one in {theirs:g}: ask with the same --kv-cache-dtype"
+                )
+            as_run = replace(scenario, precision=precision)
+            today = Cases.of([case_of(as_run, current)])
             refused = layout_problem(
                 scenario.llm,
-                scenario.precision,
+                precision,
                 tensor_parallel=current.tensor_parallel,
                 pipeline_parallel=current.pipeline_parallel,
                 expert_parallel=current.expert_parallel,
@@ -478,9 +491,12 @@ class Engine:
             if refused is not None:
                 raise InfeasibleError(
                     f"the current configuration {current.describe()} cannot be laid out for "
-                    f"{scenario.llm.id} at {scenario.precision.id}: {refused}"
+                    f"{scenario.llm.id} at {precision.id}: {refused}"
                 )
-            room = service.slots(today, lengths)
+            if told.memory_share_ratio is not None:
+                gpu = replace(scenario.gpu, memory_share_ratio=told.memory_share_ratio)
+                as_run = replace(as_run, gpu=gpu)
+            room = service.slots(Cases.of([case_of(as_run, current)]), lengths)
             if room[0] < 1:
                 raise InfeasibleError(
                     f"the current configuration {current.describe()} has no room in memory for one "
@@ -489,14 +505,17 @@ class Engine:
             joined = Cases.concatenate([cases, today])
             groups = _layout(joined)
             alike = np.flatnonzero(groups[:own] == groups[own])
-            same = alike[cases.batch_size[alike] == today.batch_size[0]]
+            same = alike[
+                (cases.batch_size[alike] == today.batch_size[0]) & (held[alike] == room[0])
+            ]
             if len(same):
                 among = int(same[0])
             else:
                 number = layout[alike[0]] if len(alike) else layout.max() + 1
                 cases, among = joined, own
                 held, layout = np.append(held, room), np.append(layout, number)
-                own += int(today.occupied_gpus[0] <= scenario.gpu_limit)
+                fits = today.occupied_gpus[0] <= scenario.gpu_limit
+                own += int(fits and precision.id in asked)
         together = self.prepare(cases, lengths, held=held, layout=layout)
         candidates = together if own == len(cases) else together.take(slice(0, own))
         return Spanned(candidates=candidates, together=together, ruled_out=ruled_out, current=among)

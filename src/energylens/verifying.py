@@ -19,10 +19,10 @@ from energylens import capacity, files
 from energylens.cases import Cases
 from energylens.columns import PERCENTILES
 from energylens.deciding import Engine, Entry, LatencyLimit, Load, case_of, decide
-from energylens.deploying import read_configuration
 from energylens.errors import InputError, UsageError
 from energylens.model import EnergyModel
 from energylens.records import Configuration
+from energylens.running import read_configuration
 from energylens.selection import Candidates, Scenario, select
 from energylens.solving import FACTORS
 

@@ -14,12 +14,6 @@ if TYPE_CHECKING:
 WORTH_A_RANGE = 0.01  # joules saved against today, of which an interval says more
 
 
-def kept(decision: Decision) -> bool:
-    """Whether what runs today is the choice."""
-    today = decision.current
-    return today is not None and decision.best.configuration == today.configuration
-
-
 def sentences(
     decision: Decision, bills: Mapping[str, Bill], name: str, *, day: bool
 ) -> Iterator[str]:
@@ -36,7 +30,7 @@ def sentences(
     """
     when = "over the day of the profile" if day else "at this rate"
     today, counts = decision.current, decision.best.saving_ratio is not None
-    if today is not None and not kept(decision):
+    if today is not None and not decision.keeps:
         yield _today(decision, today, name) + (_saved(decision, bills, when) if counts else ".")
         if counts:
             return
@@ -55,6 +49,8 @@ def _today(decision: Decision, today: Entry, name: str) -> str:
     c = today.configuration
     if c.data_parallel > 1:
         name += f" each (B{c.batch_size:g} together)"
+    if today.precision not in {decision.best.precision, decision.scenario.precision.id}:
+        name += f" in {today.precision}"
     if c.gpus > decision.scenario.gpu_limit:
         name += f", {c.gpus} GPUs and so no candidate"
     if today.saturated:

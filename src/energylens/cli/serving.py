@@ -295,7 +295,7 @@ def under_load(
 ) -> UnderLoad:
     """Read what is asked under a load."""
     from energylens.deciding import MEET, Load
-    from energylens.deploying import read_configuration
+    from energylens.running import read_running
     from energylens.selection import Scenario
 
     load = Load(
@@ -308,7 +308,9 @@ def under_load(
         "meet": MEET if arguments.meet is None else arguments.meet,
         "choose": arguments.choose,
         "candidates": candidates_of(arguments),
-        "current": read_configuration(arguments.current, case.gpu) if arguments.current else None,
+        "current": read_running(arguments.current, case.llm, case.gpu, case.precision)
+        if arguments.current
+        else None,
         "front": arguments.front,
         "compared": True,
         **_grid(arguments),
@@ -357,7 +359,7 @@ def answer(
             made["check"] = wanting(decision, arguments.check) or "passed"
         print_json(made)
     else:
-        show(decision, month, notes, day=bool(rates))
+        show(decision, month, [*decision.notes, *notes], day=bool(rates))
     if arguments.check is not None and (reason := wanting(decision, arguments.check)):
         raise CheckError(f"check failed: {reason}")
 
@@ -528,7 +530,7 @@ def _sentences(decision: Decision, bills: dict[str, Bill], *, day: bool) -> Iter
     from energylens.decisions import seconds
 
     best, lengths = decision.best, decision.load.lengths
-    words = "Keep what you run, " if against.kept(decision) else "Run "
+    words = "Keep what you run, " if decision.keeps else "Run "
     words += f"{_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
     words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
     words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} of capacity "

@@ -199,13 +199,15 @@ def _tell(watcher: Watcher, arguments: argparse.Namespace) -> None:
 
 def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, list[str]]:
     """Make the law ready for what runs; None where that was not said."""
+    from dataclasses import replace
+
     from energylens import catalog
     from energylens.answering import NO_TIMES, engine_meant, parse_limit
     from energylens.cli.serving import model_for
-    from energylens.deploying import read_configuration
     from energylens.errors import UsageError
     from energylens.instrument.planning import find_llm
     from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Workload
+    from energylens.running import read_running
     from energylens.watching.expecting import Expectation
 
     if arguments.llm is None and arguments.gpu is None:
@@ -221,7 +223,11 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
         if folder
         else catalog.checkpoint_precision(arguments.llm, given).id
     )
-    configuration = read_configuration(arguments.current)
+    gpu, precision = gpu_of(arguments, arguments.gpu), precision_of(arguments, served)
+    running = read_running(arguments.current, llm, gpu, precision)
+    configuration = running.configuration
+    if running.memory_share_ratio is not None and arguments.gpu_memory_utilization is None:
+        gpu = replace(gpu, memory_share_ratio=running.memory_share_ratio)
     if arguments.node_gpus and arguments.node_gpus < configuration.gpus:
         raise UsageError(
             f"--node-gpus must be at least the {configuration.gpus} GPUs of the deployment, not "
@@ -231,8 +237,8 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
     engine = arguments.engine_version or UNKNOWN_ENGINE
     case = Case(
         llm=llm,
-        gpu=gpu_of(arguments, arguments.gpu),
-        precision=precision_of(arguments, served),
+        gpu=gpu,
+        precision=running.precision or precision,
         workload=Workload(input_tokens=1.0, output_tokens=1.0),
         configuration=configuration,
         boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
@@ -244,7 +250,7 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
         for name in ("tpot", "ttft", "latency")
         if (text := getattr(arguments, name))
     )
-    said = [*notes, *([model.caution] if model.caution else [])]
+    said = [*notes, *running.notes, *([model.caution] if model.caution else [])]
     if model.time is None:
         said.append(NO_TIMES)
     return (

@@ -23,7 +23,7 @@ from energylens.answering import (
 )
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.deciding import Decision, Engine, Entry, breaks_at, case_of
-from energylens.deploying import EMITTERS, emit, read_configuration
+from energylens.deploying import EMITTERS, emit
 from energylens.errors import EnergyLensError, InfeasibleError, UsageError
 from energylens.explanation import explain, scope_notes
 from energylens.formula import OVERLAPS, datasheet
@@ -32,6 +32,7 @@ from energylens.lengths import workload_of
 from energylens.model import EnergyModel
 from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu, Precision
 from energylens.replicas import EVERY
+from energylens.running import read_running
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
 from energylens.service import idle_of, slots
 from energylens.time_explained import explain_time, explanation_document
@@ -142,7 +143,15 @@ def service(
         How many.
     """
     found = asked(loaded, question)
-    case = case_of(found.scenario, read_configuration(configuration, found.scenario.gpu))
+    asked_of = found.scenario
+    told = read_running(configuration, asked_of.llm, asked_of.gpu, asked_of.precision)
+    share = told.memory_share_ratio or asked_of.gpu.memory_share_ratio
+    as_run = replace(
+        asked_of,
+        gpu=replace(asked_of.gpu, memory_share_ratio=share),
+        precision=told.precision or asked_of.precision,
+    )
+    case = case_of(as_run, told.configuration)
     cases = Cases.of([case])
     if slots(cases, found.load.lengths)[0] < 1:
         raise InfeasibleError(
@@ -154,7 +163,7 @@ def service(
         "gpu": case.gpu.id,
         "precision": case.precision.id,
         **_curve(found, cases, rates),
-        "notes": list(found.notes),
+        "notes": [*told.notes, *found.notes],
     }
     return headed("service", answer)
 
