@@ -705,7 +705,7 @@ def test_an_answer_has_at_most_twenty_four_lines(
     flat = " ".join(said.split())
     assert re.search(r"Of \d+ layouts that meet it takes the fewest with (over )?\d+ %", flat)
     assert re.search(r"less \(80 %: -?\d+ % to \d+ %\)", flat)
-    assert "Answered from the packaged model h100-vllm-0.11: 405 published measurements" in flat
+    assert "Answered from the packaged model h100-vllm-0.11: 405 published" in flat
     if "," in gpus:  # a configuration is named with its GPU type wherever it stands
         assert not re.search(r"\((\d x )?TP\d+, batch limit \d+[,)](?! [A-Z]+\d+)", flat)
 

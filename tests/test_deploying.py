@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 import re
 from dataclasses import replace
 from functools import cache
@@ -20,6 +22,7 @@ from energylens.records import Configuration, Workload
 from energylens.running import read_configuration
 from energylens.selection import Candidates, Scenario
 from energylens.service import Lengths
+from energylens.words import Note, notes_in_order
 
 ASKED = ["select", "--gpu", "H100", "--input-tokens", "900", "--output-tokens", "200", "--llm"]
 
@@ -167,8 +170,6 @@ def test_no_saving_is_counted_against_what_does_not_keep_up(
     text = said(capsys, *asked)
     assert re.search(r"Today TP2, batch limit 12,? does not keep up", text)
     assert "The choice takes" not in text
-    import json
-
     assert main([*ASKED, *asked, "--json"]) == 0
     document = json.loads(capsys.readouterr().out)
     assert all(each["saving_ratio"] is None for each in document["configurations"])
@@ -189,8 +190,6 @@ def test_no_saving_is_counted_against_what_breaks_limits(
 def test_what_runs_today_is_kept_where_nothing_takes_less(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    import json
-
     asked = ("Qwen/Qwen3-14B", "--rate", "4")
     assert main([*ASKED, *asked, "--json"]) == 0
     best = json.loads(capsys.readouterr().out)["configurations"][0]
@@ -235,9 +234,73 @@ def test_rent_and_price_contradict_each_other(capsys: pytest.CaptureFixture[str]
     )
 
 
-def test_under_a_cap_no_gpu_draws_more_than_it(capsys: pytest.CaptureFixture[str]) -> None:
-    import json
+CROWDED = ("--meet", "0.95", "--ttft", "1s", "--tpot", "50ms", "--current", "TP4 DP2 B96")
 
+
+@pytest.mark.parametrize(
+    ("words", "first", "others"),
+    [
+        (("Qwen/Qwen3-32B", "--gpu", "B200", *CROWDED), "of B200: ", ("H100",)),
+        (
+            ("deepseek-ai/DeepSeek-R1", "--gpu", "H200", "--max-gpus", "16", "--ttft", "1s"),
+            "has the LLM deepseek-ai/DeepSeek-R1",
+            ("of H200",),
+        ),
+        (("Qwen/Qwen3-32B", "--clock-mhz", "1300", *CROWDED), "locked clock", ("physics alone",)),
+        (
+            ("Qwen/Qwen3-14B", "--power-cap-w", "450", "--engine", "sglang", *CROWDED),
+            "sglang",
+            ("has a power cap",),
+        ),
+        (
+            ("Qwen/Qwen3-32B", "--gpu", "H200", "--clock-mhz", "1300", "--engine", "sglang",
+             "--precision", "fp8", *CROWDED),
+            "No row",
+            ("H200", "sglang", "clock: what one does is physics alone"),
+        ),
+    ],
+)  # fmt: skip
+def test_what_no_row_is_of_is_said_before_all_else(
+    words: tuple[str, ...],
+    first: str,
+    others: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = [*ASKED, *words, "--rate", "3"]
+    assert main(text) == 0
+    said = capsys.readouterr().out
+    assert len(said.splitlines()) <= 24
+    notes = " ".join(said.partition("Note: ")[2].split()).split("Note: ")
+    assert first in notes[0]
+    for other in others:
+        assert any(other in note for note in notes)
+    shared = [i for i, note in enumerate(notes) if note.startswith(("Prompt", "Money"))]
+    assert all(i > len(notes) - 3 - len(shared) for i in shared)
+    assert main([*text, "--json"]) == 0
+    kept = json.loads(capsys.readouterr().out)["notes"]
+    assert kept[-1].startswith("Money")
+    assert kept[-2].startswith("Prompt lengths")
+
+
+def test_a_model_that_is_named_says_which_gpu_it_has_no_row_of(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ["select", "a100-vllm-0.5", *ASKED[1:], "meta-llama/Llama-3.1-8B-Instruct"]
+    assert main([*asked, "--rate", "1"]) == 0
+    assert "No row is of H100-SXM-80GB" in " ".join(capsys.readouterr().out.split())
+
+
+def test_notes_are_sorted_by_what_they_do_to_an_answer() -> None:
+    notes = [
+        Note("money", rank=Note.MONEY), "anything", Note("of no row", rank=Note.UNSEEN, brief="no")
+    ]  # fmt: skip
+    kept = notes_in_order(notes)
+    assert kept == ["of no row", "anything", "money"]
+    assert [note.brief for note in kept] == ["no", "anything", "money"]
+    assert copy.deepcopy(kept[0]).rank == Note.UNSEEN
+
+
+def test_under_a_cap_no_gpu_draws_more_than_it(capsys: pytest.CaptureFixture[str]) -> None:
     words: tuple[Any, ...] = ("Qwen/Qwen3-32B", "--rate", "5")
     caps = (
         "--choose",

@@ -42,11 +42,14 @@ from energylens.savings import Bill, Prices, bill
 from energylens.schemas import DecisionFile, headed
 from energylens.selection import Candidates, Scenario
 from energylens.service import Lengths
+from energylens.words import Note, notes_in_order, short_name
 
 BATCH_SIZE = 32.0  # where none is named
-NO_TIMES = (
+NO_TIMES = Note(
     "The model was fitted to joules alone: times are those of the datasheet, which may be off by "
-    "half. Fit rows that have request_latency_s or tpot_s."
+    "half. Fit rows that have request_latency_s or tpot_s.",
+    rank=Note.UNSEEN,
+    brief="Fitted to joules alone: times are the datasheet's, maybe off by half.",
 )
 
 
@@ -164,9 +167,11 @@ def _lengths(asked: DecisionFile) -> Lengths:
     )
 
 
-CAPS_BY_PHYSICS = (
+CAPS_BY_PHYSICS = Note(
     "No row of the fit has a power cap: steps are taken to last as long as their joules do at the "
-    "cap, and to take no fewer joules for it."
+    "cap, and to take no fewer joules for it.",
+    rank=Note.UNSEEN,
+    brief="No row of the fit has a power cap: what one does is physics alone.",
 )
 
 
@@ -290,12 +295,16 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
     )
 
 
-def fit_notes(model: EnergyModel, case: Case) -> str:
-    """Say in a sentence what the rows of a fit lack for a case; empty where they lack nothing."""
+def fit_notes(model: EnergyModel, case: Case) -> list[str]:
+    """Say what the rows of a fit lack for a case."""
     if not model.pooled.rows:
-        return ""
-    lacking = [
-        f"no row of the fit has the {what} {name}"
+        return []
+    lacking: list[str] = [
+        Note(
+            f"No row of the fit has the {what} {name}.",
+            rank=Note.UNSEEN,
+            brief=f"No row has the {what} {short_name(name)}.",
+        )
         for what, name, known in (
             ("LLM", case.llm.id, model.scope.llms),
             ("precision", case.precision.id, model.scope.precisions),
@@ -304,20 +313,22 @@ def fit_notes(model: EnergyModel, case: Case) -> str:
     ]
     if assumed := model.options.get("assumed_rows"):
         rows = sum(model.sources.values())
-        lacking.append(f"prompt lengths of {assumed} of the fit's {rows} rows are assumed")
-    said = "; ".join(lacking)
-    return f"{said[:1].upper()}{said[1:]}." if said else ""
+        said = f"Prompt lengths of {assumed} of the fit's {rows} rows are assumed."
+        lacking.append(Note(said, rank=Note.SHARED))
+    return lacking
 
 
 def model_notes(model: EnergyModel, case: Case) -> list[str]:
     """Say that requests are too long for the LLM, and what the fit lacks for it."""
     tokens = case.workload.input_tokens + case.workload.output_tokens
-    return [*filter(None, (catalog.context_note(case.llm.id, tokens), fit_notes(model, case)))]
+    too_long = catalog.context_note(case.llm.id, tokens)
+    refused = [Note(too_long, rank=Note.UNSEEN)] if too_long else []
+    return [*refused, *fit_notes(model, case)]
 
 
 def notes_of(model: EnergyModel, notes: Sequence[str]) -> list[str]:
     """Add what a model's fit leaves open to what is said of it already."""
-    more = [model.caution] if model.caution else []
+    more = [Note(model.caution, rank=Note.UNCLAIMED)] if model.caution else []
     return [*notes, *more, *([NO_TIMES] if model.time is None else [])]
 
 
@@ -391,6 +402,6 @@ def _bill(
 def document(decision: Decision, month: Mapping[str, Bill], notes: Sequence[str]) -> dict[str, Any]:
     """Say a decision as the document that :class:`energylens.schemas.Decision` describes."""
     made = headed("select", decision.to_json())
-    made["notes"] = [*made["notes"], *notes]
+    made["notes"] = [*made["notes"], *map(str, notes_in_order(notes))]
     made["month"] = {name: each.to_json() for name, each in month.items()}
     return made

@@ -31,7 +31,7 @@ from energylens.formula import (
 )
 from energylens.records import Engine, Precision, Source
 from energylens.viewing import Shown, shown_by
-from energylens.words import percent
+from energylens.words import Note, percent
 
 if TYPE_CHECKING:
     from energylens.latency import TimeModel
@@ -463,10 +463,12 @@ class EnergyModel(Shown):
         """Say what stands behind an answer about locked clocks, where no row does."""
         if not locked or "clock_ratio" in self.scope.ranges:
             return ()
-        return (
+        said = (
             "What a locked clock does is physics alone (docs/formula.md), for no row of the fit "
-            "has one: the interval is wider the lower the clock.",
+            "has one: the interval is wider the lower the clock."
         )
+        brief = "No row of the fit has a locked clock: what one does is physics alone."
+        return (Note(said, rank=Note.UNSEEN, brief=brief),)
 
     def _of_clocks(self, cases: Cases) -> FloatArray:
         """Variance of the logarithm that clocks beyond those of the rows leave open; (n,)."""

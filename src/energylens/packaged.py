@@ -14,6 +14,7 @@ from typing import Any
 from energylens import modelfile
 from energylens.errors import ArtefactError
 from energylens.model import EnergyModel
+from energylens.words import Note
 
 FOLDER = "models"
 DEFAULT = "h100-vllm-0.11"  # answers for GPU types that no model was fitted to
@@ -117,6 +118,15 @@ def for_gpu(gpu: str, engine: str = "") -> tuple[Packaged, str]:
     versioned = [m for m in models if m.engine.casefold() == wanted and gpu in m.gpus]
     chosen = versioned[0] if versioned else next(m for m in models if m.name == DEFAULT)
     note = f"Answered from the packaged model {chosen.describe()}."
+    unseen = [] if gpu in chosen.gpus else [gpu]
+    unseen += [engine] if wanted and wanted not in chosen.engine.casefold() else []
+    brief = f"Answered from the packaged model {chosen.name}: {chosen.rows} published rows."
+    if unseen:
+        own = [name.partition("-")[0] for name in chosen.gpus]
+        short = gpu if gpu.partition("-")[0] in own else gpu.partition("-")[0]
+        brief = f"No row is of {' or '.join([short if n == gpu else n for n in unseen])}: "
+        brief += f"rows of {chosen.engine if gpu in chosen.gpus else ', '.join(own)} answer"
+        brief += "." if gpu in chosen.gpus else ", times err twice as much."
     if gpu not in chosen.gpus:
         note += (
             f" None of them is of {gpu}: its datasheet carries the coefficients over, which on "
@@ -126,6 +136,6 @@ def for_gpu(gpu: str, engine: str = "") -> tuple[Packaged, str]:
         for near in (m for m in models for own in m.gpus if kind and own.startswith(f"{kind}-")):
             of = "it" if gpu in near.gpus else ", ".join(near.gpus)
             note += f" {near.name} is of {of}, with {near.engine}: name it to ask that one."
-    elif wanted and wanted not in chosen.engine.casefold():
+    if engine in unseen:
         note += f" None of them is of {engine}: coefficients differ between engines."
-    return chosen, note
+    return chosen, Note(note, rank=Note.UNSEEN if unseen else Note.ORIGIN, brief=brief)

@@ -5,10 +5,12 @@ Joules are those of the GPUs; the rest of the server and the cooling come in by 
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from energylens.errors import UsageError
+from energylens.words import Note
 
 HOURS_PER_MONTH = 730.0
 JOULES_PER_KWH = 3.6e6
@@ -61,7 +63,8 @@ class Prices:
         rent = self.gpu_hour
         money = of("price_per_kwh", "USD/kWh") if rent is None else f"{rent:g} USD a GPU-hour"
         pue = of("pue", "PUE")
-        return f"Money and CO2: {money}, {of('carbon_kg_per_kwh', 'kg CO2/kWh')}, {pue}."
+        said = f"Money and CO2: {money}, {of('carbon_kg_per_kwh', 'kg CO2/kWh')}, {pue}."
+        return Note(said, rank=Note.MONEY, brief=re.sub(r" \([^()]*\)", "", said))
 
 
 #: The sources of the defaults, as a sentence names them.

@@ -122,6 +122,39 @@ def saving(ratio: float) -> str:
     return likelihood(ratio) if ratio > TEN_PERCENT else percent(ratio, 1)
 
 
+class Note(str):
+    """A sentence beside an answer, with how much it does to the answer and a form of one line.
+
+    It is a string like any other; what has no rank or short form of its own is any sentence.
+
+    Parameters
+    ----------
+    text : str
+    rank : {0, 1, 2, 3, 4, 5}
+        0: the answer claims nothing. 1: no row is of what is asked. 2: any other. 3: what the
+        answer comes from. 4: what all answers of a fit share. 5: money.
+    brief : str
+        Where there is little room; by default the whole.
+    """
+
+    UNCLAIMED, UNSEEN, OTHER, ORIGIN, SHARED, MONEY = range(6)
+
+    rank: int
+    brief: str
+
+    def __new__(cls, text: str, *, rank: int = OTHER, brief: str = "") -> Note:
+        """Keep both beside the text."""
+        note = super().__new__(cls, text)
+        note.rank, note.brief = rank, brief or text
+        return note
+
+
+def notes_in_order(notes: Iterable[str]) -> list[Note]:
+    """Sort notes: what does most to the answer first, as they stand where they do as much."""
+    made = (note if isinstance(note, Note) else Note(note) for note in notes)
+    return sorted(made, key=lambda note: note.rank)
+
+
 def plural(number: int, noun: str) -> str:
     """Write a number of things.
 

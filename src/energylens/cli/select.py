@@ -260,6 +260,7 @@ def asked(arguments: argparse.Namespace) -> Asked:
     from energylens.answering import cap_note
     from energylens.errors import UsageError
     from energylens.lengths import with_prompts_of
+    from energylens.words import Note
 
     model, notes = model_for(arguments.model, arguments.gpu, arguments.engine)
     lengths = None
@@ -286,12 +287,11 @@ def asked(arguments: argparse.Namespace) -> Asked:
         notes = (*notes, *cap_note(model, capped=capped))
         lengths = with_prompts_of(lengths, case.workload)
         others = {catalog.gpu(name).id for name in arguments.gpus} - {case.gpu.id}
+        others |= {case.gpu.id} if arguments.model else set()  # else its own note says it
         unseen = ", ".join(sorted(others - set(model.scope.gpus)))
         if unseen:
-            notes = (
-                *notes,
-                f"No row is of {unseen}: datasheets carry these.",
-            )
+            said = f"No row is of {unseen}: datasheets carry these."
+            notes = (*notes, Note(said, rank=Note.UNSEEN))
         locked = arguments.clock_mhz is not None or "clock" in arguments.choose
         notes = (*notes, *model.clock_notes(locked=locked))
     return Asked(model=model, case=case, lengths=lengths, notes=notes)

@@ -21,9 +21,11 @@ from energylens.cli.console import (
 )
 from energylens.words import (
     SURE_RATIO,
+    Note,
     energies,
     joules,
     likelihood,
+    notes_in_order,
     percent,
     plural,
     rounded_down,
@@ -353,7 +355,7 @@ def answer(
     notes = [*asked.notes, *([prices.describe()] if month else [])]
     if arguments.json:
         if not decision.entries:
-            notes = [decision.why_none(), *notes]
+            notes = [Note(decision.why_none(), rank=Note.UNCLAIMED), *notes]
         made = document(decision, month, notes)
         if arguments.check is not None:
             made["check"] = wanting(decision, arguments.check) or "passed"
@@ -469,7 +471,8 @@ def show(
 ) -> None:
     """Print the answer: at most 24 lines besides the front, the recommendation first.
 
-    Where they do not hold everything, configurations of the table give way, and then notes.
+    Where they do not hold everything, configurations of the table give way, then the length of
+    notes, then those that do least to the answer. What no row is of is said rather than the table.
     """
     from energylens.decisions import seconds
 
@@ -481,22 +484,16 @@ def show(
     if fewest is not None and fewest.configuration.gpus < best.configuration.gpus:
         least = joules(fewest.energy_per_request_j)
         after = wrapped(f"Fewest GPUs: {_named(decision, fewest)}, {least}.")
-    told = [wrapped(f"Note: {note}") for note in notes]
+    known = notes_in_order(notes)
+    told = sum(len(wrapped(f"Note: {note}")) for note in known)
+    needed = [wrapped(f"Note: {note.brief}") for note in known if note.rank <= Note.UNSEEN]
+    needs = sum(map(len, needed)) + (len(needed) < len(known))
     room = LINES - len(said) - len(after)
     rows = SHOWN
-    while rows > LEAST_SHOWN and len(_table(decision, rows)) + sum(map(len, told)) > room:
+    while rows and len(_table(decision, rows)) + (needs if rows <= LEAST_SHOWN else told) > room:
         rows -= 1
     listed = _table(decision, rows)
-    room -= len(listed)
-    if sum(map(len, told)) > room:
-        told = [wrapped(f"Note: {BRACKETS.sub('.', note)}") for note in notes]
-    kept = []
-    for i, note in enumerate(told):
-        if len(note) + (i + 1 < len(told)) > room:
-            kept.append([f"Note: {plural(len(told) - i, 'more note')} with --json."])
-            break
-        kept.append(note)
-        room -= len(note)
+    kept = _noted(known, room - len(listed))
     lines = [*said, *listed, *after]
     if decision.front:
         lines.append("Front (time per token against joules):")
@@ -505,7 +502,23 @@ def show(
             for e in decision.front
         ]
         lines += wrapped_table(("configuration", "TPOT", "a request"), cells)
-    print("\n".join([*lines, *(line for note in kept for line in note)]))
+    print("\n".join([*lines, *kept]))
+
+
+def _noted(notes: Sequence[Note], room: int) -> list[str]:
+    """Set notes as lines: in short from the last on, and without the last, as there is room."""
+    told = [wrapped(f"Note: {note}") for note in notes]
+    if sum(map(len, told)) > room:
+        told = [wrapped(f"Note: {BRACKETS.sub('.', note)}") for note in notes]
+    for i in reversed(range(len(told))):
+        if sum(map(len, told)) > room:
+            told[i] = min(told[i], wrapped(f"Note: {notes[i].brief}"), key=len)
+    kept: list[str] = []
+    for i, note in enumerate(told):
+        if len(kept) + len(note) + (i + 1 < len(told)) > room:
+            return [*kept, f"Note: {plural(len(told) - i, 'more note')} with --json."]
+        kept += note
+    return kept
 
 
 def _asked(decision: Decision) -> str:
@@ -603,8 +616,11 @@ def _binding(decision: Decision) -> str:
 
 
 def _table(decision: Decision, rows: int) -> list[str]:
-    """Set the first configurations as lines."""
+    """Set the first configurations as lines; none where there are none to set."""
     from energylens.decisions import seconds
+
+    if not rows:
+        return []
 
     cells = [
         (
