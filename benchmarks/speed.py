@@ -51,9 +51,9 @@ def known_batches(cases: Cases) -> Cases:
 
 
 def _under_load(
-    scenario: Scenario, candidates: Candidates, each_s: float
+    scenario: Scenario, candidates: Candidates, number: int, select_s: float
 ) -> tuple[str, str, str, str]:
-    """Measure a choice under load among as many configurations, against that of a full batch."""
+    """Measure a choice under load among the same configurations as one of a full batch."""
     model = packaged.for_gpu(scenario.gpu.id)[0].model()
     load = Load(
         rate_per_s=2.0,
@@ -70,13 +70,12 @@ def _under_load(
             batch_limits=candidates.batch_size,
         )  # fmt: skip
 
-    number = ask().considered
+    room = ask().considered
     took_s = seconds(ask, 3)
-    ratio = took_s / (each_s * number)
     return (
-        f"select among {number:,} under load",
+        f"the same under load ({room:,} have room)",
         f"{took_s:.2f} s",
-        f"full-batch select: {each_s * number:.2f} s, {ratio:.0f} x its time",
+        f"full-batch select of {number:,}: {took_s / select_s:.0f} x its time",
         "<= 2 s, <= 20 x",
     )
 
@@ -127,7 +126,7 @@ def run() -> list[tuple[str, str, str, str]]:
     number = len(ranking) + len(ranking.ruled_out)
     select_s = seconds(lambda: select(model, scenario, choose=chosen, candidates=candidates), 3)
     lines.append((f"select among {number:,}", f"{select_s:.2f} s", "-", "<= 0.3 s"))
-    lines.append(_under_load(scenario, candidates, select_s / number))
+    lines.append(_under_load(scenario, candidates, number, select_s))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "rows.csv"
         table.write(rows(100_000), path)
