@@ -59,6 +59,32 @@ def test_select_answers_as_the_command_does(
     assert_alike(answer, command)
 
 
+@pytest.mark.parametrize(("knob", "value"), [("clock_mhz", "1200"), ("power_cap_w", "450")])
+def test_what_holds_gpus_down_is_asked_for_as_on_the_command_line(
+    server: Server, knob: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = {"llm": "Qwen/Qwen3-8B", "gpu": "H100", "input_tokens": "700", "output_tokens": "200"}
+    options = [
+        part for name, said in case.items() for part in (f"--{name.replace('_', '-')}", said)
+    ]
+    option = f"--{knob.replace('_', '-')}"
+    command = printed(capsys, "select", *options, "--rate", "2", option, value, "--front")
+    answer = server.json("/v1/select", **case, rate="2", **{knob: value})
+    assert_alike(answer, command)
+    assert {entry[knob] for entry in answer["configurations"]} == {float(value)}
+    if knob == "clock_mhz":  # of caps no row of the model knows, and full batches have no queue
+        held, free_running = (
+            server.json("/v1/explain", **case, **more)["energy_per_request_j"]
+            for more in ({knob: value}, {})
+        )
+        assert held != free_running
+    free = {"power_cap_w": ("power_cap", "power_caps"), "clock_mhz": ("clock", "clocks")}[knob]
+    wrong = {knob: value, "choose": free[0], free[1]: "500"}
+    status, _, body = server.ask("/v1/select", **case, rate="2", **wrong)
+    assert status == 422
+    assert f"{free[0]} is free" in body.decode()
+
+
 def test_a_decision_file_is_a_body(server: Server) -> None:
     question = schemas.Question(**{**QUESTION, "gpu": ["H100"], "precision": ["fp8"]}).document()
     status, headers, body = server.ask(

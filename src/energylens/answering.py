@@ -221,6 +221,13 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         ("power_cap", asked.choose.power_caps),
         ("clock", asked.choose.clocks),
     ):
+        held = getattr(
+            serve, {"power_cap": "power_cap_w", "clock": "clock_mhz"}.get(knob, ""), None
+        )
+        if held is not None and knob in choose:
+            raise UsageError(
+                f"the {knob} of {held:g} has no effect: {knob} is free (choose); leave one out"
+            )
         if bool(values) != (knob in choose):
             raise UsageError(
                 f"to choose the {knob} freely it must be among the knobs, and its values listed; "
@@ -249,7 +256,9 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         gpu=told(gpu),
         precision=catalog.checkpoint_precision(serve.llm, serve.precision or ""),
         workload=workload,
-        configuration=Configuration(batch_size=BATCH_SIZE),
+        configuration=Configuration(
+            batch_size=BATCH_SIZE, power_cap_w=serve.power_cap_w, clock_mhz=serve.clock_mhz
+        ),
         boundary=Boundary.NODE if serve.node_gpus else Boundary.ACTIVE_GPUS,
         node_gpus=serve.node_gpus,
         max_gpus=8 if serve.max_gpus is None else serve.max_gpus,
@@ -289,8 +298,10 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         notes=(
             *known,
             *notes,
-            *answers.energy.clock_notes(locked="clock" in choose),
-            *cap_note(answers.energy, capped="power_cap" in choose),
+            *answers.energy.clock_notes(locked="clock" in choose or serve.clock_mhz is not None),
+            *cap_note(
+                answers.energy, capped="power_cap" in choose or serve.power_cap_w is not None
+            ),
         ),
     )
 

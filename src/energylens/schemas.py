@@ -44,6 +44,8 @@ class Serve(_Strict):
     model: str | None = Field(default=None, description="a model.json, or a packaged model's name")
     max_gpus: int | None = Field(default=None, ge=1)
     node_gpus: int | None = Field(default=None, ge=1, description="count idle GPUs of such a node")
+    power_cap_w: float | None = Field(default=None, gt=0, description="of each GPU")
+    clock_mhz: float | None = Field(default=None, gt=0, description="locked, of each GPU's core")
 
 
 class Load(_Strict):
@@ -154,13 +156,17 @@ class Question(_Strict):
     batch_sizes: list[float] = Field(default=[], max_length=64)
     power_caps: list[float] = Field(default=[], max_length=16)
     clocks: list[float] = Field(default=[], max_length=16, description="locked clocks, MHz")
+    power_cap_w: float | None = Field(default=None, gt=0, le=1e5, description="of each GPU")
+    clock_mhz: float | None = Field(default=None, gt=0, le=1e5, description="locked, of each GPU")
     current: Text | None = Field(default=None, description="as TP8 B256, or a command line")
     price: float | None = Field(default=None, ge=0, le=1e6)
     carbon: float | None = Field(default=None, ge=0, le=1e6)
     pue: float | None = Field(default=None, ge=1, le=1e3)
     gpu_hour: float | None = Field(default=None, ge=0, le=1e6)
 
-    @field_validator("gpu", "precision", "choose", "batch_sizes", "power_caps", mode="before")
+    @field_validator(
+        "gpu", "precision", "choose", "batch_sizes", "power_caps", "clocks", mode="before"
+    )
     @classmethod
     def _listed(cls, values: Any) -> Any:
         """Take lists with commas too, as the command does: no name has one."""
@@ -191,6 +197,8 @@ class Question(_Strict):
                 model=self.model,
                 max_gpus=self.max_gpus,
                 node_gpus=self.node_gpus,
+                power_cap_w=self.power_cap_w,
+                clock_mhz=self.clock_mhz,
             ),
             load=Load(
                 rate_per_s=self.rate,
@@ -233,6 +241,7 @@ class CaseQuestion(_Strict):
     expert_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
     data_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
+    clock_mhz: float | None = Field(default=None, gt=0, le=1e5, description="locked, of each GPU")
     input_tokens: float = Field(gt=0, le=MOST_TOKENS)
     output_tokens: float = Field(gt=0, le=MOST_TOKENS)
     images: int = Field(default=0, ge=0, le=MOST_IMAGES, description="on top of the tokens")
