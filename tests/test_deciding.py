@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -210,7 +211,7 @@ def test_at_a_cap_layouts_of_the_same_joules_go_by_odds_then_gpus_then_times(
         precision=catalog.precision("bf16"),
         configuration=Configuration(batch_size=32, power_cap_w=cap),
     )
-    made = ask((TPOT,), rate=rate, scenario=served, meet=0.6)
+    made = ask((TPOT,), rate=rate, scenario=served, meet=0.3)
     keys = [
         (
             -round(entry.probability_of_meeting_ratio, 2),
@@ -223,6 +224,27 @@ def test_at_a_cap_layouts_of_the_same_joules_go_by_odds_then_gpus_then_times(
     tied = [i for i in range(1, len(joules)) if joules[i] / joules[i - 1] - 1 < 1e-7]
     assert tied
     assert all(keys[i - 1] <= keys[i] for i in tied)
+
+
+def test_the_lower_a_cap_that_no_row_has_the_less_is_known_of_joules_and_times() -> None:
+    """But no answer exceeds what the cap lets the GPUs draw."""
+    reach, odds = [], []
+    for cap in (None, 700.0, 550.0, 400.0, 320.0):
+        served = scenario(
+            precision=catalog.precision("bf16"),
+            configuration=Configuration(batch_size=32, power_cap_w=cap),
+        )
+        tpot = LatencyLimit(measure="tpot", seconds=0.04)
+        made = ask((tpot,), rate=2.0, scenario=served, meet=0.01, choose=("tensor_parallel",))
+        entry = next(e for e in made.entries if e.configuration.tensor_parallel == 4)
+        assert entry.lower_j <= entry.energy_per_request_j <= entry.upper_j
+        if cap is not None:
+            assert entry.upper_j * 2.0 <= 1.001 * 4 * cap
+        reach.append(entry.energy_per_request_j / entry.lower_j)
+        odds.append(entry.probability_of_meeting_ratio)
+    assert reach[0] == pytest.approx(reach[1])
+    assert all(b > a for a, b in pairwise(reach[1:]))
+    assert 0.0 < odds[-1] < odds[0]
 
 
 def test_many_configurations_are_answered_like_few(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -169,7 +169,7 @@ def _lengths(asked: DecisionFile) -> Lengths:
 
 CAPS_BY_PHYSICS = Note(
     "No row of the fit has a power cap: steps are taken to last as long as their joules do at the "
-    "cap, and to take no fewer joules for it.",
+    "cap, and to take no fewer joules for it; the interval is wider the lower the cap.",
     rank=Note.UNSEEN,
     brief="No row of the fit has a power cap: what one does is physics alone.",
 )

@@ -289,6 +289,11 @@ class Cases:
         return ~np.isnan(self.power_cap_w)
 
     @cached_property
+    def cap_ratio(self) -> FloatArray:
+        """Power cap over the TDP, 1 at most, and 1 where there is none; shape (n,)."""
+        return np.fmin(self.power_cap_w / self.of_gpu(lambda gpu: gpu.tdp_w), 1.0)
+
+    @cached_property
     def clocked(self) -> BoolArray:
         """Whether the core clock of each case is locked; shape (n,)."""
         return ~np.isnan(self.clock_mhz)

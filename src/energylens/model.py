@@ -457,7 +457,7 @@ class EnergyModel(Shown):
             below = np.minimum(above, of(steep * share_of_term(theta, covariance)))
             variance[mine, 0] = below + ((steep * np.minimum(strangers, theta)) ** 2).sum(axis=1)
             variance[mine, 1] = above + ((steep * strangers) ** 2).sum(axis=1)
-        return variance + (of_factors + self._of_clocks(cases))[:, None]
+        return variance + (of_factors + self._of_limits(cases))[:, None]
 
     def clock_notes(self, *, locked: bool) -> tuple[str, ...]:
         """Say what stands behind an answer about locked clocks, where no row does."""
@@ -470,10 +470,16 @@ class EnergyModel(Shown):
         brief = "No row of the fit has a locked clock: what one does is physics alone."
         return (Note(said, rank=Note.UNSEEN, brief=brief),)
 
-    def _of_clocks(self, cases: Cases) -> FloatArray:
-        """Variance of the logarithm that clocks beyond those of the rows leave open; (n,)."""
+    def _of_limits(self, cases: Cases) -> FloatArray:
+        """Variance of the logarithm that clocks and caps beyond those of the rows leave open; (n,).
+
+        A GPU keeps to a cap by lowering its clock: where no row has one, it leaves as much open.
+        """
         lowest = self.scope.ranges.get("clock_ratio", (1.0, 1.0))[0]
-        return log_variance(cases, JOULES_SPREAD, lowest)
+        variance = log_variance(cases, JOULES_SPREAD, lowest)
+        if "power_cap" not in self.extensions:
+            variance = variance + (JOULES_SPREAD * np.log(cases.cap_ratio)) ** 2
+        return variance
 
     def _strangeness(self, cases: Cases) -> FloatArray:
         """How far coefficients of a GPU type or engine without rows may lie from the fitted ones.
@@ -535,8 +541,9 @@ class EnergyModel(Shown):
         correlation = 1.0 - OWN_RATIO + OWN_RATIO * np.exp(-distance / reach)
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
         drawn: FloatArray = joules * np.exp(spread * (rng.standard_normal(joules.shape) @ root.T))
-        if cases.clocked.any():  # what is wrong about one clock is wrong about all, the lower more
-            drawn *= np.exp(rng.standard_normal((samples, 1)) * np.sqrt(self._of_clocks(cases)))
+        limits = self._of_limits(cases)
+        if limits.any():  # what is wrong about one clock or cap is wrong about all, the lower more
+            drawn *= np.exp(rng.standard_normal((samples, 1)) * np.sqrt(limits))
         return drawn
 
 
@@ -619,13 +626,12 @@ def group_key(names: Sequence[str]) -> str:
 
 def knob_place(cases: Cases) -> FloatArray:
     """Where each configuration stands among others, in doublings of its knobs; shape (n, 6)."""
-    tdp = cases.of_gpu(lambda gpu: gpu.tdp_w)
     knobs = (
         in_flight(cases),
         cases.tensor_parallel,
         cases.pipeline_parallel,
         cases.data_parallel,
-        np.where(cases.capped, cases.power_cap_w, tdp) / tdp,
+        cases.cap_ratio,
         cases.clock_ratio,
     )
     return np.log2(np.column_stack(knobs))

@@ -45,6 +45,7 @@ class _Paced:
     """Steps that take longer by a factor of each case, and by as much as its GPUs' TDP asks for.
 
     A GPU that would draw more lowers its clock: what takes so many joules takes at least so long.
+    Who is ``unsure`` of seconds by some factor is so of these as well.
     """
 
     steps: Steps
@@ -53,8 +54,8 @@ class _Paced:
     factor: FloatArray
 
     @classmethod
-    def of(cls, prepared: Prepared, factor: FloatArray) -> _Paced:
-        most_w = _most_w(prepared.cases) / prepared.cases.data_parallel
+    def of(cls, prepared: Prepared, factor: FloatArray, unsure: FloatArray | float = 1.0) -> _Paced:
+        most_w = _most_w(prepared.cases) / prepared.cases.data_parallel / unsure
         return cls(prepared.steps, prepared.joules, most_w, factor)
 
     def step_s(self, running: FloatArray) -> FloatArray:
@@ -73,7 +74,7 @@ class _Paced:
 def _most_w(cases: Cases) -> FloatArray:
     """Watts that the GPUs of each case draw at their TDP or power cap; shape (n,)."""
     tdp_w = cases.of_gpu(lambda gpu: gpu.tdp_w)
-    most: FloatArray = np.fmin(tdp_w, cases.power_cap_w) * cases.occupied_gpus
+    most: FloatArray = tdp_w * cases.cap_ratio * cases.occupied_gpus
     return most
 
 
@@ -601,8 +602,9 @@ class Engine:
 
         def at(rows: IntArray, k: IntArray) -> FloatArray:
             """Values of some rows, each at one of the factors; shape (limits, rows)."""
+            factor = factors[k, rows]
             changed = service.steady_state(
-                _Paced.of(prepared.take(rows), factors[k, rows]),
+                _Paced.of(prepared.take(rows), factor, factor / self.factor),
                 rate_per_s=rate[rows],
                 lengths=lengths,
                 slots=prepared.slots[rows],

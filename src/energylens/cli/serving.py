@@ -54,6 +54,7 @@ NEED_RATE = (
 SHOWN, LEAST_SHOWN = 4, 2  # configurations in the table of the answer
 LINES = 24  # of an answer
 BRACKETS = re.compile(r" \([^()]{60,}\)\.")  # of a note that has to be short
+LEAST_SHARE = 0.01  # of capacity, below which it is not told in digits
 WORTH_SAYING = 0.005  # joules that a relaxed limit saves
 
 
@@ -546,8 +547,10 @@ def _sentences(decision: Decision, bills: dict[str, Bill], *, day: bool) -> Iter
     words = "Keep what you run, " if decision.keeps else "Run "
     words += f"{_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
     words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
-    words += f"{best.power_w:.0f} W, {percent(best.utilisation_ratio, 0)} of capacity "
-    words += f"(about {best.mean_batch_size:.0f} requests run in each replica)."
+    busy, run = best.utilisation_ratio, best.mean_batch_size
+    words += f"{best.power_w:.0f} W, {percent(busy, 0) if busy >= LEAST_SHARE else 'under 1 %'} "
+    words += f"of capacity ({f'about {run:.0f}' if run >= 1 else 'fewer than 1'} request"
+    words += f"{'s run' if run >= 1.5 else ' runs'} in each replica)."
     if best.probability_best_ratio is not None and len(decision.entries) > 1:
         odds = likelihood(best.probability_best_ratio)
         words += f" Of {len(decision.entries)} layouts that meet it takes the fewest with {odds}."
@@ -569,7 +572,11 @@ def _sentences(decision: Decision, bills: dict[str, Bill], *, day: bool) -> Iter
     if decision.limits:
         yield _binding(decision)
     if decision.breaks_at_per_s is not None:
-        what = "meets the limits" if decision.limits else f"keeps up with {decision.meet:g}"
+        what = (
+            "meets the limits"
+            if decision.limits
+            else f"keeps up with probability {decision.meet:g}"
+        )
         yield (
             f"It {what} up to {decision.breaks_at_per_s:.3g} requests/s; beyond "
             f"{best.saturation_rate_per_s:.3g} the queue grows without end."
