@@ -28,6 +28,7 @@ from energylens.packaged import packaged
 from energylens.records import Case, Configuration, Engine, Workload
 from energylens.service import JouleSteps, Lengths, Service, slots, steady_state
 
+ROOT = Path(__file__).resolve().parents[1]
 LENGTHS = Lengths(input_tokens=500, output_tokens=300)
 
 
@@ -370,7 +371,7 @@ def test_measured_runs_under_load_follow_from_full_batches(
     state = measured.answered(fit(full), fit_latency(full), rows.cases)
     off = np.abs(state.energy_per_request_j / rows.energy_per_request_j - 1)
     h100 = rows.gpu_ids == "H100-SXM-80GB"
-    published = json.loads((measured.ROOT / "studies/service/measured.json").read_text())
+    published = json.loads((ROOT / "studies/service/measured.json").read_text())
     of = published["as measured"]
     assert off[h100].mean() == pytest.approx(of["H100"]["joules"]["mape_mean_ratio"], abs=2e-3)
     assert off[~h100].mean() == pytest.approx(of["A100"]["joules"]["mape_mean_ratio"], abs=2e-3)

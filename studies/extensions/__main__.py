@@ -6,25 +6,21 @@ should show: on all rows of a source, and on those that it is about.
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from energylens import files
 from energylens.dataset import Dataset
 from energylens.evaluation.judge import evaluate
 from energylens.fitting import EnergyLens, FitOptions, paying_extensions
 from energylens.formula import STRUCTURE
 from energylens.words import percent
+from studies.command import command
 from studies.results.runs import FREE, SEED, Data
-from studies.results.tables import Results, Tables, fill, markdown
+from studies.results.tables import Results, Tables, markdown
 
-ROOT = Path(__file__).resolve().parents[2]
 DRAWS = 20
 TRAIN = 50
 METRICS = ("mape_ratio", "regret_mean_ratio", "pairwise_ratio")
@@ -108,20 +104,24 @@ def table(results: Results, protocol: str) -> str:
 TABLES: Tables = {name: partial(table, protocol=name) for name in ("few-shot", "unseen-llm")}
 
 
+def run(data: Data) -> Results:
+    """Judge on every source."""
+    results = {}
+    for name, (dataset, choose) in sources(data).items():
+        print(name, flush=True)
+        results[name] = judge(dataset, choose)
+    return results
+
+
 def main() -> None:
     """Run, and set the tables."""
-    parser = argparse.ArgumentParser(prog="python -m studies.extensions")
-    parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
-    path = ROOT / "studies" / "extensions" / "extensions.json"
-    if not parser.parse_args().write_only:
-        folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
-        results = {}
-        for name, (dataset, choose) in sources(Data(Path(folder))).items():
-            print(name, flush=True)
-            results[name] = judge(dataset, choose)
-        files.write_json(path, results)
-    page = ROOT / "docs" / "studies" / "extensions.md"
-    page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
+    command(
+        "studies.extensions",
+        run,
+        results="studies/extensions/extensions.json",
+        page="docs/studies/extensions.md",
+        tables=TABLES,
+    )
 
 
 if __name__ == "__main__":

@@ -2,28 +2,27 @@
 
 Limits are set as ``studies.limits`` sets them, at quantiles of the candidates' own measured times,
 and blindly: evenly on a logarithm between the fastest and the slowest candidate. Of the choices at
-0.8 it says what was stated of them, and how many kept the limit.
+0.8 it says what was stated of them, and how many kept the limit; and what is left of the regret
+where the true joules are told, or the true times.
 """
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from energylens import files
 from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset
+from energylens.fitting import fit
 from energylens.latency_fitting import fit_latency
 from energylens.words import percent
-from studies.limits.__main__ import QUANTILES, ROOT, TRAIN
+from studies.command import command
+from studies.limits.__main__ import QUANTILES, TRAIN
 from studies.results.runs import FREE, SEED, Data
-from studies.results.tables import Results, fill, markdown
+from studies.results.tables import Results, markdown
 
 ASKED = 0.8
 DRAWS = 8
@@ -39,13 +38,16 @@ def study(rows: Dataset) -> dict[str, Any]:
     rows, times = rows.take(known), measured[known]
     covered: list[float] = []
     found: dict[str, list[tuple[float, bool]]] = {"own": [], "blind": []}
+    left_over: dict[str, list[list[float]]] = {"joules": [], "times": []}
     for draw in range(DRAWS):
         order = np.random.default_rng([SEED, draw]).permutation(len(rows))
         training, left = np.sort(order[:TRAIN]), order[TRAIN:]
         odds_of, inside = _law(rows, times, training)
+        expected = fit(rows.take(training)).predict_energy_j(rows.cases)
+        told: dict[str, list[list[float]]] = {kind: [[] for _ in QUANTILES] for kind in left_over}
         covered.append(float(inside[left].mean()))
         for candidates in rows.scenarios(FREE):
-            mine = times[candidates]
+            mine, joules = times[candidates], rows.energy_per_request_j[candidates]
             rng = np.random.default_rng([SEED, draw, int(candidates[0])])
             reach = np.log(mine.min()), np.log(mine.max())
             limits = {
@@ -53,15 +55,27 @@ def study(rows: Dataset) -> dict[str, Any]:
                 "blind": np.exp(rng.uniform(*reach, BLIND)),
             }
             for kind, values in limits.items():
-                for limit in values:
+                for place, limit in enumerate(values):
                     odds = odds_of(candidates, float(limit))
-                    likely = np.flatnonzero(odds >= ASKED)
-                    if len(likely):
-                        best = likely[np.argmin(rows.energy_per_request_j[candidates][likely])]
+                    likely, within = np.flatnonzero(odds >= ASKED), np.flatnonzero(mine <= limit)
+                    best = likely[np.argmin(joules[likely])] if len(likely) else None
+                    if best is not None:
                         found[kind].append((float(odds[best]), bool(mine[best] <= limit)))
+                    if kind == "own":
+                        least = joules[within].min()
+                        if best is not None and mine[best] <= limit:
+                            told["joules"][place].append(joules[best] / least - 1.0)
+                        taken = within[np.argmin(expected[candidates][within])]
+                        told["times"][place].append(joules[taken] / least - 1.0)
+        for kind, regrets in told.items():
+            left_over[kind].append([float(np.mean(at)) if at else np.nan for at in regrets])
     return {
         "rows": len(rows),
         "dataset_digest": rows.digest,
+        "regret_mean_ratio_told": {
+            kind: [round(float(r), 4) for r in np.nanmean(draws, axis=0)]
+            for kind, draws in left_over.items()
+        },
         "covered_ratio": round(float(np.mean(covered)), 3),
         **{
             kind: {
@@ -109,8 +123,19 @@ def stated(results: Results) -> str:
             f"{percent(entry[kind]['stated_ratio'])} / {percent(entry[kind]['kept_ratio'])}"
             for kind in ("own", "blind")
         ]
-        lines.append([source, percent(entry["covered_ratio"]), *pairs])
-    head = ("rows", "rows below their 80 % bound", "limits at candidates' times", "blind limits")
+        told = [
+            " / ".join(percent(r, 0).removesuffix(" %") for r in entry["regret_mean_ratio_told"][k])
+            for k in ("joules", "times")
+        ]
+        lines.append([source, percent(entry["covered_ratio"]), *pairs, *told])
+    head = (
+        "rows",
+        "rows below their 80 % bound",
+        "limits at candidates' times",
+        "blind limits",
+        "regret told joules, %",
+        "regret told times, %",
+    )
     return markdown(head, lines)
 
 
@@ -127,14 +152,13 @@ def run(data: Data) -> Mapping[str, Any]:
 
 def main() -> None:
     """Run, write the JSON and set the table."""
-    parser = argparse.ArgumentParser(prog="python -m studies.limits.stated")
-    parser.add_argument("--write-only", action="store_true", help="run nothing, set the table")
-    path = ROOT / "studies" / "limits" / "stated.json"
-    if not parser.parse_args().write_only:
-        folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
-        files.write_json(path, run(Data(Path(folder))))
-    page = ROOT / "docs" / "service.md"
-    page.write_text(fill(page.read_text(), files.read_json(path), {"limits-stated": stated}))
+    command(
+        "studies.limits.stated",
+        run,
+        results="studies/limits/stated.json",
+        page="docs/service.md",
+        tables={"limits-stated": stated},
+    )
 
 
 if __name__ == "__main__":

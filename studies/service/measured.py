@@ -7,9 +7,7 @@ the rows themselves; idle watts as the runs had them, and as the catalog has the
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from energylens import catalog, files, table
+from energylens import catalog, table
 from energylens.cases import Cases, FloatArray
 from energylens.cli.judging import contestants
 from energylens.dataset import Dataset
@@ -28,10 +26,10 @@ from energylens.latency_fitting import fit_latency
 from energylens.model import EnergyModel
 from energylens.service import JouleSteps, Lengths, Service, loaded_idle_w, slots, steady_state
 from energylens.words import percent
+from studies.command import command
 from studies.results.runs import SEED, Data
-from studies.results.tables import Results, fill, markdown
+from studies.results.tables import Results, markdown
 
-ROOT = Path(__file__).resolve().parents[2]
 RUNS = Path("powertrace") / "runs_under_load.csv"
 OUTPUT_CV = 0.9  # of ShareGPT's answers
 SLOTS = 256.0  # vLLM's default at the time; no run comes near
@@ -165,14 +163,13 @@ TABLES = {"load-full": from_full_batches, "load-few": from_runs_under_load}
 
 def main() -> None:
     """Run, write the JSON and set the tables."""
-    parser = argparse.ArgumentParser(prog="python -m studies.service.measured")
-    parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
-    path = ROOT / "studies" / "service" / "measured.json"
-    if not parser.parse_args().write_only:
-        folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
-        files.write_json(path, run(Data(Path(folder))))
-    page = ROOT / "docs" / "service.md"
-    page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
+    command(
+        "studies.service.measured",
+        run,
+        results="studies/service/measured.json",
+        page="docs/service.md",
+        tables=TABLES,
+    )
 
 
 if __name__ == "__main__":

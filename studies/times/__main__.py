@@ -7,26 +7,24 @@ left out in turn; batch and lengths as observed. Each source is judged as ``ener
 
 from __future__ import annotations
 
-import argparse
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from energylens import catalog, files, table
+from energylens import catalog, table
 from energylens.baselines import ESTIMATORS
 from energylens.dataset import Dataset
 from energylens.evaluation.judge import evaluate
 from energylens.latency_fitting import fit_latency
 from energylens.time_contestants import as_target, time_contestants
 from energylens.words import percent
+from studies.command import command
 from studies.results.runs import FREE, HINDSIGHT, SEED, Data
-from studies.results.tables import Results, fill, markdown
+from studies.results.tables import Results, markdown
 
-ROOT = Path(__file__).resolve().parents[2]
 TRAIN, REPEATS = 50, 20
 LARGE_BATCH = 16
 JUDGED = (
@@ -134,7 +132,26 @@ def deep_pipelines(dataset: Dataset) -> dict[str, Any]:
         asked = deep & ~taken
         told = model.predict_s(cases.take(asked), "latency")
         errors.append(float(np.mean(np.abs(told / cases.request_latency_s[asked] - 1.0))))
-    return {"rows": int(deep.sum()), "mape_ratio": round(float(np.median(errors)), 4)}
+    # With all other rows known: measured over predicted, by LLM.
+    model = fit_latency(dataset.take(~deep), "latency")
+    measured = cases.request_latency_s[deep]
+    ratios = measured / model.predict_s(cases.take(deep), "latency")
+    llms = dataset.llm_ids[deep]
+    return {
+        "rows": int(deep.sum()),
+        "mape_ratio": round(float(np.median(errors)), 4),
+        "all_others_known": {
+            "mape_mean_ratio": round(float(np.mean(np.abs(1.0 / ratios - 1.0))), 4),
+            "measured_over_predicted": {
+                str(llm): {
+                    "rows": int((llms == llm).sum()),
+                    "least": round(float(ratios[llms == llm].min()), 2),
+                    "most": round(float(ratios[llms == llm].max()), 2),
+                }
+                for llm in np.unique(llms)
+            },
+        },
+    }
 
 
 def times(results: Results) -> str:
@@ -152,14 +169,13 @@ def times(results: Results) -> str:
 
 def main() -> None:
     """Run, write the JSON and set the table."""
-    parser = argparse.ArgumentParser(prog="python -m studies.times")
-    parser.add_argument("--write-only", action="store_true", help="run nothing, set the table")
-    path = ROOT / "studies" / "times" / "times.json"
-    if not parser.parse_args().write_only:
-        folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
-        files.write_json(path, study(Data(Path(folder))))
-    page = ROOT / "docs" / "service.md"
-    page.write_text(fill(page.read_text(), files.read_json(path), {"times": times}))
+    command(
+        "studies.times",
+        study,
+        results="studies/times/times.json",
+        page="docs/service.md",
+        tables={"times": times},
+    )
 
 
 if __name__ == "__main__":

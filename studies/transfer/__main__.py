@@ -7,27 +7,24 @@ datasheet than the law's. The law was frozen before, by these rows among others.
 
 from __future__ import annotations
 
-import argparse
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from energylens import catalog, files
+from energylens import catalog
 from energylens.cases import FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.fitting import FitOptions, fit
 from energylens.formula import NAMES, datasheet, design, energy
 from energylens.records import Gpu
 from energylens.words import percent
+from studies.command import command
 from studies.results.runs import FREE, Data
-from studies.results.tables import Results, Tables, fill, markdown
+from studies.results.tables import Results, Tables, markdown
 from studies.structure.__main__ import architectures, pairwise
 from studies.transfer.unseen import unseen
 
-ROOT = Path(__file__).resolve().parents[2]
 TYPES = ("A100-SXM-40GB", "H100-SXM-80GB")
 SAMPLES = 200
 SEED = 0
@@ -245,14 +242,13 @@ TABLES: Tables = {"unseen": unseen_table, "zero": zero_table, "ratios": ratio_ta
 
 def main() -> None:
     """Run, and set the tables."""
-    parser = argparse.ArgumentParser(prog="python -m studies.transfer")
-    parser.add_argument("--write-only", action="store_true", help="run nothing, set the tables")
-    path = ROOT / "studies" / "transfer" / "transfer.json"
-    if not parser.parse_args().write_only:
-        folder = os.environ.get("ENERGYLENS_DATA", ROOT.parent / "shared" / "data")
-        files.write_json(path, run(Data(Path(folder))))
-    page = ROOT / "docs" / "studies" / "transfer.md"
-    page.write_text(fill(page.read_text(), files.read_json(path), TABLES))
+    command(
+        "studies.transfer",
+        run,
+        results="studies/transfer/transfer.json",
+        page="docs/studies/transfer.md",
+        tables=TABLES,
+    )
 
 
 if __name__ == "__main__":
