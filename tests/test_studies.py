@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from studies import command
 from studies.extensions import __main__ as extensions
 from studies.planning import tables as planning
 from studies.results import tables as results
@@ -25,6 +26,34 @@ def stated(name: str) -> dict[str, Any]:
     path = ROOT / "studies" / folder / f"{name}.json"
     read: dict[str, Any] = json.loads(path.read_text())
     return read
+
+
+def set_again(module: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Set the tables of a study's pages from its figures, in a copy of them."""
+    shutil.copytree(ROOT / "docs", folder / "docs")
+    shutil.copytree(ROOT / "studies", folder / "studies")
+    shutil.copy(ROOT / "README.md", folder)
+    study = importlib.import_module(module)
+    for owner in (study, command):
+        if hasattr(owner, "ROOT"):
+            monkeypatch.setattr(owner, "ROOT", folder)
+    monkeypatch.setattr(sys, "argv", [module, "--write-only"])
+    study.main()
+
+
+@pytest.mark.parametrize(
+    "study", ["times.__main__", "limits.__main__", "limits.stated", "service.measured"]
+)
+def test_the_tables_of_time_and_load_are_those_of_their_studies(
+    study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (ROOT / "docs/service.md").read_text()
+    blank = results.MARK.sub(r"\1\n\3", text)
+    set_again(f"studies.{study}", tmp_path, monkeypatch)
+    assert (tmp_path / "docs/service.md").read_text() == text
+    (tmp_path / "docs/service.md").write_text(blank)
+    importlib.import_module(f"studies.{study}").main()
+    assert (tmp_path / "docs/service.md").read_text() != blank  # it sets some table of the page
 
 
 @pytest.mark.parametrize(
@@ -44,12 +73,7 @@ def test_the_tables_of_a_page_are_those_that_its_study_sets_from_the_results_fil
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs")
-    shutil.copytree(ROOT / "studies", tmp_path / "studies")
-    shutil.copy(ROOT / "README.md", tmp_path)
-    monkeypatch.setattr(f"studies.{study}.__main__.ROOT", tmp_path)
-    monkeypatch.setattr(sys, "argv", [f"studies.{study}", "--write-only"])
-    importlib.import_module(f"studies.{study}.__main__").main()
+    set_again(f"studies.{study}.__main__", tmp_path, monkeypatch)
     for document in documents:
         text = (ROOT / document).read_text()
         assert (tmp_path / document).read_text() == text
