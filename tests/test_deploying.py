@@ -218,6 +218,29 @@ def test_a_month_of_the_choice_is_said_without_another(
     assert float(re.search(r"month.*?: (\d+) kWh", calm)[1]) < kwh  # type: ignore[index]
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--current", "vllm serve Qwen/Qwen3-14B --gpu-memory-utilization 0.45"),
+        ("--kv-cache-dtype", "fp8", "--current", "TP2 B64"),
+        ("--gpu-memory-utilization", "0.5", "--current", "2 x TP1 B32"),
+    ],
+)
+def test_a_day_at_the_rate_asked_is_the_month_at_that_rate(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Cache format and memory share, of the question or of what runs today, are not forgotten."""
+    day = tmp_path / "day.csv"
+    day.write_text("hour,rate_per_s\n0,2.5\n1,2.5\n")
+    months = []
+    for more in ((), ("--profile", str(day))):
+        assert main([*ASKED, "Qwen/Qwen3-14B", "--rate", "2.5", *words, *more, "--json"]) == 0
+        months.append(json.loads(capsys.readouterr().out)["month"])
+    assert set(months[0]) == {"best", "current"}
+    for name, month in months[0].items():
+        assert months[1][name]["kwh_per_month"] == pytest.approx(month["kwh_per_month"], rel=1e-6)
+
+
 def test_a_profile_beyond_the_rate_is_refused(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

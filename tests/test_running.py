@@ -193,6 +193,14 @@ configuration = "vllm serve {LLM}-AWQ --enforce-eager"
 
 
 @pytest.mark.parametrize(
+    "text", ["vllm serve Qwen/Qwen3-8B --config x.yaml", "vllm serve --config=x"]
+)
+def test_options_in_a_file_are_asked_for_by_whoever_reads_the_line(text: str) -> None:
+    with pytest.raises(UsageError, match="give its options"):
+        read_configuration(text)
+
+
+@pytest.mark.parametrize(
     ("text", "why"),
     [
         ("TP1 DP3 B100", "33.3 each"),

@@ -217,6 +217,13 @@ def test_a_verification_killed_after_a_run_goes_on_and_measures_nothing_twice(
     assert len({row["x_case"] for row in measured()}) == len(measured()) == 2
 
 
+def test_a_run_without_a_limit_has_the_one_of_the_engine_on_that_gpu(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("configuration,energy_per_request_j,tpot_s\nTP2,5,0.1\n")
+    for gpu, limit in (("H200", 1024.0), ("A100-SXM-80GB", 256.0), ("L4", 256.0)):
+        assert read_runs(path, catalog.gpu(gpu))[0].configuration.batch_size == limit
+
+
 @pytest.mark.parametrize(
     "line", ["TP4 B8,,0.1", "TP4 B8,-5,0.1", "TP4 B8,five,0.1", ",5,0.1", "TP4 B8,5,nan"]
 )

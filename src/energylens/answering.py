@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from energylens import capacity, catalog
 from energylens.cases import Cases
 from energylens.deciding import (
@@ -367,21 +369,16 @@ def bills(
 
 def case_of_entry(decision: Decision, entry: Entry) -> Case:
     """Make the case that an entry of a decision is about."""
-    scenario, running = decision.scenario, decision.running
-    precision = catalog.precision(entry.precision)
-    for known in (None if running is None else running.precision, scenario.precision):
-        if known is not None and known.id == precision.id:
-            precision = known
-    return Case(
-        llm=scenario.llm,
-        gpu=catalog.gpu(entry.gpu),
-        precision=precision,
-        workload=scenario.workload,
-        configuration=entry.configuration,
-        boundary=scenario.boundary,
-        node_gpus=scenario.node_gpus,
-        engine=scenario.engine,
+    cases = decision.solved.cases  # with what was said of the GPU type and the cache's format
+    scenario = replace(
+        decision.scenario,
+        gpu=next(gpu for gpu in cases.gpus if gpu.id == entry.gpu),
+        precision=next(each for each in cases.precisions if each.id == entry.precision),
     )
+    today = entry is decision.current or (decision.keeps and entry is decision.best)
+    if decision.running is not None and today:
+        scenario = decision.running.scenario(scenario)
+    return case_of(scenario, entry.configuration)
 
 
 def _bill(
@@ -393,13 +390,11 @@ def _bill(
     load = decision.load
     power, rate = entry.power_w, load.rate_per_s
     if rates:
-        case = Cases.of([case_of_entry(decision, entry)])
         engine = Engine(model)
-        drawn = [
-            float(engine.solve(case, replace(load, rate_per_s=r), (), odds=False).power_w[0])
-            for r in rates
-        ]
-        power, rate = sum(drawn) / len(drawn), sum(rates) / len(rates)
+        one = engine.prepare(Cases.of([case_of_entry(decision, entry)]), load.lengths)
+        each = one.take(np.zeros(len(rates), dtype=np.intp))
+        drawn = engine.solve(each, load, (), odds=False, rates_per_s=np.array(rates)).power_w
+        power, rate = float(drawn.mean()), sum(rates) / len(rates)
     return bill(
         power,
         entry.configuration.gpus,

@@ -73,6 +73,3 @@ def log_variance(cases: Cases, spread: float, lowest_seen: float = 1.0) -> Float
     beyond = np.maximum(np.log(lowest_seen) - np.log(cases.clock_ratio), 0.0)
     variance: FloatArray = (spread * beyond) ** 2
     return variance
-
-
-__all__ = ["JOULES_SPREAD", "SECONDS_SPREAD", "Clocked", "log_variance"]

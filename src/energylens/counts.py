@@ -22,7 +22,7 @@ from energylens.records import Gpu, Llm, Precision
 
 # vLLM's default token budget of one scheduler step (max_num_batched_tokens): a longer prompt
 # takes several passes. ML.ENERGY v3 ran with it in most configurations.
-TOKENS_PER_PASS = 8192.0
+TOKENS_PER_PASS = float(capacity.TOKENS_PER_PASS)
 ACTIVATION_BYTES = 2.0  # activations travel between GPUs in 16 bits
 # Shares of the peaks that good kernels reach, and the time of a small kernel: round numbers, by
 # which a GPU's datasheet says how long something takes. The fit corrects what they are wrong by.

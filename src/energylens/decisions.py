@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -164,6 +164,15 @@ class Running:
     precision: Precision | None = None
     memory_share_ratio: float | None = None
     notes: tuple[str, ...] = ()
+
+    def scenario(self, asked: Scenario) -> Scenario:
+        """Give the scenario asked about, in the number format and memory share that run today."""
+        share = self.memory_share_ratio or asked.gpu.memory_share_ratio
+        return replace(
+            asked,
+            precision=self.precision or asked.precision,
+            gpu=replace(asked.gpu, memory_share_ratio=share),
+        )
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from energylens import catalog
-from energylens.capacity import largest_batch
+from energylens.capacity import TOKENS_PER_PASS, largest_batch
 from energylens.deciding import Entry
 from energylens.errors import UsageError
 from energylens.records import Configuration, Gpu, Precision
 
+VLLM_IMAGE = "vllm/vllm-openai:v0.11.1"
 NODE_GPUS = 8  # beyond which replicas are servers of their own
 LENGTH_STEP = 256  # tokens to which a shortened context is rounded down
 ROOM = 1.1  # times what a sequence takes, that the cache must hold: memory is known to a tenth
-TOKENS_PER_PASS = 8192
 PORT = 8000
 SHARED_GIB = 16  # of /dev/shm
 
@@ -212,7 +212,7 @@ spec:
     spec:
       containers:
         - name: vllm
-          image: vllm/vllm-openai:v0.11.1
+          image: {VLLM_IMAGE}
           args: {arguments}
           env:
             - name: HF_TOKEN  # kubectl create secret generic hf-token --from-literal=token=...
@@ -245,7 +245,7 @@ def compose(told: _Told) -> str:
     text = f"""\
 services:
   vllm:
-    image: vllm/vllm-openai:v0.11.1
+    image: {VLLM_IMAGE}
     command: {arguments}
     ports: ["{PORT}:{PORT}"]
     ipc: host

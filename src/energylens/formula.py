@@ -31,7 +31,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 
 from energylens.cases import Cases, FloatArray
-from energylens.clocks import Clocked
+from energylens.clocks import CLOCKLESS_RATIO, READING_RATIO, WAITING_RATIO, Clocked
 from energylens.counts import (
     BANDWIDTH_RATIO,
     COMPUTE_RATIO,
@@ -45,8 +45,8 @@ from energylens.records import Gpu
 
 STRUCTURE = "2026.2"  # changes whenever TERMS or the counts they use change
 
-WORKING_POWER_RATIO = 0.7  # of TDP, while kernels run
-WAITING_POWER_RATIO = 0.4  # of TDP, while a loaded GPU waits for the next kernel
+WORKING_POWER_RATIO = READING_RATIO  # of TDP, while kernels run
+WAITING_POWER_RATIO = WAITING_RATIO  # of TDP, while a loaded GPU waits for the next kernel
 IDLE_POWER_RATIO = 0.1  # of TDP, without a loaded model, where the datasheet is silent
 LINK_RATIO = 0.5
 PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
@@ -55,7 +55,7 @@ PCIE_BYTES_PER_S = 64e9  # the link of a GPU without a faster one
 # follow the core clock, and drivers do not go below a fifth of the highest.
 READING_POWER_RATIO = WORKING_POWER_RATIO - WAITING_POWER_RATIO
 MULTIPLYING_POWER_RATIO = 0.6
-CLOCKLESS_POWER_RATIO = 0.3
+CLOCKLESS_POWER_RATIO = CLOCKLESS_RATIO
 SLOWEST_CLOCK_RATIO = 0.2
 MEDIA_S = 10e-3  # an engine's own work on one image or frame
 

@@ -30,7 +30,8 @@ def read_configuration(text: str, gpu: Gpu | None = None) -> Configuration:
 
     The batch limit of a command line, or behind a number of replicas, is that of one replica; B
     beside DP is that of all together. Where none is said it is what vLLM takes on that GPU type
-    (``get_batch_defaults`` of vLLM 0.11: 1024 from 70 GiB on but on A100, else 256).
+    (``get_batch_defaults`` of vLLM 0.11: 1024 from 70 GiB on but on A100, else 256); 2048 on a
+    command line of SGLang or TensorRT-LLM.
 
     Raises
     ------
@@ -216,6 +217,10 @@ class _Line:
         line = cls(engine=engine)
         start = _start(words)
         line._read(words[start:], launched=start > 0)
+        if "file" in line.said:
+            raise UsageError(
+                f"--current: {line.named['file']} names a file, which is not read: give its options"
+            )
         return line
 
     def _read(self, words: Sequence[str], *, launched: bool) -> None:
@@ -291,10 +296,6 @@ class _Line:
         UsageError
             If another LLM is served, or in a format that has no name here.
         """
-        if "file" in self.said:
-            raise UsageError(
-                f"--current: {self.named['file']} names a file, which is not read: give its options"
-            )
         found = _known(self.llm)
         if found is not None and found[0] != llm.id:
             raise UsageError(

@@ -323,12 +323,11 @@ class Solved:
 
     def meets(self, limits: Sequence[LatencyLimit], meet: float) -> BoolArray:
         """Whether each case is likely enough to meet all limits, or does by its means."""
-        odds = self.probabilities(limits)[0]
-        if not self.certain:
-            odds, meet = np.ones(len(self.cases)), 0.5
-            for limit, value in zip(limits, self.values[:, 0], strict=True):
-                odds = odds * (value <= limit.seconds)
-        likely: BoolArray = (odds >= meet) & ~self.state.saturated
+        likely: BoolArray = ~self.state.saturated
+        if self.certain:
+            return likely & (self.probabilities(limits)[0] >= meet)
+        for limit, value in zip(limits, self.values[:, 0], strict=True):
+            likely &= value <= limit.seconds
         return likely
 
     def probabilities(self, limits: Sequence[LatencyLimit]) -> tuple[FloatArray, FloatArray]:
@@ -479,8 +478,7 @@ class Engine:
                     f"what runs today keeps its cache in {ours:g} bits, and the question is about "
                     f"one in {theirs:g}: ask with the same --kv-cache-dtype"
                 )
-            as_run = replace(scenario, precision=precision)
-            today = Cases.of([case_of(as_run, current)])
+            today = Cases.of([case_of(replace(scenario, precision=precision), current)])
             refused = layout_problem(
                 scenario.llm,
                 precision,
@@ -494,9 +492,7 @@ class Engine:
                     f"the current configuration {current.describe()} cannot be laid out for "
                     f"{scenario.llm.id} at {precision.id}: {refused}"
                 )
-            if told.memory_share_ratio is not None:
-                gpu = replace(scenario.gpu, memory_share_ratio=told.memory_share_ratio)
-                as_run = replace(as_run, gpu=gpu)
+            as_run = told.scenario(scenario)
             room = service.slots(Cases.of([case_of(as_run, current)]), lengths)
             if room[0] < 1:
                 raise InfeasibleError(

@@ -21,7 +21,7 @@ from energylens.columns import PERCENTILES
 from energylens.deciding import Engine, Entry, LatencyLimit, Load, case_of, decide
 from energylens.errors import InputError, UsageError
 from energylens.model import EnergyModel
-from energylens.records import Configuration
+from energylens.records import Configuration, Gpu
 from energylens.running import read_configuration
 from energylens.selection import Candidates, Scenario, select
 from energylens.solving import FACTORS
@@ -128,8 +128,10 @@ class Verdict:
         }
 
 
-def read_runs(path: str | Path) -> list[Run]:
+def read_runs(path: str | Path, gpu: Gpu | None = None) -> list[Run]:
     """Read measured runs: CSV with a configuration (``TP4 B64``), joules and times.
+
+    Where a configuration has no batch limit it is the engine's own on that GPU type.
 
     Raises
     ------
@@ -159,7 +161,7 @@ def read_runs(path: str | Path) -> list[Run]:
             )
         runs.append(
             Run(
-                configuration=read_configuration(row["configuration"]),
+                configuration=read_configuration(row["configuration"], gpu),
                 energy_per_request_j=joules,
                 percentiles=percentiles,
                 source=(row.get("source") or "").strip(),

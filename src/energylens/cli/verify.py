@@ -108,7 +108,7 @@ def _verify(arguments: argparse.Namespace) -> None:
             )
     else:
         proof = None
-        runs = read_runs(arguments.measured) if arguments.measured else []
+        runs = read_runs(arguments.measured, scenario.gpu) if arguments.measured else []
         verdict = verify(model, scenario, load, limits, runs, most=arguments.runs, **options)
     if arguments.json:
         document = {**verdict.to_json(), "notes": notes}

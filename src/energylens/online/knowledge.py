@@ -210,7 +210,7 @@ class Knowledge:
         if self.calibrate:
             degree = self.fleet.layouts[0]
             return self.fleet.table(degree, AS_SHIPPED).idle_w / degree
-        return service.loaded_idle_w(gpu)
+        return service.idle_of(self.model)(gpu)
 
     def factors(self, degree: int, setting: Setting) -> Factors:
         """Measured over predicted, of one layout and setting."""

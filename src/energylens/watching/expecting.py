@@ -20,8 +20,7 @@ from energylens.errors import InfeasibleError
 from energylens.model import EnergyModel
 from energylens.records import Case, Gpu, Workload
 from energylens.selection import Scenario
-from energylens.service import JouleSteps, Lengths
-from energylens.service import loaded_idle_w as idle_of_type
+from energylens.service import JouleSteps, Lengths, idle_of
 from energylens.watching.work import work_of_tokens
 
 LEAST_LOOKS = 8  # at the requests in flight, for the spread of batches to be known
@@ -181,14 +180,17 @@ class Expectation:
         meet: float = MEET,
     ) -> None:
         self.model, self.case = model, case
-        self.loaded_idle_w = idle_of_type(case.gpu) if loaded_idle_w is None else loaded_idle_w
+        self._idle_of_type = idle_of(model)
+        self.loaded_idle_w = (
+            self._idle_of_type(case.gpu) if loaded_idle_w is None else loaded_idle_w
+        )
         self.limits, self.meet = tuple(limits), meet
         self.max_gpus = max(max_gpus, case.configuration.gpus)
         self.time = model.time
 
     def _idle_w(self, gpu: Gpu) -> float:
         """Watts as measured here for GPUs of this type; of another, what is known of its type."""
-        return self.loaded_idle_w if gpu.id == self.case.gpu.id else idle_of_type(gpu)
+        return self.loaded_idle_w if gpu.id == self.case.gpu.id else self._idle_of_type(gpu)
 
     def of(self, done: Done) -> Expected:
         """Say what the law expects of what was done."""

@@ -145,13 +145,7 @@ def service(
     found = asked(loaded, question)
     asked_of = found.scenario
     told = read_running(configuration, asked_of.llm, asked_of.gpu, asked_of.precision)
-    share = told.memory_share_ratio or asked_of.gpu.memory_share_ratio
-    as_run = replace(
-        asked_of,
-        gpu=replace(asked_of.gpu, memory_share_ratio=share),
-        precision=told.precision or asked_of.precision,
-    )
-    case = case_of(as_run, told.configuration)
+    case = case_of(told.scenario(asked_of), told.configuration)
     cases = Cases.of([case])
     if slots(cases, found.load.lengths)[0] < 1:
         raise InfeasibleError(

@@ -9,6 +9,7 @@ of the meter.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import threading
@@ -198,8 +199,9 @@ class _Nvml(WallClockMeter):
                     "a Volta or later: leave clock_mhz out of the plan, or measure as root."
                 ) from None
         if mhz is None and self._clock_guard is not None:
-            for place in places:
-                self._clock_guard.tell({"done": self.channels[place].id})
+            for place in places:  # the clocks are back already: a guard that is gone is no matter
+                with contextlib.suppress(OSError):
+                    self._clock_guard.tell({"done": self.channels[place].id})
 
     def running_processes(self) -> int:
         """Count the compute processes on all these GPUs: they should be ours alone."""
