@@ -244,6 +244,7 @@ def test_the_lower_a_cap_that_no_row_has_the_less_is_known_of_joules_and_times()
         odds.append(entry.probability_of_meeting_ratio)
     assert reach[0] == pytest.approx(reach[1])
     assert all(b > a for a, b in pairwise(reach[1:]))
+    assert reach[-1] > 1.1 * reach[0]
     assert 0.0 < odds[-1] < odds[0]
 
 

@@ -24,6 +24,7 @@ from energylens.selection import Candidates, Scenario
 from energylens.service import Lengths
 from energylens.words import Note, notes_in_order
 
+LARGE = "meta-llama/Llama-3.3-70B-Instruct"
 ASKED = ["select", "--gpu", "H100", "--input-tokens", "900", "--output-tokens", "200", "--llm"]
 
 
@@ -221,9 +222,8 @@ def test_a_month_of_the_choice_is_said_without_another(
 @pytest.mark.parametrize(
     "words",
     [
-        ("--current", "vllm serve Qwen/Qwen3-14B --gpu-memory-utilization 0.45"),
+        ("--current", f"vllm serve {LARGE} -tp 2 --gpu-memory-utilization 0.98"),
         ("--kv-cache-dtype", "fp8", "--current", "TP2 B64"),
-        ("--gpu-memory-utilization", "0.5", "--current", "2 x TP1 B32"),
     ],
 )
 def test_a_day_at_the_rate_asked_is_the_month_at_that_rate(
@@ -231,10 +231,10 @@ def test_a_day_at_the_rate_asked_is_the_month_at_that_rate(
 ) -> None:
     """Cache format and memory share, of the question or of what runs today, are not forgotten."""
     day = tmp_path / "day.csv"
-    day.write_text("hour,rate_per_s\n0,2.5\n1,2.5\n")
+    day.write_text("hour,rate_per_s\n0,0.6\n1,0.6\n")
     months = []
     for more in ((), ("--profile", str(day))):
-        assert main([*ASKED, "Qwen/Qwen3-14B", "--rate", "2.5", *words, *more, "--json"]) == 0
+        assert main([*ASKED, LARGE, "--rate", "0.6", *words, *more, "--json"]) == 0
         months.append(json.loads(capsys.readouterr().out)["month"])
     assert set(months[0]) == {"best", "current"}
     for name, month in months[0].items():
