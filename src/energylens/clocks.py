@@ -31,6 +31,7 @@ from energylens.cases import Cases, FloatArray
 
 WAITING_RATIO, READING_RATIO, MULTIPLYING_RATIO = 0.4, 0.7, 1.0  # of the TDP, drawn meanwhile
 CLOCKLESS_RATIO = 0.3  # of the TDP, that does not follow the core clock
+# The next two are chosen so that the least lies where it was published to lie, as said above.
 READING_CLOCK_RATIO = 0.7  # of the highest clock, that a core needs to ask for all the bytes
 VOLTAGE_FLOOR_RATIO = 0.55  # of the highest voltage, that the lowest clock would need
 #: Spread of the logarithm of joules, and of seconds, for each unit of log clock that no row has

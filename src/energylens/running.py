@@ -61,7 +61,8 @@ def read_configuration(text: str, gpu: Gpu | None = None) -> Configuration:
         if not match:
             raise UsageError(
                 "--current must be a layout and batch limit such as 'TP8 B256' or '4 x TP2 B128', "
-                f"or a vllm serve command line; {word[:60]!r} is no part of one"
+                "or the command line of vLLM, SGLang or TensorRT-LLM; "
+                f"{word[:60]!r} is no part of one"
             )
         name, value = match[1].upper(), int(match[2])
         if name == "B":

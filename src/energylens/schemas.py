@@ -88,7 +88,7 @@ class Choose(_Strict):
 
 
 class Current(_Strict):
-    """What runs today, as TP8 B256 or a vllm serve command line."""
+    """What runs today, as TP8 B256 or the command line of an engine."""
 
     configuration: str
     at_most_percent_above_best: float | None = Field(default=None, ge=0)
@@ -241,6 +241,7 @@ class CaseQuestion(_Strict):
     expert_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
     data_parallel: int = Field(default=1, ge=1, le=MOST_GPUS)
     batch_size: int = Field(default=32, ge=1, le=1_000_000)
+    power_cap_w: float | None = Field(default=None, gt=0, le=1e5, description="of each GPU")
     clock_mhz: float | None = Field(default=None, gt=0, le=1e5, description="locked, of each GPU")
     input_tokens: float = Field(gt=0, le=MOST_TOKENS)
     output_tokens: float = Field(gt=0, le=MOST_TOKENS)

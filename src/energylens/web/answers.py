@@ -226,6 +226,7 @@ def explanation(loaded: Loaded, question: CaseQuestion) -> dict[str, Any]:
             expert_parallel=question.expert_parallel,
             data_parallel=question.data_parallel,
             batch_size=float(question.batch_size),
+            power_cap_w=question.power_cap_w,
             clock_mhz=question.clock_mhz,
         ),
         boundary=Boundary.NODE if question.node_gpus else Boundary.ACTIVE_GPUS,
