@@ -31,7 +31,6 @@ class Predictor(Protocol):
             score that orders like joules; its estimator says so with ``ranks_only``. NaN where
             the predictor has no answer.
         """
-        ...
 
 
 @runtime_checkable
@@ -40,7 +39,6 @@ class IntervalPredictor(Protocol):
 
     def predict_energy_j(self, cases: Cases) -> FloatArray:
         """Predict as :class:`Predictor` does."""
-        ...
 
     def interval_energy_j(
         self, cases: Cases, coverage_ratio: float
@@ -48,11 +46,9 @@ class IntervalPredictor(Protocol):
         """Lower and upper joules per request, each of shape (n,), that should cover a new
         measurement with probability ``coverage_ratio``.
         """  # noqa: D205
-        ...
 
     def sample_energy_j(self, cases: Cases, samples: int, seed: int) -> FloatArray:
         """Draw joint predictions, shape (samples, n), from what the fit leaves uncertain."""
-        ...
 
 
 class Estimator(Protocol):
@@ -61,12 +57,10 @@ class Estimator(Protocol):
     @property
     def name(self) -> str:
         """The name that tables print and ``--estimators`` takes."""
-        ...
 
     @property
     def ranks_only(self) -> bool:
         """Whether predictions order configurations without being joules."""
-        ...
 
     def fit(self, dataset: Dataset) -> Predictor:
         """Fit to measured rows.
@@ -76,4 +70,3 @@ class Estimator(Protocol):
         FitError
             If the rows cannot determine this estimator.
         """
-        ...

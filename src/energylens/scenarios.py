@@ -128,15 +128,12 @@ class Limit(Protocol):
     @property
     def name(self) -> str:
         """What is limited, as in "time to first token"."""
-        ...
 
     def broken(self, cases: Cases) -> BoolArray:
         """Whether each of n cases breaks the limit; shape (n,)."""
-        ...
 
     def reason(self, case: Case) -> str:
         """Say in words why a case that breaks the limit does."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,11 +89,9 @@ class StepTime(Protocol):
 
     def step_s(self, running: FloatArray) -> FloatArray:
         """Seconds of a decode step with ``running`` sequences; shape (n,)."""
-        ...
 
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         """Seconds that ``tokens`` prompt tokens add to one step; shape (n,)."""
-        ...
 
     def media_s(self, tokens: FloatArray) -> FloatArray:
         """Seconds of these that their images and frames take; shape (n,)."""
@@ -105,15 +103,12 @@ class StepJoules(Protocol):
     @property
     def idle_w(self) -> FloatArray:
         """Watts of the replica with its weights loaded and nothing to do; shape (n,)."""
-        ...
 
     def step_j(self, running: FloatArray) -> FloatArray:
         """Joules of a decode step with ``running`` sequences; shape (n,)."""
-        ...
 
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
         """Joules that ``tokens`` prompt tokens add to one step; shape (n,)."""
-        ...
 
     def media_j(self, tokens: FloatArray) -> FloatArray:
         """Joules of these that their images and frames take; shape (n,)."""

@@ -25,11 +25,9 @@ class Figure(Protocol):
 
     def save(self, path: str | Path) -> None:
         """Write it to a file whose name ends in .svg, .pdf or .png."""
-        ...
 
     def svg(self) -> str:
         """Return it as an ``svg`` element."""
-        ...
 
 
 class Shown:

@@ -39,11 +39,9 @@ class Regressor(Protocol):
 
     def fit(self, columns: FloatArray, target: FloatArray) -> Any:
         """Fit in place."""
-        ...
 
     def predict(self, columns: FloatArray) -> Any:
         """Predict, shape (n,)."""
-        ...
 
 
 def _package(name: str) -> ModuleType:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -99,9 +101,6 @@ def _first_interrupt_held() -> Iterator[list[bool]]:
     list of bool
         Empty until there is one; a second ends the command.
     """
-    import signal
-    import sys
-
     noted: list[bool] = []
     before = signal.getsignal(signal.SIGINT)
     if before is not signal.default_int_handler:  # ignored, or somebody else's

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
 
-from energylens.errors import ExitCode, UsageError
+from energylens.errors import ExitCode, InputError, UnknownChoiceError, UsageError
 from energylens.words import WIDTH, table_lines, wrapped
 
 if TYPE_CHECKING:
@@ -245,7 +245,6 @@ def read_tables(arguments: argparse.Namespace, *, joules: bool = True) -> Datase
 
     from energylens import table
     from energylens.dataset import Dataset
-    from energylens.errors import UnknownChoiceError
 
     parts = [table.read(path, joules=joules) for path in arguments.tables]
     dataset = Dataset.concatenate(parts) if len(parts) > 1 else parts[0]
@@ -286,7 +285,6 @@ def read_tables(arguments: argparse.Namespace, *, joules: bool = True) -> Datase
 def _known_as(column: str, name: str) -> str:
     """Give the name that tables have for what the catalog knows by several."""
     from energylens import catalog
-    from energylens.errors import InputError
 
     try:
         if column == "llm":
@@ -375,8 +373,6 @@ def positive(text: str) -> float:
 
 def name_value_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     """Read repeated ``NAME=VALUE``."""
-    from energylens.errors import UsageError
-
     pairs = {}
     for text in texts:
         name, equals, value = text.partition("=")

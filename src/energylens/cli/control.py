@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
+import time
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import Subparsers, port, positive, positive_int, print_paragraph
+from energylens.errors import UsageError
 
 if TYPE_CHECKING:
     from energylens.online.controller import Advice, Look
@@ -82,8 +85,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _bounds(text: str | None) -> tuple[float, float]:
-    from energylens.errors import UsageError
-
     try:
         low, high = (float(part) for part in (text or "").split(","))
     except ValueError:
@@ -100,7 +101,6 @@ def _reader(url: str) -> Any:
     """Look at one engine's metrics."""
     from urllib.request import urlopen
 
-    from energylens.errors import UsageError
     from energylens.online.controller import Look
     from energylens.watching.counters import read_counters
 
@@ -127,11 +127,7 @@ def _reader(url: str) -> Any:
 
 
 def _control(arguments: argparse.Namespace) -> None:
-    import json
-    import time
-
     from energylens import files
-    from energylens.errors import UsageError
     from energylens.online.actuators import Consent, Hand, make
     from energylens.online.controller import Controller
     from energylens.online.fleet import read_fleet
@@ -217,8 +213,6 @@ def _control(arguments: argparse.Namespace) -> None:
 
 
 def _show(advice: Advice, as_json: bool) -> None:
-    import json
-
     if as_json:
         print(json.dumps(advice.to_json()), flush=True)
     else:

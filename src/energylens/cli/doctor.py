@@ -15,9 +15,9 @@ from energylens.cli.console import (
     print_json,
     print_paragraph,
 )
+from energylens.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from energylens.errors import ExitCode
     from energylens.instrument.doctor import Idle
 
 ENGINES = ("vllm", "transformers", "simulated")
@@ -56,7 +56,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _doctor(arguments: argparse.Namespace) -> ExitCode:
-    from energylens.errors import ExitCode, UsageError
     from energylens.instrument.doctor import examine
 
     idle = _idle(arguments) if arguments.idle else None
@@ -101,7 +100,6 @@ def _doctor(arguments: argparse.Namespace) -> ExitCode:
 
 def _idle(arguments: argparse.Namespace) -> Idle:
     from energylens import catalog
-    from energylens.errors import UsageError
     from energylens.instrument import engines, meters, planning
     from energylens.instrument.doctor import measure_idle
     from energylens.instrument.engine import Layout

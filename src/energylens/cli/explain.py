@@ -15,7 +15,7 @@ from energylens.cli.console import (
     print_wrapped,
 )
 from energylens.cli.serving import model_for, print_times
-from energylens.errors import ExitCode
+from energylens.errors import ExitCode, UsageError
 from energylens.words import joules, percent
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ def add_verbs(verbs: Any) -> None:
 
 def _explain(arguments: argparse.Namespace) -> ExitCode | None:
     from energylens import capacity
-    from energylens.errors import UsageError
     from energylens.explanation import SUBJECTS, explain
     from energylens.time_explained import explain_time, explanation_document
 

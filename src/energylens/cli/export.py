@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -93,8 +95,6 @@ def _export(arguments: argparse.Namespace) -> None:
 
 
 def _print(arguments: argparse.Namespace, export: Export) -> None:
-    import sys
-
     if list(export.files) != [""]:
         raise UsageError(f"{arguments.to} is a folder of files: name it with -o")
     text = export.files[""].decode()
@@ -107,8 +107,6 @@ def _print(arguments: argparse.Namespace, export: Export) -> None:
 
 
 def _made(arguments: argparse.Namespace) -> Export:
-    import time
-
     from energylens import exporting
 
     for name, to in (("max_context", "dynamo"), ("gpu_hour", "semantic-router")):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
@@ -20,6 +21,7 @@ from energylens.cli.console import (
     read_tables,
 )
 from energylens.cli.serving import time_law
+from energylens.errors import UsageError
 from energylens.words import percent
 
 if TYPE_CHECKING:
@@ -104,7 +106,6 @@ def add_fit_options(parser: argparse.ArgumentParser) -> None:
 
 def fit_options(arguments: argparse.Namespace) -> Any:
     """Make the options that :func:`add_fit_options` describes."""
-    from energylens.errors import UsageError
     from energylens.fitting import FitOptions
 
     per = arguments.per
@@ -124,8 +125,6 @@ def fit_options(arguments: argparse.Namespace) -> Any:
 
 
 def _fit(arguments: argparse.Namespace) -> None:
-    from dataclasses import asdict, replace
-
     import numpy as np
 
     from energylens import fitting, latency, modelfile
@@ -253,8 +252,6 @@ def _fit(arguments: argparse.Namespace) -> None:
 def _rows(arguments: argparse.Namespace) -> Dataset:
     """Read the rows to fit to, and check the options that only they can tell about."""
     import numpy as np
-
-    from energylens.errors import UsageError
 
     dataset = read_tables(arguments)
     idle_w = arguments.idle_power_w

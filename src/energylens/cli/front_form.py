@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from energylens.cli.configuring import case_of
 from energylens.cli.console import print_json, print_paragraph, print_table
+from energylens.errors import UsageError
 from energylens.words import joules, percent, plural
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ def read_form(name: str) -> tuple[Front, FrontPoint]:
     """
     from energylens import files
     from energylens.discovery import Front
-    from energylens.errors import UsageError
 
     match = _FORM.fullmatch(name)
     if match is None:

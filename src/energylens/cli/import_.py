@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import import_auto, import_table
@@ -13,7 +14,7 @@ from energylens.cli.console import (
     assignments,
     print_json,
 )
-from energylens.errors import ExitCode
+from energylens.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from energylens.importers import Imported
@@ -70,7 +71,6 @@ def _source(text: str) -> str:
 
 def _import(arguments: argparse.Namespace) -> ExitCode:
     from energylens import importers
-    from energylens.errors import UsageError
     from energylens.importers import table as foreign
 
     automatic = arguments.source not in SOURCES or arguments.source == "auto"
@@ -110,8 +110,6 @@ def _import(arguments: argparse.Namespace) -> ExitCode:
 
 
 def _one_path(arguments: argparse.Namespace) -> str:
-    from energylens.errors import UsageError
-
     if len(arguments.path) != 1:
         raise UsageError(
             f"import {arguments.source} takes one PATH, not {len(arguments.path)}: to read several "
@@ -143,8 +141,6 @@ def _report(
     imported: Imported, arguments: argparse.Namespace, more: dict[str, Any], lines: list[str]
 ) -> ExitCode:
     """Write the table, and say what came of the import."""
-    import sys
-
     from energylens import table
 
     # With --json and no file to write, the document is all that is asked for.

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import comma_list, positive_int
 from energylens.errors import UsageError
+from energylens.words import plural
 
 if TYPE_CHECKING:
     from energylens.importers.auto import Options, Taken
@@ -230,8 +231,6 @@ def lines_of(taken: list[Taken]) -> list[str]:
 
 
 def _lines_of_power(joined: Joined) -> list[str]:
-    from energylens.words import plural
-
     parts = [
         f"{joules:.6g} J {what}"
         for joules, what in (

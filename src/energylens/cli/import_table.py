@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from contextlib import redirect_stdout
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,8 +183,6 @@ def _beside(path: str) -> str:
 
 def _show(imported: Imported) -> None:
     """Show three rows as they are read."""
-    from contextlib import redirect_stdout
-
     from energylens import table
 
     columns = table.columns_of(imported.dataset)

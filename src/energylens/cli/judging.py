@@ -24,6 +24,7 @@ from energylens.cli.console import (
     print_table,
     read_tables,
 )
+from energylens.errors import UnknownChoiceError, UsageError
 from energylens.words import percent
 
 if TYPE_CHECKING:
@@ -210,7 +211,6 @@ def contestants(
     from energylens import baselines
     from energylens.baselines.residual import SmoothResidual
     from energylens.discovery import Structure
-    from energylens.errors import UnknownChoiceError
     from energylens.fitting import Datasheet, EnergyLens, FitOptions, ScaledDatasheet
 
     ours = {
@@ -280,7 +280,6 @@ def _package_of(name: str) -> str | None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from energylens.errors import UsageError
     from energylens.evaluation.judge import DEFAULT_CURVE, evaluate
 
     for what, cut in (("batch", arguments.batch_cut), ("length", arguments.length_cut)):

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
+import sys
+import time
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
@@ -18,6 +22,8 @@ from energylens.cli.console import (
     print_paragraph,
     print_table,
 )
+from energylens.errors import MeasurementError, UnknownChoiceError, UsageError
+from energylens.words import joules
 
 if TYPE_CHECKING:
     from energylens.instrument.executor import Executor
@@ -123,7 +129,6 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
 def _sweep_name(output: str) -> str:
     """Name a sweep by the file that it writes, wherever it is started from."""
     import hashlib
-    from pathlib import Path
 
     table = Path(output).resolve()
     return f"{table.stem}-{hashlib.sha256(str(table).encode()).hexdigest()[:8]}"
@@ -154,12 +159,7 @@ def _executor(arguments: argparse.Namespace, made: Plan) -> Executor:
 
 
 def _measure(arguments: argparse.Namespace) -> None:
-    import sys
-    import time
-    from pathlib import Path
-
     from energylens.catalog.scaling import scaled_down
-    from energylens.errors import MeasurementError, UnknownChoiceError, UsageError
     from energylens.instrument import engines, meters, planfile
     from energylens.instrument.sweep import measure
 
@@ -229,8 +229,6 @@ def _measure(arguments: argparse.Namespace) -> None:
 
 def _secrets(made: Plan) -> tuple[str, ...]:
     """Keys and tokens of this run, which a server that echoes them must not get written down."""
-    import os
-
     from energylens.instrument.meters import TOKEN_VARIABLE
 
     names = {case.options.get("api_key_env", "OPENAI_API_KEY") for case in made.cases}
@@ -247,8 +245,6 @@ def _absent(made: Plan) -> str:
 
 
 def _drawn(energy_j: float, sources: tuple[str, ...]) -> str:
-    from energylens.words import joules
-
     guessed = [name for name in sources if name in ("simulated", "estimated")]
     return f"{joules(energy_j)} {' and '.join(guessed) if guessed else 'drawn'}"
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
+import threading
 from typing import Any
 
 from energylens.cli.console import Subparsers, add_json, add_meter, port, print_json
+from energylens.errors import UsageError
 
 
 def add_verbs(verbs: Any) -> None:
@@ -37,8 +40,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _meter(arguments: argparse.Namespace) -> None:
-    import threading
-
     from energylens.instrument import meters
 
     meter = meters.open_meter(arguments.meter)
@@ -75,10 +76,7 @@ def _meter(arguments: argparse.Namespace) -> None:
 
 def _serving_token(arguments: argparse.Namespace) -> str | None:
     """Take the token from the command line, a file or the environment; None for a random one."""
-    import os
-
     from energylens import files
-    from energylens.errors import UsageError
     from energylens.instrument.meters import TOKEN_VARIABLE
 
     if arguments.token is not None and arguments.token_file is not None:

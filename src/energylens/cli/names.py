@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
@@ -15,6 +16,7 @@ from energylens.cli.console import (
     print_paragraph,
     print_table,
 )
+from energylens.errors import UsageError
 
 if TYPE_CHECKING:
     from energylens.records import Gpu
@@ -84,8 +86,6 @@ _GPU_FLAGS: dict[str, tuple[str, float, str, str]] = {
 
 
 def _named(arguments: argparse.Namespace) -> str:
-    from energylens.errors import UsageError
-
     if not arguments.what:
         raise UsageError(f"energylens {arguments.verb} {arguments.action} needs a name or file")
     name: str = arguments.what
@@ -122,10 +122,7 @@ def _llm(arguments: argparse.Namespace) -> None:
         )
         return
     if arguments.action == "add":
-        from pathlib import Path
-
         from energylens.catalog.hf_read import llm_from_path
-        from energylens.errors import UsageError
 
         path = _named(arguments)
         if not arguments.name:
@@ -195,7 +192,6 @@ def _new_gpu(name: str, arguments: argparse.Namespace) -> Gpu:
     from datetime import date
 
     from energylens import catalog
-    from energylens.errors import UsageError
     from energylens.records import Gpu
 
     given: dict[str, Any] = {}

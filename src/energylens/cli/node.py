@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import name_value_pairs
+from energylens.errors import UnknownNameError, UsageError
 
 if TYPE_CHECKING:
     from energylens.instrument.executor import Executor
@@ -38,8 +41,6 @@ def engine_options(arguments: argparse.Namespace) -> dict[str, str]:
 
 def told(sentence: str) -> None:
     """Say what is done, on stderr."""
-    import sys
-
     print(sentence, file=sys.stderr, flush=True)
 
 
@@ -65,7 +66,6 @@ def find_node(
         If the type is given and the meter sees another, or not given and not seen.
     """
     from energylens import catalog
-    from energylens.errors import UnknownNameError, UsageError
     from energylens.instrument import meters
     from energylens.instrument.meter import ChannelKind
 
@@ -115,8 +115,6 @@ def instrument(
     arguments: argparse.Namespace, engine: str, gpus: int, own: tuple[int, ...]
 ) -> Instrument:
     """Make what measures on this node, with its logs in ``arguments.folder``."""
-    import sys
-
     from energylens.cli.plan import QUICK
     from energylens.instrument import engines, meters
     from energylens.instrument.executors.local import InlineExecutor, LocalExecutor
@@ -141,9 +139,6 @@ def instrument(
 
 def progress_line(more: Callable[[], str] = lambda: "") -> Callable[[SweepProgress], None]:
     """Make what writes a line of progress now and then, with ``more`` behind it."""
-    import sys
-    import time
-
     from energylens.cli.measure import _drawn
 
     live = sys.stderr.isatty()

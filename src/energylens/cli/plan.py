@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.configuring import KV_FORMATS
@@ -21,6 +22,7 @@ from energylens.cli.console import (
     print_json,
     print_paragraph,
 )
+from energylens.errors import InfeasibleError, UsageError
 
 if TYPE_CHECKING:
     from energylens.instrument.planning import Draft, Space
@@ -198,8 +200,6 @@ def _clocks(text: str) -> tuple[float | None, ...]:
 
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
     """Options of the engine: those given by name, and those that are flags here."""
-    from energylens.errors import UsageError
-
     options = dict(name_value_pairs(arguments.option, "--option"))
     for name in ("gpu_memory_utilization", "kv_cache_dtype"):
         given = getattr(arguments, name)
@@ -251,7 +251,6 @@ def _space(arguments: argparse.Namespace) -> Space:
 def _plan(arguments: argparse.Namespace) -> None:
     from energylens import catalog
     from energylens.catalog.scaling import scaled_down
-    from energylens.errors import UsageError
     from energylens.instrument import planfile, planning
     from energylens.instrument.plan import Procedure
 
@@ -328,11 +327,8 @@ def _most_telling(
     The cases stand even where one may stop: the verdict is about the choice alone, and whoever
     is after the coefficients goes on.
     """
-    from dataclasses import replace
-
     from energylens import table
     from energylens.cases import Cases
-    from energylens.errors import InfeasibleError, UsageError
     from energylens.instrument import planning
     from energylens.nextruns import verbs
     from energylens.records import Engine
@@ -364,8 +360,6 @@ def _most_telling(
 
 def _counted(draft: Draft) -> str:
     """Cases that were chosen, and runs of them where cases are repeated."""
-    from dataclasses import replace
-
     runs = len(draft.plan.cases)
     distinct = len({replace(case, repeat=0).key for case in draft.plan.cases})
     cases = f"{counted(distinct, 'case')} of {counted(draft.feasible, 'feasible one')}"

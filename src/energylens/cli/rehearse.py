@@ -16,6 +16,7 @@ from energylens.cli.console import (
     print_paragraph,
     print_table,
 )
+from energylens.errors import UsageError
 
 if TYPE_CHECKING:
     from energylens.online.rehearsal import Rehearsal
@@ -184,7 +185,6 @@ def _rehearse(arguments: argparse.Namespace) -> None:
 
 def _traces(arguments: argparse.Namespace) -> tuple[Trace, Trace]:
     """Read the past, which policies know, and what is rehearsed."""
-    from energylens.errors import UsageError
     from energylens.online.trace import read_trace
 
     def made(trace: Trace) -> Trace:

@@ -18,6 +18,7 @@ from energylens.cli.console import (
     read_tables,
 )
 from energylens.cli.judging import contestants
+from energylens.errors import EnergyLensError, UsageError
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
@@ -146,7 +147,6 @@ def _scenario(arguments: argparse.Namespace) -> Scenario | None:
     """Make the scenario that is asked for; None if none is."""
     from energylens import catalog
     from energylens.cli.configuring import engine_of
-    from energylens.errors import UsageError
     from energylens.records import UNKNOWN_ENGINE, Configuration, Workload
     from energylens.selection import Scenario
 
@@ -173,8 +173,6 @@ def _scenario(arguments: argparse.Namespace) -> Scenario | None:
 
 def require_page(output: str) -> None:
     """Refuse a name under which no browser would open the page."""
-    from energylens.errors import UsageError
-
     if not output.lower().endswith((".html", ".htm")):
         raise UsageError(f"-o names the page and must end in .html or .htm, not {output!r}")
 
@@ -229,7 +227,6 @@ def judged(
     """
     from energylens import fitting
     from energylens.cli.serving import model_for
-    from energylens.errors import EnergyLensError
     from energylens.evaluation.judge import evaluate
     from energylens.selection import select
 
@@ -283,7 +280,6 @@ def _largest_scenario(
     """
     import numpy as np
 
-    from energylens.errors import EnergyLensError
     from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
 
     scenarios = dataset.scenarios(choose)

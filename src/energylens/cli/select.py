@@ -34,6 +34,8 @@ from energylens.cli.serving import (
     model_for,
     refuse_without_rate,
 )
+from energylens.errors import UnknownNameError, UsageError
+from energylens.words import Note
 
 if TYPE_CHECKING:
     from energylens.model import EnergyModel
@@ -142,7 +144,6 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
 def _knobs(arguments: argparse.Namespace) -> None:
     """Refuse what would have no effect, name what is missing, and fill in the defaults."""
     from energylens.dataset import freed_columns
-    from energylens.errors import UsageError
 
     freed = freed_columns(arguments.choose)
     for name, column, default in FIXED:
@@ -176,7 +177,6 @@ def _knobs(arguments: argparse.Namespace) -> None:
 def _caps_seen(model: EnergyModel) -> tuple[Limit, ...]:
     """Limit free power caps to those that the fit can speak of."""
     from energylens import catalog
-    from energylens.errors import UnknownNameError
     from energylens.selection import CapsSeen
 
     if "power_cap_w" not in model.scope.ranges:
@@ -221,7 +221,6 @@ def _read_file(arguments: argparse.Namespace) -> None:
 def _free(arguments: argparse.Namespace) -> None:
     """Say which knobs are free, where nothing does; several GPU types free that one."""
     from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
-    from energylens.errors import UsageError
     from energylens.selection import DEFAULT_CHOOSE
 
     several = bool(arguments.gpu and "," in arguments.gpu)
@@ -242,8 +241,6 @@ def _free(arguments: argparse.Namespace) -> None:
 
 def _require(arguments: argparse.Namespace) -> None:
     """Refuse a question that lacks something, and name all of it."""
-    from energylens.errors import UsageError
-
     missing = [flag(name) for name in ("llm", "gpu") if getattr(arguments, name) is None]
     elsewhere = arguments.rate is not None and (arguments.lengths or arguments.mix)
     if not elsewhere:
@@ -258,9 +255,7 @@ def asked(arguments: argparse.Namespace) -> Asked:
     """Read what :func:`add_selection` describes, once the free knobs and the rest are known."""
     from energylens import catalog
     from energylens.answering import cap_note
-    from energylens.errors import UsageError
     from energylens.lengths import with_prompts_of
-    from energylens.words import Note
 
     model, notes = model_for(arguments.model, arguments.gpu, arguments.engine)
     lengths = None
@@ -305,7 +300,6 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 
 def _select(arguments: argparse.Namespace) -> None:
-    from energylens.errors import UsageError
     from energylens.explanation import explain
     from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
     from energylens.showing import advice, ranking_cells

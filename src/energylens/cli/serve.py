@@ -7,10 +7,12 @@ import os
 import signal
 import socket
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import Subparsers, add_json, port, positive, positive_int, print_json
+from energylens.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
     from energylens.web.models import Loaded
@@ -79,8 +81,6 @@ def _serve(arguments: argparse.Namespace) -> None:
     # Answers are many small products of matrices: threads of BLAS would only wait for each other.
     for name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[name] = "1"
-    from energylens.errors import MissingExtraError
-
     for package in ("fastapi", "uvicorn", "prometheus_client", "vl_convert"):
         if not _there(package):
             raise MissingExtraError(package.replace("_", "-"), "serve", "the page")
@@ -137,12 +137,9 @@ def _there(package: str) -> bool:
 
 def _loaded(arguments: argparse.Namespace) -> Loaded:
     """Read what the server answers from."""
-    from dataclasses import replace
-
     from energylens import files, fitting, table
     from energylens.cli.serving import model_for, time_law
     from energylens.discovery import Front
-    from energylens.errors import UsageError
     from energylens.web.models import Loaded
 
     dataset, model, name, own = None, None, "", False
@@ -177,8 +174,6 @@ def _loaded(arguments: argparse.Namespace) -> Loaded:
 
 def _listen(host: str, port: int) -> socket.socket:
     """Open the socket, so that a port in use is said before anything is served."""
-    from energylens.errors import UsageError
-
     try:
         family, _, _, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

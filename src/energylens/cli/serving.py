@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import against
@@ -19,6 +19,7 @@ from energylens.cli.console import (
     share,
     wrapped_table,
 )
+from energylens.errors import CheckError, FitError, InfeasibleError, InputError, UsageError
 from energylens.words import (
     SURE_RATIO,
     Note,
@@ -154,7 +155,6 @@ TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq", ".csv.gz", ".jsonl.gz"
 
 def time_law(dataset: Dataset) -> TimeModel | None:
     """Fit the time law to the rows that have a time; None where none has."""
-    from energylens.errors import FitError
     from energylens.latency_fitting import fit_latency
 
     try:
@@ -173,8 +173,6 @@ def model_for(
     EnergyModel, tuple of str
         And what the reader must know of it.
     """
-    from dataclasses import replace
-
     from energylens import catalog, fitting, modelfile, packaged, table
 
     if name is None:
@@ -209,7 +207,6 @@ def lengths_of(arguments: argparse.Namespace) -> Lengths:
     UsageError
         If none or several of these are given.
     """
-    from energylens.errors import UsageError
     from energylens.lengths import MIXES, read_lengths
     from energylens.service import Lengths
 
@@ -237,7 +234,6 @@ def lengths_of(arguments: argparse.Namespace) -> Lengths:
 
 def prices_of(arguments: argparse.Namespace) -> Prices:
     """Read prices, or their defaults."""
-    from energylens.errors import UsageError
     from energylens.savings import Prices
 
     if arguments.price is not None and arguments.gpu_hour is not None:
@@ -261,8 +257,6 @@ def refuse_without_rate(arguments: argparse.Namespace, *, but: Collection[str] =
     UsageError
         If one is given.
     """
-    from energylens.errors import UsageError
-
     for name in NEED_RATE:
         if name not in but and getattr(arguments, name) not in (None, False):
             raise UsageError(
@@ -338,7 +332,6 @@ def answer(
     from energylens.answering import bills, document
     from energylens.deciding import Engine, decide
     from energylens.deploying import EMITTERS, emit
-    from energylens.errors import CheckError, UsageError
 
     asked = under_load(arguments, model, case, lengths, notes)
     if arguments.check is not None and asked.question["current"] is None:
@@ -371,7 +364,6 @@ def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]
     """Read another tool's candidates; those that do not fit in memory are left out."""
     from energylens.cases import Cases
     from energylens.deciding import case_of
-    from energylens.errors import InfeasibleError
     from energylens.recommended import read_recommendation
     from energylens.service import slots
 
@@ -446,7 +438,6 @@ def read_profile(path: str, peak_per_s: float) -> list[float]:
         If a rate is none.
     """
     from energylens import files
-    from energylens.errors import InputError
 
     try:
         rates = [float(row["rate_per_s"]) for row in files.read_rows(path)]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import not_negative_int, print_paragraph, print_table, share
+from energylens.errors import UsageError
 from energylens.words import percent
 
 if TYPE_CHECKING:
@@ -72,8 +73,6 @@ def on_time(
     arguments: argparse.Namespace, dataset: Dataset, estimators: Factories
 ) -> tuple[Dataset, Factories]:
     """Put the time asked about in place of joules; contestants of time in place of the others."""
-    from energylens.errors import UsageError
-
     for name in ("meet", "verify_runs", "between"):
         if getattr(arguments, name) is not None and not arguments.limit_quantiles:
             raise UsageError(f"--{name.replace('_', '-')} has no effect without --limit-quantiles")
@@ -101,7 +100,6 @@ def limits(arguments: argparse.Namespace, dataset: Dataset, estimators: Factorie
     """Judge choices within limits, where they are asked for."""
     if not arguments.limit_quantiles:
         return None
-    from energylens.errors import UsageError
     from energylens.limited_choices import judge_limits
 
     if arguments.protocol != "few-shot":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import Subparsers, positive_int, print_json, print_paragraph
@@ -16,6 +17,7 @@ from energylens.cli.serving import (
     refuse_without_rate,
     under_load,
 )
+from energylens.errors import UsageError
 from energylens.words import joules
 
 if TYPE_CHECKING:
@@ -75,7 +77,6 @@ def add_verbs(verbs: Any) -> None:
 
 def _verify(arguments: argparse.Namespace) -> None:
     from energylens.cli import node
-    from energylens.errors import UsageError
     from energylens.verifying import read_runs, verify
 
     if arguments.measure and arguments.measured:
@@ -155,8 +156,6 @@ def _prove(
     options: dict[str, Any],
 ) -> Proof:
     """Drive the instrument."""
-    from dataclasses import replace
-
     from energylens import proving
     from energylens.cli import node
 

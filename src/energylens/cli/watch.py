@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
+import threading
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.configuring import add_memory, engine_of, gpu_of, precision_of
@@ -15,6 +19,7 @@ from energylens.cli.console import (
     print_json_line,
     print_paragraph,
 )
+from energylens.errors import MeasurementError, UsageError
 
 if TYPE_CHECKING:
     from energylens.watching.expecting import Expectation
@@ -110,11 +115,6 @@ def add_verbs(verbs: Any) -> None:
 
 
 def _watch(arguments: argparse.Namespace) -> None:
-    import signal
-    import sys
-    import threading
-
-    from energylens.errors import MeasurementError, UsageError
     from energylens.instrument.meters import open_meter
     from energylens.scraping import endpoint, fetch
     from energylens.watching.counters import Counters, read_counters
@@ -199,12 +199,9 @@ def _tell(watcher: Watcher, arguments: argparse.Namespace) -> None:
 
 def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, list[str]]:
     """Make the law ready for what runs; None where that was not said."""
-    from dataclasses import replace
-
     from energylens import catalog
     from energylens.answering import NO_TIMES, engine_meant, parse_limit
     from energylens.cli.serving import model_for
-    from energylens.errors import UsageError
     from energylens.instrument.planning import find_llm
     from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Workload
     from energylens.running import read_running

@@ -89,26 +89,21 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """The name that ``--engine`` takes."""
-        ...
 
     @property
     def fitted_constants(self) -> bool:
         """Whether numbers inside its expressions were fitted, so that they may carry units."""
-        ...
 
     @property
     def folds(self) -> int:
         """Folds for which its searches are fast enough."""
-        ...
 
     @property
     def samples(self) -> int:
         """Resamples for which its searches are fast enough."""
-        ...
 
     def candidates(self, problem: Problem) -> int:
         """Count what it may choose from."""
-        ...
 
     def search(self, problem: Problem, *, seed: int, largest: int | None) -> list[Found]:
         """Find the best expression of each size, smallest first.
@@ -119,7 +114,6 @@ class Engine(Protocol):
             Size beyond which nothing is needed; None for the engine's own limit, and for the
             thorough search over all rows.
         """
-        ...
 
 
 def fitted(columns: FloatArray, target: FloatArray) -> tuple[FloatArray, float]:

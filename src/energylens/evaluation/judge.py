@@ -54,7 +54,6 @@ class PartsPredictor(Protocol):
 
     def predict_parts_j(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
         """Joules per request of prefill and of decode, term by term; each of shape (n, terms)."""
-        ...
 
 
 @runtime_checkable
@@ -63,7 +62,6 @@ class ChoosingPredictor(Protocol):
 
     def choosing(self, freed: Collection[str]) -> Predictor:
         """Return the one to choose by."""
-        ...
 
 
 # ------------------------------------------------------------------------------------- the judge

@@ -25,7 +25,6 @@ class Reader(Protocol):
         assume_vision_tokens: Mapping[str, float],
     ) -> Imported:
         """Read the rows of a source; lengths that it lacks are assumed by task."""
-        ...
 
 
 READERS: Mapping[str, Reader] = MappingProxyType(

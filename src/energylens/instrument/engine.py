@@ -302,12 +302,10 @@ class Engine(Protocol):
     @property
     def name(self) -> str:
         """``vllm``, ``transformers``, ``openai``, ``simulated``: the row's ``engine``."""
-        ...
 
     @property
     def capabilities(self) -> Capabilities:
         """What it can do; valid before :meth:`start`, narrowed after it if need be."""
-        ...
 
     def start(self, layout: Layout) -> Mapping[str, str]:
         """Load the LLM and return provenance.
@@ -325,14 +323,12 @@ class Engine(Protocol):
         EngineError
             ``UNSUPPORTED`` for what it cannot do, ``OUT_OF_MEMORY``, ``CRASHED``.
         """
-        ...
 
     def prepare(self, batch: Batch, phases: Sequence[Phase]) -> None:
         """Do whatever must not fall into a window: allocate, compile, capture graphs.
 
         Called once per case, before the first :meth:`run_phase` with this batch. May do nothing.
         """
-        ...
 
     def run_phase(
         self,
@@ -362,7 +358,6 @@ class Engine(Protocol):
         EngineError
             As in :meth:`start`; ``WRONG_COUNTS`` if tokens are not what was asked.
         """
-        ...
 
     def steady(self, load: Load) -> Iterator[Progress]:
         """Serve a load by continuous batching until the iterator is closed.
@@ -371,15 +366,12 @@ class Engine(Protocol):
         get outputs of staggered lengths, so that the batch is mixed from the start. Closing the
         iterator (``GeneratorExit``) aborts what is in flight.
         """
-        ...
 
     def own_meter(self) -> Meter | None:
         """Return the meter of an engine whose joules only it knows (a simulated one), or None.
 
         Valid before :meth:`start`.
         """
-        ...
 
     def close(self) -> None:
         """Free every process and every byte; may be called twice, and after a failure."""
-        ...

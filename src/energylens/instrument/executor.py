@@ -72,24 +72,18 @@ class Executor(Protocol):
     @property
     def gpus(self) -> int:
         """GPUs that tasks can have at the same time; 0 on a machine without any."""
-        ...
 
     def begin(self, work: Work) -> None:
         """Say what tasks do. Called once, before the first :meth:`submit`."""
-        ...
 
     def submit(self, task: Task) -> None:
         """Queue a task."""
-        ...
 
     def reports(self, timeout_s: float) -> list[Report]:
         """Wait for something to happen, ``timeout_s`` at most; may be empty."""
-        ...
 
     def finish_soon(self) -> None:
         """Ask every task to finish its window and return, and start no other."""
-        ...
 
     def close(self) -> None:
         """Kill what still runs."""
-        ...

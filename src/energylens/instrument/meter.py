@@ -66,27 +66,22 @@ class Meter(Protocol):
     @property
     def name(self) -> str:
         """``nvml``, ``nvml-power``, ``zeus``, ``replay``, ``estimated``, ``http``."""
-        ...
 
     @property
     def source(self) -> Source:
         """What the joules are called in a row: MEASURED only for a hardware counter."""
-        ...
 
     @property
     def channels(self) -> tuple[Channel, ...]:
         """The counters, in the order of :attr:`Reading.energy_j`."""
-        ...
 
     @property
     def real_time(self) -> bool:
         """Whether its clock goes on its own; False where only :meth:`wait` moves it."""
-        ...
 
     @property
     def period_s(self) -> float:
         """Time between two updates of the counter, as measured; 0 if it is continuous."""
-        ...
 
     def read(self) -> Reading:
         """Read all channels now.
@@ -96,24 +91,18 @@ class Meter(Protocol):
         MeterError
             If a channel is gone, forbidden or does not exist.
         """
-        ...
 
     def states(self) -> tuple[DeviceState, ...]:
         """Return clocks, temperatures and throttle flags of the GPUs; empty if there are none."""
-        ...
 
     def provenance(self) -> Mapping[str, str]:
         """Driver, CUDA, power limits, topology ...: copied into the record of each case."""
-        ...
 
     def now_s(self) -> float:
         """Return the time on the clock of :attr:`Reading.time_s`."""
-        ...
 
     def wait(self, seconds: float) -> None:
         """Let so much of that time go by."""
-        ...
 
     def close(self) -> None:
         """Stop threads and let go of devices."""
-        ...

@@ -89,20 +89,16 @@ class Actuator(Protocol):
     @property
     def name(self) -> str:
         """What ``--act`` calls it."""
-        ...
 
     @property
     def knob(self) -> str:
         """What it sets: power_cap_w, batch_limit, replicas, or awake (1 or 0 of one engine)."""
-        ...
 
     def before(self, target: str) -> list[Step]:
         """Read what is there, and say how it is put back."""
-        ...
 
     def set(self, target: str, value: float) -> None:
         """Change it."""
-        ...
 
 
 def _http(

@@ -65,7 +65,6 @@ class Reader(Protocol):
         EnergyLensError, OSError
             If there are none.
         """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -116,15 +116,12 @@ class Policy(Protocol):
     @property
     def name(self) -> str:
         """What the command line calls it."""
-        ...
 
     def first(self) -> Action:
         """What holds when the trace begins; at no cost."""
-        ...
 
     def decide(self, seen: Seen) -> Action:
         """What shall hold from now on."""
-        ...
 
 
 class State(StrEnum):

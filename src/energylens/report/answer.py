@@ -30,7 +30,6 @@ class Explained(Protocol):
     @property
     def sentences(self) -> tuple[str, ...]:
         """Each a full sentence."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
