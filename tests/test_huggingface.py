@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from energylens import catalog
+from energylens.capacity import memory
 from energylens.catalog.hf_read import llm_from_config, llm_from_path
+from energylens.counts import weight_bytes
 from energylens.errors import EnergyLensError, InputError
 from energylens.files import read_json_lines
+from energylens.records import Case, Configuration, Workload
 
 Config = dict[str, Any]
 
@@ -249,6 +252,7 @@ def qwen3(**changes: Any) -> dict[str, Any]:
         ({"peft_type": "LORA", "base_model_name_or_path": "a/b"}, "adapter .*config.json of a/b"),
         ({"num_experts_per_tok": 8, "moe_intermediate_size": 64}, "speaks of experts"),
         ({"audio_config": {"model_type": "encoder"}}, "audio encoder"),
+        ({"audio_model_id": "a/b", "architectures": ["HearingModel"]}, "audio encoder"),
         ({"model_type": "new_vl", "vision_config": {"depth": 2}, "text_config": {}}, "new_vl"),
         (
             {"quantization_config": {"quant_method": "modelopt", "quant_algo": "MIXED_PRECISION"}},
@@ -273,6 +277,15 @@ def test_what_the_class_says_holds_where_the_file_is_silent() -> None:
     found = llm_from_config(olmo, "our/olmo").attention
     assert found is not None
     assert found.window_layers == 6  # every fourth of eight sees everything
+    for kind, windowed in (("exaone4", 6), ("gemma2", 4), ("gpt_oss", 4), ("qwen2", 0)):
+        silent = {"sliding_window": 4096} if kind == "qwen2" else {}
+        found = llm_from_config(qwen3(model_type=kind, **silent), "our/llm").attention
+        assert found is not None
+        assert found.window_layers == windowed, kind
+        assert found.window_tokens == (128 if kind == "gpt_oss" else 4096 if windowed else None)
+    none = llm_from_config(qwen3(model_type="cohere2", sliding_window=None), "our/llm").attention
+    assert none is not None
+    assert none.window_layers == 0
     flat = {k: v for k, v in qwen3().items() if k != "head_dim"}
     found = llm_from_config(flat, "our/qwen").attention
     assert found is not None
@@ -302,6 +315,71 @@ def test_the_format_of_a_checkpoint_tells_groups_and_blocks(
     llm = llm_from_config(qwen3(quantization_config=stated), "our/llm")
     assert llm.native_precision == precision
     assert catalog.precision(precision).id == precision
+
+
+GROUPS = {"group_0": {"weights": {"num_bits": 4, "type": "int", "group_size": 64}}}
+
+
+@pytest.mark.parametrize(
+    ("stated", "precision"),
+    [
+        (
+            {"quant_method": "compressed-tensors", "ignore": ["lm_head"], "config_groups": GROUPS},
+            "int4-g64",
+        ),
+        (
+            {
+                "quant_method": "compressed-tensors",
+                "ignore": ["lm_head", "re:.*self_attn.*"],
+                "config_groups": GROUPS,
+            },
+            "int4-g64-mlp",
+        ),
+        (
+            {
+                "quant_method": "fbgemm_fp8",
+                "modules_to_not_convert": [f"model.layers.{n}.self_attn.k_proj" for n in range(8)]
+                + ["model.layers.0.mlp.down_proj"],
+            },
+            "fp8-mlp",
+        ),
+        (
+            {
+                "quant_algo": "NVFP4",
+                "exclude_modules": ["lm_head", "model.layers.0.self_attn.q_proj", "*.mlp.gate"],
+            },
+            "nvfp4",
+        ),
+        ({"quant_method": "gptq", "dynamic": {"-:.*attn": {}}}, "gptq-int4-mlp"),
+        ({"quant_method": "awq", "modules_to_not_convert": ["visual"]}, "awq-int4"),
+    ],
+)
+def test_layers_that_a_checkpoint_leaves_in_16_bits_are_told_apart(
+    stated: dict[str, Any], precision: str
+) -> None:
+    llm = llm_from_config(qwen3(quantization_config=stated), "our/llm")
+    assert llm.native_precision == precision
+    found = catalog.precision(precision)
+    assert found.scope == ("feed_forward" if precision.endswith("-mlp") else "linear")
+    narrow = llm.feed_forward_parameters
+    if found.scope == "linear":
+        narrow = llm.backbone_parameters
+    bytes_read = narrow * found.weight_bits / 8 + 2 * (llm.always_parameters - narrow)
+    assert weight_bytes(llm, found)[0] == pytest.approx(bytes_read)
+    case = Case(
+        llm=llm,
+        gpu=catalog.gpu("H100"),
+        precision=found,
+        workload=Workload(input_tokens=10, output_tokens=10),
+        configuration=Configuration(batch_size=1),
+    )
+    assert memory(case).weights_bytes == pytest.approx(bytes_read + 2 * llm.embedding_parameters)
+
+
+def test_feed_forward_layers_in_16_bits_alone_are_refused() -> None:
+    stated = {"quant_method": "fp8", "modules_to_not_convert": ["model.layers.*.mlp"]}
+    with pytest.raises(InputError, match="feed-forward layers that are left in 16 bits"):
+        llm_from_config(qwen3(quantization_config=stated), "our/llm")
 
 
 def test_a_modelopt_folder_says_its_format_beside_the_configuration(tmp_path: Path) -> None:

@@ -511,12 +511,12 @@ def _blocks(
     if precision is None or (block := scale_block(llm, precision)) is None:
         return []
     inner: list[tuple[float, str, FloatArray]] = []
-    if precision.scope == "linear":
+    if precision.scope != "experts":
         if llm.feed_forward:
             inner.append((llm.feed_forward.size, "feed-forward channels", d.tensor))
         if llm.experts and llm.experts.shared_size:
             inner.append((llm.experts.shared_size, "channels of the shared experts", d.tensor))
-        if llm.attention:
+        if llm.attention and precision.scope == "linear":
             value_size = llm.attention.value_head_size or llm.attention.head_size
             inner.append((llm.attention.heads * value_size, "attention channels", d.tensor))
         if llm.experts:
@@ -607,6 +607,8 @@ def _weights_bytes(llm: Llm, precision: Precision, d: _Degrees) -> FloatArray:
     backbone = (llm.backbone_parameters / d.tensor + repeated) * (
         narrow if precision.scope == "linear" else wide
     )
+    if precision.scope == "feed_forward":
+        backbone = backbone - llm.feed_forward_parameters / d.tensor * (wide - narrow)
     # Expert parallelism spreads experts over tensor x data parallel GPUs; where it is the
     # smaller degree, tensor parallelism splits each expert further.
     experts = llm.expert_parameters * narrow / np.maximum(d.tensor, d.expert)

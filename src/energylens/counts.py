@@ -113,6 +113,8 @@ def weight_bytes(llm: Llm, precision: Precision) -> tuple[float, float]:
     wide = max(2.0, narrow)
     backbone = narrow if precision.scope == "linear" else wide
     always = llm.backbone_parameters * backbone + llm.embedding_parameters * wide
+    if precision.scope == "feed_forward":
+        always -= llm.feed_forward_parameters * (wide - narrow)
     return always, llm.expert_parameters * narrow
 
 
@@ -138,8 +140,10 @@ def scaling_kernels(llm: Llm, precision: Precision) -> float:
     """
     if precision.block_size is None or precision.compute_bits != 8:
         return 0.0
-    layers = llm.attention.layers if llm.attention else 0
-    layers += llm.state_space.layers if llm.state_space else 0
+    layers = 0
+    if precision.scope == "linear":
+        layers += llm.attention.layers if llm.attention else 0
+        layers += llm.state_space.layers if llm.state_space else 0
     layers += llm.feed_forward.layers if llm.feed_forward else 0
     layers += llm.experts.layers if llm.experts else 0
     return PRODUCTS_PER_SUBLAYER * SCALING_S / LAUNCH_S * layers

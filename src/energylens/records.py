@@ -442,14 +442,19 @@ class Llm:
     def backbone_parameters(self) -> float:
         """Weights in the layers that every token goes through (no experts, no vocabulary)."""
         total = self.attention.parameters(self.hidden_size) if self.attention else 0.0
-        if self.feed_forward:
-            ff = self.feed_forward
-            total += ff.layers * ff.matrices * self.hidden_size * ff.size
+        total += self.feed_forward_parameters
         if self.experts:
-            e = self.experts
-            total += e.layers * self.hidden_size * (e.matrices * e.shared_size + e.experts)
+            total += self.experts.layers * self.hidden_size * self.experts.experts
         if self.state_space:
             total += self.state_space.parameters(self.hidden_size)
+        return float(total)
+
+    @cached_property
+    def feed_forward_parameters(self) -> float:
+        """Weights of the feed-forward layers and shared experts, those routed to left out."""
+        ff, e = self.feed_forward, self.experts
+        total = ff.layers * ff.matrices * self.hidden_size * ff.size if ff else 0
+        total += e.layers * self.hidden_size * e.matrices * e.shared_size if e else 0
         return float(total)
 
     @property
@@ -595,7 +600,8 @@ class Precision:
     """A number format for serving: what weights take in memory, and what multiplies them.
 
     ``weight_bits`` includes scales. ``scope`` says which weights have it: every linear layer
-    of the blocks, or the routed experts alone; the rest (always the vocabulary) is 16 bit.
+    of the blocks, those of the feed-forward layers (experts among them), or the routed experts
+    alone; the rest (always the vocabulary) is 16 bit.
     ``integer`` formats multiply as integers. ``block_size`` weights in a row share a scale
     (None: a tensor, a channel or a token does); where both factors are so scaled, as in
     block-scaled FP8, every product is an own kernel and an extra one to scale its input.
@@ -621,9 +627,9 @@ class Precision:
             block_size=self.block_size,
         )
         _require(
-            self.scope in ("linear", "experts"),
+            self.scope in ("linear", "feed_forward", "experts"),
             f"precision {self.id!r}",
-            "scope must be linear or experts",
+            "scope must be linear, feed_forward or experts",
         )
 
     @property

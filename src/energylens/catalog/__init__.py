@@ -12,7 +12,7 @@ import re
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from fnmatch import fnmatchcase
 from functools import cache, lru_cache
 from pathlib import Path
@@ -36,6 +36,7 @@ from energylens.records import (
 Row = TypeVar("Row", bound=Llm | Gpu | Precision | Generation)
 
 _FP8 = "fp8"
+_MLP = "-mlp"  # after a format: the feed-forward layers alone have it
 
 _PARTS: dict[str, type[Any]] = {
     "attention": Attention,
@@ -120,7 +121,9 @@ def checkpoint_precision(llm_name: str, given: str = "") -> Precision:
         If the LLM or the format is in no catalog.
     """
     row, stated = _split(llm_name)
-    own = precision(stated or row.native_precision)
+    # A name says the format, not whether every layer has it, as the row itself may.
+    parts = stated is not None and row.native_precision.startswith(f"{stated}-")
+    own = precision(row.native_precision if parts or not stated else stated)
     if not given:
         return own
     asked = precision(given)
@@ -161,8 +164,20 @@ def precision(name: str) -> Precision:
         If there is none of that name; the nearest names are given.
     """
     shelf = _precision_shelf()
-    advice = f"Known are {', '.join(shelf.rows)}."
-    return shelf.find(name) or shelf.refuse("precision", name, advice)
+    advice = (
+        f"Known are {', '.join(shelf.rows)}; with -mlp after it a format is that of the "
+        "feed-forward layers alone."
+    )
+    return shelf.find(name) or _of_feed_forward(name) or shelf.refuse("precision", name, advice)
+
+
+def _of_feed_forward(name: str) -> Precision | None:
+    """Find a format that a checkpoint has in its feed-forward layers alone: ``nvfp4-mlp``."""
+    own, suffix = _key(name)[: -len(_MLP)], _key(name)[-len(_MLP) :]
+    row = _precision_shelf().find(own) if suffix == _MLP else None
+    if row is None or row.scope != "linear" or row.weight_bits >= 16:
+        return None
+    return replace(row, id=row.id + _MLP, scope="feed_forward", publishers=(), aliases=())
 
 
 def generations() -> Mapping[str, Generation]:

@@ -6,6 +6,7 @@ Every method that quantises checkpoints writes its own keys. What is read gives 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
@@ -13,8 +14,10 @@ from energylens.catalog.hf_keys import Keys
 from energylens.errors import InputError
 
 
-def native_precision(whole: Keys, text: Keys) -> str:
+def native_precision(whole: Keys, text: Keys, mixers: int, layers: int) -> str:
     """Give the precision that the checkpoint is stored in, by catalog id.
+
+    Where attention is left in 16 bits, that of the feed-forward layers with ``-mlp`` after it.
 
     Raises
     ------
@@ -39,7 +42,41 @@ def native_precision(whole: Keys, text: Keys) -> str:
     found = read(whole, stated)
     if found is None:
         _refuse(whole, f"what {method} makes of its weights")
-    return found
+    if found in _OF_EXPERTS:
+        return found
+    if _left_in_16_bits(stated, _FEED_FORWARD, layers):
+        _refuse(whole, "feed-forward layers that are left in 16 bits")
+    return f"{found}-mlp" if _left_in_16_bits(stated, _ATTENTION, mixers) else found
+
+
+# Formats that the routed experts alone have, whatever else is left out by name.
+_OF_EXPERTS = ("mxfp4", "int4-g32-experts", "int4-experts")
+# Where each method lists the modules that it leaves as they are.
+_LISTS = """
+    ignore ignored_layers modules_to_not_convert exclude_modules exclude skip_modules
+    llm_int8_skip_modules
+    """
+# What no format counts as a layer's: towers, vocabulary, and what sends tokens to experts.
+_SMALL_OR_APART = re.compile(
+    r"vis(ion|ual)|audio|projector|tower|mtp|lm_head|embed|router|norm|conv|shared|"
+    r"(mlp|moe|ffn|feed_forward|experts?|\*)[\\.]*(shared_expert_)?gate\$?$|^gate$"
+)
+_ATTENTION = re.compile(r"att(n|ention)|mixer|mamba|[qkvo]_proj|qkv")
+_FEED_FORWARD = re.compile(r"mlp|ffn|feed_forward|experts|(up|down)_proj|fc[12]|w[123]\b")
+
+
+def _left_in_16_bits(stated: Keys, sort: re.Pattern[str], layers: int) -> bool:
+    """Whether a sort of module is left as it is in most of the ``layers`` that have one."""
+    names = [str(n) for key in _LISTS.split() for n in _listed(stated.get(key))]
+    dynamic = stated.get("dynamic")  # GPTQModel: "-:pattern" leaves out what matches
+    names += [n[2:] for n in map(str, _listed(dynamic)) if n.startswith("-:")]
+    named = [n for n in names if sort.search(n) and not _SMALL_OR_APART.search(n)]
+    each = [re.search(r"(?:layers|blocks|h)[\\.]+(\d+)\b", name) for name in named]
+    return None in each or 2 * len({int(found[1]) for found in each if found}) > layers
+
+
+def _listed(given: object) -> list[Any]:
+    return list(given) if isinstance(given, list | Mapping) else []
 
 
 _SAME = {

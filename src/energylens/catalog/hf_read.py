@@ -113,7 +113,7 @@ def llm_from_config(
         experts=_experts(text, kind, roles),
         state_space=_state_space(text, kind, hidden, roles),
         vision=vision_of(whole, hidden),
-        native_precision=native_precision(whole, text),
+        native_precision=native_precision(whole, text, roles.attention + roles.state_space, layers),
         context_tokens=_context(whole, text, kind),
         aliases=aliases,
         source=source,
@@ -186,20 +186,20 @@ def _refuse_what_generates_no_text(whole: Keys) -> None:
             f"{whole.where}: model_type {whole.get('model_type')!r} is an encoder with a decoder, "
             "and energylens describes LLMs that read their prompt and write with the same layers"
         )
+    if whole.part("thinker_config") is None:
+        for part in ("audio_config", "speech_config", "audio_encoder_config", "audio_model_id"):
+            if whole.values.get(part):
+                raise InputError(
+                    f"{whole.where}: model_type {whole.get('model_type')!r} has an audio encoder "
+                    f"({part}), which energylens cannot read. Write its row by hand, as "
+                    "docs/catalog.md shows."
+                )
     names = [str(name) for name in whole.items("architectures")]
     if names and all(map(_NO_TEXT.search, names)):
         raise InputError(
             f"{whole.where}: {', '.join(names)} gives scores or vectors and generates no text; "
             "give the config.json of an LLM that does"
         )
-    if whole.part("thinker_config") is None:
-        for part in ("audio_config", "speech_config", "audio_encoder_config"):
-            if whole.part(part) is not None:
-                raise InputError(
-                    f"{whole.where}: model_type {whole.get('model_type')!r} has an audio encoder "
-                    f"({part}), which energylens cannot read. Write its row by hand, as "
-                    "docs/catalog.md shows."
-                )
 
 
 def _refuse_unknown_experts(text: Keys) -> None:
@@ -451,30 +451,41 @@ def _mixers(text: Keys, kind: str, layers: int, roles: _Roles) -> None:
         roles.attention = layers
         roles.windowed = _windowed_layers(text, kind, layers)
     name = "attention_chunk_size" if kind.startswith("llama4") else "sliding_window"
-    if roles.windowed and text.get(name):
-        roles.window_tokens = text.count(name)
+    if roles.windowed and (tokens := _window(text, kind, name)):
+        roles.window_tokens = tokens
     else:
         roles.windowed = 0
+
+
+# The window that the classes of these fill in where the file has no sliding_window at all.
+_WINDOWS = {"gemma2": 4096, "gemma3": 4096, "gemma3_text": 4096, "cohere2": 4096, "olmo3": 4096,
+    "exaone4": 4096, "gpt_oss": 128}  # fmt: skip
+
+
+def _window(text: Keys, kind: str, name: str = "sliding_window") -> int:
+    """Tokens of the window, 0 where there is none: a null says so, a missing key does not."""
+    if name not in text.values and name == "sliding_window":
+        return text.count(name, default=_WINDOWS.get(kind, 0))
+    return text.count(name) if text.get(name) else 0
 
 
 def _windowed_layers(text: Keys, kind: str, layers: int) -> int:
     """Layers with a sliding window where they are not listed one by one."""
     if kind.startswith("llama4"):  # every fourth layer attends to everything
         return layers - layers // 4
-    if not text.get("sliding_window") or not text.flag("use_sliding_window", True):
+    off_unless_said = kind.startswith(("qwen", "smollm3", "mimo"))
+    if not _window(text, kind) or not text.flag("use_sliding_window", not off_unless_said):
         return 0
-    if kind == "gemma2":
+    if kind in ("gemma2", "gpt_oss"):
         return layers - layers // 2
-    if kind == "gpt_oss":
-        return layers // 2
     if isinstance(stated := text.get("sliding_window_pattern"), str) and stated:
         return sum(stated[layer % len(stated)] == "L" for layer in range(layers))
     # Every so many layers, one attends to everything; the class says how many where the file
     # does not.
-    pattern = {"olmo3": 4, "gemma3": 6, "gemma3_text": 6, "cohere2": 4}.get(kind)
+    pattern = {"olmo3": 4, "gemma3": 6, "gemma3_text": 6, "cohere2": 4, "exaone4": 4}.get(kind)
     if text.get("sliding_window_pattern") or pattern:
         return layers - layers // text.count("sliding_window_pattern", default=pattern)
-    if kind.startswith("qwen"):
+    if kind.startswith(("qwen", "mimo", "dots1")):
         return layers - min(text.count("max_window_layers", default=layers, least=0), layers)
     return layers
 
