@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -14,7 +15,7 @@ from energylens import catalog
 from energylens.capacity import TOKENS_PER_PASS, largest_batch
 from energylens.deciding import Entry
 from energylens.errors import UsageError
-from energylens.records import Configuration, Gpu, Precision
+from energylens.records import Configuration, Gpu, Llm, Precision
 
 VLLM_IMAGE = "vllm/vllm-openai:v0.11.1"
 NODE_GPUS = 8  # beyond which replicas are servers of their own
@@ -55,18 +56,26 @@ def _longest(told: _Told) -> int | None:
     context, c = catalog.context_tokens(llm_id), told.entry.configuration
     if not context:
         return None
+    limit = float(told.limit * c.data_parallel)
+    return _held_tokens(catalog.llm(llm_id), told.gpu, told.precision, c, limit, context)
+
+
+@lru_cache(maxsize=32)  # each engine's line of a choice asks, and a slider seldom moves the choice
+def _held_tokens(
+    llm: Llm, gpu: Gpu, precision: Precision, c: Configuration, limit: float, context: int
+) -> int | None:
     lengths = np.append(np.arange(LENGTH_STEP, context, LENGTH_STEP, dtype=np.float64), context)
     held = largest_batch(
-        catalog.llm(llm_id),
-        told.gpu,
-        told.precision,
+        llm,
+        gpu,
+        precision,
         tensor_parallel=c.tensor_parallel,
         pipeline_parallel=c.pipeline_parallel,
         expert_parallel=c.expert_parallel,
         data_parallel=c.data_parallel,
         input_tokens=lengths,
         output_tokens=1.0,
-        batch_size=float(told.limit * c.data_parallel),
+        batch_size=limit,
     )
     fits = lengths[held / c.data_parallel >= ROOM]
     if not len(fits) or fits[-1] >= context:

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -482,7 +483,8 @@ class JouleSteps:
     seen_j: FloatArray  # of it, for images and frames
     input_tokens: float
     _table: FloatArray  # (engines, batches)
-    _engine: IntArray  # of each configuration
+    _slope: FloatArray  # from each batch to the next, a sequence; (engines, batches)
+    _engine: IntArray  # first place of each configuration in them
 
     @classmethod
     def of(
@@ -548,8 +550,9 @@ class JouleSteps:
             prompt_j=prefill.sum(axis=1)[alone][engine],
             seen_j=prefill[:, seen].sum(axis=1)[alone][engine],
             input_tokens=lengths.input_tokens,
-            _table=step_j.reshape(-1, count),
-            _engine=engine,
+            _table=(table := step_j.reshape(-1, count)),
+            _slope=np.diff(table, append=table[:, -1:]) / np.diff(batches, append=np.inf),
+            _engine=count * engine,
         )
 
     def take(self, rows: IntArray | slice) -> JouleSteps:
@@ -560,14 +563,17 @@ class JouleSteps:
 
     def step_j(self, running: FloatArray) -> FloatArray:
         """Joules of a decode step with ``running`` sequences; shape (n,)."""
-        place = np.clip(
-            np.log(np.maximum(running, 1e-9)) / np.log(GRID_RATIO), 0, self._table.shape[1] - 2
-        )
-        low = np.floor(place).astype(np.intp)
-        first, second = GRID_RATIO**low, GRID_RATIO ** (low + 1.0)
-        at, after = self._table[self._engine, low], self._table[self._engine, low + 1]
-        line: FloatArray = at + (after - at) * (running - first) / (second - first)
+        place = np.log(np.maximum(running, 1.0)) / np.log(GRID_RATIO)
+        low = np.minimum(place.astype(np.intp), self._table.shape[1] - 2)
+        at = self._engine + low
+        line: FloatArray = self._slope.ravel()[at]
+        line *= running - self._batches[low]
+        line += self._table.ravel()[at]
         return line
+
+    @cached_property
+    def _batches(self) -> FloatArray:
+        return GRID_RATIO ** np.arange(self._table.shape[1])
 
     def prompts_j(self, tokens: FloatArray, running: FloatArray) -> FloatArray:  # noqa: ARG002
         """Joules that ``tokens`` prompt tokens add to one step; shape (n,)."""

@@ -7,11 +7,9 @@ the last in its rate or limits alone only solves the queue.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,7 @@ from energylens.errors import InfeasibleError, UsageError
 from energylens.latency import Steps, TimeModel
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration
+from energylens.remembered import Remembered
 from energylens.selection import Candidates, Scenario, enumerate_configurations
 from energylens.service import JouleSteps, Lengths, Service
 
@@ -35,7 +34,7 @@ FACTORS = 9  # quantiles of the time law's error that stand for it
 RELAXED_RATIOS = (1.1, 1.2, 1.5, 2.0, 3.0)  # by which a limit is relaxed to say what it costs
 LEAST_SPREAD = 1e-6  # of a logarithm, where nothing is known to be off
 DECIDED_SPREADS = 6.0  # of a limit's own error beyond which a configuration surely meets or misses
-KEPT_BYTES = 64 * 2**20  # of what does not depend on the rate
+KEPT_BYTES = 32 * 2**20  # of what does not depend on the rate
 FOLDED_BYTES, NAME_BYTES = 80, 200  # of a case: made when it is first solved, and asked for
 VIEWS_BYTES = 32 * 2**10  # some 220 arrays of a question, however few cases they are of
 
@@ -361,18 +360,23 @@ class Engine:
         By which measured times of this deployment were longer than predicted (``verify``).
     energy_factor : float
         The same of joules.
+    kept : Remembered, optional
+        Where what does not depend on the rate is kept; engines may share it.
     """
 
     def __init__(
-        self, energy: EnergyModel, *, factor: float = 1.0, energy_factor: float = 1.0
+        self,
+        energy: EnergyModel,
+        *,
+        factor: float = 1.0,
+        energy_factor: float = 1.0,
+        kept: Remembered[Spanned] | None = None,
     ) -> None:
         self.energy = energy
         self.time: TimeModel = energy.time or latency.from_datasheet()
         self.factor, self.energy_factor = factor, energy_factor
         self.certain = 1.0  # share of the time law's spread that is left once it was corrected
-        self._kept: OrderedDict[Hashable, Spanned] = OrderedDict()
-        self.kept_bytes = 0
-        self._lock = Lock()
+        self.kept = Remembered(KEPT_BYTES) if kept is None else kept
 
     @cached_property
     def joule_law(self) -> EnergyModel:
@@ -425,8 +429,8 @@ class Engine:
     ) -> Spanned | None:
         """Prepare what the knobs of a question span, or ``cases`` in place of it.
 
-        None where nothing fits in memory. What knobs span is kept, up to ``KEPT_BYTES``, and found
-        again by the values asked about.
+        None where nothing fits in memory. What knobs span is kept, and found again by the values
+        asked about.
 
         Raises
         ------
@@ -439,17 +443,15 @@ class Engine:
             held = np.maximum(service.slots(cases, lengths), 1.0)
             return self.spanned(cases, held, _layout(cases), scenario, lengths, current, 0)
         key: Hashable = (
-            scenario, lengths, tuple(choose), candidates, tuple(batch_limits), current
+            self, scenario, lengths, tuple(choose), candidates, tuple(batch_limits), current
         )  # fmt: skip
-        with self._lock:
-            if (known := self._kept.get(key)) is not None:
-                self._kept.move_to_end(key)
-                return known
+        if (known := self.kept.get(key)) is not None:
+            return known
         cases, held, layout, ruled_out = _span(scenario, lengths, choose, candidates, batch_limits)
         if not len(cases):
             return None
         made = self.spanned(cases, held, layout, scenario, lengths, current, ruled_out)
-        self._keep(key, made)
+        self.kept.put(key, made, made.size_bytes)
         return made
 
     def spanned(
@@ -516,18 +518,6 @@ class Engine:
         together = self.prepare(cases, lengths, held=held, layout=layout)
         candidates = together if own == len(cases) else together.take(slice(0, own))
         return Spanned(candidates=candidates, together=together, ruled_out=ruled_out, current=among)
-
-    def _keep(self, key: Hashable, made: Spanned) -> None:
-        size = made.size_bytes
-        if size > KEPT_BYTES // 2:
-            return
-        with self._lock:
-            if key in self._kept:
-                return
-            self._kept[key] = made
-            self.kept_bytes += size
-            while self.kept_bytes > KEPT_BYTES:
-                self.kept_bytes -= self._kept.popitem(last=False)[1].size_bytes
 
     def solve(
         self,

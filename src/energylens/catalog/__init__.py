@@ -148,11 +148,13 @@ def gpu(name: str) -> Gpu:
         If no catalog has it; the nearest names are given.
     """
     shelf = _gpu_shelf()
+    if (found := shelf.find(name)) is not None:
+        return found
     advice = _ADVICE_GPU.format(folder=user_folder())
     count = re.fullmatch(r"(\d+)\s*[xX*]?\s*([A-Za-z].*)", name)
     if count and (kind := shelf.find(count[2])):
         advice = f"A type has no count in it: say {kind.id}, and the count as --max-gpus {count[1]}"
-    return shelf.find(name) or shelf.refuse("GPU", name, advice)
+    return shelf.refuse("GPU", name, advice)
 
 
 def precision(name: str) -> Precision:

@@ -175,10 +175,12 @@ def _loaded(arguments: argparse.Namespace) -> Loaded:
 def _listen(host: str, port: int) -> socket.socket:
     """Open the socket, so that a port in use is said before anything is served."""
     try:
-        family, _, _, _, address = socket.getaddrinfo(
+        family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        opened = socket.socket(family, socket.SOCK_STREAM)
+        # Named as TCP, or asyncio leaves Nagle's algorithm on: 40 ms of each answer that follows
+        # another on a connection.
+        opened = socket.socket(family, kind, protocol)
         opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         opened.bind(address)
         opened.listen(2048)  # who asks early waits

@@ -12,7 +12,6 @@ import asyncio
 import gzip
 import json
 import sys
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -27,6 +26,7 @@ from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from energylens import __version__, schemas
+from energylens.remembered import Remembered
 from energylens.schemas import CaseQuestion, DecisionFile, Question
 from energylens.web import answers, problems, tables
 from energylens.web.counting import Counts
@@ -75,37 +75,15 @@ class SelectQuestion(Question):
     )
 
 
-class Kept:
-    """The last answers, by question: bounded in number and bytes."""
-
-    def __init__(self) -> None:
-        self.held: OrderedDict[str, bytes] = OrderedDict()
-        self.size = 0
-
-    def get(self, key: str) -> bytes | None:
-        """Return an answer given before."""
-        if key in self.held:
-            self.held.move_to_end(key)
-        return self.held.get(key)
-
-    def put(self, key: str, answer: bytes) -> None:
-        """Keep an answer, and let old ones go."""
-        if len(answer) > KEPT_BYTES // 4 or key in self.held:
-            return
-        self.held[key] = answer
-        self.size += len(answer)
-        while len(self.held) > KEPT_ANSWERS or self.size > KEPT_BYTES:
-            _, old = self.held.popitem(last=False)
-            self.size -= len(old)
-
-
 @dataclass
 class State:
     """What one server holds."""
 
     loaded: Loaded
     counts: Counts = field(default_factory=Counts)
-    kept: Kept = field(default_factory=Kept)
+    kept: Remembered[bytes] = field(
+        default_factory=lambda: Remembered(KEPT_BYTES, most=KEPT_ANSWERS, share=0.25)
+    )
     ready: bool = False
     pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
     underway: dict[str, asyncio.Task[bytes]] = field(default_factory=dict)
@@ -240,7 +218,7 @@ def _keep(state: State, key: str, made: dict[str, Any]) -> bytes:
     for part in (made, made.get("decision", {})):
         state.counts.candidates.inc(part.get("considered", 0))
     written = to_json(made, inf_nan_mode="null")
-    state.kept.put(key, written)
+    state.kept.put(key, written, len(written))
     return written
 
 

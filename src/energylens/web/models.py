@@ -11,6 +11,8 @@ from energylens.deciding import Engine
 from energylens.discovery import Front
 from energylens.errors import UnknownNameError
 from energylens.model import EnergyModel
+from energylens.remembered import Remembered
+from energylens.solving import KEPT_BYTES, Spanned
 
 GIVEN = "given"  # the name of the model or table that the server was started with
 DATASHEET = "datasheet"
@@ -44,6 +46,7 @@ class Loaded:
     front: Front | None = None
     _known: dict[str, EnergyModel] = field(default_factory=dict)
     _engines: dict[int, Engine] = field(default_factory=dict)
+    _kept: Remembered[Spanned] = field(default_factory=lambda: Remembered(KEPT_BYTES))
 
     def names(self) -> list[str]:
         """List the names that a question may give, the default first."""
@@ -86,8 +89,10 @@ class Loaded:
         return self._once(known.name), (f"Answered from the packaged model {known.describe()}.",)
 
     def engine_of(self, model: EnergyModel) -> Engine:
-        """The engine of one of these models, which keeps what its questions have in common."""
-        return self._engines.setdefault(id(model), Engine(model))
+        """The engine of one of these models; all keep what questions share in one place."""
+        if id(model) not in self._engines:
+            self._engines[id(model)] = Engine(model, kept=self._kept)
+        return self._engines[id(model)]
 
     def _once(self, name: str) -> EnergyModel:
         if name not in self._known:
