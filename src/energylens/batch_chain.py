@@ -50,7 +50,7 @@ def batch_chain(
     """
     r = alpha / beta + 1.0
     odds = offered * beta
-    p = np.clip(odds, 1e-12, 0.999999)
+    p = np.minimum(np.maximum(odds, 1e-12), 0.999999)
     steady = ratio < 1.0
     log_sum = -r * np.log1p(-p)
     left = np.where(steady, 1.0 - ratio, 1.0)

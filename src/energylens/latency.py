@@ -411,8 +411,11 @@ class _Folded:
     each_s: FloatArray
     sequence_s: FloatArray  # for each sequence
     fixed_s: FloatArray
-    piped: IntArray  # cases with pipeline stages, which alone have bubbles
+    piped: IntArray  # cases with pipeline stages, which alone have bubbles; next, of these alone
     bubble: FloatArray
+    piped_compute_s: FloatArray
+    piped_cache_s: FloatArray
+    piped_once_s: FloatArray
     token_s: FloatArray  # for each prompt token
     media_s: FloatArray  # of them, for images and frames
     pass_s: FloatArray
@@ -451,14 +454,18 @@ class Steps:
             + th[_K["prompt_link"]] * t.prompt_link_s
             + th[_K["lockstep"]] * t.lockstep_s
         )
+        piped = np.flatnonzero(t.stages > 1)
         return _Folded(
             reading=th[0] + th[1] * t.narrow_ratio + th[2] * t.weight_only_ratio,
             multiplying_s=th[MULTIPLYING] * t.compute_s,
             each_s=th[_K["step_cache"]] * t.cache_s + th[_K["step_link"]] * t.link_s,
             sequence_s=th[_K["step_sequence"]] * t.sequence_s,
             fixed_s=launch + together + th[_K["step_stage"]] * t.stage_s,
-            piped=np.flatnonzero(t.stages > 1),
-            bubble=th[_K["step_bubble"]],
+            piped=piped,
+            bubble=th[_K["step_bubble"]][piped],
+            piped_compute_s=t.compute_s[piped],
+            piped_cache_s=t.cache_s[piped],
+            piped_once_s=t.launch_s[piped] + t.synchronisation_s[piped],
             token_s=own / t.input_tokens,
             media_s=(th[_K["vision"]] * t.vision_s + th[_K["media"]] * t.media_s) / t.input_tokens,
             pass_s=once / t.prompt_passes,
@@ -471,12 +478,14 @@ class Steps:
         t = self.times
         return coverage(t.log_missed, t.sharing * each) if self._folded.sparse else 0.0
 
+    def _microbatches(self, running: FloatArray) -> FloatArray:
+        """Microbatches that the stages of a pipeline work on at once."""
+        between: FloatArray = np.minimum(np.maximum(running, 1.0), self.times.stages)
+        return between
+
     def _each(self, running: FloatArray) -> FloatArray:
         """Sequences of one microbatch."""
-        if not len(self._folded.piped):
-            return running
-        each: FloatArray = running / np.clip(running, 1.0, self.times.stages)
-        return each
+        return running / self._microbatches(running) if len(self._folded.piped) else running
 
     def step_s(self, running: FloatArray) -> FloatArray:
         """Seconds of a decode step with ``running`` sequences in the replica; shape (n,)."""
@@ -487,10 +496,11 @@ class Steps:
         total: FloatArray = np.sqrt(reading * reading + multiplying * multiplying)
         total += f.each_s * each + f.sequence_s * running + f.fixed_s
         if len(k := f.piped):
-            micro = np.clip(running[k], 1.0, t.stages[k])
-            busy = np.hypot(weights[k], t.compute_s[k] * each[k]) + t.cache_s[k] * each[k]
-            busy += t.launch_s[k] + t.synchronisation_s[k]
-            total[k] += f.bubble[k] * (micro - 1.0) * busy
+            one = each[k]
+            busy = np.hypot(weights[k], f.piped_compute_s * one)
+            busy += f.piped_cache_s * one
+            busy += f.piped_once_s
+            total[k] += f.bubble * (self._microbatches(running)[k] - 1.0) * busy
         return total
 
     def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:

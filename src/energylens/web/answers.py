@@ -31,6 +31,7 @@ from energylens.latency_terms import TERMS as TIME_TERMS
 from energylens.lengths import workload_of
 from energylens.model import EnergyModel
 from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu, Precision
+from energylens.remembered import Remembered
 from energylens.replicas import EVERY
 from energylens.running import read_running
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
@@ -43,6 +44,7 @@ BARS = 10  # configurations whose joules and seconds are divided over terms
 RATES = 40  # of a load curve
 DIGITS = 5  # of numbers in columns
 LEAST = 1e-250  # below it a number in a column is 0
+_LINES: Remembered[dict[str, str]] = Remembered(2**20)
 IDLE, NODE, WAITING = "idle between requests", "idle GPUs of the node", "waiting"
 
 
@@ -304,13 +306,19 @@ def limit_words(decision: Decision) -> str:
 
 
 def _commands(llm: str, best: Entry) -> dict[str, str]:
-    """Lines to copy, of each engine that has such a layout."""
+    """Lines to copy, of each engine that has such a layout; the last are remembered."""
+    # All that they say comes from these: a slider seldom moves the choice.
+    rows = catalog.llm(llm), catalog.gpu(best.gpu), catalog.precision(best.precision)
+    key = (llm, rows, best.configuration, best.batch_limit)
+    if (known := _LINES.get(key)) is not None:
+        return known
     made = {}
     for kind in EMITTERS:
         try:
             made[kind] = emit(kind, llm, best)
         except EnergyLensError:
             continue
+    _LINES.put(key, made, sum(map(len, made.values())))
     return made
 
 

@@ -156,7 +156,7 @@ async function certain(q) {
 }
 
 // What is left to be drawn comes back as a function.
-async function once(q, sure, since, still = () => question().has("gpu")) {
+async function once(q, sure, since, still = () => form.querySelector("[name=gpu]:checked") !== null) {
   const asked = ++turn;
   let found;
   let response;
@@ -171,6 +171,7 @@ async function once(q, sure, since, still = () => question().has("gpu")) {
   if (!response.ok) { problem(found.detail ?? "The question cannot be answered."); return null; }
   if (sure) answer = found;
   else answer = { ...Object.fromEntries(LATER.map((part) => [part, answer?.[part]])), ...found, sentences: null };
+  answer.asked = q;
   problem("");
   $(".answers").classList.remove("empty");
   const got = performance.now();
@@ -179,7 +180,10 @@ async function once(q, sure, since, still = () => question().has("gpu")) {
   await new Promise((done) => requestAnimationFrame(() => { const c = new MessageChannel(); c.port1.onmessage = done; c.port2.postMessage(0); }));
   (window.energylens.timings ??= []).push({ sure, all_ms: performance.now() - since, wait_ms: got - since });
   return async () => {
-    if (sure && asked === turn) await later();
+    if (asked === turn) {
+      if (sure) await later();
+      else table();
+    }
     if (asked === turn && !asking) window.energylens.shown = `${q}&certain=${sure}`;
   };
 }
@@ -206,7 +210,7 @@ narrow.addEventListener("change", brief);
 
 const gpusAsked = () => {
   const found = new Set(answer.pareto.candidates.gpu);
-  const asked = question().getAll("gpu").filter((gpu) => found.has(gpu));
+  const asked = answer.asked.getAll("gpu").filter((gpu) => found.has(gpu));
   return [...new Set([...asked, ...found])];
 };
 function point(i, g) {
@@ -279,38 +283,48 @@ const name = (entry) => {
   const cap = entry.power_cap_w === null ? clock : `, ${number(entry.power_cap_w)} W`;
   return `${dp}TP${entry.tensor_parallel}${pp}${ep}, batch limit ${number(entry.batch_limit_per_replica, 4)}${cap}`;
 };
-const tile = (what, value, more = "") => el("div", {}, el("dt", {}, what), el("dd", {}, value, more ? el("small", {}, more) : null));
+const tile = (what, value, more = "") => [what, value, more];
+// Written over where they are: most moves with every step of a slider.
+function tiles(at, items) {
+  while (at.children.length > items.length) at.lastChild.remove();
+  items.forEach(([what, value, more], i) => {
+    const { firstChild: title, lastChild: said } = at.children[i] ?? at.appendChild(el("div", {}, el("dt"), el("dd", {}, "", el("small"))));
+    write(title, what);
+    write(said.firstChild, value);
+    write(said.lastChild, more);
+  });
+}
 
 function words() {
   const d = answer.decision;
   const best = d.configurations[0];
   $("#choice").hidden = !best;
   const sure = d.certain;
-  table();
+  if (sure || !best || inView) table();
   if (!best) {
     problem(d.notes[0], false);
     $("#said").textContent = "";
     return;
   }
-  $("#run").textContent = `Run ${name(best)} on ${best.gpus} x ${best.gpu}`;
+  write($("#run"), `Run ${name(best)} on ${best.gpus} x ${best.gpu}`);
   brief();
-  $("#state").textContent = sure
+  write($("#state"), sure
     ? `${d.considered.toLocaleString("en")} configurations under this load; ${d.configurations.length} layouts meet the limits.`
-    : `${d.considered.toLocaleString("en")} configurations ranked by their means; probabilities follow when the question rests.`;
+    : `${d.considered.toLocaleString("en")} configurations ranked by their means; probabilities follow when the question rests.`);
   const asked = d.question.limits;
   const limit = (of) => asked.map((each, i) => (each.of !== of ? "" : (each.quantile ? `p${number(100 * each.quantile, 4)} ${best.limit_values_s[i] == null ? "" : `${time(best.limit_values_s[i])}, `}` : "") + `limit ${time(each.seconds)}`)).filter(Boolean).join("; ") || "no limit";
-  $("#facts").replaceChildren(
+  tiles($("#facts"), [
     tile("energy of a request", joules(best.energy_per_request_j), `80 %: ${joules(best.lower_j)} to ${joules(best.upper_j)}`),
     tile("power", watts(best.power_w), `${percent(best.utilisation_ratio)} of its capacity used`),
     tile("TPOT", time(best.tpot_s), limit("tpot")), tile("TTFT", time(best.ttft_s), limit("ttft")),
     tile("limits met", !asked.length ? "none set" : sure ? chance(best.probability_of_meeting_ratio) : "...", asked.length ? `probability, ${d.question.meet ?? ""} asked` : "nothing to miss"),
-  );
+  ]);
   const { best: month, current: today } = d.month;
   const met = () => tile("limits met today", !asked.length ? "none set" : sure ? chance(d.current.probability_of_meeting_ratio) : "...", asked.length ? "probability" : "nothing to miss");
   const choice = () => [tile("kWh a month", number(month.kwh_per_month)), tile("USD a month", number(month.cost_per_month)), tile("kg CO2 a month", number(month.co2_kg_per_month))];
   if (d.current && (!today || best.saving_ratio == null)) { // no saving counts against what does not serve the load
     $("#saved").dataset.side = "none";
-    $("#saved").replaceChildren(tile("against today", "not counted", `${name(d.current)} ${today ? "breaks the limits" : "does not keep up"}`), ...choice(), met());
+    tiles($("#saved"), [tile("against today", "not counted", `${name(d.current)} ${today ? "breaks the limits" : "does not keep up"}`), ...choice(), met()]);
   } else if (today) {
     const less = best.saving_ratio;
     const same = Math.abs(less) < SAME_RATIO;
@@ -321,28 +335,28 @@ function words() {
       return tile(`${what} ${off < 0 && !none ? "more" : "saved"} a month`, none ? "0" : number(Math.abs(off)), `of ${number(today[field])} today`);
     };
     $("#saved").dataset.side = side;
-    $("#saved").replaceChildren(
+    tiles($("#saved"), [
       tile("against today", same ? "the same" : `${percent(Math.abs(less))} ${side}`, `${name(d.current)}: ${joules(d.current.energy_per_request_j)}`),
       change("kWh", "kwh_per_month"), change("USD", "cost_per_month"), change("kg CO2", "co2_kg_per_month"),
       met(),
-    );
+    ]);
   } else {
     $("#saved").dataset.side = "none";
-    $("#saved").replaceChildren(...choice());
+    tiles($("#saved"), choice());
   }
   if (sure) {
     $("#binds").textContent = answer.sentences.join(" ");
     $("#said").textContent = `${$("#run").textContent}: ${joules(best.energy_per_request_j)} a request, limits met with probability ${chance(best.probability_of_meeting_ratio)}.`;
   }
   line();
-  $("#as-json").href = `/v1/select?${question()}`;
+  $("#as-json").href = `/v1/select?${answer.asked}`;
 }
 
 function line() {
   const commands = answer?.commands ?? {};
   for (const option of $("#engine").options) option.disabled = !(option.value in commands);
   if (!($("#engine").value in commands)) $("#engine").value = Object.keys(commands)[0] ?? "vllm";
-  $("#line").textContent = commands[$("#engine").value] ?? "";
+  write($("#line"), commands[$("#engine").value] ?? "");
 }
 $("#engine").addEventListener("change", line);
 $("#copy").addEventListener("click", async () => {
@@ -415,6 +429,12 @@ function table() {
     COLUMNS.forEach(([, , shown], k) => write(row.cells[k], shown(entry)));
   });
 }
+// Out of view the ranking follows when the slider pauses.
+let inView = true;
+new IntersectionObserver((seen) => {
+  inView = seen.at(-1).isIntersecting;
+  if (inView) table();
+}, { rootMargin: "200px" }).observe($("#ranking").closest("section"));
 const places = new WeakMap(); // of the rows shown, among all candidates
 function blank() {
   const row = el("tr", { tabIndex: 0 }, ...COLUMNS.map((_, i) => el(i ? "td" : "th", i ? { className: i > 2 ? "n" : "" } : { scope: "row" })));

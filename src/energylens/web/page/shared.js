@@ -165,14 +165,16 @@ async function embed(id) {
 }
 
 // As many rows as before are the old ones with new numbers: their marks move and none is made anew.
+const none = () => false;
 function replace(view, name, values) {
   const old = view.data(name);
   if (!old.length || old.length !== values.length) { view.data(name, values); return; }
-  const now = new Map(old.map((row, i) => [row, values[i]]));
   const fields = Object.keys(values[0]).filter((field) => old.some((row, i) => row[field] !== values[i][field]));
-  const changes = view.changeset();
-  for (const field of fields) changes.modify(() => true, field, (row) => now.get(row)[field]);
-  if (fields.length) view.change(name, changes);
+  if (!fields.length) return;
+  old.forEach((row, i) => { for (const field of fields) row[field] = values[i][field]; });
+  const changes = view.changeset().reflow();
+  for (const field of fields) changes.modify(none, field); // says which fields have changed
+  view.change(name, changes);
 }
 
 async function feed(id, data) {
