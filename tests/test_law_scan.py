@@ -8,18 +8,20 @@ catalog, with each extension and by fits to four sources.
 from __future__ import annotations
 
 import csv
+import itertools
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from energylens import catalog, importers
+from energylens import catalog, importers, latency, packaged
 from energylens.cases import Cases
 from energylens.counts import count
 from energylens.evaluation.scoring import TIE_RATIO
 from energylens.fitting import fit, from_datasheet
 from energylens.formula import EXTENSIONS, IDLE_POWER_RATIO, terms_of
 from energylens.importers import mlenergy_v3
+from energylens.pacing import full_batch, most_w
 from energylens.records import Case, Configuration, Engine, Workload
 
 LLMS = (
@@ -210,6 +212,30 @@ def test_a_power_cap_saves_no_more_than_its_share_and_costs_only_time(monkeypatc
     assert (capped >= share * free * (1 - 1e-9)).all()
     # The core clock falls to a fifth at most, at the power that is left.
     assert (capped <= free * (1 + 5 * share)).all()
+
+
+def test_no_full_batch_draws_more_than_its_gpus_can(monkeypatch):
+    everything(monkeypatch)
+    cases = drawn(500, seed=3)
+    cap_w = np.where(np.arange(len(cases)) % 3 == 0, 0.6 * cases.of_gpu(lambda g: g.tdp_w), np.nan)
+    for name, cases_ in itertools.product(
+        (None, "a100-vllm-0.5", "h100-vllm-0.11"),
+        (cases, cases.replace(power_cap_w=cap_w)),
+    ):
+        model = from_datasheet() if name is None else packaged.named(name).model()
+        time = model.time or latency.from_datasheet()
+        full = full_batch(model, time, cases_)
+        joules = model.predict_energy_j(cases_)
+        assert (joules * full.requests_per_s <= most_w(cases_) * (1 + 1e-9)).all()
+        assert (full.latency_s >= time.predict_s(cases_, "latency") * (1 - 1e-9)).all()
+        own = full.held_back_s == 0
+        assert 0.1 < own.mean() < 1.0
+        for target, found in (
+            ("latency", full.latency_s),
+            ("tpot", full.tpot_s),
+            ("ttft", full.ttft_s),
+        ):
+            assert np.allclose(found[own], time.predict_s(cases_, target)[own], rtol=1e-9)
 
 
 @pytest.mark.parametrize("source", ["mlenergy-v3", "mlenergy-v2", "argonne", "energy-code-eval"])

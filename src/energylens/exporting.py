@@ -32,6 +32,7 @@ from energylens.dataset import Dataset
 from energylens.errors import ArtefactError, UsageError
 from energylens.latency import TimeModel
 from energylens.model import EnergyModel
+from energylens.pacing import Paced, full_batch
 from energylens.records import Boundary, Case, Configuration, Source, Workload
 from energylens.service import JouleSteps, Lengths
 from energylens.words import percent
@@ -99,7 +100,8 @@ def points_of_model(model: EnergyModel, case: Case) -> list[Point]:
     joules = float(model.predict_energy_j(cases)[0])
     if model.time is None:
         return [Point(case=case, energy_per_request_j=joules, source=PREDICTED)]
-    rate = float(model.time.requests_per_s(cases)[0])
+    full = full_batch(model, model.time, cases)
+    rate = float(full.requests_per_s[0])
     return [
         Point(
             case=case,
@@ -107,9 +109,9 @@ def points_of_model(model: EnergyModel, case: Case) -> list[Point]:
             source=PREDICTED,
             requests_per_s=rate,
             power_w=joules * rate,
-            ttft_s=float(model.time.predict_s(cases, "ttft")[0]),
-            tpot_s=float(model.time.predict_s(cases, "tpot")[0]),
-            request_latency_s=float(model.time.predict_s(cases, "latency")[0]),
+            ttft_s=float(full.ttft_s[0]),
+            tpot_s=float(full.tpot_s[0]),
+            request_latency_s=float(full.latency_s[0]),
         )
     ]
 
@@ -486,14 +488,15 @@ def dynamo(model: EnergyModel, case: Case, longest_tokens: float) -> Export:
 
     gpus = case.configuration.gpus
     isl = np.unique(np.rint(np.geomspace(SHORTEST, longest_tokens, ISLS)))
-    ttft_s = time.predict_s(served(isl), "ttft")
+    ttft_s = full_batch(model, time, served(isl)).ttft_s
     # At least one sequence of the longest context runs, so that the grid is whole.
     usage = np.geomspace(longest_tokens / cache, 1.0, USAGES)
     shortest = output / 2.0 + 1.0
     context = np.unique(np.rint(np.geomspace(max(shortest, SHORTEST), longest_tokens, CONTEXTS)))
     x, y = (axis.ravel() for axis in np.meshgrid(usage, context, indexing="ij"))
     running = x * cache / y
-    itl_s = time.steps(served(y - output / 2.0)).step_s(running)
+    at_once = served(y - output / 2.0).replace(batch_size=running, mean_batch_size=running)
+    itl_s = full_batch(model, time.without_factors(), at_once).step_s
     return Export(
         files={
             "selected_prefill_interpolation/raw_data.npz": _npz(
@@ -551,15 +554,16 @@ def semantic_router(model: EnergyModel, case: Case, gpu_hour: float) -> Export:
         )
     batches = np.unique(np.rint(np.geomspace(1, max(slots, 2), 24)))
     cases = Cases.of([case] * len(batches))
-    steps = time.steps(cases)
+    lengths = Lengths(
+        input_tokens=w.input_tokens, output_tokens=w.output_tokens, input_cv=0.0, output_cv=0.0
+    )
+    joules, own = JouleSteps.of(model, cases, lengths), time.steps(cases)
+    steps = Paced.of(cases, own, joules, np.ones(len(batches)))
     step_s = steps.step_s(batches)
     columns = np.column_stack([np.ones_like(batches), batches]) / step_s[:, None]
     (base, slope), _ = nnls(columns, np.ones_like(batches))
     straight = base + slope * batches
-    lengths = Lengths(
-        input_tokens=w.input_tokens, output_tokens=w.output_tokens, input_cv=0.0, output_cv=0.0
-    )
-    watts = JouleSteps.of(model, cases, lengths).step_j(batches) / step_s
+    watts = joules.step_j(batches) / step_s
     place = np.log2(batches)
 
     def curve(p: FloatArray) -> FloatArray:
@@ -576,7 +580,8 @@ def semantic_router(model: EnergyModel, case: Case, gpu_hour: float) -> Export:
         [max(0.8 * float(watts.min()), 1e-3), 0.5 * top, 1.0, float(place.mean())],
         bounds=([1e-6 * top, 1e-6 * top, 1e-3, -20.0], [2.0 * top, 20.0 * top, 10.0, 40.0]),
     ).x
-    prompt_s = float(steps.prompt_s(batches)[-1])
+    passes = own.times.prompt_passes
+    prompt_s = float((steps.prompts_s(w.input_tokens / passes, batches) * passes)[-1])
     profile = {
         "name": f"{case.llm.id} {case.precision.id} on {gpus} x {case.gpu.id}, {PREDICTED}",
         "W": float(base),

@@ -612,9 +612,12 @@ class TimeModel:
         theta = self._theta(cases)
         return self._factor(cases)[:, None] * slopes(step, prompt, theta) * theta
 
-    def requests_per_s(self, cases: Cases) -> FloatArray:
-        """Requests that a full batch completes in a second, all replicas together; shape (n,)."""
-        return in_flight(cases) / self.predict_s(cases, "latency")
+    def step_and_prompt_s(self, cases: Cases) -> tuple[FloatArray, FloatArray]:
+        """Seconds of a step without prompts, and of one prompt, in a full batch; each (n,)."""
+        step, prompt = step_times(cases).design(in_flight(cases) / cases.data_parallel)
+        theta, factor = self._theta(cases), self._factor(cases)
+        alone = seconds(step, np.zeros_like(prompt), theta)
+        return factor * alone, factor * (prompt * theta).sum(axis=1)
 
     def logs(self, cases: Cases, ratio: float, target: Target = "latency") -> FloatArray:
         """log(measured / predicted) that a new measurement stays below with a probability.

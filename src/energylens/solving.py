@@ -22,6 +22,7 @@ from energylens.decisions import Entry, LatencyLimit, Load, Running
 from energylens.errors import InfeasibleError, UsageError
 from energylens.latency import Steps, TimeModel
 from energylens.model import EnergyModel
+from energylens.pacing import Paced, most_w
 from energylens.records import Case, Configuration
 from energylens.remembered import Remembered
 from energylens.selection import Candidates, Scenario, enumerate_configurations
@@ -37,44 +38,6 @@ DECIDED_SPREADS = 6.0  # of a limit's own error beyond which a configuration sur
 KEPT_BYTES = 32 * 2**20  # of what does not depend on the rate
 FOLDED_BYTES, NAME_BYTES = 80, 200  # of a case: made when it is first solved, and asked for
 VIEWS_BYTES = 32 * 2**10  # some 220 arrays of a question, however few cases they are of
-
-
-@dataclass(frozen=True, eq=False)
-class _Paced:
-    """Steps that take longer by a factor of each case, and by as much as its GPUs' TDP asks for.
-
-    A GPU that would draw more lowers its clock: what takes so many joules takes at least so long.
-    Who is ``unsure`` of seconds by some factor is so of these as well.
-    """
-
-    steps: Steps
-    joules: JouleSteps
-    most_w: FloatArray
-    factor: FloatArray
-
-    @classmethod
-    def of(cls, prepared: Prepared, factor: FloatArray, unsure: FloatArray | float = 1.0) -> _Paced:
-        most_w = _most_w(prepared.cases) / prepared.cases.data_parallel / unsure
-        return cls(prepared.steps, prepared.joules, most_w, factor)
-
-    def step_s(self, running: FloatArray) -> FloatArray:
-        own = self.factor * self.steps.step_s(running)
-        return np.maximum(own, self.joules.step_j(running) / self.most_w)
-
-    def prompts_s(self, tokens: FloatArray, running: FloatArray) -> FloatArray:
-        own = self.factor * self.steps.prompts_s(tokens, running)
-        return np.maximum(own, self.joules.prompts_j(tokens, running) / self.most_w)
-
-    def media_s(self, tokens: FloatArray) -> FloatArray:
-        own = self.factor * self.steps.media_s(tokens)
-        return np.maximum(own, self.joules.media_j(tokens) / self.most_w)
-
-
-def _most_w(cases: Cases) -> FloatArray:
-    """Watts that the GPUs of each case draw at their TDP or power cap; shape (n,)."""
-    tdp_w = cases.of_gpu(lambda gpu: gpu.tdp_w)
-    most: FloatArray = tdp_w * cases.cap_ratio * cases.occupied_gpus
-    return most
 
 
 # --------------------------------------------------------------------------------- candidates
@@ -105,6 +68,10 @@ class Prepared:
             slots=self.slots[rows],
             layout=self.layout[rows],
         )
+
+    def paced(self, factor: FloatArray, unsure: FloatArray | float = 1.0) -> Paced:
+        """Steps that take longer by a factor of each case, and by what their joules ask for."""
+        return Paced.of(self.cases, self.steps, self.joules, factor, unsure)
 
     def configuration(self, row: int) -> Configuration:
         """Knobs of one case, as a record; those asked about are remembered."""
@@ -534,7 +501,7 @@ class Engine:
         offered = np.asarray(load.rate_per_s) if rates_per_s is None else rates_per_s
         rate = offered / cases.data_parallel
         state = service.steady_state(
-            _Paced.of(prepared, np.full(len(cases), self.factor)),
+            prepared.paced(np.full(len(cases), self.factor)),
             rate_per_s=rate,
             lengths=load.computed,
             slots=prepared.slots,
@@ -590,7 +557,7 @@ class Engine:
             """Values of some rows, each at one of the factors; shape (limits, rows)."""
             factor = factors[k, rows]
             changed = service.steady_state(
-                _Paced.of(prepared.take(rows), factor, factor / self.factor),
+                prepared.take(rows).paced(factor, factor / self.factor),
                 rate_per_s=rate[rows],
                 lengths=lengths,
                 slots=prepared.slots[rows],
@@ -637,7 +604,7 @@ class Engine:
         joules, power_w = solved.energy_j[distinct], solved.power_w[distinct]
         # However uncertain the law: no more than all GPUs at TDP in the time between requests.
         beside_w = service.node_power_w(cases, np.zeros(len(distinct)))
-        most_j = joules * np.maximum((_most_w(cases) + beside_w) / power_w, 1.0)
+        most_j = joules * np.maximum((most_w(cases) + beside_w) / power_w, 1.0)
         columns: dict[str, Any] = {
             "batch_limit": cases.batch_size / cases.data_parallel,
             "mean_batch_size": state.mean_batch_size,

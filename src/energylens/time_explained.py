@@ -13,6 +13,7 @@ from energylens.counts import in_flight
 from energylens.explanation import Explanation
 from energylens.latency import NAMES, TERMS
 from energylens.model import EnergyModel
+from energylens.pacing import full_batch
 from energylens.records import Case
 from energylens.schemas import headed
 from energylens.service import idle_of
@@ -104,7 +105,9 @@ def explain_time(model: EnergyModel, case: Case) -> ExplainedTime | None:
     prefill, decode = model.predict_parts_j(cases)
     joules = dict(zip((t.name for t in model.terms), (prefill + decode)[0], strict=True))
     seconds = dict(zip(NAMES, parts.tolist(), strict=True))
-    total_s, total_j = float(parts.sum()), float((prefill + decode).sum())
+    full = full_batch(model, time, cases)
+    total_s, total_j = float(full.latency_s[0]), float((prefill + decode).sum())
+    held_back_s = float(full.held_back_s[0])
     configuration = case.configuration
     replica_gpus = configuration.tensor_parallel * configuration.pipeline_parallel
     running = float(in_flight(cases)[0]) / configuration.data_parallel
@@ -125,11 +128,21 @@ def explain_time(model: EnergyModel, case: Case) -> ExplainedTime | None:
                 plausible=watts is None or low <= watts <= high,
             )
         )
+    kinds.append(
+        KindOfTime(
+            name="held back by the power limit",
+            seconds=held_back_s,
+            joules=0.0,
+            watts_per_gpu=None,
+            plausible=True,
+        )
+    )
+    terms_s = {term.name: float(np.round(s, 9)) for term, s in zip(TERMS, parts, strict=True)}
     return ExplainedTime(
-        tpot_s=float(time.predict_s(cases, "tpot")[0]),
-        request_latency_s=float(time.predict_s(cases, "latency")[0]),
-        requests_per_s=float(time.requests_per_s(cases)[0]),
-        terms_s={term.name: float(np.round(s, 9)) for term, s in zip(TERMS, parts, strict=True)},
+        tpot_s=float(full.tpot_s[0]),
+        request_latency_s=total_s,
+        requests_per_s=float(full.requests_per_s[0]),
+        terms_s=terms_s | {"power_limit": float(np.round(held_back_s, 9))},
         kinds=tuple(kinds),
     )
 

@@ -21,6 +21,7 @@ from energylens.columns import PERCENTILES
 from energylens.deciding import Engine, Entry, LatencyLimit, Load, case_of, decide
 from energylens.errors import InputError, UsageError
 from energylens.model import EnergyModel
+from energylens.pacing import full_batch
 from energylens.records import Configuration, Gpu
 from energylens.running import read_configuration
 from energylens.selection import Candidates, Scenario, select
@@ -274,7 +275,8 @@ def _kept_full(
     # Measured is a batch that starts together: one that would queue in part is another run.
     fits = np.array([capacity.memory(cases.case(i)).fits for i in range(len(cases))], dtype=bool)
     cases = cases.take(fits)
-    times = {target: engine.factor * engine.time.predict_s(cases, target) for target in KEPT_FULL}
+    full = full_batch(engine.energy, engine.time, cases, engine.factor)
+    times = {"latency": full.latency_s, "tpot": full.tpot_s, "ttft": full.ttft_s}
     met = np.ones((FACTORS, len(cases)), dtype=bool)
     each = []
     for limit in limits:
