@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from energylens import capacity, catalog
 from energylens.cases import Cases
+from energylens.cli import main
 from energylens.errors import InputError
 from energylens.records import Case, Configuration, Workload
 
@@ -627,22 +628,60 @@ def test_room_grows_with_memory_and_shrinks_with_lengths(
 @pytest.mark.parametrize(
     ("gpu", "precision", "says"),
     [
-        ("H100", "nvfp4", "engines keep the weights in it and widen them"),
-        ("A100", "fp8", "H100"),
+        ("H100", "nvfp4", "widen"),
+        ("A100", "fp8", "widen"),
+        ("L40S", "nvfp4", "widen"),
+        ("A6000", "fp8-block", "widen"),
+        ("T4", "fp8", "widen"),
         ("V100", "bf16", "serve it as fp16"),
-        ("T4", "fp8", "nor has kernels that widen it"),
+        ("T4", "bf16", "serve it as fp16"),
+        ("V100", "fp8", "nor has kernels that widen it"),
+        ("MI250X", "fp8", "nor has kernels that widen it"),
+        ("MI300X", "nvfp4", "nor has kernels that widen it"),
+        ("B200", "int8", "serve it as fp8"),
         ("V100", "fp16", ""),
         ("B200", "nvfp4", ""),
         ("H100", "fp8", ""),
         ("A100", "int8", ""),
     ],
 )
-def test_formats_that_a_gpu_does_not_multiply_are_said_so(
+def test_formats_that_a_gpu_does_not_multiply_are_said_so_or_refused(
     gpu: str, precision: str, says: str
 ) -> None:
-    note = capacity.format_note(catalog.gpu(gpu), catalog.precision(precision)) or ""
-    assert bool(note) == bool(says)
-    if says != "H100":
+    asked = catalog.gpu(gpu), catalog.precision(precision)
+    note, refused = capacity.format_note(*asked) or "", capacity.format_problem(*asked)
+    served = case("Qwen/Qwen3-8B", gpu, precision, tensor_parallel=2)
+    memory, room = capacity.memory(served), capacity.room(Cases.of([served]))
+    if says in ("", "widen"):
+        assert refused is None
+        assert bool(note) == bool(says)
         assert says in note
-    refused = capacity.format_problem(catalog.gpu(gpu), catalog.precision(precision))
-    assert (refused is not None) == (gpu in ("V100", "T4") and bool(says))
+        assert memory.runs
+        assert room[0] >= 1
+    else:
+        assert not note
+        assert says in (refused or "")
+        assert not memory.runs
+        assert says in memory.reason
+        assert room[0] == 0
+
+
+@pytest.mark.parametrize("load", [(), ("--rate", "1")])
+@pytest.mark.parametrize(
+    ("gpu", "precision", "says"),
+    [("T4", "bf16", "serve it as fp16"), ("MI210", "fp8", "nor has kernels that widen it")],
+)
+def test_no_verb_recommends_a_format_that_engines_refuse(
+    gpu: str,
+    precision: str,
+    says: str,
+    load: tuple[str, ...],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = ("--llm", "Qwen/Qwen3-8B", "--gpu", gpu, "--precision", precision,
+             "--input-tokens", "500", "--output-tokens", "300")  # fmt: skip
+    assert main(["select", *asked, *load]) == 4
+    assert says in " ".join(capsys.readouterr().err.split())
+    if not load:
+        assert main(["explain", *asked]) == 4
+        assert says in " ".join(capsys.readouterr().out.split())

@@ -162,7 +162,8 @@ def memory(
         _sequences(whole, _floats(passing), _floats(sampling), each, case.llm, case.gpu)
     )
     per_replica = max(c.batch_size / c.data_parallel, 1.0)
-    reason = _layout_problem(case.llm, case.precision, *layout)
+    reason = format_problem(case.gpu, case.precision)
+    reason = reason or _layout_problem(case.llm, case.precision, *layout)
     if reason or largest < c.data_parallel:
         largest = 0.0
     if reason is None:
@@ -231,8 +232,8 @@ def largest_batch(
     Returns
     -------
     ndarray of float
-        Of the shape that the arguments broadcast to. Not rounded; 0 where the layout is
-        impossible or not one sequence a replica has room.
+        Of the shape that the arguments broadcast to. Not rounded; 0 where engines refuse the
+        format, the layout is impossible or not one sequence a replica has room.
 
     Raises
     ------
@@ -250,7 +251,8 @@ def largest_batch(
         - _runtime_bytes(gpu, degrees.tensor)
     )
     passing = np.broadcast_to(_activation_bytes(llm, degrees), room.shape)
-    room = np.where(_possible(llm, precision, degrees), room, -np.inf)
+    served = format_problem(gpu, precision) is None
+    room = np.where(_possible(llm, precision, degrees) & served, room, -np.inf)
     held = _floats(input_tokens) + held_output_ratio * _floats(output_tokens)
     if not np.all(held > 0):
         raise InputError("input_tokens and output_tokens must be numbers above 0")
@@ -358,22 +360,29 @@ def as_run(case: Case) -> Case:
 def format_problem(gpu: Gpu, precision: Precision) -> str | None:
     """Say why engines refuse a number format on a GPU type; None where they serve it.
 
-    GPUs before Ampere multiply no bf16, and the kernels that widen narrow weights while they
-    multiply (Marlin) need what those lack.
+    GPUs before Ampere multiply no bf16. Kernels that widen narrow weights while they multiply
+    (Marlin) need an NVIDIA GPU, Ampere or later, or Turing for FP8; INT8 has no kernels on
+    Blackwell (vLLM 0.32, "FP8 W8A8" and "INT8 W8A8"). Of a GPU that somebody added nothing of this
+    is known.
     """
-    old = "no bf16" in gpu.source and "fp32 peak" not in gpu.source
+    nvidia, amd = gpu.source.startswith("NVIDIA"), gpu.source.startswith("AMD Instinct")
+    old = nvidia and "no bf16" in gpu.source and "fp32 peak" not in gpu.source
     if old and precision.id.startswith("bf16"):
         return f"{gpu.id} does not multiply bf16, and engines refuse it there: serve it as fp16"
-    if old and not gpu.multiplies(precision.compute_bits, integer=precision.integer):
+    if precision.integer and nvidia and gpu.fp4_flop_per_s:
+        return f"engines have no kernels for {precision.id} on {gpu.id}: serve it as fp8"
+    if gpu.multiplies(precision.compute_bits, integer=precision.integer):
+        return None
+    turing = old and gpu.int8_op_per_s is not None
+    if amd or (old and not (turing and precision.compute_bits == 8)):
         return f"{gpu.id} neither multiplies {precision.id} nor has kernels that widen it"
     return None
 
 
 def format_note(gpu: Gpu, precision: Precision) -> str | None:
     """Say how a number format is served that a GPU type does not multiply; None where it does."""
-    if (refused := format_problem(gpu, precision)) is not None:
-        return f"{refused}."
-    if gpu.multiplies(precision.compute_bits, integer=precision.integer):
+    multiplied = gpu.multiplies(precision.compute_bits, integer=precision.integer)
+    if multiplied or format_problem(gpu, precision) is not None:
         return None
     return (
         f"{gpu.id} does not multiply {precision.id}: engines keep the weights in it and widen them "

@@ -14,7 +14,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from energylens.capacity import layout_problem
+from energylens.capacity import format_problem, layout_problem
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.decisions import (
     NAMES,
@@ -132,7 +132,10 @@ def decide(
     )
     if spanned is None:
         # What not even one GPU can lay out, memory aside, no layout can.
-        if (refused := layout_problem(scenario.llm, scenario.precision)) is not None:
+        refused = layout_problem(scenario.llm, scenario.precision)
+        if not {"gpu", "precision"} & set(choose):
+            refused = format_problem(scenario.gpu, scenario.precision) or refused
+        if refused is not None:
             raise InfeasibleError(f"{scenario.describe()}: {refused}.")
         raise InfeasibleError(
             f"{scenario.describe()}: no configuration has room in memory for one request. Allow "

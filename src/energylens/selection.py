@@ -15,6 +15,7 @@ import numpy as np
 
 from energylens.capacity import (
     as_run,
+    format_problem,
     kept_running,
     laid_out,
     layout_problem,
@@ -508,6 +509,10 @@ def _nothing_feasible(
     # The one that comes closest: the most GPUs, and of those the smallest batch.
     closest = rows[np.lexsort((cases.batch_size[rows], -cases.occupied_gpus[rows]))[0]]
     item = _infeasible(cases, int(closest), cause, causes, limits)
+    if format_problem(scenario.gpu, scenario.precision) == item.reason:
+        return InfeasibleError(
+            f"no configuration of {scenario.describe()} is feasible: {item.reason}."
+        )
     return InfeasibleError(
         f"no configuration of {scenario.describe()} is feasible; {counts[cause]} of {len(cases)} "
         f"fail on {causes[cause]}, as {item.configuration.describe()} does: "
