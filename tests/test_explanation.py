@@ -12,8 +12,8 @@ from energylens.capacity import memory
 from energylens.cases import Cases
 from energylens.explanation import SUBJECTS, describe, explain, scope_notes
 from energylens.fitting import FitOptions, fit, from_datasheet
-from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, design, terms_of
-from energylens.model import Coefficients
+from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, TERMS, design, terms_of
+from energylens.model import Coefficients, physics_flags
 from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
 from energylens.selection import Scenario, select
 from energylens.words import joules, percent
@@ -368,6 +368,25 @@ def test_a_coefficient_at_its_bound_shows_no_joules_and_how_many_it_may_be(model
     factor = np.exp(model.pooled.factors.logs(Cases.of([case]))[0][0])
     high = factor * 1.2816 * spread * design(Cases.of([case]))[0, k]
     assert share.high_j == pytest.approx(high)
+
+
+def test_communication_that_the_rows_do_not_show_is_not_said_to_cost_nothing(model, case):
+    zero = model.pooled.theta.copy()
+    zero[NAMES.index("tensor_parallel")] = 0.0
+    bounded = replace(model, pooled=replace(model.pooled, theta=zero))
+    text = " ".join(explain(bounded, case).sentences)
+    assert "shows in none of the rows (at most" in text
+    assert "which does not say that it costs nothing" in text
+    assert "shows in none of the rows" not in " ".join(explain(model, case).sentences)
+
+
+def test_factors_may_bring_a_coefficient_below_what_hardware_needs():
+    theta = np.array([term.lower_bound * 1.2 for term in TERMS])
+    assert not physics_flags(theta, TERMS)
+    assert not physics_flags(theta, TERMS, 1.5)
+    flags = physics_flags(theta, TERMS, 0.8)
+    assert set(flags) == {term.name for term in TERMS if term.lower_bound > 0}
+    assert "(with the factors of this LLM) is 0.67 of what" in flags["prefill_compute"]
 
 
 def test_the_terms_of_an_engine_version_have_the_intervals_of_its_own_coefficients(model, case):

@@ -202,7 +202,8 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
     told = {name: ratio for name, ratio in fitted.factors.told(own) if abs(ratio - 1.0) >= 0.005}
     present = {t.name for t in terms if t.total_j > 0}
     said = _sentences(case, energy, float(low[0]), float(high[0]), terms, tokens, changes)
-    flags = physics_flags(fitted.theta, model.terms) if fitted.rows else {}
+    together = float(np.exp(fitted.factors.logs(own)[0][0]))
+    flags = physics_flags(fitted.theta, model.terms, together) if fitted.rows else {}
     notes = (
         *scope_notes(model, case),
         *_memory_notes(case),
@@ -226,7 +227,7 @@ def explain(model: EnergyModel, case: Case) -> Explanation:
         notes=notes,
         sentences=(
             said[0],
-            *_factor_sentences(model, fitted, told, float(np.exp(fitted.factors.logs(own)[0][0]))),
+            *_factor_sentences(model, fitted, told, together),
             *said[1:],
         ),
     )
@@ -454,9 +455,12 @@ def _sentences(
         if degree == 1:
             continue
         term = by_name[name]
-        sentence = (
-            f"With {plain.lower()} parallelism of {degree}, {SUBJECTS[name]} costs "
-            f"{joules(term.total_j)} ({joules(term.low_j)} to {joules(term.high_j)})"
+        sentence = f"With {plain.lower()} parallelism of {degree}, {SUBJECTS[name]} "
+        sentence += (
+            f"costs {joules(term.total_j)} ({joules(term.low_j)} to {joules(term.high_j)})"
+            if term.total_j > 0
+            else f"shows in none of the rows (at most {joules(term.high_j)}): other terms explain "
+            "its share, which does not say that it costs nothing"
         )
         half = next((c for c in changes if c.what == f"half the {plain.lower()} parallelism"), None)
         if half and half.feasible:

@@ -556,11 +556,12 @@ def only_version(engine: str, known: Iterable[str]) -> str:
     return versions.pop() if engine and len(versions) == 1 else engine
 
 
-def physics_flags(theta: FloatArray, terms: Sequence[Term]) -> dict[str, str]:
+def physics_flags(theta: FloatArray, terms: Sequence[Term], factor: float = 1.0) -> dict[str, str]:
     """Say, by term, where a coefficient is no more than hardware needs at least.
 
     Such a coefficient is no reading of the hardware: what it multiplies was counted too high, or
-    its time is in another term.
+    its time is in another term. A ``factor`` below 1, of the LLM and format that are asked about,
+    may bring one there too.
     """
     causes = {
         "prefill_compute": "prompts may be shorter than counted (assumed lengths, prefix caching)",
@@ -568,15 +569,17 @@ def physics_flags(theta: FloatArray, terms: Sequence[Term]) -> dict[str, str]:
         "decode_cache": "contexts may be shorter than counted",
     }
     other = "less may be read than is counted"
+    less = min(factor, 1.0)
+    counted_in = " (with the factors of this LLM)" if less < 0.995 else ""
     return {
         term.name: (
-            f"the coefficient {term.name} is {value:.2g} of what the datasheet suggests, and "
-            f"hardware needs {term.lower_bound:g} at least (measured operators): "
+            f"the coefficient {term.name}{counted_in} is {value * less:.2g} of what the datasheet "
+            f"suggests, and hardware needs {term.lower_bound:g} at least (measured operators): "
             f"{causes.get(term.name, other)}, or its time is in another term. Do not read its "
             "joules as what hardware takes."
         )
         for term, value in zip(terms, theta, strict=True)
-        if term.lower_bound > 0 and value <= term.lower_bound * (1.0 + 1e-9)
+        if term.lower_bound > 0 and value * less <= term.lower_bound * (1.0 + 1e-9)
     }
 
 
