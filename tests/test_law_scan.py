@@ -21,7 +21,7 @@ from energylens.evaluation.scoring import TIE_RATIO
 from energylens.fitting import fit, from_datasheet
 from energylens.formula import EXTENSIONS, IDLE_POWER_RATIO, terms_of
 from energylens.importers import mlenergy_v3
-from energylens.pacing import full_batch, most_w
+from energylens.pacing import full_batch
 from energylens.records import Case, Configuration, Engine, Workload
 
 LLMS = (
@@ -226,8 +226,13 @@ def test_no_full_batch_draws_more_than_its_gpus_can(monkeypatch):
         time = model.time or latency.from_datasheet()
         full = full_batch(model, time, cases_)
         joules = model.predict_energy_j(cases_)
-        assert (joules * full.requests_per_s <= most_w(cases_) * (1 + 1e-9)).all()
+        assert (joules * full.requests_per_s <= cases_.most_w * (1 + 1e-9)).all()
         assert (full.latency_s >= time.predict_s(cases_, "latency") * (1 - 1e-9)).all()
+        if model.time is not None:
+            high = model.interval_energy_j(cases_, 0.8)[1]
+            wide = high > 2 * joules
+            assert wide.any()
+            assert (high <= np.maximum(time.most_j(cases_, 0.9), 2 * joules) * (1 + 1e-9)).all()
         own = full.held_back_s == 0
         assert 0.1 < own.mean() < 1.0
         for target, found in (

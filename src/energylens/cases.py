@@ -293,6 +293,12 @@ class Cases:
         """Power cap over the TDP, 1 at most, and 1 where there is none; shape (n,)."""
         return np.fmin(self.power_cap_w / self.of_gpu(lambda gpu: gpu.tdp_w), 1.0)
 
+    @property
+    def most_w(self) -> FloatArray:
+        """Watts that the GPUs in use draw at their TDP or power cap; shape (n,)."""
+        most: FloatArray = self.of_gpu(lambda gpu: gpu.tdp_w) * self.cap_ratio * self.occupied_gpus
+        return most
+
     @cached_property
     def clocked(self) -> BoolArray:
         """Whether the core clock of each case is locked; shape (n,)."""

@@ -619,6 +619,17 @@ class TimeModel:
         alone = seconds(step, np.zeros_like(prompt), theta)
         return factor * alone, factor * (prompt * theta).sum(axis=1)
 
+    def most_j(self, cases: Cases, probability_ratio: float) -> FloatArray:
+        """Joules a request of all GPUs at their TDP or cap for as long as it may take; shape (n,).
+
+        In a full batch, with a probability that it takes no longer; idle GPUs of the node too.
+        """
+        with_idle = np.where(cases.node_boundary, np.fmax(cases.node_gpus, cases.occupied_gpus),
+                             cases.occupied_gpus) / cases.occupied_gpus  # fmt: skip
+        seconds = self.quantile_s(cases, probability_ratio, "latency")
+        most: FloatArray = cases.most_w * with_idle * seconds / in_flight(cases)
+        return most
+
     def logs(self, cases: Cases, ratio: float, target: Target = "latency") -> FloatArray:
         """log(measured / predicted) that a new measurement stays below with a probability.
 

@@ -47,6 +47,7 @@ OWN_RATIO = 0.36
 UNSEEN_GPU_SPREAD = 0.25
 UNSEEN_ENGINE_SPREAD = 0.5  # the same of an engine version: as far as one with rows may
 WIDE = "16 bits"  # the kind of format that is no narrow one
+WIDE_RATIO = 2.0  # of an upper end over the point, from which on the GPUs' TDP is asked
 WIDEST_LOG = float(np.log(1e6))  # an interval that wide says that nothing is known, as any wider
 
 REMEMBERED = 16  # predictions that a model keeps
@@ -369,8 +370,13 @@ class EnergyModel(Shown):
         logs *= self._format_scales(cases, sets, set_index, known)[:, None]
         # Rows left out may all have cost more, or less, than predicted: the point stays inside.
         low = np.clip(logs[:, 0], -WIDEST_LOG, 0.0)
-        high = np.clip(logs[:, 1], 0.0, WIDEST_LOG)
-        return joules * np.exp(low), joules * np.exp(high)
+        most = joules * np.exp(np.clip(logs[:, 1], 0.0, WIDEST_LOG))
+        # However uncertain: no more than all GPUs at their TDP for as long as it may take.
+        wide = np.flatnonzero(most > WIDE_RATIO * joules)
+        if self.time is not None and len(wide):
+            bound = self.time.most_j(cases.take(wide), (1.0 + coverage_ratio) / 2.0)
+            most[wide] = np.clip(most[wide], joules[wide], np.maximum(bound, joules[wide]))
+        return joules * np.exp(low), most
 
     def _format_scales(
         self,

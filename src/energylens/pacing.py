@@ -19,13 +19,6 @@ from energylens.service import StepJoules, StepTime
 BESIDE = "idle_gpus"  # the term of GPUs that are not in use, whose watts are their own
 
 
-def most_w(cases: Cases) -> FloatArray:
-    """Watts that the GPUs in use of each case draw at their TDP or power cap; shape (n,)."""
-    tdp_w = cases.of_gpu(lambda gpu: gpu.tdp_w)
-    most: FloatArray = tdp_w * cases.cap_ratio * cases.occupied_gpus
-    return most
-
-
 @dataclass(frozen=True, eq=False)
 class Paced:
     """Steps that take longer by a factor of each case, and by as much as their joules ask for.
@@ -49,7 +42,7 @@ class Paced:
         unsure: FloatArray | float = 1.0,
     ) -> Paced:
         """Pace the steps of one replica of each case."""
-        return cls(steps, joules, most_w(cases) / cases.data_parallel / unsure, factor)
+        return cls(steps, joules, cases.most_w / cases.data_parallel / unsure, factor)
 
     def step_s(self, running: FloatArray) -> FloatArray:
         """Seconds of a decode step with ``running`` sequences; shape (n,)."""
@@ -106,7 +99,7 @@ def full_batch(model: EnergyModel, time: TimeModel, cases: Cases, factor: float 
     running = in_flight(cases)
     busy = np.array([term.name != BESIDE for term in model.terms])
     prefill, decode = (part[:, busy].sum(axis=1) for part in model.predict_parts_j(cases))
-    most = most_w(cases)
+    most = cases.most_w
     # Each replica has its share of the batch, and of the watts.
     own_step_s, own_prompt_s = (factor * own for own in time.step_and_prompt_s(cases))
     step_s = np.maximum(own_step_s, decode * running / (cases.output_tokens * most))

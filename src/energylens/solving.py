@@ -22,7 +22,7 @@ from energylens.decisions import Entry, LatencyLimit, Load, Running
 from energylens.errors import InfeasibleError, UsageError
 from energylens.latency import Steps, TimeModel
 from energylens.model import EnergyModel
-from energylens.pacing import Paced, most_w
+from energylens.pacing import Paced
 from energylens.records import Case, Configuration
 from energylens.remembered import Remembered
 from energylens.selection import Candidates, Scenario, enumerate_configurations
@@ -604,7 +604,7 @@ class Engine:
         joules, power_w = solved.energy_j[distinct], solved.power_w[distinct]
         # However uncertain the law: no more than all GPUs at TDP in the time between requests.
         beside_w = service.node_power_w(cases, np.zeros(len(distinct)))
-        most_j = joules * np.maximum((most_w(cases) + beside_w) / power_w, 1.0)
+        most_j = joules * np.maximum((cases.most_w + beside_w) / power_w, 1.0)
         columns: dict[str, Any] = {
             "batch_limit": cases.batch_size / cases.data_parallel,
             "mean_batch_size": state.mean_batch_size,
