@@ -451,7 +451,7 @@ def _load_llms(path: str, state: tuple[int, ...] | None) -> _Shelf[Llm]:
 @lru_cache(maxsize=8)
 def _load_gpus(path: str, state: tuple[int, ...] | None) -> _Shelf[Gpu]:
     packaged = _packaged_gpus()
-    return _shelve(packaged, _read(Gpu, Path(path))) if state else _shelve(packaged)
+    return _shelve(packaged, _read(Gpu, Path(path), packaged)) if state else _shelve(packaged)
 
 
 def _read(kind: type[Row], path: Path, base: Mapping[str, Row] | None = None) -> dict[str, Row]:

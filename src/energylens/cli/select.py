@@ -241,7 +241,9 @@ def _free(arguments: argparse.Namespace) -> None:
 
 def _require(arguments: argparse.Namespace) -> None:
     """Refuse a question that lacks something, and name all of it."""
-    missing = [flag(name) for name in ("llm", "gpu") if getattr(arguments, name) is None]
+    several = "gpus" if "gpu" in arguments.choose else "gpu"  # what is chosen from, or the one
+    missing = [flag("llm")] if arguments.llm is None else []
+    missing += [flag(several)] if arguments.gpu is None else []
     elsewhere = arguments.rate is not None and (arguments.lengths or arguments.mix)
     if not elsewhere:
         tokens = ("input_tokens", "output_tokens")
