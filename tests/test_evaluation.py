@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -1301,3 +1302,32 @@ def test_rows_without_a_cap_are_one_candidate_of_a_free_power_cap() -> None:
     [scenario] = judge(table(rows), halved, choose=["power_cap"]).estimators["it"].scenarios
     assert scenario.candidates == 2
     assert scenario.best == f"{cap:g}W"
+
+
+@pytest.mark.parametrize(
+    ("protocol", "asked"),
+    [
+        ("few-shot", {"train": 6}),
+        ("few-shot", {"train": 6, "strict": True}),
+        ("split", {}),
+        ("unseen-llm", {"calibration": [2], "repeats": 3}),
+    ],
+)
+def test_figures_do_not_depend_on_the_order_of_the_rows(
+    protocol: str, asked: dict[str, object]
+) -> None:
+    pytest.importorskip("sklearn")
+    rows = table(grid())
+    shuffled = rows.take(np.random.default_rng(3).permutation(len(rows)))
+    judged, _ = judging.contestants(("log-linear", "random-forest"))
+    options: dict[str, Any] = {"repeats": 3, "choose": ["batch_size"], **asked}
+    first, second = (evaluate(d, judged, protocol=protocol, **options) for d in (rows, shuffled))
+    for name, score in first.estimators.items():
+        other = second.estimators[name]
+        for metric in METRICS:
+            mine, theirs = getattr(score.metrics, metric), getattr(other.metrics, metric)
+            assert (mine is None) == (theirs is None), (name, metric)
+            assert mine is None or mine == pytest.approx(theirs, rel=1e-9, abs=1e-12), (
+                name,
+                metric,
+            )

@@ -250,8 +250,17 @@ class Dataset(Shown):
         return {str(names[i]): int(counts[i]) for i in order}
 
     @cached_property
-    def digest(self) -> str:
-        """SHA-256 over the content of all rows, in order: names which data a model saw."""
+    def by_content(self) -> IntArray:
+        """Rows in an order that follows from what they hold alone, however they stand; shape (n,).
+
+        What is drawn from rows in this order is drawn the same from a table sorted otherwise.
+        """
+        columns = [c for c in self._content if len(c) == len(self)]
+        return np.lexsort([c.astype(str) if c.dtype == object else c for c in reversed(columns)])
+
+    @property
+    def _content(self) -> list[NDArray[Any]]:
+        """Columns that say all that rows hold, and names of those that few tables have."""
         columns: list[NDArray[Any]] = [self.llm_ids, self.gpu_ids, self.precision_ids]
         columns += [
             getattr(self.cases, name)
@@ -269,8 +278,13 @@ class Dataset(Shown):
         for name in sorted(self.percentiles_s):
             if _any_given(self.percentiles_s[name]):
                 columns += [np.array([name], dtype=object), self.percentiles_s[name]]
+        return columns
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 over the content of all rows, in order: names which data a model saw."""
         state = hashlib.sha256()
-        for column in columns:
+        for column in self._content:
             if column.dtype == object:
                 content = "\x1f".join(map(str, column)).encode()
             else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -46,8 +47,19 @@ class Setting:
     left_out: StrArray  # leave-one-out: what leaves together, of each row
     groups: StrArray  # what errors are summed up by besides
 
+    @cached_property
+    def rank(self) -> IntArray:
+        """Place of each row by what it holds, so that draws do not depend on the table's order."""
+        return np.argsort(self.dataset.by_content)
 
-def _draw(pool: IntArray, train: int | None, rng: np.random.Generator) -> IntArray:
+    def in_order(self, rows: IntArray) -> IntArray:
+        """Sort rows by what they hold."""
+        return rows[np.argsort(self.rank[rows], kind="stable")]
+
+
+def _draw(
+    setting: Setting, pool: IntArray, train: int | None, rng: np.random.Generator
+) -> IntArray:
     """``train`` rows at random, or all. Draws of one generator state are nested."""
     if train is None:
         return pool
@@ -56,7 +68,7 @@ def _draw(pool: IntArray, train: int | None, rng: np.random.Generator) -> IntArr
             f"the training rows must fit in the rows that may be trained on ({len(pool)}); "
             f"given {train}: ask for fewer, or bring more rows"
         )
-    return rng.permutation(pool)[:train]
+    return rng.permutation(setting.in_order(pool))[:train]
 
 
 def _scenarios_within(setting: Setting, rows: IntArray) -> BoolArray:
@@ -78,12 +90,14 @@ def _drawn(
                 f"{f' of {apart}' if (apart := setting.groups[rows[0]]) else ''}), so that some "
                 f"are left to judge; given {train}"
             )
-        chosen = _draw(rows, train, rng)
+        chosen = _draw(setting, rows, train, rng)
         yield Fold(train=chosen, judged=np.setdiff1d(rows, chosen), scored=scored)
         return
     # Strictly held out: whole scenarios leave first, half of them or as many as the training
     # rows allow, and the training rows come from what stays.
-    order = rng.permutation(np.flatnonzero(scored))
+    firsts = np.full(len(board.labels), len(setting.dataset))
+    np.minimum.at(firsts, board.owner[board.row_candidate], setting.rank[board.rows])
+    order = rng.permutation(np.argsort(firsts)[scored[np.argsort(firsts)]])
     sizes = np.bincount(board.owner[board.row_candidate], minlength=len(board.labels))
     out, spare = np.zeros_like(scored), len(rows) - train
     for scenario in order:
@@ -96,7 +110,7 @@ def _drawn(
             f"{len(order)} scenarios untouched, and {len(rows)} rows do not: ask for fewer"
         )
     held_rows = np.unique(board.rows[out[board.owner[board.row_candidate]]])
-    chosen = _draw(np.setdiff1d(rows, held_rows), train, rng)
+    chosen = _draw(setting, np.setdiff1d(rows, held_rows), train, rng)
     yield Fold(train=chosen, judged=held_rows, scored=out)
 
 
@@ -112,7 +126,7 @@ def _in_sample(
     setting: Setting, rows: IntArray, condition: Condition, rng: np.random.Generator
 ) -> Iterator[Fold]:
     """Fit on all rows and judge the same rows."""
-    chosen = _draw(rows, condition.train, rng)
+    chosen = _draw(setting, rows, condition.train, rng)
     yield Fold(train=chosen, judged=rows, scored=_scenarios_within(setting, rows))
 
 
@@ -124,7 +138,7 @@ def _across_cut(
     pool = rows[~setting.judged_side[rows]]
     if len(judged) and len(pool):
         yield Fold(
-            train=_draw(pool, condition.train, rng),
+            train=_draw(setting, pool, condition.train, rng),
             judged=judged,
             scored=_scenarios_within(setting, judged),
         )
@@ -136,8 +150,8 @@ def _leave_one_out(
     """Leave out each group in turn, but for a few calibration rows."""
     for label in sorted(set(setting.left_out[rows])):
         out = setting.left_out[rows] == label
-        pool = _draw(rows[~out], condition.train, rng)
-        order = rng.permutation(rows[out])
+        pool = _draw(setting, rows[~out], condition.train, rng)
+        order = rng.permutation(setting.in_order(rows[out]))
         known, judged = order[: condition.calibration], order[condition.calibration :]
         if len(pool) == 0 or len(judged) == 0:
             continue

@@ -338,7 +338,7 @@ class _Judge:
         candidates = board.rows[fold.scored[board.owner[board.row_candidate]]]
         asked = np.union1d(fold.judged, candidates)
         hidden = {} if condition.power_known else {"average_power_w": np.nan}
-        training = dataset.take(np.sort(fold.train))
+        training = dataset.take(self.setting.in_order(fold.train))
         in_judged: dict[str, Any] = dict(hidden)
         if self.batch == "limit":
             in_judged["mean_batch_size"] = np.nan
