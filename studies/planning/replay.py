@@ -22,7 +22,7 @@ from energylens.counts import in_flight
 from energylens.dataset import Dataset, freed_columns, group_rows
 from energylens.errors import FitError
 from energylens.fitting import FitOptions
-from energylens.formula import design
+from energylens.formula import STRUCTURE, design
 from energylens.nextruns.information import Information
 from energylens.nextruns.verbs import next_runs, verdict
 from energylens.protocols import Predictor
@@ -245,6 +245,7 @@ def replay(
             runs.setdefault(("random", name), []).append(scores)
     datasheet = fitting.from_datasheet().predict_energy_j(subject.rows.cases)
     return {
+        "structure": STRUCTURE,
         "rows": len(subject.rows),
         "scenarios": subject.scenarios,
         "seeds": seeds,

@@ -38,17 +38,17 @@ _NUMBERS: Mapping[str, str] = {
     "pipeline_parallel": r"pp( size| degree)?|pipeline parallel( size| degree|ism)?",
     "expert_parallel": r"ep( size| degree)?|expert parallel( size| degree|ism)?",
     "data_parallel": r"dp( size| degree)?|data parallel( size| degree|ism)?",
-    "gpus": r"(n|num|number of|total) ?gpus?|gpus|gpu count|count gpus?",
+    "gpus": r"(n|num|number of|total|anzahl) ?gpus?|gpus|gpu count|count gpus?",
     "mean_batch_size": r"(avg|average|mean) (batch|concurrency|batch size)|running requests",
     "batch_size": r"(max )?(conc|concurrency|batch|bs|batch size|num seqs|batchsize)|"
     r"(num |n )?(users|streams|clients)",
     "request_rate_per_s": r"(request |offered |arrival )?rate( rps| qps| req s)?|rps|qps",
     "input_tokens": _MEAN
     + r"(isl|(num )?(input|prompt|prefill|in|context) ?(len|length|tokens?|seq len|sequence length|"
-    r"size)|prompt|input)",
+    r"size)|prompt|input|in)",
     "output_tokens": _MEAN
-    + r"(osl|(num )?(output|generated|generation|completion|gen|decode|out|new|max new) ?"
-    r"(len|length|tokens?|seq len|sequence length|size)|generated|output)",
+    + r"(osl|(num )?(output|generated|generation|completion|gen|decode|out|new|max new|answer|"
+    r"response|antwort) ?(len|length|tokens?|seq len|sequence length|size)|generated|output|out)",
     "ttft_s": _MEAN + r"(ttft|time to first token)" + _ENDS,
     "tpot_s": _MEAN + r"(tpot|time per output token)" + _ENDS,
     "request_latency_s": _MEAN
@@ -81,6 +81,7 @@ _NO_ENERGY = re.compile(
     r"co2|cost|price|emission|efficien|per (joule|wh|kwh|j)\b|std|min\b|max\b|peak|cpu|dram|cv"
 )
 _REQUESTS = r"(num |n |total |number of |completed )?(requests?|prompts|samples|queries)|completed"
+_OF_ONE = re.compile(r"\b(per|pro|each|a) (single )?(requests?|req|query|prompt|anfrage)\b")
 _SPEED = (
     r"(output |gen |generation |decode )?(token )?(throughput|tps)( tok s| tokens s| tps)?|"
     r"(output |out )?(tokens|tok) (per )?s(ec(ond)?)?"
@@ -439,7 +440,9 @@ class _Drafter:
         sound = [offer for offer in offers if offer.agrees]
         likely = sound or [offer for offer in offers if offer.agrees is None and offer.stated]
         likely = likely or [offer for offer in offers if offer.agrees is None]
-        if len({offer.source for offer in likely}) > 1 and not sound:
+        # Only their name tells joules of a request from those of all: where it does not, ask.
+        open_to_all = not sound and any(offer.of_run for offer in likely)
+        if len({offer.source for offer in likely}) > 1 and not sound and not open_to_all:
             likely = [offer for offer in likely if offer.rank == min(o.rank for o in likely)]
         distinct = list({offer.source: offer for offer in likely}.values())
         if not distinct:
@@ -467,6 +470,7 @@ class _Drafter:
         per_token = bool(re.search(r"\b(tok|toks|token|tokens)\b", profile.words)) or (
             said is not None and said.dimension == "J/token"
         )
+        of_one = bool(_OF_ONE.search(profile.words))
         whole_run = bool(re.search(r"\b(total|run|overall|cumulative)\b", profile.words))
         of_batch = bool(re.search(r"\b(per |a )?batch\b", profile.words))
         made = []
@@ -506,11 +510,12 @@ class _Drafter:
                 continue
             if not whole_run:
                 made.append(self._reading(base, joules, stated, 1, f"{name} a request"))
-            if requests is not None:
+            if requests is not None and not of_one:
                 source = replace(base, divide_by=(requests.name,))
                 each = _times(joules, [1 / n if n else None for n in requests.numbers])
                 rank = 0 if whole_run else 2
-                made.append(self._reading(source, each, stated, rank, f"{name} of a whole run"))
+                whole = self._reading(source, each, stated, rank, f"{name} of a whole run")
+                made.append(whole and replace(whole, of_run=not whole_run))
         return [reading for reading in made if reading is not None]
 
     def _reading(
@@ -603,6 +608,10 @@ class _Drafter:
             lines.append(f"{key} = {_toml_source(mapped.columns[key])}{why}")
         lines += [f"# {question}" for question in self.questions]
         lines += [f"# {name} = ?  (not in the file)" for name in missing if not self._asked(name)]
+        unread = [profile.name for profile in self.profiles if profile.name not in self.used]
+        if unread and not self.form.pivot:
+            shown = ", ".join(map(repr, unread[:12])) + ", ..." * (len(unread) > 12)
+            lines.append(f"# not read: {shown}")
         for key, names in self.unknown.items():
             lines += ["", f"[names.{key}]"]
             lines += [
@@ -646,6 +655,7 @@ class _Reading:
     distance: float
     rank: int
     why: str
+    of_run: bool = False  # of all requests together, which its name does not say
 
 
 def _looks_like_numbers(cells: Sequence[object]) -> bool:
@@ -673,12 +683,15 @@ def _read_numbers(profile: Profile, decimal: str) -> None:
     known = sum(number is not None for number in numbers)
     if not known or len(units) > 1 or known < 0.6 * sum(c not in (None, "") for c in profile.cells):
         return
-    profile.numbers = numbers
     try:
         named = quantities.unit_of_header(profile.name)
     except TableError:
         named = None
-    profile.unit = next(iter(units), named or unit_in_name(profile))
+    named = named or unit_in_name(profile)
+    if units and named is not None and named not in units and not _cells_say(profile):
+        return  # some cells in the unit of the name, some in another: no one unit for all
+    profile.numbers = numbers
+    profile.unit = next(iter(units), named)
 
 
 def unit_in_name(profile: Profile) -> quantities.Unit | None:
@@ -702,7 +715,10 @@ def _in(profile: Profile, *dimensions: str) -> bool:
 
 
 def _cells_say(profile: Profile) -> bool:
-    return any(isinstance(c, str) and re.search(r"[A-Za-zµμ%]\s*$", c) for c in profile.cells)
+    said = [
+        isinstance(c, str) and bool(re.search(r"[A-Za-zµμ%]\s*$", c)) for c in profile.cells if c
+    ]
+    return bool(said) and all(said)
 
 
 def _share_known(lookup: Callable[[str], object], texts: Iterable[str]) -> float:

@@ -17,6 +17,7 @@ CONTENDERS = 12  # configurations of a scenario, by predicted joules, that may b
 LARGEST_BELIEF = 1000  # configurations whose joint distribution a choice of runs looks at
 BESIDE = 100  # runs besides the contenders that may tell them apart
 NODES = 9  # of the quadrature over a run's outcome
+LEAST_RATIO = 0.1  # of the joules that the law expects, which no draw of it is below
 REPEAT_RATIO = 0.02  # by which a repeated measurement differs
 
 
@@ -83,10 +84,16 @@ class _Belief:
     def draw(self, ground: _Ground, samples: int, rng: np.random.Generator) -> FloatArray:
         """Draw log energies jointly, shape (samples, T): the law itself, not its tangent."""
         theta = np.maximum(draw_theta(ground.coefficients, samples, rng), 0.0)
-        drawn = _log_energies(ground.x[self.at], theta)
+        # Coefficients cut at 0 may leave a draw next to no joules, which no request takes, and
+        # what measured rows took beyond it would then be believed of their kin.
+        least = np.log(ground.energy_j) + np.log(LEAST_RATIO)
+        drawn = np.maximum(_log_energies(ground.x[self.at], theta), least[self.at])
+        spot = ground.spot
         # Each draw of the coefficients leaves residuals of its own at the measured rows.
-        seen = ground.log_ratio + np.log(ground.energy_j[ground.spot])
-        drawn += (seen - _log_energies(ground.x[ground.spot], theta)) @ self.known.T
+        seen = ground.log_ratio + np.log(ground.energy_j[spot])
+        drawn += (seen - np.maximum(_log_energies(ground.x[spot], theta), least[spot])) @ (
+            self.known.T
+        )
         for mine, residual in self.residual:
             values, vectors = np.linalg.eigh(residual)
             root = vectors * np.sqrt(np.maximum(values, 0.0))
