@@ -3,6 +3,7 @@ import re
 import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tests import import_documents as ours
 from tests.import_fixtures import NOON, smi_csv, step, step_times, vllm_bench, write_json
@@ -217,3 +218,35 @@ def test_what_is_stated_twice_in_a_folder_is_one_row(folder):
     with pytest.raises(auto.IncompleteError) as caught:
         auto.read([inside])
     assert [item.run.format for item in caught.value.taken] == ["vllm bench serve", "GuideLLM"]
+
+
+def test_the_clients_limit_below_the_engines_is_the_rows_and_is_said(folder, capsys):
+    asked = ("import", "auto", "bench.json", "--power", "smi.csv", *SERVED, "-o", "r.csv")
+    code, out, err = run(capsys, *asked, "--batch-size", "256")
+    assert code == 0, err
+    said = " ".join((out + err).split())
+    assert "kept at most 8 requests in flight, fewer than --batch-size 256" in said
+    assert "batch_size" not in table.read("r.csv").declared[0]
+    code, out, err = run(capsys, *asked, "--batch-size", "4")
+    assert code == 0, err
+    rows = table.read("r.csv")
+    assert (rows.cases.batch_size[0], "batch_size" in rows.declared[0]) == (4, True)
+
+
+def test_a_power_log_without_watts_during_the_run_is_named_as_such(folder, capsys):
+    times = step_times(1.0)
+    watts = [step(times, NOON + 182, NOON + 302, 70.0, 480.0) for _ in range(2)]
+    text = smi_csv(times, watts)
+    lines = text.splitlines()
+    header, rows = lines[0], lines[1:]
+    within = np.repeat((times > NOON + 150) & (times < NOON + 350), 2)
+    blank = [
+        ",".join([*line.split(",")[:-1], " [N/A]"]) if run else line
+        for line, run in zip(rows, within, strict=True)
+    ]
+    (folder / "smi.csv").write_text("\n".join([header, *blank]) + "\n")
+    code, _, err = run(
+        capsys, "import", "auto", "bench.json", "--power", "smi.csv", *SERVED, "-o", "r.csv"
+    )
+    assert code == 1
+    assert "[N/A]" in err

@@ -141,6 +141,11 @@ def pack(path: str | Path, out: str | Path) -> dict[str, Any]:
     rows_path = Path(path)
     if Path(out).suffix.lower() != ".zip":
         raise UsageError(f"a contribution is a zip: {out} must end in .zip.")
+    if rows_path.suffix not in (".jsonl", ".ndjson"):
+        raise UsageError(
+            "pack takes the .jsonl that energylens measure wrote, with its records beside it; "
+            f"{path} is none, and how its rows were measured is not on record"
+        )
     beside = records_path(rows_path)
     if not beside.exists():
         raise InputError(

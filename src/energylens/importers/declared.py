@@ -152,6 +152,7 @@ class _Taken:
         self.missing: list[str] = list(run.needs)
         self.cells: dict[str, object] = {}
         self.asides: list[str] = []
+        self.notes: list[str] = []
 
     def take(self, name: str, stated: Any, *, required: bool = False, said: Any = None) -> Any:
         """Take a value from the file, else from the setup."""
@@ -192,7 +193,7 @@ def row_of(run: BenchmarkRun, setup: Setup, joined: Joined | None = None) -> Row
     _names(taken)
     gpus = _layout(taken)
     _load(taken)
-    notes = list(run.notes)
+    notes = [*run.notes, *taken.notes]
     notes += _energy(taken, gpus, joined)
     _latencies(taken)
     _seen(taken)
@@ -304,10 +305,16 @@ def _load(taken: _Taken) -> None:
     for name in ("input_tokens", "output_tokens"):
         taken.take(name, getattr(run, name), required=True)
     limit = run.max_num_seqs if run.max_num_seqs is not None else setup.batch_size
-    if run.max_num_seqs is None and setup.batch_size is not None:
+    said = run.max_num_seqs is None and setup.batch_size is not None
+    if run.max_concurrency is not None and (limit is None or run.max_concurrency < limit):
+        if said:
+            taken.notes.append(
+                f"batch_size: the client kept at most {run.max_concurrency:g} requests in flight, "
+                f"fewer than --batch-size {limit:g}, and that is the limit of the row"
+            )
+        said, limit = False, run.max_concurrency
+    if said:
         taken.declared.append("batch_size")
-    if run.max_concurrency is not None:
-        limit = run.max_concurrency if limit is None else min(limit, run.max_concurrency)
     if limit is not None and run.counted:
         limit = max(min(limit, run.completed + (run.failed or 0)), 1.0)
     taken.cells["batch_size"] = limit

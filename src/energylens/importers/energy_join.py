@@ -514,6 +514,13 @@ def _active(
         )
     if serving == len(series):
         return series, []
+    blank = [item.label for item in series if not _read_within(item, begin, begin + duration_s)]
+    if blank:
+        raise RefusedFileError(
+            f"{log.name} has no watts of GPU{'s' * (len(blank) > 1)} {', '.join(blank)} during the "
+            "run (empty cells or [N/A], or no line at all): say which served with --gpus-active, "
+            "or bring a log that has their watts."
+        )
     rose = [item for item in series if _rose(item, begin, begin + duration_s)]
     if serving is None or len(rose) == serving:
         if not rose:
@@ -528,6 +535,11 @@ def _active(
         f"{log.name} has {len(series)} GPUs of which {len(rose)} drew more during the run, but the "
         f"deployment has {serving}: say which served with --gpus-active."
     )
+
+
+def _read_within(item: Series, begin: float, end: float) -> bool:
+    inside = (item.time_s >= begin) & (item.time_s <= end)
+    return item.energy_j is not None or bool((inside & np.isfinite(item.power_w)).any())
 
 
 def _rose(item: Series, begin: float, end: float) -> bool:
