@@ -340,6 +340,7 @@ def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
         f"(free: {', '.join(evaluation.choose)}), {evaluation.repeats} "
         f"repeat{'s' * (evaluation.repeats > 1)}, seed {evaluation.seed}"
         + (", strictly held-out scenarios" if evaluation.strict else "")
+        + f"; --batch {evaluation.batch} --lengths {evaluation.lengths}"
     )
     sources = ", ".join(f"{n} {name}" for name, n in evaluation.source_counts.items())
     print_paragraph(f"Source of the {unit}: {sources}.")
@@ -401,7 +402,8 @@ def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
     print_paragraph(
         "Top-1: the predicted best is the best; noise: within "
         f"{100 * evaluation.noise_ratio:g} % of it; pairs: ordered rightly; regret: {unit} of the "
-        f"choice over the best, minus 1; MAPE: mean error of the {unit}; covers: rows that lie in "
+        f"choice over the best, minus 1; MAPE: mean error of the {unit}"
+        f"{', its median over repeats' * (evaluation.repeats > 1)}; covers: rows that lie in "
         f"their {100 * evaluation.interval_ratio:g} % interval. docs/evaluation.md defines each."
     )
 

@@ -37,6 +37,8 @@ GROUP_SPREAD = 0.5  # how far a group may lie from the pooled fit, in units of a
 BEYOND_USE_RATIO = 0.5
 #: Beyond it joules are of another unit, or of something else than a request.
 MISFIT_FACTOR = 5.0
+#: Over what datasheets suggest: Wh, kWh, mJ and the joules of a whole run are farther off.
+UNIT_FACTOR = 100.0
 SCOPE_COLUMNS = (
     "tensor_parallel",
     "pipeline_parallel",
@@ -107,17 +109,23 @@ def refuse_misfit(model: EnergyModel, dataset: Dataset) -> None:
     Raises
     ------
     FitError
-        If the median of measured over predicted joules is beyond `MISFIT_FACTOR` either way.
+        If the median of measured over predicted joules is beyond `MISFIT_FACTOR` either way, or
+        over what datasheets suggest beyond `UNIT_FACTOR`: few rows bend a fit to any unit.
     """
-    if "misfit_ratio" not in model.options:
-        return
     dataset = replace(dataset, cases=with_idle(dataset.cases, model.loaded_idle_w))
     working = rows_at_work(dataset, time_law(dataset))
-    predicted = model.predict_energy_j(working.cases)
-    ratio = float(np.median(working.energy_per_request_j / predicted))
-    if max(ratio, 1 / ratio) > MISFIT_FACTOR:
+    for by, said, most in (
+        (from_datasheet(), "what the datasheets of their GPUs suggest", UNIT_FACTOR),
+        (model, "what the fit of these rows predicts", MISFIT_FACTOR),
+    ):
+        if by is model and "misfit_ratio" not in model.options:
+            return
+        predicted = by.predict_energy_j(working.cases)
+        ratio = float(np.median(working.energy_per_request_j / predicted))
+        if max(ratio, 1 / ratio) <= most:
+            continue
         raise FitError(
-            f"measured joules are {ratio:.3g} times what the fit of these rows predicts, at the "
+            f"measured joules are {ratio:.3g} times {said}, at the "
             "median: the energy is in another unit than joules, or of something else than one "
             "request; energylens check says more. If they are right, fit with --accept-misfit"
         )
