@@ -126,7 +126,7 @@ def test_a_quantity_that_is_no_size_is_refused_by_name(record, name):
         (LLM, {"attention": None}, "needs attention or state-space layers"),
         (LLM, {"active_parameters": 2 * 10**6}, "exceeds total_parameters"),
         (GPU, {"id": ""}, "id must not be empty"),
-        (PRECISION, {"scope": "everything"}, "scope must be linear or experts"),
+        (PRECISION, {"scope": "everything"}, "scope must be linear, feed_forward or experts"),
         (WORKLOAD, {"vision_tokens": 101}, r"input_tokens \(100\) must include"),
         (CASE, {"node_gpus": 0}, "node_gpus"),
     ],

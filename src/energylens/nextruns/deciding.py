@@ -87,7 +87,7 @@ class _Belief:
         # Coefficients cut at 0 may leave a draw next to no joules, which no request takes, and
         # what measured rows took beyond it would then be believed of their kin.
         least = np.log(ground.energy_j) + np.log(LEAST_RATIO)
-        drawn = np.maximum(_log_energies(ground.x[self.at], theta), least[self.at])
+        drawn: FloatArray = np.maximum(_log_energies(ground.x[self.at], theta), least[self.at])
         spot = ground.spot
         # Each draw of the coefficients leaves residuals of its own at the measured rows.
         seen = ground.log_ratio + np.log(ground.energy_j[spot])
