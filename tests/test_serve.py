@@ -421,3 +421,18 @@ def test_without_the_extra_it_is_named(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(serve, "_there", lambda package: package != "uvicorn")
     assert main(["serve"]) == 1
     assert "energylens[serve]" in capsys.readouterr().err
+
+
+def test_what_is_asked_twice_is_refused_and_lists_are_not(server: Server) -> None:
+    for path in ("/v1/select", "/v1/pareto", "/page/answer", "/v1/explain", "/v1/gpus"):
+        status, _, body = server.ask(path, **{**QUESTION, "certain": "false", "rate": [2, 5]})
+        assert status == 422, path
+        assert json.loads(body)["detail"] == "rate must be given once, not 2 times: leave one"
+    assert server.json("/v1/select", **{**QUESTION, "certain": "false"})["configurations"]
+
+
+def test_what_is_no_number_is_called_so(server: Server) -> None:
+    for value in ("nan", "inf", "-inf"):
+        status, _, body = server.ask("/v1/select", **{**QUESTION, "rate": value})
+        assert status == 422
+        assert "finite number" in json.loads(body)["detail"]

@@ -12,6 +12,7 @@ import asyncio
 import gzip
 import json
 import sys
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -20,12 +21,13 @@ from functools import cache
 from importlib import resources
 from typing import Annotated, Any
 
-from fastapi import Body, FastAPI, Query, Request, Response
+from fastapi import Body, Depends, FastAPI, Query, Request, Response
 from fastapi.middleware.gzip import GZipMiddleware
 from pydantic import BaseModel, Field
 from pydantic_core import to_json
 
 from energylens import __version__, schemas
+from energylens.errors import UsageError
 from energylens.remembered import Remembered
 from energylens.schemas import CaseQuestion, DecisionFile, Question
 from energylens.web import answers, problems, tables
@@ -124,6 +126,23 @@ async def chart_bundle() -> bytes:
     return packed
 
 
+#: Names that a question may give more than once.
+SEVERAL = {n for n, f in Question.model_fields.items() if str(f.annotation).startswith("list")}
+
+
+async def each_once(request: Request) -> None:
+    """Refuse a name that is given twice: the last would be taken, and nothing said.
+
+    Raises
+    ------
+    UsageError
+    """
+    counts = Counter(name for name, _ in request.query_params.multi_items())
+    for name, count in counts.items():
+        if count > 1 and name not in SEVERAL:
+            raise UsageError(f"{name[:60]} must be given once, not {count} times: leave one")
+
+
 def create(loaded: Loaded, *, hosts: Hosts | None = None, most_rate: float = 200.0) -> FastAPI:
     """Make the application.
 
@@ -157,6 +176,7 @@ def create(loaded: Loaded, *, hosts: Hosts | None = None, most_rate: float = 200
         redoc_url=None,
         lifespan=lifespan,
         redirect_slashes=False,
+        dependencies=[Depends(each_once)],
         responses={
             422: {
                 "model": schemas.Problem,

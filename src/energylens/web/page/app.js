@@ -344,6 +344,8 @@ function words() {
     $("#saved").dataset.side = "none";
     tiles($("#saved"), choice());
   }
+  // What limits cost was worked out for the question before, until this one rests.
+  $("#binds").style.visibility = sure ? "" : "hidden";
   if (sure) {
     $("#binds").textContent = answer.sentences.join(" ");
     $("#said").textContent = `${$("#run").textContent}: ${joules(best.energy_per_request_j)} a request, limits met with probability ${chance(best.probability_of_meeting_ratio)}.`;
