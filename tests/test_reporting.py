@@ -213,7 +213,7 @@ def test_the_brief_text_is_the_beginning_of_the_full_one(full: Sample, text: str
 def test_the_summary_gives_the_numbers_of_the_ranking(full: Sample, text: str) -> None:
     best = full.ranking.served()[0]
     head = squeezed(text[: text.index("THE CHOICE")])
-    assert squeezed(f"Run {best.configuration.describe()}") in head
+    assert squeezed(f"Run {naming.configuration_name(best.configuration)}") in head
     assert squeezed(si(best.energy_per_request_j, "J")) in head
     assert full.ranking.saving_against_reference_ratio is not None
     assert squeezed(f"{percent(full.ranking.saving_against_reference_ratio, 0)} less") in head
@@ -467,7 +467,7 @@ def test_a_model_and_one_row_make_a_report(full: Sample, undrawn: None) -> None:
         "predicted-measured",
         "residuals",
     ]
-    assert "No evaluation was handed in" in alone
+    assert "The model was not judged" in alone
 
 
 def test_no_latency_figure_without_latencies(full: Sample, undrawn: None) -> None:
@@ -535,13 +535,13 @@ def test_parts_of_the_breakdown_add_up_to_the_prediction(full: Sample) -> None:
 
 def test_a_reference_far_off_is_told_instead_of_drawn(full: Sample) -> None:
     far = figures.ranking_with_intervals(full.ranking)
-    assert "TP4 PP1 B8, compared with, lies beyond the frame" in far.caption
+    assert "TP4 B8, compared with, lies beyond the frame" in far.caption
     assert "compared with<" not in far.svg()
     near_j = 1.1 * float(full.ranking.energy_per_request_j[0])
     near = figures.ranking_with_intervals(
         replace(full.ranking, reference_energy_per_request_j=near_j)
     )
-    assert "The dashed line is TP4 PP1 B8" in near.caption
+    assert "The dashed line is TP4 B8" in near.caption
     assert "compared with<" in near.svg()
 
 
@@ -559,8 +559,8 @@ def test_both_optima_of_a_scenario_are_named(full: Sample) -> None:
     apart = sum(r[energy[r].argmin()] != r[latency[r].argmin()] for r in scenarios)
     assert f"In {apart} of {len(scenarios)} scenarios" in picture.caption
     drawn = Page(picture.svg()).texts
-    assert any("fewest joules: B64" in data for _, data in drawn)
-    assert any("fastest: B1" in data for _, data in drawn)
+    assert any("fewest joules: " in data and "B64" in data for _, data in drawn)
+    assert any("fastest: " in data and "B1" in data for _, data in drawn)
 
 
 def test_learning_curves_of_another_protocol_are_refused(full: Sample) -> None:
@@ -629,7 +629,7 @@ def test_the_banner_names_assumptions_boundaries_and_the_digest() -> None:
     cases = rows().cases.replace(node_boundary=node, node_gpus=8.0)
     dataset = replace(rows(), assumed=assumed, cases=cases)
     said = " ".join(gather(fit(dataset), dataset).banner.lines)
-    assert "In 7 of 60 rows the input tokens are assumed" in said
+    assert "Assumed in 7 of 60 rows" in said
     assert all(f"{boundary.value}: " in said for boundary in (Boundary.ACTIVE_GPUS, Boundary.NODE))
     assert f"{Boundary.WALL.value}: " not in said
     assert dataset.digest[:16] in said
@@ -686,8 +686,11 @@ def test_the_price_in_latency_and_why_it_is_compared_so_stand_in_brief(full: Sam
         )
         return si(float(cases.request_latency_s[row]), "s")
 
-    name = ranked.reference.describe()
-    assert f"less than {name}, the fastest of the measured rows." in brief
+    name = naming.configuration_name(ranked.reference)
+    lead = f"Run {naming.configuration_name(ranked.best.configuration)} on "
+    assert f"{lead}1 GPU (H100, bf16): " in brief
+    assert f"{name} takes " in brief
+    assert "--current names what runs today" in brief
     assert (
         f"The price is time: its measured request latency is "
         f"{latency(ranked.best.configuration)}, against {latency(ranked.reference)} with {name}, "
@@ -700,7 +703,7 @@ def test_a_choice_that_no_row_has_is_owned_up_to_and_priced_by_its_nearest(full:
     assert beyond.best.configuration.batch_size == 128
     report = gathered(full, ranking=beyond)
     brief = " ".join(in_words(full, ranking=beyond, brief=True).split())
-    assert f"no row has {beyond.best.configuration.describe()} itself" in brief
+    assert f"no row has {naming.configuration_name(beyond.best.configuration)} itself" in brief
     assert "which no row has." in _picture(report, "latency-energy").caption
 
 
@@ -928,12 +931,12 @@ def test_what_is_not_known_is_a_dash() -> None:
     assert percent(0.1234) == "12.3 %"
 
 
-def test_configurations_are_named_by_what_differs(full: Sample) -> None:
+def test_configurations_are_named_alike_in_prose_and_figures(full: Sample) -> None:
     cases = full.dataset.cases.take(slice(0, 3))
-    assert naming.configuration_labels(cases) == ("B1", "B8", "B64")
-    assert naming.configuration_labels(cases.take(slice(0, 1))) == ("TP1 PP1 B1",)
+    assert naming.configuration_labels(cases) == ("TP1 B1", "TP1 B8", "TP1 B64")
+    assert naming.configuration_labels(cases.take(slice(0, 1))) == ("TP1 B1",)
     both = naming.configuration_labels(full.dataset.cases.take(np.array([0, 15])))
-    assert both == ("H100", "A100")
+    assert both == ("TP1 B1 H100", "TP1 B1 A100")
     assert DENSE.id.endswith(figures.short_name(DENSE.id))
 
 
@@ -990,6 +993,13 @@ def test_one_row_and_a_model_make_a_report(
     assert main(["report", str(one), "--model", "h100-vllm-0.11", "-o", str(page), *CASE]) == 0
     assert "Run " in capsys.readouterr().out
     assert "as asked" in Page(page.read_text(encoding="utf-8")).text
+    rows = ["report", str(one), "--model", "h100-vllm-0.11", "-o", str(page)]
+    assert main(rows) == 0
+    assert "taken because the only row is of it" in " ".join(capsys.readouterr().out.split())
+    assert main([*rows, "--current", "TP1 B8"]) == 0
+    assert "TP1 B8, which runs today" in " ".join(capsys.readouterr().out.split())
+    assert main([*rows, "--current", "TP3 B8"]) == 2
+    assert "cannot run" in capsys.readouterr().err
 
 
 def test_no_table_is_predicted_twice_in_one_report(

@@ -597,6 +597,7 @@ def report(
     repeats: int = 10,
     seed: int = 0,
     front: Front | None = None,
+    current: str | None = None,
 ) -> None:
     """Fit, choose and judge on measured rows, and write one HTML page about it.
 
@@ -613,6 +614,8 @@ def report(
     seed : int
     front : Front, optional
         What :func:`discover` found, to be shown beside the law.
+    current : str, optional
+        What runs today, to compare with: ``"TP8 B256"`` or its command line.
 
     Raises
     ------
@@ -629,5 +632,5 @@ def report(
     from energylens.report.content import gather
     from energylens.report.html import page
 
-    found = judged(read(rows), choose=tuple(choose), repeats=repeats, seed=seed)
+    found = judged(read(rows), choose=tuple(choose), repeats=repeats, seed=seed, current=current)
     files.write_text(output, page(gather(**found, front=front)))

@@ -79,11 +79,13 @@ def ranking(
             }
         )  # fmt: skip
     if reference_j is not None:
+        left = 2 * reference_j > low + high  # where there is room for its words
         layers.append(rule("x", reference_j, "ink", strokeDash=[5, 4]))
         layers.append(
             {
                 "data": table(at=[reference_j]),
-                "mark": {"type": "text", "text": "compared with", "align": "right", "dx": -5,
+                "mark": {"type": "text", "text": "compared with",
+                         "align": "right" if left else "left", "dx": -5 if left else 5,
                          "y": 7, "color": colour("muted"), "fontSize": 11, "aria": False},
                 "encoding": {"x": {"field": "at", "type": "quantitative"}},
             }

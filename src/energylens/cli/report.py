@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from energylens.discovery import Front
     from energylens.evaluation.result import Evaluation
     from energylens.model import EnergyModel
+    from energylens.records import Configuration
     from energylens.selection import Ranking, Scenario
 
 
@@ -38,7 +39,7 @@ def add_verbs(verbs: Any) -> None:
         (
             "energylens report runs.csv -o report.html --choose parallelism,batch_size",
             "energylens report runs.csv -o report.html --llm Qwen/Qwen3-32B --gpu H100 "
-            "--input-tokens 500 --output-tokens 300 --max-gpus 4",
+            "--input-tokens 500 --output-tokens 300 --max-gpus 4 --current 'TP4 B64'",
             "energylens report mine.csv --model model.json -o report.html",
             "energylens report runs.csv -o report.html --front front.json",
         ),
@@ -70,6 +71,12 @@ def add_verbs(verbs: Any) -> None:
         default=8,
         metavar="N",
         help="GPUs to use at most (default: 8)",
+    )
+    group.add_argument(
+        "--current",
+        metavar="CONFIG",
+        help="what runs today, to compare with: 'TP8 B256' or its command line (default: the "
+        "fastest of the rows, where one is of the scenario)",
     )
     parser.add_argument(
         "--model",
@@ -130,6 +137,7 @@ def _report(arguments: argparse.Namespace) -> None:
             seed=arguments.seed,
             model=arguments.model,
             asked=asked,
+            current=arguments.current,
         ),
         arguments.output,
         as_json=arguments.json,
@@ -220,6 +228,7 @@ def judged(
     seed: int,
     model: str | None = None,
     asked: Scenario | None = None,
+    current: str | None = None,
 ) -> dict[str, Any]:
     """Fit, choose and judge on a dataset: what a report is gathered from.
 
@@ -232,9 +241,11 @@ def judged(
 
     shown = fitting.fit(dataset) if model is None else model_for(model, "", None)[0]
     if asked is None:
-        ranking, taken = _largest_scenario(shown, dataset, choose, seed)
+        ranking, taken = _largest_scenario(shown, dataset, choose, seed, current)
     else:
-        ranking, taken = select(shown, asked, choose=choose, seed=seed), ", as asked"
+        runs, said = _running(current, asked)
+        ranking = select(shown, asked, choose=choose, reference=runs, seed=seed)
+        taken = f", as asked{said}"
     estimators, _ = contestants(None)
     progress = Progress("judging")
     evaluations: tuple[Evaluation, ...] = ()
@@ -266,50 +277,98 @@ def judged(
         "ranking": ranking,
         "choose": choose,
         "taken": taken,
+        "today": current is not None,
     }
 
 
+def _running(current: str | None, scenario: Scenario) -> tuple[Configuration | None, str]:
+    """Read what runs today, and what is to be said of it.
+
+    Its number format must be that of the scenario.
+    """
+    from energylens.capacity import layout_problem
+    from energylens.errors import UsageError
+    from energylens.running import read_running
+
+    if current is None:
+        return None, ""
+    runs = read_running(current, scenario.llm, scenario.gpu, scenario.precision)
+    own = scenario.precision if runs.precision is None else runs.precision
+    if own != scenario.precision:
+        raise UsageError(
+            f"--current serves {own.id} with a cache of {own.kv_bits:g} bits, the report is of "
+            f"{scenario.precision.id} with {scenario.precision.kv_bits:g}: energylens select "
+            "compares the two"
+        )
+    c = runs.configuration
+    problem = layout_problem(
+        scenario.llm,
+        scenario.precision,
+        tensor_parallel=c.tensor_parallel,
+        pipeline_parallel=c.pipeline_parallel,
+        expert_parallel=c.expert_parallel,
+        data_parallel=c.data_parallel,
+    )
+    if problem:
+        raise UsageError(f"--current {current!r} cannot run: {problem}")
+    return c, "".join(f". {note.rstrip('.')}" for note in runs.notes)
+
+
 def _largest_scenario(
-    model: EnergyModel, dataset: Dataset, choose: tuple[str, ...], seed: int
+    model: EnergyModel, dataset: Dataset, choose: tuple[str, ...], seed: int, current: str | None
 ) -> tuple[Ranking | None, str]:
     """Rank the configurations of the scenario with the most measured candidates; say so.
 
-    The saving is stated against the one with the least latency of the rows, where there is one.
-    No batch is larger than the largest among the rows, so that the choice is one that they can
-    bear out.
+    The saving is stated against what runs today, else against the one with the least latency of
+    the rows, where there is one. No batch is larger than the largest among the rows, so that the
+    choice is one that they can bear out. Where no two rows are of one scenario, it is that of the
+    first row, with any batch.
     """
     import numpy as np
 
     from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.words import plural
 
     scenarios = dataset.scenarios(choose)
-    if not scenarios:
-        return None, ""
-    rows = max(scenarios, key=len)
-    taken = (
-        f" (taken because {len(rows)} rows are of it, the most of {len(scenarios)} scenarios; "
-        "--llm --gpu --input-tokens --output-tokens ask for another)"
+    rows = max(scenarios, key=len) if scenarios else np.arange(1)
+    largest = float(np.max(dataset.cases.batch_size[rows]))  # infinite where there is no limit
+    why = (
+        f"{len(rows)} rows are of it, the most of {plural(len(scenarios), 'scenario')}"
+        + (f", the largest batch limit {largest:g}" if np.isfinite(largest) else "")
+        if scenarios
+        else "the only row is of it"
+        if len(dataset) == 1
+        else "the first row is of it, and no two rows are of one scenario"
     )
+    taken = f" (taken because {why}; --llm --gpu --input-tokens --output-tokens ask for another)"
     case = dataset.cases.case(int(rows[0]))
     node_gpus = case.node_gpus
     latency = dataset.cases.request_latency_s[rows]
     if np.isnan(latency).all():
         latency = dataset.cases.tpot_s[rows]
-    batches = set(dataset.cases.batch_size[rows].tolist())
-    batches |= {size for size in BATCH_SIZES if min(batches) <= size <= max(batches)}
-    fastest = None
-    if not np.isnan(latency).all():
-        fastest = dataset.cases.case(int(rows[np.nanargmin(latency)])).configuration
+    batches = {size for size in dataset.cases.batch_size[rows].tolist() if np.isfinite(size)}
+    asked = Scenario.of(case, node_gpus or int(np.max(dataset.cases.occupied_gpus[rows])))
+    reference, said = _running(current, asked)
+    if reference is not None:
+        largest = max(largest, reference.batch_size)
+    batches |= {largest} if np.isfinite(largest) else set()
+    batches |= {
+        size for size in BATCH_SIZES if min(batches, default=1) <= size <= largest or not scenarios
+    }
+    if reference is None and not scenarios:
+        reference = case.configuration
+    elif reference is None and not np.isnan(latency).all():
+        reference = dataset.cases.case(int(rows[np.nanargmin(latency)])).configuration
     try:
         ranking = select(
             model,
-            Scenario.of(case, node_gpus or int(np.max(dataset.cases.occupied_gpus[rows]))),
+            asked,
             choose=choose,
             candidates=Candidates(batch_size=tuple(sorted(batches))),
-            reference=fastest,
+            reference=reference,
             seed=seed,
         )
     except EnergyLensError:
         # The table stands without a choice, as where a free knob has nothing to choose from.
         return None, ""
-    return ranking, taken
+    return ranking, taken + said

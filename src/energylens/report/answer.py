@@ -16,7 +16,7 @@ from energylens.model import EnergyModel
 from energylens.records import Case, Configuration
 from energylens.report import figures, naming
 from energylens.report.document import Block, Facts, Figure, Items, Prose, Section, Table
-from energylens.report.naming import BARS, OURS
+from energylens.report.naming import BARS, OURS, configuration_name
 from energylens.report.trust import by_regret, protocol_title
 from energylens.selection import Infeasible, Ranking
 from energylens.words import likelihood, listed, percent, plural, si
@@ -52,13 +52,15 @@ def summary(
     evaluations: Sequence[Evaluation],
     ranking: Ranking | None,
     explanation: Explained | None,
+    *,
+    today: bool,
 ) -> Section:
-    """Say what to run, why, and how sure that is."""
+    """Say what to run, why, and how sure that is; ``today`` if the reference is what runs now."""
     blocks: list[Block] = []
     reasons: list[str] = []
     if ranking is not None:
         times = times_of(ranking, dataset)
-        blocks += _answer(ranking, times, dataset)
+        blocks += _answer(ranking, times, dataset, today=today)
         reasons += _saving_words(model, ranking)
     else:
         error = np.abs(model.predict_energy_j(dataset.cases) / dataset.energy_per_request_j - 1.0)
@@ -145,7 +147,7 @@ def _price_words(ranking: Ranking, times: _Times | None, dataset: Dataset) -> st
         return ""
     chosen, fastest = times.chosen, times.fastest
     cases = dataset.cases
-    name = cases.case(fastest).configuration.describe()
+    name = configuration_name(cases.case(fastest).configuration)
     if chosen == fastest:
         return f"It is also the fastest of the {len(times.scenario)} configurations among the rows."
     why = (
@@ -156,12 +158,12 @@ def _price_words(ranking: Ranking, times: _Times | None, dataset: Dataset) -> st
     )
     quick = si(float(times.latency_s[fastest]), "s")
     if chosen is None:
-        frugal = cases.case(times.frugal).configuration.describe()
+        frugal = configuration_name(cases.case(times.frugal).configuration)
         return (
-            f"The price is time: no row has {ranking.best.configuration.describe()} itself, but "
-            f"with {frugal}, of the rows the one with the fewest joules, the {times.word} "
-            f"{times.what} is {si(float(times.latency_s[times.frugal]), 's')}, against {quick} "
-            f"with {why}."
+            f"The price is time: no row has {configuration_name(ranking.best.configuration)} "
+            f"itself, but with {frugal}, of the rows the one with the fewest joules, the "
+            f"{times.word} {times.what} is {si(float(times.latency_s[times.frugal]), 's')}, "
+            f"against {quick} with {why}."
         )
     return (
         f"The price is time: its {times.word} {times.what} is "
@@ -169,9 +171,11 @@ def _price_words(ranking: Ranking, times: _Times | None, dataset: Dataset) -> st
     )
 
 
-def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Block]:
+def _answer(
+    ranking: Ranking, times: _Times | None, dataset: Dataset, *, today: bool
+) -> list[Block]:
     best = ranking.served()[0]
-    name = best.configuration.describe()
+    name = configuration_name(best.configuration)
     energy = best.energy_per_request_j
     saving, reference = ranking.saving_against_reference_ratio, ranking.reference
     against_j = ranking.reference_energy_per_request_j
@@ -192,19 +196,26 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
     if saving is not None and reference is not None and against_j is not None:
         difference = against_j - energy
         word = "less" if difference >= 0 else "more"
-        much = f"{si(abs(difference), 'J')} or {percent(abs(saving), 0)}"
-        fast = (
-            f", the fastest of the {times.word} rows"
-            if times is not None and times.reference_is_fastest
-            else ""
+        own, itself = (
+            configuration_name(reference),
+            _layout(reference) == _layout(best.configuration),
         )
-        itself = _layout(reference) == _layout(best.configuration)
-        lead += "." if itself else f", {much} {word} than {reference.describe()}{fast}."
+        fastest = times is not None and times.reference_is_fastest
+        # A row that is merely the fastest is nobody's plan: what it takes is a figure, no headline.
+        if itself:
+            lead += ", which runs today." if today else "."
+        elif today or not fastest:
+            much = f"{si(abs(difference), 'J')} or {percent(abs(saving), 0)}"
+            lead += f", {much} {word} than {own}{', which runs today' if today else ''}."
+        else:
+            lead += "."
         facts.append(
             (
-                f"Against {reference.describe()}",
-                f"{percent(saving, 0)} saved" if difference >= 0 else f"{percent(-saving, 0)} more",
-                f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}",
+                "Against the fastest row" if fastest and not today else f"Against {own}",
+                f"{percent(abs(saving), 0)} {'saved' if difference >= 0 else 'more'}",
+                f"{own} takes {si(against_j, 'J')}; --current names what runs today"
+                if fastest and not today
+                else f"{si(abs(difference), 'J')} {word} than its {si(against_j, 'J')}",
             )
         )
     else:
@@ -213,7 +224,8 @@ def _answer(ranking: Ranking, times: _Times | None, dataset: Dataset) -> list[Bl
             (
                 "Against the worst feasible",
                 f"{likelihood(ranking.saving_against_worst_ratio)} less",
-                f"of {plural(len(ranking), 'feasible configuration')}",
+                f"of {plural(len(ranking), 'feasible configuration')}; --current names what "
+                "runs today",
             )
         )
     if best.lower_j is not None and best.upper_j is not None:
@@ -255,7 +267,7 @@ def _saving_words(model: EnergyModel, ranking: Ranking) -> list[str]:
     if not most or saved.sum() <= 0:
         return []
     words = listed(f"{SUBJECTS[model.terms[k].name]} ({si(float(saved[k]), 'J')})" for k in most)
-    return [f"What it saves over {ranking.reference.describe()} is mostly {words}."]
+    return [f"What it saves over {configuration_name(ranking.reference)} is mostly {words}."]
 
 
 def _reference_case(ranking: Ranking) -> Case:
@@ -272,6 +284,19 @@ def _reference_case(ranking: Ranking) -> Case:
     )
 
 
+def _likelier(ranking: Ranking) -> str:
+    """Name what comes first more often than the choice, where the fewest joules are a tie."""
+    entries = ranking.served()
+    first = max(entries, key=lambda entry: entry.probability_best_ratio or 0.0)
+    if (first.probability_best_ratio or 0.0) <= (entries[0].probability_best_ratio or 0.0):
+        return ""
+    return (
+        f"; {configuration_name(first.configuration)}, at {si(first.energy_per_request_j, 'J')}, "
+        f"comes first more often, with {likelihood(first.probability_best_ratio or 0.0)}: the rows "
+        "do not settle which"
+    )
+
+
 def _sure_words(evaluations: Sequence[Evaluation], ranking: Ranking | None) -> tuple[str, ...]:
     """Say in two sentences how sure the choice is, and how often such choices are right."""
     said = []
@@ -281,7 +306,12 @@ def _sure_words(evaluations: Sequence[Evaluation], ranking: Ranking | None) -> t
         said.append(
             "By the model it is the best with probability "
             f"{likelihood(best.probability_best_ratio)}"
-            + ("" if regret is None else f", and costs {percent(regret)} over the true best")
+            + (
+                ""
+                if regret is None
+                else f", and expected to cost {percent(regret)} more than the true best"
+            )
+            + _likelier(ranking)
             + "."
         )
     judged = [e for e in evaluations if OURS in e.estimators]
@@ -355,8 +385,8 @@ def _disagreement(ranking: Ranking, times: _Times, dataset: Dataset) -> str:
     """Say why the rows' most frugal configuration is not the one chosen, where it is not."""
     if times.chosen == times.frugal:
         return ""
-    energy, best = dataset.energy_per_request_j, ranking.best.configuration.describe()
-    frugal = dataset.cases.case(times.frugal).configuration.describe()
+    energy, best = dataset.energy_per_request_j, configuration_name(ranking.best.configuration)
+    frugal = configuration_name(dataset.cases.case(times.frugal).configuration)
     return (
         f" By the rows, {frugal} has the fewest joules here; the law's choice above is {best}, "
         + (
@@ -377,7 +407,7 @@ def _ruled_out(ranking: Ranking) -> Table:
     counts = ranking.infeasible_counts()
 
     def layouts(group: Sequence[Infeasible]) -> str:
-        names = dict.fromkeys(e.configuration.describe().partition(" B")[0] for e in group)
+        names = dict.fromkeys(configuration_name(e.configuration).partition(" B")[0] for e in group)
         more = f" and {len(names) - 4} more" if len(names) > 4 else ""
         return ", ".join(list(names)[:4]) + more
 
@@ -390,7 +420,7 @@ def _ruled_out(ranking: Ranking) -> Table:
                 cause,
                 f"{counts[cause]:,}",
                 layouts(group),
-                f"{group[0].configuration.describe()}: {group[0].reason}",
+                f"{configuration_name(group[0].configuration)}: {group[0].reason}",
             )
             for cause, group in causes.items()
         ),

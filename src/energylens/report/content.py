@@ -1,6 +1,6 @@
 """What a report says, gathered once as sections of plain blocks for the page and for text.
 
-Every number comes from a record that was handed in.
+Every number comes from a record that the caller gives.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ def gather(
     choose: Sequence[str] | None = None,
     front: Front | None = None,
     taken: str = "",
+    today: bool = False,
 ) -> Report:
     """Gather what a report says, once for the page, the text and the terminal.
 
@@ -81,6 +82,8 @@ def gather(
         What a search for the structure found, to be shown beside the law.
     taken : str
         Why the scenario is the one it is.
+    today : bool
+        Whether the reference of the ranking is what runs today.
 
     Raises
     ------
@@ -102,7 +105,7 @@ def gather(
             else ("parallelism", "batch_size")
         )
     sections = [
-        answer.summary(model, dataset, evaluations, ranking, explanation),
+        answer.summary(model, dataset, evaluations, ranking, explanation, today=today),
         answer.choice(model, dataset, ranking, choose),
         trust.judgement(model, dataset, evaluations),
         law.law(model, dataset, diagnostics),
@@ -111,12 +114,13 @@ def gather(
         _rows(model, dataset),
     ]
     gpus = ", ".join(sorted(set(dataset.gpu_ids)))
-    llms = len(set(dataset.llm_ids))
+    llms = sorted(set(map(str, dataset.llm_ids)))
+    named = short_name(llms[0]) if len(llms) == 1 else plural(len(llms), "LLM")
     return Report(
         title=(
             f"What to run for {short_name(ranking.scenario.llm.id)}"
             if ranking is not None
-            else f"What a request costs: {plural(llms, 'LLM')} on {gpus}"
+            else f"What a request costs: {named} on {gpus}"
         ),
         subtitle=(
             _scenario_words(ranking.scenario) + taken
@@ -202,12 +206,18 @@ def _banner(
     if assumed:
         what = listed(sorted({w for cell in set(map(str, dataset.assumed)) for w in cell.split()}))
         lines.append(
-            f"In {'all' if assumed == len(dataset) else f'{assumed:,} of'} "
-            f"{plural(len(dataset), 'row')} the {what.replace('_', ' ')} are assumed, because the "
-            "source does not publish them."
+            f"Assumed in {_of_rows(assumed, len(dataset))}, because the source does not state it: "
+            f"{what.replace('_', ' ')}."
         )
     lines.append(f"Dataset {dataset.digest[:16]} (SHA-256), energylens {__version__}.")
     return Banner(loud=loud, headline=headline, lines=tuple(lines))
+
+
+def _of_rows(some: int, count: int) -> str:
+    """``the one row``, ``all 12 rows`` or ``3 of 12 rows``."""
+    if count == 1:
+        return "the one row"
+    return f"{'all' if some == count else f'{some:,} of'} {plural(count, 'row')}"
 
 
 def _rows(model: EnergyModel, dataset: Dataset) -> Section:

@@ -24,6 +24,7 @@ from energylens.report.naming import (
     BARS,
     POINTS,
     configuration_labels,
+    configuration_name,
     known_latency,
     latency_word,
     scenario_name,
@@ -232,7 +233,7 @@ def ranking_with_intervals(ranking: Ranking) -> Picture:
     in_frame = reference is not None and reference < 1.5 * widest
     against = ""
     if reference is not None and ranking.reference is not None:
-        name = ranking.reference.describe()
+        name = configuration_name(ranking.reference)
         against = (
             f" The dashed line is {name}, compared with."
             if in_frame
@@ -413,7 +414,7 @@ def latency_against_energy(
                 value
                 for row in (t.frugal, t.fastest)
                 for value in (
-                    cases.case(row).configuration.describe(),
+                    configuration_name(cases.case(row).configuration),
                     si(float(energy[row]), "J"),
                     si(float(latency[row]), "s"),
                 )

@@ -74,7 +74,7 @@ def predicted_against_measured(
     shown = spread(n, POINTS)
     caption = "On the diagonal the prediction is exact. " + (
         "The model was fitted to these same rows, so this shows how well the law can describe "
-        "them, not how well it foretells others."
+        "them, not how well it predicts others."
         if in_sample
         else "The model was fitted to other rows than these."
     )

@@ -359,6 +359,5 @@ def fit(model: EnergyModel, dataset: Dataset, diagnostics: Diagnostics) -> Secti
 def _row_words(dataset: Dataset, row: int) -> str:
     case = dataset.cases.case(row)
     task = str(dataset.task[row])
-    return f"{short_name(case.llm.id)} {case.precision.id}, {case.configuration.describe()}" + (
-        f", {task}" if task else ""
-    )
+    name = naming.configuration_name(case.configuration)
+    return f"{short_name(case.llm.id)} {case.precision.id}, {name}" + (f", {task}" if task else "")

@@ -7,6 +7,7 @@ import numpy as np
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.formula import Term
+from energylens.records import Configuration
 from energylens.words import short_name
 
 POINTS = 1500  # most rows that a scatter draws
@@ -39,8 +40,9 @@ def spread(count: int, limit: int) -> IntArray:
 def row_names(dataset: Dataset, rows: IntArray) -> list[str]:
     """Say what rows are, briefly: what a hover over one of them says."""
     cases = dataset.cases.take(rows)
+    names = [configuration_name(cases.case(i).configuration) for i in range(len(cases))]
     return [
-        f"{short_name(str(llm))}, {gpu} {precision}, {cases.case(i).configuration.describe()}"
+        f"{short_name(str(llm))}, {gpu} {precision}, {names[i]}"
         for i, (llm, gpu, precision) in enumerate(
             zip(
                 dataset.llm_ids[rows],
@@ -75,19 +77,15 @@ def scenario_name(dataset: Dataset, rows: IntArray, separator: str = ", ") -> st
     return f"{name}{separator}{', '.join(details)}"
 
 
+def configuration_name(configuration: Configuration) -> str:
+    """Name a configuration as prose, tables and figures of a report do: ``TP8 EP8 B64``."""
+    name = configuration.describe()
+    return name.replace(" PP1", "", 1) if configuration.pipeline_parallel == 1 else name
+
+
 def configuration_labels(cases: Cases) -> tuple[str, ...]:
-    """Name configurations by what differs among them, or in full where nothing does."""
-    symbols = {
-        "TP": cases.tensor_parallel,
-        "PP": cases.pipeline_parallel,
-        "EP": cases.expert_parallel,
-        "DP": cases.data_parallel,
-        "B": cases.batch_size,
-    }
-    varying = {symbol: column for symbol, column in symbols.items() if np.ptp(column) > 0}
-    names = [
-        [f"{symbol}{column[i]:g}" for symbol, column in varying.items()] for i in range(len(cases))
-    ]
+    """Name configurations beside an axis; GPU types and number formats where they differ."""
+    names = [[configuration_name(cases.case(i).configuration)] for i in range(len(cases))]
     for records, index in (
         (cases.precisions, cases.precision_index),
         (cases.gpus, cases.gpu_index),
@@ -95,8 +93,6 @@ def configuration_labels(cases: Cases) -> tuple[str, ...]:
         if len(set(index.tolist())) > 1:
             for i, place in enumerate(index):
                 names[i].append(records[place].id)
-    if not any(names):
-        return tuple(cases.case(i).configuration.describe() for i in range(len(cases)))
     return tuple(" ".join(parts) for parts in names)
 
 

@@ -35,14 +35,14 @@ _PROTOCOLS = {
 
 
 def judgement(model: EnergyModel, dataset: Dataset, evaluations: Sequence[Evaluation]) -> Section:
-    """Show how well the model foretells what it has not seen."""
+    """Show how well the model predicts what it has not seen."""
     seen = model.dataset_digest == dataset.digest
     blocks: list[Block] = []
     if not evaluations:
         blocks.append(
             Prose(
-                text="No evaluation was handed in, so nothing here says how well the model "
-                "foretells rows that it has not seen."
+                text="The model was not judged: that takes rows enough to fit it to some and to "
+                "compare it with the others. How far off it is on these rows stands below."
             )
         )
     blocks.append(Figure.of(judged.predicted_against_measured(model, dataset, in_sample=seen)))
