@@ -50,7 +50,7 @@ class Server:
         **query: Any,
     ) -> tuple[int, dict[str, str], bytes]:
         """Ask once; status, headers and body."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
         try:
             target = f"{path}?{urlencode(query, doseq=True)}" if query else path
             connection.request(method, target, body=body, headers=headers or {})
@@ -87,7 +87,7 @@ def serving(*arguments: str) -> Iterator[Server]:
     finally:
         if process.poll() is None:
             process.terminate()
-        process.communicate(timeout=60)
+        process.communicate(timeout=600)
 
 
 def _packages() -> None:

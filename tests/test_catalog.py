@@ -240,7 +240,7 @@ def test_the_catalog_cannot_be_changed_from_outside() -> None:
 def test_importing_the_catalog_reads_no_file() -> None:
     code = "import sys, energylens.catalog; print('tomllib' in sys.modules)"
     out = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=600
     )
     assert out.stdout.strip() == "False"
 

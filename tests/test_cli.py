@@ -68,7 +68,7 @@ def command(*arguments: object, stdin: bytes | None = None) -> Result:
         input=stdin,
         stdin=subprocess.DEVNULL if stdin is None else None,
         capture_output=True,
-        timeout=120,
+        timeout=600,
         env=clean_environment(),
     )
     return Result(done.returncode, done.stdout.decode(), done.stderr.decode())
@@ -1043,7 +1043,7 @@ def test_a_reader_that_has_enough_ends_the_command_in_silence(arguments):
     process.stdout.close()  # as head does
     error = process.stderr.read()
     process.stderr.close()
-    assert (process.wait(timeout=120), error) == (0, b"")
+    assert (process.wait(timeout=600), error) == (0, b"")
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no /dev/full here")
@@ -1053,7 +1053,7 @@ def test_a_full_disk_is_said_and_not_passed_over():
             [COMMAND, "gpu", "list"],
             stdout=full,
             stderr=subprocess.PIPE,
-            timeout=120,
+            timeout=600,
             env=clean_environment(),
         )
     assert done.returncode == 1
@@ -1062,7 +1062,7 @@ def test_a_full_disk_is_said_and_not_passed_over():
 
 def test_the_package_runs_as_a_module_too():
     done = subprocess.run(
-        [sys.executable, "-m", "energylens", "--version"], capture_output=True, timeout=120
+        [sys.executable, "-m", "energylens", "--version"], capture_output=True, timeout=600
     )
     assert done.stdout.startswith(b"energylens ")
     assert done.returncode == 0

@@ -137,4 +137,4 @@ def test_its_lines_install_a_server_in_an_empty_environment(tmp_path: Path) -> N
         started += line_read
     assert json.loads(started)["port"] > 0
     run.terminate()
-    assert run.wait(timeout=60) == 0
+    assert run.wait(timeout=600) == 0

@@ -340,6 +340,11 @@ def test_rows_make_the_verdict_surer_until_it_says_stop(
     regrets = [v.expected_regret_ratio for v in verdicts]
     assert probabilities == sorted(probabilities)
     assert regrets == sorted(regrets, reverse=True)
+    everything = measure(np.arange(len(cases))).energy_per_request_j
+    for choice in (c for v in verdicts[1:] for c in v.choices if c.expected_regret_ratio > 1e-6):
+        # Joules and percent are of the same thing: about what the winner takes.
+        ratio = choice.expected_regret_j / choice.expected_regret_ratio / everything[choice.winner]
+        assert 0.5 < ratio < 2.0
     assert not verdicts[0].stop
     assert verdicts[0].sentences()[2].startswith("Go on: nothing is measured yet")
     last = verdicts[-1]

@@ -36,7 +36,7 @@ def loaded_by(code: str) -> set[str]:
     report = "import json, sys; print(json.dumps(sorted({m.partition('.')[0] for m in sys.modules})), file=sys.stderr)"  # noqa: E501
     program = f"try:\n    {code}\nexcept SystemExit:\n    pass\n{report}"
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True
     )
     return set(json.loads(done.stderr))
 

@@ -34,7 +34,7 @@ pytestmark = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here to open the report in"),
 ]
-TIMEOUT_S = 60.0
+TIMEOUT_S = 600.0
 
 # Chromium reads commands from descriptor 3 and answers on 4.
 WIRE = (

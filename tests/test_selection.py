@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-import time
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -443,17 +443,23 @@ def many() -> tuple[Scenario, Candidates, list[str]]:
     return scenario, listed, ["parallelism", "batch_size", "gpu", "precision"]
 
 
-def test_a_hundred_thousand_configurations_are_ranked_in_a_fraction_of_a_second() -> None:
+def test_a_hundred_thousand_configurations_are_ranked_without_a_loop_over_them() -> None:
     scenario, listed, choose = many()
-    elapsed = []
-    for _ in range(3):
-        start = time.process_time()
+    calls = 0
+
+    def counted(_frame: object, event: str, _argument: object) -> None:
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(counted)
+    try:
         ranking = select(SaysAbout(joules), scenario, choose=choose, candidates=listed)
-        elapsed.append(time.process_time() - start)
+    finally:
+        sys.setprofile(None)
     assert len(ranking) + len(ranking.ruled_out) > 100_000
     assert len(ranking.probability_best_ratio) == SAMPLED
     assert ranking.entries(SAMPLED + 1)[-1].probability_best_ratio is None
-    assert min(elapsed) < 1.0  # processor time; 0.3 s by the clock is for the benchmark
+    assert calls < 25_000  # of functions; the benchmark has the seconds
 
 
 def test_the_document_lists_both_kinds_and_holds_no_nan() -> None:

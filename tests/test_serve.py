@@ -309,7 +309,7 @@ def test_a_large_body_is_refused(server: Server) -> None:
     status, headers, _ = server.ask("/v1/select", method="POST", body=b"x" * 70_000)
     assert status == 413
     assert headers["content-type"] == "application/problem+json"
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=600) as slow:
         # Chunked, so that no length is named beforehand.
         slow.sendall(
             b"POST /v1/select HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -354,7 +354,7 @@ def test_it_describes_itself(server: Server) -> None:
 
 def test_it_stops_after_the_answers_under_way() -> None:
     with serving() as started:
-        connection = socket.create_connection(("127.0.0.1", started.port), timeout=60)
+        connection = socket.create_connection(("127.0.0.1", started.port), timeout=600)
         from urllib.parse import urlencode
 
         target = f"/v1/select?{urlencode({**QUESTION, 'rate': 2.5}, doseq=True)}"
@@ -369,14 +369,14 @@ def test_it_stops_after_the_answers_under_way() -> None:
                 break
         connection.close()
         assert answer.startswith(b"HTTP/1.1 200 ")
-        assert started.process.wait(timeout=60) == 0
+        assert started.process.wait(timeout=600) == 0
     assert started.process.stderr is not None
 
 
 def test_it_stops_when_told_so_before_its_first_answer() -> None:
     with serving() as started:
         started.process.send_signal(signal.SIGTERM)
-        assert started.process.wait(timeout=60) == 0
+        assert started.process.wait(timeout=600) == 0
 
 
 def test_a_port_in_use_is_said(server: Server) -> None:
@@ -384,7 +384,7 @@ def test_a_port_in_use_is_said(server: Server) -> None:
         [sys.executable, "-m", "energylens", "serve", "--port", str(server.port)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode in (1, 2)
     assert "give another --port" in done.stderr

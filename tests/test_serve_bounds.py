@@ -76,7 +76,7 @@ def test_a_table_of_more_rows_than_are_allowed_is_refused() -> None:
         [sys.executable, "-m", "energylens", "serve", "--data", str(DEMO), "--most-rows", "10"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert done.returncode != 0
     assert "10" in done.stderr

@@ -164,7 +164,7 @@ RAW = (
 
 @pytest.mark.parametrize("raw", RAW, ids=lambda raw: repr(raw[:32]))
 def test_raw_rubbish_is_refused_and_the_server_lives(server: Server, raw: bytes) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as opened:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=600) as opened:
         opened.sendall(raw)
         answer = opened.recv(65536)
     assert b" 200 " not in answer.split(b"\r\n")[0]
@@ -177,7 +177,7 @@ def test_raw_rubbish_is_refused_and_the_server_lives(server: Server, raw: bytes)
 def test_slow_bodies_hold_up_nobody(server: Server) -> None:
     slow = []
     for _ in range(60):
-        opened = socket.create_connection(("127.0.0.1", server.port), timeout=60)
+        opened = socket.create_connection(("127.0.0.1", server.port), timeout=600)
         opened.sendall(
             b"POST /v1/select HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5000\r\n\r\n{"
         )
@@ -192,7 +192,7 @@ def test_slow_bodies_hold_up_nobody(server: Server) -> None:
 
 @pytest.mark.soak
 def test_headers_that_never_end_are_cut(server: Server) -> None:
-    with socket.create_connection(("127.0.0.1", server.port), timeout=60) as opened:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=600) as opened:
         opened.sendall(b"SSH-2.0-x\r\n")
         assert opened.recv(4096) == b""
 

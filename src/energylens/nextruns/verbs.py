@@ -231,17 +231,20 @@ def verdict(
         part = slice(starts[s], starts[s + 1])
         joules, lowest = np.exp(draws[:, part]), np.exp(draws[:, part].min(axis=1))
         winner = int(np.argmin(belief.mean[part]))
-        lost = joules[:, winner] - lowest
-        then = joules[np.arange(SAMPLES), np.argmin(updated[:, part], axis=1)] - lowest
-        later_j.append(float(then.mean()))
-        later.append(float((then / lowest).mean()))
+        lost = joules[:, winner] / lowest - 1.0
+        then = joules[np.arange(SAMPLES), np.argmin(updated[:, part], axis=1)] / lowest - 1.0
+        # In joules of what the best takes in the middle of the draws: with few rows their mean is
+        # that of the few which are far too dear.
+        typical_j = float(np.median(lowest))
+        later_j.append(typical_j * float(then.mean()))
+        later.append(float(then.mean()))
         choices.append(
             ground.choice(
                 int(judged[s]),
                 int(rows[winner]),
                 probability_best_ratio=float((joules[:, winner] <= lowest).mean()),
-                expected_regret_j=float(lost.mean()),
-                expected_regret_ratio=float((lost / lowest).mean()),
+                expected_regret_j=typical_j * float(lost.mean()),
+                expected_regret_ratio=float(lost.mean()),
             )
         )
     regret_j = float(np.mean([choice.expected_regret_j for choice in choices]))
