@@ -306,3 +306,22 @@ def test_gpu_seconds_of_pipelines_at_batch_one_are_those_measured(public_data):
             errors.append((stated / before_stated) / (measured / before) - 1.0)
     assert len(errors) >= 3
     assert np.abs(errors).max() < 0.15
+
+
+def test_the_datasheets_intervals_hold_for_each_generation_of_engines(public_data):
+    files = {"argonne": "power.csv", "energy-code-eval": "batching_a100.csv"}
+    model, inside = from_datasheet(), {}
+    for source in ("mlenergy-v3", "mlenergy-v2", "argonne", "energy-code-eval"):
+        rows = importers.reader(source)(
+            public_data(source) / files.get(source, ""),
+            assume_input_tokens={},
+            assume_vision_tokens={},
+        ).dataset
+        low, high = model.interval_energy_j(rows.cases, 0.8)
+        held = (low <= rows.energy_per_request_j) & (rows.energy_per_request_j <= high)
+        ids = np.array([engine.id for engine in rows.cases.engines])[rows.cases.engine_index]
+        inside |= {name: held[ids == name] for name in np.unique(ids).tolist()}
+    assert {"vllm 0.5.4", "vllm 0.8.4", "vllm 0.11.1", "tensorrt-llm"} <= inside.keys()
+    # An opinion of a factor of two: it may hold more often than it says, not less.
+    for name, held in inside.items():
+        assert held.mean() >= 0.7, name
