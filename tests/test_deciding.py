@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from energylens import catalog, deciding, packaged
-from energylens.answering import parse_limit, query
+from energylens.answering import fit_notes, parse_limit, query
 from energylens.cases import Cases
 from energylens.cli import main
 from energylens.deciding import (
@@ -34,7 +34,7 @@ from energylens.latency_terms import NAMES as TIME_NAMES
 from energylens.lengths import read_lengths
 from energylens.model import EnergyModel
 from energylens.recommended import read_recommendation
-from energylens.records import Configuration, Workload
+from energylens.records import Case, Configuration, Workload
 from energylens.running import read_configuration
 from energylens.savings import Prices, bill
 from energylens.schemas import DecisionFile
@@ -779,3 +779,19 @@ def test_candidates_served_apart_are_named_as_such(tmp_path: Path) -> None:
     path.write_text("(p)tp,(p)bs,(d)tp,(d)bs,ttft\n4,1,8,64,100\n")
     with pytest.raises(InputError, match=r"lists none that is; 1 are disaggregated"):
         read_recommendation(path)
+
+
+def test_an_answer_says_how_many_rows_stand_behind_it() -> None:
+    model = packaged.for_gpu("H100-SXM-80GB")[0].model()
+    asked = Case(
+        llm=catalog.llm(LLAMA),
+        gpu=catalog.gpu("H100"),
+        precision=catalog.precision("bf16"),
+        workload=Workload(input_tokens=500, output_tokens=300),
+        configuration=Configuration(tensor_parallel=4),
+    )
+    assumed = " ".join(fit_notes(model, asked))
+    assert "405 of the fit's 405 rows are assumed" in assumed
+    told = " ".join(fit_notes(replace(model, options={}), asked))
+    assert "It rests on 405 rows of 26 LLMs." in told
+    assert fit_notes(from_datasheet(), asked) == []

@@ -44,7 +44,7 @@ from energylens.savings import Bill, Prices, bill
 from energylens.schemas import DecisionFile, headed
 from energylens.selection import Candidates, Scenario
 from energylens.service import Lengths
-from energylens.words import Note, notes_in_order, short_name
+from energylens.words import Note, notes_in_order, plural, short_name
 
 BATCH_SIZE = 32.0  # where none is named
 NO_TIMES = Note(
@@ -324,10 +324,11 @@ def fit_notes(model: EnergyModel, case: Case) -> list[str]:
         )
         if name not in known
     ]
+    rows, llms = sum(model.sources.values()), len(model.scope.llms)
+    said = f"It rests on {plural(rows, 'row')} of {plural(llms, 'LLM')}."
     if assumed := model.options.get("assumed_rows"):
-        rows = sum(model.sources.values())
         said = f"Prompt lengths of {assumed} of the fit's {rows} rows are assumed."
-        lacking.append(Note(said, rank=Note.SHARED))
+    lacking.append(Note(said, rank=Note.SHARED))
     return lacking
 
 
