@@ -17,9 +17,12 @@ import numpy as np
 from energylens import baselines, fitting, packaged, table
 from energylens.cases import Cases
 from energylens.dataset import Dataset
-from energylens.deciding import Decision, Engine, LatencyLimit, Load, decide
-from energylens.selection import Candidates, Scenario, select
+from energylens.deciding import decide
+from energylens.decisions import Decision, LatencyLimit, Load
+from energylens.scenarios import Candidates, Scenario
+from energylens.selection import select
 from energylens.service import Lengths
+from energylens.solving import Engine
 
 ENSEMBLES = ("random-forest", "extra-trees", "gradient-boosting", "xgboost", "lightgbm")
 ROWS = 50

@@ -29,7 +29,8 @@ from energylens.records import (
     Source,
     Workload,
 )
-from energylens.selection import Ranking, Scenario, select
+from energylens.scenarios import Scenario
+from energylens.selection import Ranking, select
 
 #: What an LLM may be called by someone who means ill: HTML, a comment's end, TeX, a long word.
 HOSTILE = "evil/<script>alert(1)</script>-->&amp;$x_1$" + "y" * 60

@@ -22,7 +22,8 @@ from energylens.explanation import explain
 from energylens.instrument import meters
 from energylens.instrument.meter import MeterError
 from energylens.records import Case, Configuration, Workload
-from energylens.selection import Candidates, Scenario, select
+from energylens.scenarios import Candidates, Scenario
+from energylens.selection import select
 from instrument_fakes import FakeNvml
 
 TOP_MHZ = 1980.0

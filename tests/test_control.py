@@ -34,13 +34,14 @@ from energylens.online.actuators import (
     ValueFile,
     make,
 )
-from energylens.online.controller import PATIENCE, Controller, Look
+from energylens.online.controller import PATIENCE, Controller
 from energylens.online.fleet import Fleet, fleet_of
 from energylens.online.knowledge import Knowledge
 from energylens.online.ours import Ours
 from energylens.online.plans import Plan
 from energylens.online.proxy import AdmissionProxy
 from energylens.online.trace import Trace
+from energylens.watching.counters import Counters
 
 # ----------------------------------------------------------------------- servers that stand in
 
@@ -456,27 +457,29 @@ class Engine:
         self.rate, self.wrong, self.since_s = rate, "", 0.0
         self.now_s = 0.0
 
-    def __call__(self) -> Look:
+    def __call__(self) -> Counters:
         at = self.now_s
         if self.wrong == "missing":
             raise MeasurementError("no metrics")
         if self.wrong == "stale":
             at = self.since_s
-        look = Look(
-            finished=self.rate * at, output_tokens=150 * self.rate * at, running=4.0, waiting=0.0
+        look = Counters(
+            engine="vllm",
+            model_names=("it",),
+            requests=self.rate * at,
+            prompt_tokens=0.0,
+            output_tokens=150 * self.rate * at,
+            running=4.0,
+            waiting=0.0,
         )
         if self.wrong == "negative":
-            return Look(finished=-1.0, output_tokens=1.0, running=1.0, waiting=0.0)
+            return replace(look, requests=-1.0)
         if self.wrong == "nan":
-            return Look(finished=float("nan"), output_tokens=1.0, running=1.0, waiting=0.0)
+            return replace(look, requests=float("nan"))
         if self.wrong == "too many tokens":
-            return Look(
-                finished=look.finished, output_tokens=1e9 * (1 + at), running=4.0, waiting=0.0
-            )
+            return replace(look, output_tokens=1e9 * (1 + at))
         if self.wrong == "too many running":
-            return Look(
-                finished=look.finished, output_tokens=look.output_tokens, running=1e6, waiting=0.0
-            )
+            return replace(look, running=1e6)
         return look
 
 
@@ -511,7 +514,7 @@ class Timed(Engine):
         super().__init__(rate)
         self.late, self.tell = late, tell
 
-    def __call__(self) -> Look:
+    def __call__(self) -> Counters:
         look, n = super().__call__(), self.rate * self.now_s
         ttft = ((0.5, 0.5 * n), (2.0, (1 - self.late) * n), (9.0, n), (np.inf, n))
         tpot = ((0.025, n), (np.inf, n))

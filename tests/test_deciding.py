@@ -17,15 +17,8 @@ from energylens import catalog, deciding, packaged
 from energylens.answering import fit_notes, parse_limit, query
 from energylens.cases import Cases
 from energylens.cli import main
-from energylens.deciding import (
-    Decision,
-    Engine,
-    LatencyLimit,
-    Load,
-    candidates_under_load,
-    decide,
-)
-from energylens.decisions import QUEUE_LOADS, Measure, queue_late
+from energylens.deciding import decide
+from energylens.decisions import QUEUE_LOADS, Decision, LatencyLimit, Load, Measure, queue_late
 from energylens.deploying import EMITTERS, emit
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.fitting import from_datasheet
@@ -37,9 +30,10 @@ from energylens.recommended import read_recommendation
 from energylens.records import Case, Configuration, Workload
 from energylens.running import read_configuration
 from energylens.savings import Prices, bill
+from energylens.scenarios import Scenario
 from energylens.schemas import DecisionFile
-from energylens.selection import Scenario
 from energylens.service import Lengths, idle_of
+from energylens.solving import Engine, candidates_under_load, case_of
 from energylens.words import rounded_down
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"
@@ -566,7 +560,7 @@ def test_pipelines_without_rows_never_fall_far_below_their_known_terms(stages: i
     model = fitted()
     assert model.time is not None
     pipelined = Configuration(pipeline_parallel=stages, batch_size=64)
-    cases = Cases.of([deciding.case_of(scenario(precision=catalog.precision("bf16")), pipelined)])
+    cases = Cases.of([case_of(scenario(precision=catalog.precision("bf16")), pipelined)])
     unknown = [term.name == "pipeline_parallel" for term in model.terms]
     known_j = sum(float(part[0, ~np.array(unknown)].sum()) for part in model.predict_parts_j(cases))
     low, high = model.interval_energy_j(cases, 0.8)

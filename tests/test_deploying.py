@@ -15,13 +15,15 @@ import pytest
 from energylens import catalog, packaged
 from energylens.capacity import largest_batch
 from energylens.cli import main
-from energylens.deciding import Decision, Engine, Load, decide
+from energylens.deciding import decide
+from energylens.decisions import Decision, Load
 from energylens.deploying import emit
 from energylens.errors import UsageError
 from energylens.records import Configuration, Workload
 from energylens.running import read_configuration
-from energylens.selection import Candidates, Scenario
+from energylens.scenarios import Candidates, Scenario
 from energylens.service import Lengths
+from energylens.solving import Engine
 from energylens.words import Note, notes_in_order
 
 LARGE = "meta-llama/Llama-3.3-70B-Instruct"

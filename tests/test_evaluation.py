@@ -18,8 +18,9 @@ from energylens.cases import Cases, FloatArray
 from energylens.cli import judging
 from energylens.dataset import Dataset, freed_columns
 from energylens.errors import FitError, MissingExtraError, UsageError
-from energylens.evaluation.folds import PROTOCOLS
+from energylens.evaluation.folds import FOLDS
 from energylens.evaluation.judge import evaluate
+from energylens.evaluation.options import PROTOCOLS
 from energylens.evaluation.result import Evaluation
 from energylens.evaluation.scoring import METRICS
 from energylens.importers import mlenergy_v3
@@ -672,7 +673,7 @@ def test_unseen_batch_fits_one_side_of_the_median_batch_and_judges_the_other(
     assert set(watch.seen[0].cases.batch_size) == fitted
     assert set(watch.asked[0].batch_size) == asked
     score = result.estimators["it"]
-    assert (result.repeats, result.direction, score.fits) == (1, direction, 1)
+    assert (result.repeats, result.asked.direction, score.fits) == (1, direction, 1)
     assert {s.candidates for s in score.scenarios} == {len(asked)}
     assert score.train_rows == 6 * len(fitted)
 
@@ -750,7 +751,7 @@ def test_unseen_length_fits_one_side_of_the_median_length_and_judges_the_other(
     assert lengths_of(watch.seen[0].cases) == fitted
     assert lengths_of(watch.asked[0]) == asked
     score = result.estimators["it"]
-    assert (result.repeats, result.direction, score.fits) == (1, direction, 1)
+    assert (result.repeats, result.asked.direction, score.fits) == (1, direction, 1)
     assert len(score.scenarios) == result.scenarios == len(asked)
     judged = np.isfinite(score.row_error_ratio)
     assert {r.input_tokens * 2 for r, yes in zip(rows, judged, strict=True) if yes} == asked
@@ -1182,7 +1183,8 @@ def len_of(cases: Cases) -> FloatArray:
 
 
 def test_the_command_line_offers_every_protocol_there_is() -> None:
-    assert set(judging.PROTOCOLS) == set(PROTOCOLS)
+    assert judging.PROTOCOLS is PROTOCOLS
+    assert set(FOLDS) == set(PROTOCOLS)
 
 
 def test_bands_hold_percentiles_over_repeats() -> None:

@@ -15,7 +15,8 @@ from energylens.fitting import FitOptions, fit, from_datasheet
 from energylens.formula import EXTENSIONS, NAMES, OVERLAPS, TERMS, design, terms_of
 from energylens.model import Coefficients, physics_flags
 from energylens.records import Boundary, Case, Configuration, Engine, Modality, Workload
-from energylens.selection import Scenario, select
+from energylens.scenarios import Scenario
+from energylens.selection import select
 from energylens.words import joules, percent
 
 

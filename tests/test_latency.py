@@ -18,8 +18,6 @@ from energylens.dataset import Dataset
 from energylens.errors import FitError, UsageError
 from energylens.importers import mlenergy_v2, mlenergy_v3
 from energylens.latency import (
-    EXPECTED,
-    NAMES,
     TARGETS,
     TimeModel,
     design,
@@ -29,6 +27,7 @@ from energylens.latency import (
     step_times,
 )
 from energylens.latency_fitting import fit_latency, observed_s
+from energylens.latency_terms import EXPECTED, NAMES
 from energylens.records import Case, Configuration, Engine, Workload
 
 LLAMA, MIXTURE = "meta-llama/Llama-3.1-70B-Instruct", "Qwen/Qwen3-30B-A3B"

@@ -8,10 +8,12 @@ import pytest
 
 from energylens import catalog, packaged
 from energylens.cli import main
-from energylens.deciding import Decision, Engine, LatencyLimit, Load, decide
+from energylens.deciding import decide
+from energylens.decisions import Decision, LatencyLimit, Load
 from energylens.records import Boundary, Configuration, Workload
-from energylens.selection import Candidates, Scenario
+from energylens.scenarios import Candidates, Scenario
 from energylens.service import Lengths
+from energylens.solving import Engine
 
 LENGTHS = Lengths(input_tokens=700, output_tokens=250)
 TPOT = LatencyLimit(measure="tpot", seconds=0.03)

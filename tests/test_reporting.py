@@ -34,7 +34,8 @@ from energylens.report.document import Equation, Facts, Figure, Report, Table
 from energylens.report.drawing import Picture
 from energylens.report.html import page
 from energylens.report.text import lines_of
-from energylens.selection import Candidates, Ranking, select
+from energylens.scenarios import Candidates
+from energylens.selection import Ranking, select
 from energylens.table import read, write
 from energylens.words import likelihood, percent, si
 from report_sample import (

@@ -11,7 +11,7 @@ import pytest
 from energylens import catalog
 from energylens.answering import query
 from energylens.cli import main
-from energylens.deciding import Decision, Running
+from energylens.decisions import Decision, Running
 from energylens.errors import UsageError
 from energylens.fitting import from_datasheet
 from energylens.records import Configuration

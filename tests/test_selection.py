@@ -25,15 +25,8 @@ from energylens.records import (
     Precision,
     Workload,
 )
-from energylens.selection import (
-    SAMPLED,
-    Candidates,
-    CapsSeen,
-    Ranking,
-    Scenario,
-    enumerate_configurations,
-    select,
-)
+from energylens.scenarios import Candidates, CapsSeen, Scenario, enumerate_configurations
+from energylens.selection import SAMPLED, Ranking, select
 
 BF16 = Precision(id="bf16", weight_bits=16, compute_bits=16)
 FP8 = Precision(id="fp8", weight_bits=8, compute_bits=8)

@@ -9,11 +9,13 @@ import pytest
 
 from energylens import catalog, packaged, solving
 from energylens.cases import Cases
-from energylens.deciding import Engine, LatencyLimit, Load, breaks_at, decide
+from energylens.deciding import breaks_at, decide
+from energylens.decisions import LatencyLimit, Load
 from energylens.model import EnergyModel
 from energylens.records import Configuration, Workload
-from energylens.selection import Scenario
+from energylens.scenarios import Scenario
 from energylens.service import JouleSteps, Lengths
+from energylens.solving import Engine
 
 LIMITS = (
     LatencyLimit(measure="tpot", seconds=0.05),

@@ -17,12 +17,13 @@ import pytest
 from energylens import catalog, packaged, table
 from energylens.cases import Cases
 from energylens.cli import main
-from energylens.deciding import Engine, LatencyLimit, Load, case_of
+from energylens.decisions import LatencyLimit, Load
 from energylens.errors import ArtefactError, InputError
 from energylens.recommended import read_recommendation
 from energylens.records import Configuration, Workload
-from energylens.selection import Scenario
+from energylens.scenarios import Scenario
 from energylens.service import Lengths
+from energylens.solving import Engine, case_of
 from energylens.verifying import Run, read_runs, verify
 
 LLAMA = "meta-llama/Llama-3.3-70B-Instruct"

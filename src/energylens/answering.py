@@ -15,35 +15,19 @@ import numpy as np
 
 from energylens import capacity, catalog
 from energylens.cases import Cases
-from energylens.deciding import (
-    BATCH_LIMITS,
-    DEFAULT_CHOOSE,
-    MEET,
-    Decision,
-    Engine,
-    Entry,
-    LatencyLimit,
-    Load,
-    Running,
-    case_of,
-    decide,
-)
+from energylens.deciding import MEET, decide
+from energylens.decisions import Decision, Entry, LatencyLimit, Load, Running
 from energylens.errors import UsageError
 from energylens.lengths import MIXES, with_prompts_of, workload_of
 from energylens.model import EnergyModel
-from energylens.records import (
-    UNKNOWN_ENGINE,
-    Boundary,
-    Case,
-    Configuration,
-    Gpu,
-)
+from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu
 from energylens.records import Engine as Served
 from energylens.running import read_running
-from energylens.savings import Bill, Prices, bill
-from energylens.schemas import DecisionFile, headed
-from energylens.selection import Candidates, Scenario
+from energylens.savings import Prices, bill
+from energylens.scenarios import Candidates, Scenario
+from energylens.schemas import DecisionFile, Month, headed
 from energylens.service import Lengths
+from energylens.solving import BATCH_LIMITS, DEFAULT_CHOOSE, Engine, case_of
 from energylens.words import Note, notes_in_order, plural, short_name
 
 BATCH_SIZE = 32.0  # where none is named
@@ -89,10 +73,22 @@ def parse_limit(text: str, measure: Any, where: str = "") -> LatencyLimit:
     return LatencyLimit(measure=measure, seconds=float(match[1]) * scale, quantile=quantile)
 
 
-def served_by(text: str) -> Served:
-    """Read an engine and its version, as in ``vllm 0.11.1`` or ``vllm==0.11.1``."""
-    name, _, version = text.replace("==", " ").strip().partition(" ")
-    return Served(name=name, version=version.strip())
+def refuse_two_formats(name: str, precision: str | None, option: str) -> None:
+    """Refuse a number format that contradicts the one in the name of an LLM.
+
+    Raises
+    ------
+    UsageError
+        If it does; ``option`` is what asked for it.
+    """
+    llm, stated = catalog.split_precision(name)
+    if precision and stated and name != llm:
+        given = catalog.checkpoint_precision(name, precision).id
+        if given != stated:
+            raise UsageError(
+                f"{option} is {given}, but the name {name} says {stated}: leave one of the two out "
+                f"(the LLM without a format is {llm})"
+            )
 
 
 def engine_meant(engine: Served, model: EnergyModel) -> Served:
@@ -104,7 +100,7 @@ def engine_meant(engine: Served, model: EnergyModel) -> Served:
     meant = [e for e in model.scope.engines if asked in (e.casefold(), e.casefold().split(" ")[0])]
     if not meant:
         return engine
-    return served_by(meant[0]) if len(meant) == 1 else UNKNOWN_ENGINE
+    return Served.named(meant[0]) if len(meant) == 1 else UNKNOWN_ENGINE
 
 
 # ---------------------------------------------------------------------------- the question
@@ -208,14 +204,8 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
                 f"load.{name} names a file, which is read by the command alone: give numbers"
             )
     serve, load = asked.serve, asked.load
-    llm, stated = catalog.llm(serve.llm), catalog.split_precision(serve.llm)
-    if serve.precision and stated[1] and serve.llm != stated[0]:
-        given = catalog.checkpoint_precision(serve.llm, serve.precision).id
-        if given != stated[1]:
-            raise UsageError(
-                f"precision is {given}, but the name {serve.llm} says {stated[1]}: leave one of "
-                f"the two out (the LLM without a format is {stated[0]})"
-            )
+    llm = catalog.llm(serve.llm)
+    refuse_two_formats(serve.llm, serve.precision, "precision")
     choose: tuple[str, ...] = tuple(asked.choose.knobs or DEFAULT_CHOOSE)
     for knob, values in (
         ("gpu", asked.choose.gpus),
@@ -252,7 +242,7 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
             return gpu
         return replace(gpu, max_num_seqs=capacity.default_sequences(gpu))
 
-    engine = served_by(serve.engine) if serve.engine else UNKNOWN_ENGINE
+    engine = Served.named(serve.engine) if serve.engine else UNKNOWN_ENGINE
     scenario = Scenario(
         llm=llm,
         gpu=told(gpu),
@@ -270,13 +260,7 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
     given_limits = (
         (measure, getattr(asked.limits, measure)) for measure in ("tpot", "ttft", "latency")
     )
-    prices = {
-        "price_per_kwh": asked.prices.price,
-        "carbon_kg_per_kwh": asked.prices.carbon,
-        "pue": asked.prices.pue,
-        "gpu_hour": asked.prices.gpu_hour,
-    }
-    current = asked.current
+    current, prices = asked.current, asked.prices
     return Query(
         engine=answers,
         scenario=scenario,
@@ -296,7 +280,7 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         current=None
         if current is None
         else read_running(current.configuration, llm, gpu, scenario.precision),
-        prices=Prices(**{name: value for name, value in prices.items() if value is not None}),
+        prices=Prices.asked(prices.price, prices.carbon, prices.pue, prices.gpu_hour),
         notes=(
             *known,
             *notes,
@@ -351,7 +335,7 @@ def notes_of(model: EnergyModel, notes: Sequence[str]) -> list[str]:
 
 def bills(
     model: EnergyModel, decision: Decision, prices: Prices, rates: Sequence[float] = ()
-) -> dict[str, Bill]:
+) -> dict[str, Month]:
     """Work out a month of the choice, and of what runs today where that keeps up.
 
     Parameters
@@ -384,7 +368,7 @@ def case_of_entry(decision: Decision, entry: Entry) -> Case:
 
 def _bill(
     model: EnergyModel, decision: Decision, entry: Entry, rates: Sequence[float], prices: Prices
-) -> Bill | None:
+) -> Month | None:
     """A month of one configuration; None where it does not keep up."""
     if entry.saturated:
         return None
@@ -406,9 +390,11 @@ def _bill(
     )
 
 
-def document(decision: Decision, month: Mapping[str, Bill], notes: Sequence[str]) -> dict[str, Any]:
+def document(
+    decision: Decision, month: Mapping[str, Month], notes: Sequence[str]
+) -> dict[str, Any]:
     """Say a decision as the document that :class:`energylens.schemas.Decision` describes."""
     made = headed("select", decision.to_json())
     made["notes"] = [*made["notes"], *map(str, notes_in_order(notes))]
-    made["month"] = {name: each.to_json() for name, each in month.items()}
+    made["month"] = {name: each.model_dump() for name, each in month.items()}
     return made

@@ -27,7 +27,9 @@ from energylens.model import EnergyModel
 from energylens.nextruns import verbs as nextruns
 from energylens.nextruns.answers import Verdict
 from energylens.records import Engine, Gpu, Llm, Precision, Workload
-from energylens.selection import Candidates, Ranking, Scenario, select
+from energylens.scenarios import Candidates, Scenario
+from energylens.selection import Ranking, select
+from energylens.viewing import picked
 from energylens.words import joules, percent, plural
 
 CHOOSE = ("tensor_parallel", "pipeline_parallel", "batch_size")
@@ -154,10 +156,7 @@ class Answer:
         return {
             "format": "energylens_campaign",
             "version": VERSION,
-            "rows": self.rows,
-            "failed": self.failed,
-            "planned": self.planned,
-            "minutes_used": self.minutes_used,
+            **picked(self, "rows failed planned minutes_used"),
             "sources": list(self.sources),
             "loaded_idle_w": self.loaded_idle_w,
             "rates_per_s": list(self.rates_per_s),

@@ -24,6 +24,7 @@ from energylens import catalog
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError
 from energylens.records import Case, Gpu, Llm, Precision
+from energylens.viewing import picked
 from energylens.words import percent
 
 HELD_OUTPUT_RATIO = 0.625  # of its output, that a running sequence has in the cache: a CV of 0.5
@@ -94,10 +95,7 @@ class Memory:
         """Names and values: bytes on the fullest GPU."""
         tokens = self.cache_tokens
         return {
-            "weights_bytes": self.weights_bytes,
-            "activation_bytes": self.activation_bytes,
-            "available_bytes": self.available_bytes,
-            "cache_bytes": self.cache_bytes,
+            **picked(self, "weights_bytes activation_bytes available_bytes cache_bytes"),
             "cache_tokens": tokens if np.isfinite(tokens) else None,
             "largest_batch": self.largest_batch,
             "reason": self.reason,
@@ -276,10 +274,7 @@ def room(cases: Cases, *, held_output_ratio: float = HELD_OUTPUT_RATIO) -> Float
             llm,
             gpu,
             precision,
-            tensor_parallel=cases.tensor_parallel[rows],
-            pipeline_parallel=cases.pipeline_parallel[rows],
-            expert_parallel=cases.expert_parallel[rows],
-            data_parallel=cases.data_parallel[rows],
+            **cases.degrees(rows),
             input_tokens=cases.input_tokens[rows],
             output_tokens=cases.output_tokens[rows],
             batch_size=cases.batch_size[rows],
@@ -311,14 +306,7 @@ def laid_out(cases: Cases) -> BoolArray:
     """Whether each case can be laid out, memory aside, shape (n,)."""
     found = np.empty(len(cases), dtype=np.bool_)
     for llm, _, precision, rows in _groups(cases):
-        found[rows] = layout_possible(
-            llm,
-            precision,
-            tensor_parallel=cases.tensor_parallel[rows],
-            pipeline_parallel=cases.pipeline_parallel[rows],
-            expert_parallel=cases.expert_parallel[rows],
-            data_parallel=cases.data_parallel[rows],
-        )
+        found[rows] = layout_possible(llm, precision, **cases.degrees(rows))
     return found
 
 
@@ -326,12 +314,7 @@ def weights_fit(cases: Cases) -> BoolArray:
     """Whether the weights alone fit in the whole memory of each case's GPUs, shape (n,)."""
     found = np.empty(len(cases), dtype=np.bool_)
     for llm, gpu, precision, rows in _groups(cases):
-        degrees = _Degrees.of(
-            cases.tensor_parallel[rows],
-            cases.pipeline_parallel[rows],
-            cases.expert_parallel[rows],
-            cases.data_parallel[rows],
-        )
+        degrees = _Degrees.of(*cases.degrees(rows).values())
         found[rows] = _weights_bytes(llm, precision, degrees) <= gpu.memory_bytes
     return found
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from energylens.errors import InputError
 from energylens.records import (
+    PARALLELISM,
     Boundary,
     Case,
     Configuration,
@@ -182,6 +183,10 @@ class Cases:
         """Return the cases at ``index`` (integers, booleans or a slice)."""
         columns = {name: getattr(self, name)[index] for name in self.column_names()}
         return type(self)(**self._records(), **columns)
+
+    def degrees(self, index: NDArray[Any] | slice) -> dict[str, Any]:
+        """Return the degrees of parallelism of the cases at ``index``, by name."""
+        return {name: getattr(self, name)[index] for name in PARALLELISM}
 
     def replace(self, **columns: FloatArray | float) -> Self:
         """Return the same cases with other columns; a number fills its column."""

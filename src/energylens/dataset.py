@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from itertools import chain
 from typing import Any, Self
 
 import numpy as np
@@ -19,18 +20,15 @@ from numpy.typing import NDArray
 from energylens.cases import OPTIONAL, BoolArray, Cases, FloatArray, IntArray
 from energylens.errors import InputError, UsageError
 from energylens.frames import columns_of_frame
-from energylens.records import Boundary, Source
+from energylens.records import PARALLELISM, Boundary, Source
 from energylens.viewing import Shown
 
 StrArray = NDArray[np.object_]
 
 #: What ``--choose`` may leave free, and the columns of a case that each name frees.
 KNOBS: dict[str, tuple[str, ...]] = {
-    "tensor_parallel": ("tensor_parallel",),
-    "pipeline_parallel": ("pipeline_parallel",),
-    "expert_parallel": ("expert_parallel",),
-    "data_parallel": ("data_parallel",),
-    "parallelism": ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"),
+    **{name: (name,) for name in PARALLELISM},
+    "parallelism": PARALLELISM,
     "batch_size": ("batch_size",),
     "precision": ("precision_index",),
     "gpu": ("gpu_index",),
@@ -339,17 +337,7 @@ class Dataset(Shown):
             c.wall_boundary,
             c.engine_index,
         ]
-        for column in (
-            "tensor_parallel",
-            "pipeline_parallel",
-            "expert_parallel",
-            "data_parallel",
-            "batch_size",
-            "precision_index",
-            "gpu_index",
-            "power_cap_w",
-            "clock_mhz",
-        ):
+        for column in dict.fromkeys(chain.from_iterable(KNOBS.values())):
             if column not in freed:
                 keys.append(getattr(c, column))
         index = group_rows(keys)

@@ -17,7 +17,6 @@ import numpy as np
 from energylens.capacity import format_problem, layout_problem
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.decisions import (
-    NAMES,
     Beyond,
     Decision,
     Entry,
@@ -26,12 +25,12 @@ from energylens.decisions import (
     MeetPrice,
     Running,
     Shadow,
-    seconds,
 )
 from energylens.errors import InfeasibleError, UsageError
 from energylens.records import Configuration
 from energylens.replicas import enough, span
-from energylens.selection import SAMPLES, Candidates, Scenario
+from energylens.scenarios import Candidates, Scenario
+from energylens.selection import SAMPLES, probabilities_of_best
 from energylens.solving import (
     BATCH_LIMITS,
     DEFAULT_CHOOSE,
@@ -39,8 +38,6 @@ from energylens.solving import (
     Engine,
     Prepared,
     Solved,
-    candidates_under_load,
-    case_of,
 )
 
 MEET = 0.9  # probability with which limits must be met, unless said
@@ -250,8 +247,7 @@ def _compared(
     draws = engine.energy.sample_energy_j(full, SAMPLES, 0) / engine.energy.predict_energy_j(full)
     draws = draws * together.energy_j[rows]
     own = draws[:, : len(first)]
-    wins = own == own.min(axis=1, keepdims=True)
-    shares = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0).tolist()
+    shares = probabilities_of_best(own).tolist()
     known = tuple(
         replace(entry, probability_best_ratio=share)
         for entry, share in zip(entries, shares, strict=False)
@@ -447,22 +443,3 @@ def _front(solved: Solved) -> IntArray:
             least = value
             kept.append(row)
     return np.array(kept, dtype=np.intp)
-
-
-__all__ = [
-    "BATCH_LIMITS",
-    "DEFAULT_CHOOSE",
-    "MEET",
-    "NAMES",
-    "Decision",
-    "Engine",
-    "Entry",
-    "LatencyLimit",
-    "Load",
-    "Running",
-    "Shadow",
-    "candidates_under_load",
-    "case_of",
-    "decide",
-    "seconds",
-]

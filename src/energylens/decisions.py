@@ -10,8 +10,9 @@ import numpy as np
 from energylens.cases import FloatArray
 from energylens.errors import InfeasibleError, UsageError
 from energylens.records import Configuration, Precision
-from energylens.selection import Scenario
+from energylens.scenarios import Scenario
 from energylens.service import Lengths, Service
+from energylens.viewing import picked
 from energylens.words import rounded_down
 
 if TYPE_CHECKING:
@@ -225,10 +226,7 @@ class Entry:
         """Names and values."""
         c = self.configuration
         return {
-            "tensor_parallel": c.tensor_parallel,
-            "pipeline_parallel": c.pipeline_parallel,
-            "expert_parallel": c.expert_parallel,
-            "data_parallel": c.data_parallel,
+            **c.degrees,
             "batch_size": c.batch_size,
             "batch_limit_per_replica": self.batch_limit,
             "power_cap_w": c.power_cap_w,
@@ -236,16 +234,11 @@ class Entry:
             "gpu": self.gpu,
             "precision": self.precision,
             "gpus": c.gpus,
-            "mean_batch_size": self.mean_batch_size,
-            "energy_per_request_j": self.energy_per_request_j,
-            "lower_j": self.lower_j,
-            "upper_j": self.upper_j,
+            **picked(self, "mean_batch_size energy_per_request_j lower_j upper_j"),
             "tpot_s": _finite(self.tpot_s),
             "ttft_s": _finite(self.ttft_s),
             "request_latency_s": _finite(self.request_latency_s),
-            "power_w": self.power_w,
-            "utilisation_ratio": self.utilisation_ratio,
-            "saturation_rate_per_s": self.saturation_rate_per_s,
+            **picked(self, "power_w utilisation_ratio saturation_rate_per_s"),
             "probability_of_meeting_ratio": _finite(self.probability_of_meeting_ratio),
             "limit_values_s": [_finite(value) for value in self.values_s],
             "saving_ratio": self.saving_ratio,
@@ -395,9 +388,7 @@ class Decision:
                 "rate_per_s": self.load.rate_per_s,
                 "input_tokens": w.input_tokens,
                 "vision_tokens": self.scenario.workload.vision_tokens,
-                "output_tokens": w.output_tokens,
-                "input_cv": w.input_cv,
-                "output_cv": w.output_cv,
+                **picked(w, "output_tokens input_cv output_cv"),
                 "cached_share": self.load.cached_share,
                 "meet": self.meet,
                 "max_gpus": self.scenario.max_gpus,
@@ -412,12 +403,7 @@ class Decision:
             "current": None if self.current is None else self.current.to_json(),
             "fewest_gpus": None if self.fewest_gpus is None else self.fewest_gpus.to_json(),
             "shadow_prices": [
-                {
-                    "limit": s.limit.describe(),
-                    "relaxed_s": s.relaxed_s,
-                    "saving_ratio": s.saving_ratio,
-                    "configuration": s.configuration,
-                }
+                {"limit": s.limit.describe(), **picked(s, "relaxed_s saving_ratio configuration")}
                 for s in self.shadows
             ],
             "meet_prices": [
@@ -431,8 +417,6 @@ class Decision:
             "saving_interval_ratio": self.saving_interval and list(self.saving_interval),
             "breaks_at_rate_per_s": self.breaks_at_per_s,
             "front": [entry.to_json() for entry in self.front],
-            "considered": self.considered,
-            "ruled_out": self.ruled_out,
-            "certain": self.certain,
+            **picked(self, "considered ruled_out certain"),
             "notes": list(self.notes),
         }

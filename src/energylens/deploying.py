@@ -13,7 +13,7 @@ import numpy as np
 
 from energylens import catalog
 from energylens.capacity import TOKENS_PER_PASS, largest_batch
-from energylens.deciding import Entry
+from energylens.decisions import Entry
 from energylens.errors import UsageError
 from energylens.records import Configuration, Gpu, Llm, Precision
 
@@ -69,10 +69,7 @@ def _held_tokens(
         llm,
         gpu,
         precision,
-        tensor_parallel=c.tensor_parallel,
-        pipeline_parallel=c.pipeline_parallel,
-        expert_parallel=c.expert_parallel,
-        data_parallel=c.data_parallel,
+        **c.degrees,
         input_tokens=lengths,
         output_tokens=1.0,
         batch_size=limit,

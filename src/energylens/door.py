@@ -80,7 +80,7 @@ def load(name: str | Path) -> EnergyModel:
     >>> el.load("datasheet").pooled.rows
     0
     """
-    from energylens.cli.serving import model_for
+    from energylens.packaged import model_for
 
     return model_for(str(name), "", None)[0]
 
@@ -136,7 +136,7 @@ def fit(
     from dataclasses import replace
 
     from energylens import fitting
-    from energylens.cli.serving import time_law
+    from energylens.latency_fitting import fitted_times
 
     dataset = read(rows)
     options = fitting.FitOptions(
@@ -150,13 +150,13 @@ def fit(
     model = fitting.fit(dataset, options)
     if not accept_misfit:
         fitting.refuse_misfit(model, dataset)
-    return replace(model, time=time_law(dataset))
+    return replace(model, time=fitted_times(dataset))
 
 
 def _model(model: EnergyModel | str | Path | None, gpu: str, engine: Any) -> EnergyModel:
-    from energylens.cli.serving import model_for
-
     if model is None:
+        from energylens.packaged import model_for
+
         return model_for(None, gpu, engine)[0]
     return load(model) if isinstance(model, str | Path) else model
 
@@ -211,9 +211,9 @@ def _asked(
 
 
 def _engine(engine: Any) -> Any:
-    from energylens.cli.configuring import engine_of
+    from energylens.records import Engine
 
-    return engine_of(engine) if isinstance(engine, str) else engine
+    return Engine.named(engine) if isinstance(engine, str) else engine
 
 
 def explain(
@@ -348,24 +348,24 @@ def select(
     'TP1 PP1 B32'
     """
     from energylens import selection
-    from energylens.cli.configuring import BATCH_SIZE, case_of, gpu_of, precision_of
+    from energylens.cli.configuring import BATCH_SIZE, candidates_of, case_of
     from energylens.dataset import freed_columns
+    from energylens.scenarios import Scenario
 
     _require_described(llm, gpu, input_tokens, output_tokens)
     if "batch_size" in freed_columns(tuple(choose)):
         # Each limit that is tried is what the engine is told.
         others = {"batch_size": BATCH_SIZE, **others}
     asked = _asked(llm, gpu, input_tokens, output_tokens, engine, others)
+    vars(asked).update(
+        gpus=gpus, precisions=precisions, batch_sizes=batch_sizes, power_caps=(), clocks=()
+    )
     case = case_of(asked)
     return selection.select(
         _model(model, case.gpu.id, _engine(engine)),
-        selection.Scenario.of(case, max_gpus),
+        Scenario.of(case, max_gpus),
         choose=tuple(choose),
-        candidates=selection.Candidates(
-            batch_size=tuple(map(float, batch_sizes)) or selection.BATCH_SIZES,
-            gpus=tuple(gpu_of(asked, name) for name in gpus),
-            precisions=tuple(precision_of(asked, name) for name in precisions),
-        ),
+        candidates=candidates_of(asked),
         seed=seed,
     )
 

@@ -19,7 +19,6 @@ Every message says what must hold, what was given, and what to do.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Iterable
 from enum import IntEnum
@@ -88,6 +87,8 @@ def _nearest(name: str, known: Iterable[str]) -> list[str]:
     more than how many letters two names share: Llama-3.3-70B is nearer to Llama-3.1-70B than to
     CodeLlama-70b.
     """
+    import difflib
+
     by_lower = {entry.lower(): entry for entry in known}
     given = name.lower()[:200]
     if _ANOTHER_KIND.search(given):

@@ -13,7 +13,7 @@ from energylens.cases import Cases, FloatArray
 from energylens.formula import design_by_phase, slopes
 from energylens.model import Coefficients, EnergyModel, known_engine, physics_flags
 from energylens.records import Case, Configuration, Workload
-from energylens.viewing import Shown
+from energylens.viewing import Shown, picked
 from energylens.words import J_PER_KWH, energies, joules, percent, plural
 
 COVERAGE_RATIO = 0.8
@@ -135,17 +135,13 @@ class Explanation(Shown):
                 }
                 for t in self.terms
             },
-            "input_token_j": self.input_token_j,
-            "output_token_j": self.output_token_j,
-            "factors": self.factors,
+            **picked(self, "input_token_j output_token_j factors"),
             "changes": [
                 {
-                    "what": c.what,
-                    "energy_per_request_j": c.energy_per_request_j,
-                    "difference_j": c.difference_j,
-                    "feasible": c.feasible,
-                    "reason": c.reason,
-                    "running_batch_size": c.running_batch_size,
+                    **picked(
+                        c,
+                        "what energy_per_request_j difference_j feasible reason running_batch_size",
+                    )
                 }
                 for c in self.changes
             ],
@@ -337,14 +333,9 @@ def scope_notes(model: EnergyModel, case: Case) -> tuple[str, ...]:
         )
     w = workload
     values = {
-        "tensor_parallel": c.tensor_parallel,
-        "pipeline_parallel": c.pipeline_parallel,
-        "expert_parallel": c.expert_parallel,
-        "data_parallel": c.data_parallel,
+        **c.degrees,
         "batch_size": c.batch_size,
-        "input_tokens": w.input_tokens,
-        "output_tokens": w.output_tokens,
-        "vision_tokens": w.vision_tokens,
+        **picked(w, "input_tokens output_tokens vision_tokens"),
         "power_cap_w": case.gpu.tdp_w if c.power_cap_w is None else c.power_cap_w,
         "clock_ratio": float(Cases.of([case]).clock_ratio[0]),
     }

@@ -33,7 +33,7 @@ from energylens.errors import ArtefactError, UsageError
 from energylens.latency import TimeModel
 from energylens.model import EnergyModel
 from energylens.pacing import Paced, full_batch
-from energylens.records import Boundary, Case, Configuration, Source, Workload
+from energylens.records import PARALLELISM, Boundary, Case, Configuration, Source, Workload
 from energylens.service import JouleSteps, Lengths
 from energylens.words import percent
 
@@ -168,15 +168,7 @@ def points_of_ranking(document: Mapping[str, Any], name: str) -> list[Point]:
 
 
 def _point_of_entry(entry: Mapping[str, Any], llm: str, workload: Workload, name: str) -> Point:
-    degrees = {
-        degree: _needed(entry, degree, name)
-        for degree in (
-            "tensor_parallel",
-            "pipeline_parallel",
-            "expert_parallel",
-            "data_parallel",
-        )
-    }
+    degrees = {degree: _needed(entry, degree, name) for degree in PARALLELISM}
     running = _known(entry, "mean_batch_size", name)
     labels = [entry.get(label) for label in ("gpu", "precision")]
     if not all(isinstance(label, str) for label in labels):

@@ -32,14 +32,7 @@ import numpy as np
 
 from energylens.cases import Cases, FloatArray
 from energylens.clocks import CLOCKLESS_RATIO, READING_RATIO, WAITING_RATIO, Clocked
-from energylens.counts import (
-    BANDWIDTH_RATIO,
-    COMPUTE_RATIO,
-    LAUNCH_S,
-    SEQUENCE_S,
-    Counts,
-    count,
-)
+from energylens.counts import BANDWIDTH_RATIO, COMPUTE_RATIO, LAUNCH_S, SEQUENCE_S, Counts, count
 from energylens.errors import InputError, UnknownChoiceError
 from energylens.records import Gpu
 

@@ -49,11 +49,8 @@ from energylens.counts import (
     weight_bytes,
 )
 from energylens.errors import UsageError
-from energylens.formula import (
-    LINK_RATIO,
-    PCIE_BYTES_PER_S,
-)
-from energylens.latency_terms import EXPECTED, LOWER_BOUNDS, NAMES, SPREADS, TERMS, TimeTerm
+from energylens.formula import LINK_RATIO, PCIE_BYTES_PER_S
+from energylens.latency_terms import EXPECTED, NAMES, SPREADS
 from energylens.model import (
     WIDEST_LOG,
     Coefficients,
@@ -750,28 +747,3 @@ def from_datasheet() -> TimeModel:
         ),
         scope=Scope(llms=(), gpus=(), precisions=()),
     )
-
-
-__all__ = [
-    "COLUMNS",
-    "EXPECTED",
-    "LOWER_BOUNDS",
-    "NAMES",
-    "SPREADS",
-    "STRUCTURE",
-    "TARGETS",
-    "TERMS",
-    "StepTimes",
-    "Steps",
-    "Target",
-    "TimeModel",
-    "TimeTerm",
-    "check_target",
-    "design",
-    "from_datasheet",
-    "prompts_per_step",
-    "seconds",
-    "slopes",
-    "step_times",
-    "units",
-]

@@ -17,10 +17,6 @@ from energylens.dataset import Dataset, StrArray
 from energylens.errors import FitError
 from energylens.latency import (
     COLUMNS,
-    EXPECTED,
-    LOWER_BOUNDS,
-    NAMES,
-    SPREADS,
     TARGETS,
     Target,
     TimeModel,
@@ -30,6 +26,7 @@ from energylens.latency import (
     seconds,
     slopes,
 )
+from energylens.latency_terms import EXPECTED, LOWER_BOUNDS, NAMES, SPREADS
 from energylens.linearised import Linearised, bounded
 from energylens.model import Coefficients, Scope, group_key
 from energylens.service import running_under_load
@@ -323,3 +320,11 @@ def _minimise(
         elif moved < CONVERGED:
             break
     return theta, variance
+
+
+def fitted_times(dataset: Dataset) -> TimeModel | None:
+    """Fit the time law to the rows that have a time; None where none has."""
+    try:
+        return fit_latency(dataset)
+    except FitError:
+        return None

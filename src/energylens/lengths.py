@@ -5,11 +5,24 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from energylens import files
+from energylens import catalog, files
 from energylens.errors import InputError, UsageError
-from energylens.records import Llm, Modality, Workload
+from energylens.records import (
+    PARALLELISM,
+    Boundary,
+    Case,
+    Configuration,
+    Engine,
+    Gpu,
+    Llm,
+    Modality,
+    Precision,
+    Workload,
+)
 from energylens.service import Lengths
+from energylens.viewing import picked
 
 #: What a column of prompt and output tokens may be called.
 INPUT = ("input_tokens", "ContextTokens", "prompt_tokens", "num_prefill_tokens", "input_length")
@@ -126,3 +139,52 @@ def with_prompts_of(lengths: Lengths, workload: Workload) -> Lengths:
     """Make prompts as long as those of a workload: what is added is the same in every request."""
     longer = workload.input_tokens / lengths.input_tokens
     return replace(lengths, input_tokens=workload.input_tokens, input_cv=lengths.input_cv / longer)
+
+
+def case_described(
+    asked: Any, *, gpu: Gpu, precision: Precision, engine: Engine, node_option: str
+) -> Case:
+    """Make the case that options of ``energylens explain`` describe.
+
+    Parameters
+    ----------
+    asked : CaseQuestion or Namespace
+        Vision tokens that the catalog knows are added to its input tokens; those that it gives
+        are taken to be part of them.
+    gpu, precision : Gpu, Precision
+        With what the engine is told of memory and cache.
+    engine : Engine
+    node_option : str
+        What asked for the GPUs of a node.
+
+    Raises
+    ------
+    UsageError
+        If a node has fewer GPUs than the deployment, or a length is none.
+    """
+    llm = catalog.llm(asked.llm)
+    configuration = Configuration(
+        **picked(asked, PARALLELISM),
+        **picked(asked, "power_cap_w clock_mhz"),
+        batch_size=float(asked.batch_size),
+    )
+    if asked.node_gpus and asked.node_gpus < configuration.gpus:
+        raise UsageError(
+            f"{node_option} must be at least the {configuration.gpus} GPUs of the deployment, "
+            f"tensor x pipeline x data parallel ones; given {asked.node_gpus}"
+        )
+    return Case(
+        llm=llm,
+        gpu=gpu,
+        precision=precision,
+        workload=workload_of(
+            llm,
+            asked.input_tokens,
+            asked.output_tokens,
+            **picked(asked, "images frames vision_tokens"),
+        ),
+        configuration=configuration,
+        boundary=Boundary.NODE if asked.node_gpus else Boundary.ACTIVE_GPUS,
+        node_gpus=asked.node_gpus,
+        engine=engine,
+    )

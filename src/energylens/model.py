@@ -541,10 +541,11 @@ class EnergyModel(Shown):
         spread = np.array([s.spread_ratio for s in sets])[set_index]
         reach = float(np.mean([s.reach_doublings for s in sets]))
         place = knob_place(cases)
-        distance = np.abs(place[:, None] - place[None]).sum(axis=2)
-        for label in (cases.gpu_index, cases.precision_index, cases.llm_index):
-            distance += LABEL_DOUBLINGS * (label[:, None] != label[None])
-        correlation = 1.0 - OWN_RATIO + OWN_RATIO * np.exp(-distance / reach)
+        labels = (cases.gpu_index, cases.precision_index, cases.llm_index)
+        apart = sum(LABEL_DOUBLINGS * (label[:, None] != label[None]) for label in labels)
+        correlation = residual_covariance(
+            place, place, common=1.0 - OWN_RATIO, own=OWN_RATIO, reach=reach, apart=apart
+        )
         root = np.linalg.cholesky(correlation + 1e-9 * np.eye(len(cases)))
         drawn: FloatArray = joules * np.exp(spread * (rng.standard_normal(joules.shape) @ root.T))
         limits = self._of_limits(cases)
@@ -644,6 +645,39 @@ def knob_place(cases: Cases) -> FloatArray:
         cases.clock_ratio,
     )
     return np.log2(np.column_stack(knobs))
+
+
+def residual_covariance(
+    a: FloatArray,
+    b: FloatArray,
+    *,
+    common: float,
+    own: float,
+    reach: float,
+    apart: FloatArray | int = 0,
+) -> FloatArray:
+    """How what the law leaves of some configurations goes with what it leaves of others.
+
+    Every probability of being the best rests on it: that of a ranking, of a decision under load
+    and of the next runs, which condition it on the rows that are measured.
+
+    Parameters
+    ----------
+    a, b : ndarray, shapes (n, 6) and (m, 6)
+        Where they stand, as :func:`knob_place` says.
+    common, own : float
+        Variance that all share, and that goes with the distance.
+    reach : float
+        Doublings of knobs over which it falls by e.
+    apart : ndarray, shape (n, m), optional
+        Doublings that they stand apart by besides.
+
+    Returns
+    -------
+    ndarray, shape (n, m)
+    """
+    distance = np.abs(a[:, None] - b[None]).sum(axis=2) + apart
+    return np.asarray(common + own * np.exp(-distance / reach))
 
 
 def draw_theta(coefficients: Coefficients, samples: int, rng: np.random.Generator) -> FloatArray:

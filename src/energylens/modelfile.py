@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
-from energylens import files, latency
+from energylens import files, latency, latency_terms
 from energylens.cases import FloatArray
 from energylens.errors import ArtefactError, UnknownNameError
 from energylens.factors import Factors
@@ -132,7 +132,9 @@ def _plain(record: Any, schema: type[_Strict]) -> dict[str, Any]:
     held = {name: getattr(record, name) for name in schema.model_fields if hasattr(record, name)}
     laws: tuple[Any, ...] = (EnergyModel, TimeModel)
     if isinstance(record, laws):
-        names = latency.NAMES if isinstance(record, TimeModel) else [t.name for t in record.terms]
+        names = (
+            latency_terms.NAMES if isinstance(record, TimeModel) else [t.name for t in record.terms]
+        )
 
         def coefficients(c: Coefficients) -> dict[str, Any]:
             theta = dict(zip(names, c.theta.tolist(), strict=True))
@@ -237,7 +239,7 @@ def _time(read: _Time, name: str) -> TimeModel:
             f"{latency.STRUCTURE}. Fit again."
         )
     return TimeModel(
-        **_law(read, list(latency.NAMES), name),
+        **_law(read, list(latency_terms.NAMES), name),
         factors=read.factors,
         narrowing_ratio=read.narrowing_ratio,
         targets=read.targets,

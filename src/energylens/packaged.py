@@ -6,14 +6,16 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from energylens import modelfile
+from energylens import catalog, modelfile
 from energylens.errors import ArtefactError
+from energylens.latency_fitting import fitted_times
 from energylens.model import EnergyModel
+from energylens.records import Engine
 from energylens.words import Note
 
 FOLDER = "models"
@@ -139,3 +141,35 @@ def for_gpu(gpu: str, engine: str = "") -> tuple[Packaged, str]:
     if engine in unseen:
         note += f" None of them is of {engine}: coefficients differ between engines."
     return chosen, Note(note, rank=Note.UNSEEN if unseen else Note.ORIGIN, brief=brief)
+
+
+#: How the names of tidy tables end.
+TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq", ".csv.gz", ".jsonl.gz")
+
+
+def model_for(
+    name: str | None, gpu: str, engine: Engine | None
+) -> tuple[EnergyModel, tuple[str, ...]]:
+    """Read a model: a file, a table to fit, a packaged one, the datasheet, or a GPU type's own.
+
+    Returns
+    -------
+    EnergyModel, tuple of str
+        And what the reader must know of it.
+    """
+    from energylens import fitting, table
+
+    if name is None:
+        chosen, note = for_gpu(catalog.gpu(gpu).id, "" if engine is None else engine.id)
+        return chosen.model(), (note,)
+    if name.lower() == "datasheet":
+        return fitting.from_datasheet(), ()
+    known = named(name)
+    if known is not None:
+        return known.model(), (f"Answered from the packaged model {known.describe()}.",)
+    if name.lower().endswith(TABLES):
+        rows = table.read(name)
+        model = fitting.fit(rows, fitting.FitOptions())
+        fitting.refuse_misfit(model, rows)
+        return replace(model, time=fitted_times(rows)), ()
+    return modelfile.load(name), ()

@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from energylens.catalog.scaling import scaled_down
-from energylens.deciding import Entry, LatencyLimit, Load
+from energylens.decisions import Entry, LatencyLimit, Load
 from energylens.errors import UsageError
 from energylens.instrument import planning, sweep
 from energylens.instrument.folder import Instrument, SweepFolder
 from energylens.instrument.plan import PlannedCase
 from energylens.model import EnergyModel
 from energylens.records import Configuration
-from energylens.selection import Scenario
+from energylens.scenarios import Scenario
 from energylens.verifying import RUNS, Run, Verdict, verify
 
 

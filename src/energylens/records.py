@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any
 
 from energylens.errors import InputError
 
@@ -50,6 +51,10 @@ MODALITIES = tuple(Modality)
 BOUNDARIES = tuple(Boundary)
 SOURCES = tuple(Source)
 
+#: The degrees of parallelism, and those that are free where nothing says which knobs are.
+PARALLELISM = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
+DEFAULT_CHOOSE = PARALLELISM[:2]
+
 #: Power caps that a GPU can be given, in units of its TDP: drivers allow about a quarter of it at
 #: least, and some boards a little more than their datasheet says.
 POWER_CAP_RATIOS = (0.1, 1.05)
@@ -83,28 +88,29 @@ def _require_names(owner: str, *names: str) -> None:
             raise InputError(f"{owner}: names must be printable text, not {_short(name)}")
 
 
-def _require_positive(owner: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (_finite(value) and value > 0):
-            raise InputError(
-                f"{owner}: {name} must be a finite number above 0, not {_short(value)}"
-            )
+def _require_each(
+    owner: str, record: object, names: str, must: str, low: float, *, whole: bool = False
+) -> None:
+    """Check numbers of a record by their names; one that is not known passes."""
+    for name in names.split():
+        value = getattr(record, name)
+        if value is not None and not (
+            value >= low and _finite(value) and not (whole and value % 1)
+        ):
+            raise InputError(f"{owner}: {name} must be a {must}, not {_short(value)}")
 
 
-def _require_not_negative(owner: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (_finite(value) and value >= 0):
-            raise InputError(
-                f"{owner}: {name} must be a finite number, 0 or more, not {_short(value)}"
-            )
+def _require_positive(owner: str, record: object, names: str) -> None:
+    least = math.ulp(0.0)  # the smallest number above 0
+    _require_each(owner, record, names, "finite number above 0", least)
 
 
-def _require_whole(owner: str, **values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (_finite(value) and value >= 1 and value % 1 == 0):
-            raise InputError(
-                f"{owner}: {name} must be a whole number, 1 or more, not {_short(value)}"
-            )
+def _require_not_negative(owner: str, record: object, names: str) -> None:
+    _require_each(owner, record, names, "finite number, 0 or more", 0.0)
+
+
+def _require_whole(owner: str, record: object, names: str) -> None:
+    _require_each(owner, record, names, "whole number, 1 or more", 1.0, whole=True)
 
 
 # ------------------------------------------------------------------------- LLM architecture
@@ -140,22 +146,12 @@ class Attention:
     def __post_init__(self) -> None:
         _require_positive(
             "attention",
-            layers=self.layers,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_size=self.head_size,
-            window_tokens=self.window_tokens,
-            query_rank=self.query_rank,
-            kv_rank=self.kv_rank,
-            value_head_size=self.value_head_size,
-            index_tokens=self.index_tokens,
+            self,
+            "layers heads kv_heads head_size window_tokens query_rank kv_rank value_head_size "
+            "index_tokens",
         )
         _require_not_negative(
-            "attention",
-            window_layers=self.window_layers,
-            rope_head_size=self.rope_head_size,
-            index_heads=self.index_heads,
-            index_head_size=self.index_head_size,
+            "attention", self, "window_layers rope_head_size index_heads index_head_size"
         )
         _require(
             self.index_tokens is None or (self.index_heads > 0 and self.index_head_size > 0),
@@ -239,7 +235,7 @@ class FeedForward:
     matrices: int = 3
 
     def __post_init__(self) -> None:
-        _require_positive("feed_forward", layers=self.layers, size=self.size)
+        _require_positive("feed_forward", self, "layers size")
         _require(self.matrices in (2, 3), "feed_forward", "matrices must be 2 or 3 (gated)")
 
 
@@ -258,14 +254,8 @@ class Experts:
     matrices: int = 3
 
     def __post_init__(self) -> None:
-        _require_positive(
-            "experts",
-            layers=self.layers,
-            experts=self.experts,
-            active_experts=self.active_experts,
-            size=self.size,
-        )
-        _require_not_negative("experts", shared_size=self.shared_size)
+        _require_positive("experts", self, "layers experts active_experts size")
+        _require_not_negative("experts", self, "shared_size")
         _require(self.active_experts <= self.experts, "experts", "active_experts exceeds experts")
         _require(self.matrices in (2, 3), "experts", "matrices must be 2 or 3 (gated)")
 
@@ -289,15 +279,9 @@ class StateSpace:
 
     def __post_init__(self) -> None:
         _require_positive(
-            "state_space",
-            state_bits=self.state_bits,
-            layers=self.layers,
-            inner_size=self.inner_size,
-            state_size=self.state_size,
-            groups=self.groups,
-            convolution_width=self.convolution_width,
+            "state_space", self, "state_bits layers inner_size state_size groups convolution_width"
         )
-        _require_not_negative("state_space", heads=self.heads)
+        _require_not_negative("state_space", self, "heads")
 
     def parameters(self, hidden_size: int) -> float:
         """Weights of all state-space layers."""
@@ -341,13 +325,9 @@ class Vision:
     def __post_init__(self) -> None:
         _require_positive(
             "vision",
-            layers=self.layers,
-            parameters=self.parameters,
-            hidden_size=self.hidden_size,
-            patch_pixels=self.patch_pixels,
-            patches_per_token=self.patches_per_token,
-            tokens_per_image=self.tokens_per_image,
-            tokens_per_frame=self.tokens_per_frame,
+            self,
+            "layers parameters hidden_size patch_pixels patches_per_token tokens_per_image "
+            "tokens_per_frame",
         )
 
 
@@ -385,12 +365,8 @@ class Llm:
         _require_names("LLM", self.id, *self.aliases)
         _require_positive(
             owner,
-            layers=self.layers,
-            hidden_size=self.hidden_size,
-            vocabulary_size=self.vocabulary_size,
-            total_parameters=self.total_parameters,
-            active_parameters=self.active_parameters,
-            context_tokens=self.context_tokens,
+            self,
+            "layers hidden_size vocabulary_size total_parameters active_parameters context_tokens",
         )
         _require(
             self.attention is not None or self.state_space is not None,
@@ -519,21 +495,14 @@ class Gpu:
             f"memory_share_ratio must be above 0, up to 1, not {self.memory_share_ratio!r}",
         )
         _require(bool(self.id.strip()), "GPU", "id must not be empty")
-        _require_whole(f"GPU {self.id!r}", max_num_seqs=self.max_num_seqs)
+        _require_whole(f"GPU {self.id!r}", self, "max_num_seqs")
         _require_names("GPU", self.id, *self.aliases)
         _require_positive(
             f"GPU {self.id!r}",
-            memory_bytes=self.memory_bytes,
-            memory_bandwidth_bytes_per_s=self.memory_bandwidth_bytes_per_s,
-            bf16_flop_per_s=self.bf16_flop_per_s,
-            fp8_flop_per_s=self.fp8_flop_per_s,
-            int8_op_per_s=self.int8_op_per_s,
-            fp4_flop_per_s=self.fp4_flop_per_s,
-            tdp_w=self.tdp_w,
-            idle_power_w=self.idle_power_w,
-            loaded_idle_w=self.loaded_idle_w,
-            max_clock_mhz=self.max_clock_mhz,
-            link_bandwidth_bytes_per_s=self.link_bandwidth_bytes_per_s,
+            self,
+            "memory_bytes memory_bandwidth_bytes_per_s bf16_flop_per_s fp8_flop_per_s "
+            "int8_op_per_s fp4_flop_per_s tdp_w idle_power_w loaded_idle_w max_clock_mhz "
+            "link_bandwidth_bytes_per_s",
         )
 
     def multiplies(self, compute_bits: int, *, integer: bool = False) -> bool:
@@ -620,11 +589,7 @@ class Precision:
 
     def __post_init__(self) -> None:
         _require_positive(
-            f"precision {self.id!r}",
-            weight_bits=self.weight_bits,
-            compute_bits=self.compute_bits,
-            kv_bits=self.kv_bits,
-            block_size=self.block_size,
+            f"precision {self.id!r}", self, "weight_bits compute_bits kv_bits block_size"
         )
         _require(
             self.scope in ("linear", "feed_forward", "experts"),
@@ -644,6 +609,12 @@ class Engine:
 
     name: str = ""
     version: str = ""
+
+    @classmethod
+    def named(cls, text: str) -> Engine:
+        """Read a name and a version, as in ``vllm 0.11.1`` or ``vllm==0.11.1``."""
+        name, _, version = text.replace("==", " ").strip().partition(" ")
+        return cls(name=name, version=version.strip())
 
     @property
     def id(self) -> str:
@@ -679,12 +650,7 @@ class Generation:
 
     def __post_init__(self) -> None:
         _require(bool(self.id.strip()), "engine generation", "id must not be empty")
-        _require_positive(
-            f"engine generation {self.id!r}",
-            launch_s=self.launch_s,
-            sequence_s=self.sequence_s,
-            spread=self.spread,
-        )
+        _require_positive(f"engine generation {self.id!r}", self, "launch_s sequence_s spread")
 
 
 # ---------------------------------------------------------------------------- what is served
@@ -709,15 +675,8 @@ class Workload:
     request_rate_per_s: float | None = None
 
     def __post_init__(self) -> None:
-        _require_positive(
-            "workload",
-            input_tokens=self.input_tokens,
-            output_tokens=self.output_tokens,
-            request_rate_per_s=self.request_rate_per_s,
-        )
-        _require_not_negative(
-            "workload", vision_tokens=self.vision_tokens, images=self.images, frames=self.frames
-        )
+        _require_positive("workload", self, "input_tokens output_tokens request_rate_per_s")
+        _require_not_negative("workload", self, "vision_tokens images frames")
         _require(
             self.vision_tokens <= self.input_tokens,
             "workload",
@@ -750,19 +709,16 @@ class Configuration:
 
     def __post_init__(self) -> None:
         _require_whole(
-            "configuration",
-            tensor_parallel=self.tensor_parallel,
-            pipeline_parallel=self.pipeline_parallel,
-            expert_parallel=self.expert_parallel,
-            data_parallel=self.data_parallel,
+            "configuration", self, "tensor_parallel pipeline_parallel expert_parallel data_parallel"
         )
-        _require_positive(
-            "configuration",
-            batch_size=None if self.batch_size == math.inf else self.batch_size,
-            mean_batch_size=self.mean_batch_size,
-            power_cap_w=self.power_cap_w,
-            clock_mhz=self.clock_mhz,
-        )
+        _require_positive("configuration", self, "mean_batch_size power_cap_w clock_mhz")
+        if self.batch_size != math.inf:
+            _require_positive("configuration", self, "batch_size")
+
+    @property
+    def degrees(self) -> dict[str, Any]:
+        """The degrees of parallelism by name, each a whole number."""
+        return {name: getattr(self, name) for name in PARALLELISM}
 
     @property
     def gpus(self) -> int:
@@ -799,7 +755,7 @@ class Case:
     engine: Engine = UNKNOWN_ENGINE
 
     def __post_init__(self) -> None:
-        _require_whole("case", node_gpus=self.node_gpus)
+        _require_whole("case", self, "node_gpus")
         c = self.configuration
         refused = held_down_problem(self.gpu, c.power_cap_w, c.clock_mhz)
         _require(refused is None, "case", refused or "")

@@ -17,7 +17,7 @@ from energylens.cases import Cases, IntArray
 from energylens.dataset import freed_columns
 from energylens.decisions import Enough, LatencyLimit, Load, Running
 from energylens.records import Boundary, Configuration
-from energylens.selection import DEGREES, Candidates, Scenario
+from energylens.scenarios import DEGREES, Candidates, Scenario
 from energylens.solving import Engine, Prepared, Spanned
 
 EVERY = 16  # GPUs up to which every number of replicas is tried at every batch limit

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from energylens.errors import UsageError
+from energylens.schemas import Month
 from energylens.words import Note
 
 HOURS_PER_MONTH = 730.0
-JOULES_PER_KWH = 3.6e6
 
 #: Defaults, and where they come from.
 SOURCES = {
@@ -52,6 +51,15 @@ class Prices:
             if not (least <= value < float("inf")):
                 raise UsageError(f"{name} must be {least:g} or more, not {value!r}")
 
+    @classmethod
+    def asked(
+        cls, price: float | None, carbon: float | None, pue: float | None, gpu_hour: float | None
+    ) -> Prices:
+        """Take what somebody names, and the defaults for the rest."""
+        names = ("price_per_kwh", "carbon_kg_per_kwh", "pue", "gpu_hour")
+        given = zip(names, (price, carbon, pue, gpu_hour), strict=True)
+        return cls(**{name: value for name, value in given if value is not None})
+
     def describe(self) -> str:
         """Say what money and CO2 rest on, in one sentence; defaults with their source."""
 
@@ -71,24 +79,6 @@ class Prices:
 _SHORT = {"price_per_kwh": "EIA 2024", "carbon_kg_per_kwh": "EPA 2022", "pue": "Uptime 2024"}
 
 
-@dataclass(frozen=True, kw_only=True)
-class Bill:
-    """A month of one deployment. Money is energy, or rent where GPUs are rented."""
-
-    kwh_per_month: float
-    cost_per_month: float
-    co2_kg_per_month: float
-    energy_per_output_token_j: float
-    energy_per_total_token_j: float
-    cost_per_million_output_tokens: float
-    cost_per_million_total_tokens: float
-    co2_kg_per_million_total_tokens: float
-
-    def to_json(self) -> dict[str, Any]:
-        """Names and values."""
-        return dict(vars(self))
-
-
 def bill(
     power_w: float,
     gpus: int,
@@ -97,8 +87,8 @@ def bill(
     input_tokens: float,
     output_tokens: float,
     prices: Prices,
-) -> Bill:
-    """Work a month out from watts.
+) -> Month:
+    """Work a month out from watts: money is energy, or rent where GPUs are rented.
 
     Parameters
     ----------
@@ -119,7 +109,7 @@ def bill(
     requests = rate_per_s * HOURS_PER_MONTH * 3600.0
     output = requests * output_tokens
     total = requests * (input_tokens + output_tokens)
-    return Bill(
+    return Month(
         kwh_per_month=kwh,
         cost_per_month=cost,
         co2_kg_per_month=co2,

@@ -10,13 +10,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from energylens.capacity import (
-    layout_possible,
-)
+from energylens.capacity import layout_possible
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import freed_columns
 from energylens.errors import InputError, UsageError
 from energylens.records import (
+    DEFAULT_CHOOSE,
+    PARALLELISM,
     UNKNOWN_ENGINE,
     Boundary,
     Case,
@@ -29,7 +29,6 @@ from energylens.records import (
     held_down_problem,
 )
 
-DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
 DEGREES = (1, 2, 4, 8)
 BATCH_SIZES = tuple(2.0**power for power in range(13))
 
@@ -106,13 +105,7 @@ class Candidates:
     clocks_mhz: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in (
-            "tensor_parallel",
-            "pipeline_parallel",
-            "expert_parallel",
-            "data_parallel",
-            "batch_size",
-        ):
+        for name in (*PARALLELISM, "batch_size"):
             values = getattr(self, name)
             if (not values and name != "data_parallel") or any(
                 not np.isfinite(value) or value < 1 for value in values
@@ -214,14 +207,7 @@ def enumerate_configurations(
         return np.unique(np.asarray(chosen, dtype=np.float64))
 
     tp, pp, ep, dp = (
-        grid.reshape(-1)
-        for grid in np.meshgrid(
-            values("tensor_parallel"),
-            values("pipeline_parallel"),
-            values("expert_parallel"),
-            values("data_parallel"),
-            indexing="ij",
-        )
+        grid.reshape(-1) for grid in np.meshgrid(*map(values, PARALLELISM), indexing="ij")
     )
     keep = tp * pp * dp <= scenario.gpu_limit
     if "expert_parallel" in freed:

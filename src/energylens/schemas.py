@@ -190,29 +190,12 @@ class Question(_Strict):
         free = "precision" in knobs
         return DecisionFile(
             serve=Serve(
-                llm=self.llm,
                 gpu=self.gpu[0],
                 precision=self.precision[0] if self.precision and not free else None,
-                engine=self.engine,
-                model=self.model,
-                max_gpus=self.max_gpus,
-                node_gpus=self.node_gpus,
-                power_cap_w=self.power_cap_w,
-                clock_mhz=self.clock_mhz,
+                **self._part(Serve),
             ),
-            load=Load(
-                rate_per_s=self.rate,
-                input_tokens=self.input_tokens,
-                output_tokens=self.output_tokens,
-                input_cv=self.input_cv,
-                output_cv=self.output_cv,
-                mix=self.mix,
-                images=self.images,
-                frames=self.frames,
-                vision_tokens=self.vision_tokens,
-                cached_share=self.cached_share,
-            ),
-            limits=Limits(tpot=self.tpot, ttft=self.ttft, latency=self.latency, meet=self.meet),
+            load=Load(rate_per_s=self.rate, **self._part(Load)),
+            limits=Limits(**self._part(Limits)),
             choose=Choose(
                 knobs=knobs,
                 batch_sizes=self.batch_sizes or None,
@@ -222,10 +205,13 @@ class Question(_Strict):
                 clocks=self.clocks or None,
             ),
             current=Current(configuration=self.current) if self.current else None,
-            prices=Prices(
-                price=self.price, carbon=self.carbon, pue=self.pue, gpu_hour=self.gpu_hour
-            ),
+            prices=Prices(**self._part(Prices)),
         )
+
+    def _part(self, kind: type[_Strict]) -> dict[str, Any]:
+        """What a table of the file calls by the same name, and holds once."""
+        names = kind.model_fields.keys() & type(self).model_fields.keys() - {"gpu", "precision"}
+        return {name: getattr(self, name) for name in sorted(names)}
 
 
 class CaseQuestion(_Strict):

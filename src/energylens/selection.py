@@ -26,38 +26,9 @@ from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import group_rows
 from energylens.errors import InfeasibleError, InputError, UsageError
 from energylens.protocols import IntervalPredictor, Predictor
-from energylens.records import (
-    Case,
-    Configuration,
-    held_down_problem,
-)
-from energylens.scenarios import (
-    BATCH_SIZES,
-    DEFAULT_CHOOSE,
-    DEGREES,
-    Candidates,
-    CapsSeen,
-    Limit,
-    Scenario,
-    enumerate_configurations,
-)
-from energylens.viewing import Shown
-
-__all__ = [
-    "BATCH_SIZES",
-    "DEFAULT_CHOOSE",
-    "DEGREES",
-    "Candidates",
-    "CapsSeen",
-    "Infeasible",
-    "Limit",
-    "Ranked",
-    "Ranking",
-    "Scenario",
-    "enumerate_configurations",
-    "select",
-]
-
+from energylens.records import DEFAULT_CHOOSE, Case, Configuration, held_down_problem
+from energylens.scenarios import Candidates, Limit, Scenario, enumerate_configurations
+from energylens.viewing import Shown, picked
 
 # Intervals and joint draws are taken of the best this many by predicted joules; a configuration
 # ranked below them has practically no chance to be the best, and is given none.
@@ -96,9 +67,7 @@ class Ranked:
             "energy_per_output_token_j": self.energy_per_output_token_j,
             "energy_per_total_token_j": self.energy_per_total_token_j,
             "running_batch_size": self.configuration.mean_batch_size,
-            "lower_j": self.lower_j,
-            "upper_j": self.upper_j,
-            "probability_best_ratio": self.probability_best_ratio,
+            **picked(self, "lower_j upper_j probability_best_ratio"),
         }
 
 
@@ -295,10 +264,7 @@ def _configuration_json(configuration: Configuration, gpu: str, precision: str) 
         "gpu": gpu,
         "precision": precision,
         "gpus": configuration.gpus,
-        "tensor_parallel": configuration.tensor_parallel,
-        "pipeline_parallel": configuration.pipeline_parallel,
-        "expert_parallel": configuration.expert_parallel,
-        "data_parallel": configuration.data_parallel,
+        **configuration.degrees,
         "batch_size": configuration.batch_size,
         **{name: value for name, value in held.items() if value is not None},
     }
@@ -401,9 +367,7 @@ def select(
             lower, upper = predictor.interval_energy_j(top, coverage_ratio)
         draws = predictor.sample_energy_j(top, SAMPLES, seed)
         draws = np.where(np.isfinite(draws), draws, np.inf)
-        lowest = draws.min(axis=1)
-        wins = draws <= lowest[:, np.newaxis]
-        probability = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0)
+        lowest, probability = draws.min(axis=1), probabilities_of_best(draws)
         if np.isfinite(draws[:, 0]).all() and (lowest > 0).all():
             expected_regret = float(np.mean(draws[:, 0] / lowest - 1.0))
     ruled_out = np.flatnonzero(because >= 0)
@@ -426,6 +390,13 @@ def select(
         limits=tuple(limits),
         caution=str(getattr(predictor, "caution", "")),
     )
+
+
+def probabilities_of_best(draws: FloatArray) -> FloatArray:
+    """How often each is lowest in joint draws of shape (samples, n); equals share. Shape (n,)."""
+    wins = draws <= draws.min(axis=1, keepdims=True)
+    shares: FloatArray = (wins / wins.sum(axis=1, keepdims=True)).mean(axis=0)
+    return shares
 
 
 def _rule_out(cases: Cases, limits: Sequence[Limit], queueing: bool) -> tuple[Cases, IntArray]:
@@ -480,14 +451,7 @@ def _reason(case: Case, cause: int, limits: Sequence[Limit]) -> str:
     """Say in words why a case was ruled out."""
     c = case.configuration
     if cause == _LAYOUT:
-        problem = layout_problem(
-            case.llm,
-            case.precision,
-            tensor_parallel=c.tensor_parallel,
-            pipeline_parallel=c.pipeline_parallel,
-            expert_parallel=c.expert_parallel,
-            data_parallel=c.data_parallel,
-        )
+        problem = layout_problem(case.llm, case.precision, **c.degrees)
         return problem or "the LLM cannot be laid out so"
     if cause == _MEMORY:
         return memory(case).reason or "the batch does not fit in memory"

@@ -14,7 +14,6 @@ import numpy as np
 
 from energylens import table
 from energylens.dataset import Dataset, freed_columns
-from energylens.discovery.expression import latex_number
 from energylens.evaluation.result import Evaluation
 from energylens.evaluation.scoring import METRICS
 from energylens.explanation import SUBJECTS, Explanation
@@ -207,6 +206,8 @@ def _escaped(name: str) -> str:
 
 def latex(model: EnergyModel) -> str:
     """Typeset the fitted law with numbers and intervals, as an ``align`` environment."""
+    from energylens.discovery.expression import latex_number
+
     held, terms = _coefficients(model), model.terms
     roots = [" + ".join(f"e_{{{terms[k].symbol}}}^2" for k in pair) for pair in OVERLAPS]
     inside = {k for pair in OVERLAPS for k in pair}
@@ -385,9 +386,10 @@ def _(record: Evaluation) -> Parts:
         for name, score in scores
     ]
     train = max((score.train_rows for score in record.estimators.values()), default=0)
+    asked = record.asked
     head = (
-        f"{record.protocol}: {plural(record.rows, 'row')}, {plural(record.scenarios, 'scenario')}, "
-        f"trained on {plural(train, 'row')}, {plural(record.repeats, 'repeat')}, seed {record.seed}"
+        f"{asked.protocol}: {plural(record.rows, 'row')}, {plural(record.scenarios, 'scenario')}, "
+        f"trained on {plural(train, 'row')}, {plural(record.repeats, 'repeat')}, seed {asked.seed}"
         + ("." if record.accuracy_claim else ". NO ACCURACY CLAIM rests on these rows.")
     )
     return head, ("estimator", "Top-1", "pairs", "regret", "MAPE"), rows, ()
@@ -418,6 +420,6 @@ def _(record: Evaluation) -> Figure:
 
     return (
         judged.learning_curves(record)
-        if record.protocol == "learning-curve" and len(record.points) > 1
+        if record.asked.protocol == "learning-curve" and len(record.points) > 1
         else judged.regret_by_estimator(record)
     )

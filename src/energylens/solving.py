@@ -25,8 +25,9 @@ from energylens.model import EnergyModel
 from energylens.pacing import Paced
 from energylens.records import Case, Configuration
 from energylens.remembered import Remembered
-from energylens.selection import Candidates, Scenario, enumerate_configurations
+from energylens.scenarios import Candidates, Scenario, enumerate_configurations
 from energylens.service import JouleSteps, Lengths, Service
+from energylens.viewing import picked
 
 DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel", "data_parallel", "batch_size")
 #: Batch limits of one replica, four to a doubling.
@@ -173,13 +174,7 @@ def _span(
     possible = np.zeros(len(layouts), dtype=np.bool_)
     for i, llm in enumerate(layouts.llms):
         rows = np.flatnonzero(layouts.llm_index == i)
-        possible[rows] = layout_possible(
-            llm,
-            tensor_parallel=layouts.tensor_parallel[rows],
-            pipeline_parallel=layouts.pipeline_parallel[rows],
-            expert_parallel=layouts.expert_parallel[rows],
-            data_parallel=layouts.data_parallel[rows],
-        )
+        possible[rows] = layout_possible(llm, **layouts.degrees(rows))
     considered = len(layouts)
     room = service.room(layouts, lengths, limits=1.0)
     fits = possible & (room >= 1.0)
@@ -448,14 +443,7 @@ class Engine:
                     f"one in {theirs:g}: ask with the same --kv-cache-dtype"
                 )
             today = Cases.of([case_of(replace(scenario, precision=precision), current)])
-            refused = layout_problem(
-                scenario.llm,
-                precision,
-                tensor_parallel=current.tensor_parallel,
-                pipeline_parallel=current.pipeline_parallel,
-                expert_parallel=current.expert_parallel,
-                data_parallel=current.data_parallel,
-            )
+            refused = layout_problem(scenario.llm, precision, **current.degrees)
             if refused is not None:
                 raise InfeasibleError(
                     f"the current configuration {current.describe()} cannot be laid out for "
@@ -614,9 +602,7 @@ class Engine:
             "power_w": power_w,
             "utilisation_ratio": state.utilisation_ratio,
             "saturation_rate_per_s": state.saturation_rate_per_s * cases.data_parallel,
-            "tpot_s": state.tpot_s,
-            "ttft_s": state.ttft_s,
-            "request_latency_s": state.request_latency_s,
+            **picked(state, "tpot_s ttft_s request_latency_s"),
             "probability_of_meeting_ratio": odds[distinct],
         }
         columns = {name: column.tolist() for name, column in columns.items()}

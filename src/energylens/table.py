@@ -22,6 +22,7 @@ from energylens.errors import InputError, TableError, UnknownNameError
 from energylens.files import RawTable
 from energylens.records import (
     MODALITIES,
+    PARALLELISM,
     Boundary,
     Engine,
     Gpu,
@@ -44,7 +45,6 @@ MOST_UNKNOWN = 20
 OWN_PREFIX = "x_"
 
 
-_DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 _CASE_NUMBERS = tuple(
     name for name in Cases.column_names() if name in BY_NAME and BY_NAME[name].is_number
 )
@@ -382,7 +382,7 @@ class _Check:
             if required:
                 self.flag(name, np.isnan(values) & readable, f"{must}, but the cell is empty")
             values = values + 0.0  # -0.0 becomes 0.0
-        if name in _DEGREES:
+        if name in PARALLELISM:
             values[np.isnan(values)] = 1.0
         return values
 

@@ -11,12 +11,13 @@ from energylens.capacity import Memory
 from energylens.cases import Cases
 from energylens.counts import in_flight
 from energylens.explanation import Explanation
-from energylens.latency import NAMES, TERMS
+from energylens.latency_terms import NAMES, TERMS
 from energylens.model import EnergyModel
 from energylens.pacing import full_batch
 from energylens.records import Case
 from energylens.schemas import headed
 from energylens.service import idle_of
+from energylens.viewing import picked
 
 # What the hardware does, with the terms of the two laws that are about it.
 KINDS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -68,17 +69,9 @@ class ExplainedTime:
     def to_json(self) -> dict[str, Any]:
         """Names and values."""
         return {
-            "tpot_s": self.tpot_s,
-            "request_latency_s": self.request_latency_s,
-            "requests_per_s": self.requests_per_s,
-            "terms_s": self.terms_s,
+            **picked(self, "tpot_s request_latency_s requests_per_s terms_s"),
             "watts": {
-                kind.name: {
-                    "seconds": kind.seconds,
-                    "joules": kind.joules,
-                    "watts_per_gpu": kind.watts_per_gpu,
-                    "plausible": kind.plausible,
-                }
+                kind.name: picked(kind, "seconds joules watts_per_gpu plausible")
                 for kind in self.kinds
             },
         }

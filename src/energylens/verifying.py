@@ -18,14 +18,16 @@ import numpy as np
 from energylens import capacity, files
 from energylens.cases import Cases
 from energylens.columns import PERCENTILES
-from energylens.deciding import Engine, Entry, LatencyLimit, Load, case_of, decide
+from energylens.deciding import decide
+from energylens.decisions import Entry, LatencyLimit, Load
 from energylens.errors import InputError, UsageError
 from energylens.model import EnergyModel
 from energylens.pacing import full_batch
 from energylens.records import Configuration, Gpu
 from energylens.running import read_configuration
-from energylens.selection import Candidates, Scenario, select
-from energylens.solving import FACTORS
+from energylens.scenarios import Candidates, Scenario
+from energylens.selection import select
+from energylens.solving import FACTORS, Engine, case_of
 
 RUNS = 3  # after which the best measured run is the answer
 LEFT_RATIO = 0.6  # of the spread of times, once one factor was measured here

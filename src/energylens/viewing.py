@@ -7,12 +7,26 @@ another may take its place without a record noticing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 #: The module that shows records: ``text``, ``html``, ``columns`` and ``picture``, each of one.
 SHOWN_BY = "energylens.showing"
+
+
+def picked(record: object, names: str | Iterable[str]) -> dict[str, Any]:
+    """Give what a record holds under some names, in their order; in a text blanks part them.
+
+    Examples
+    --------
+    >>> picked(1 + 2j, "imag real")
+    {'imag': 2.0, 'real': 1.0}
+    """
+    return {
+        name: getattr(record, name) for name in (names.split() if isinstance(names, str) else names)
+    }
 
 
 def shown_by() -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
@@ -222,14 +221,15 @@ def table_lines(
 
 def html_table(header: Sequence[str], rows: Iterable[Iterable[str]], *, title: str = "") -> str:
     """Set a table as HTML for a notebook: text flush left in the first column, then right."""
+    from html import escape
 
     def line(cells: Iterable[str], tag: str) -> str:
         styled = (
-            f'<{tag} style="text-align: {"right" if place else "left"}">{html.escape(cell)}</{tag}>'
+            f'<{tag} style="text-align: {"right" if place else "left"}">{escape(cell)}</{tag}>'
             for place, cell in enumerate(cells)
         )
         return f"<tr>{''.join(styled)}</tr>"
 
-    caption = f"<p>{html.escape(title)}</p>" if title else ""
+    caption = f"<p>{escape(title)}</p>" if title else ""
     body = "".join(line(row, "td") for row in rows)
     return f"{caption}<table><thead>{line(header, 'th')}</thead><tbody>{body}</tbody></table>"

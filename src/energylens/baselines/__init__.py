@@ -109,7 +109,7 @@ def _registry() -> dict[str, Factory]:
     for kind, build in ensembles.KINDS.items():
         registry[kind] = partial(_ensemble, kind, build, None)
         name = f"{kind}-enhanced"
-        registry[name] = partial(_ensemble, name, build, ensembles.power_law)
+        registry[name] = partial(_ensemble, name, build, analytical.LogLinear().fit)
     for kind in ("random-forest", "extra-trees", "xgboost", "lightgbm"):
         registry[f"{kind}-tuned"] = partial(_tuned, kind)
     return registry

@@ -19,7 +19,6 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from energylens.baselines.analytical import fit_power_law
 from energylens.baselines.features import engines_apart, features, rounded
 from energylens.cases import BoolArray, Cases, FloatArray
 from energylens.dataset import Dataset
@@ -161,11 +160,6 @@ class _EnsemblePredictor:
         log_energy = np.asarray(self.regressor.predict(columns), dtype=np.float64)
         energy: FloatArray = np.exp(self.share * log_energy)
         return energy if self.base is None else energy * self.base.predict_energy_j(cases)
-
-
-def power_law(dataset: Dataset) -> Predictor:
-    """Fit the power law of :class:`~energylens.baselines.analytical.LogLinear`, as a base."""
-    return fit_power_law(dataset.cases, dataset.energy_per_request_j)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,13 +9,13 @@ from energylens.words import joules, percent, rounded_down, saving
 
 if TYPE_CHECKING:
     from energylens.decisions import Decision, Entry
-    from energylens.savings import Bill
+    from energylens.schemas import Month
 
 WORTH_A_RANGE = 0.01  # joules saved against today, of which an interval says more
 
 
 def sentences(
-    decision: Decision, bills: Mapping[str, Bill], name: str, *, day: bool
+    decision: Decision, bills: Mapping[str, Month], name: str, *, day: bool
 ) -> Iterator[str]:
     """Say what today takes, what is saved against it, and a month of the choice.
 
@@ -69,7 +69,7 @@ def _today(decision: Decision, today: Entry, name: str) -> str:
     return said
 
 
-def _saved(decision: Decision, bills: Mapping[str, Bill], when: str) -> str:
+def _saved(decision: Decision, bills: Mapping[str, Month], when: str) -> str:
     """Say what the choice saves against what runs today."""
     today = decision.current
     assert today is not None

@@ -21,6 +21,7 @@ from energylens.cli.console import (
     print_paragraph,
 )
 from energylens.cli.node import ENGINES, add_engine_options
+from energylens.viewing import picked
 
 if TYPE_CHECKING:
     from energylens.campaign import Campaign
@@ -145,8 +146,8 @@ def _made_ready(arguments: argparse.Namespace) -> Campaign:
     node.told(f"{gpus} x {gpu}, {arguments.minutes:g} minutes, in {arguments.folder}.")
     node.find_llm(arguments.llm)
     left = [60.0 * arguments.minutes]
-    line = node.progress_line(
-        lambda: f", {max(0.0, left[0]) / 60:.0f} of {arguments.minutes:g} minutes left"
+    line = node.SweepLine(
+        lambda _: f", {max(0.0, left[0]) / 60:.0f} of {arguments.minutes:g} minutes left"
     )
 
     def progress(now: SweepProgress, left_s: float) -> None:
@@ -158,9 +159,7 @@ def _made_ready(arguments: argparse.Namespace) -> Campaign:
         gpu=gpu,
         engine=arguments.engine,
         gpus=gpus,
-        minutes=arguments.minutes,
-        input_tokens=arguments.input_tokens,
-        output_tokens=arguments.output_tokens,
+        **picked(arguments, "minutes input_tokens output_tokens"),
         precisions=arguments.precision,
         batch_sizes=arguments.batch_sizes,
         weights=arguments.weights,

@@ -18,8 +18,7 @@ FAR_RATIO = 10.0  # from what the datasheet suggests, beyond which joules are do
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb of this module."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "check",
         "check a tidy table row by row",
         _check,

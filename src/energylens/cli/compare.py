@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import (
     Subparsers,
+    add_choose,
     add_json,
     comma_list,
     positive,
@@ -54,13 +55,7 @@ def add_verbs(verbs: Any) -> None:
             metavar="COLUMN=VALUE",
             help=f"keep only these rows of {name.upper()} (as --where of fit)",
         )
-    parser.add_argument(
-        "--choose",
-        type=comma_list,
-        default=("parallelism", "batch_size"),
-        metavar="KNOBS",
-        help="knobs whose best value may change (default: parallelism,batch_size)",
-    )
+    add_choose(parser, "knobs whose best value may change")
     parser.add_argument(
         "--noise",
         type=_share,
@@ -161,7 +156,7 @@ def _comparison(arguments: argparse.Namespace) -> Comparison:
 def _side(arguments: argparse.Namespace, side: str) -> Any:
     """Read a table or a model."""
     from energylens import modelfile, packaged
-    from energylens.cli.serving import model_for
+    from energylens.packaged import model_for
 
     path, where = getattr(arguments, side), getattr(arguments, f"where_{side}")
     if path.lower() == "datasheet" or packaged.named(path) is not None:

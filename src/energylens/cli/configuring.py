@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import flag, positive, positive_int, share
 from energylens.errors import UsageError
+from energylens.records import PARALLELISM, UNKNOWN_ENGINE, Engine
 
 if TYPE_CHECKING:
     from energylens.model import EnergyModel
-    from energylens.records import Case, Engine, Gpu, Precision
+    from energylens.records import Case, Gpu, Precision
+    from energylens.scenarios import Candidates
 
 KV_FORMATS = ("auto", "bf16", "fp16", "bfloat16", "fp8", "fp8_e4m3", "fp8_e5m2")
 BATCH_SIZE = 32  # where none is named
 MOST_GPUS = 32_767  # in one degree of parallelism, as far as memory is accounted for
-DEGREES = ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel")
 
 
 def add_case(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def add_case(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--engine",
-        type=engine_of,
+        type=Engine.named,
         metavar="'NAME VERSION'",
         help="what serves it, as in 'vllm 0.11.1', where the fit has rows of several",
     )
@@ -111,12 +112,17 @@ def precision_of(arguments: argparse.Namespace, name: str) -> Precision:
     return precision if bits is None else replace(precision, kv_bits=bits)
 
 
-def engine_of(text: str) -> Engine:
-    """Read an engine and its version, as in ``vllm 0.11.1`` or ``vllm==0.11.1``."""
-    from energylens.records import Engine
+def candidates_of(arguments: argparse.Namespace) -> Candidates:
+    """Make the values of free knobs."""
+    from energylens.scenarios import BATCH_SIZES, Candidates
 
-    name, _, version = text.replace("==", " ").strip().partition(" ")
-    return Engine(name=name, version=version.strip())
+    return Candidates(
+        gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
+        precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
+        batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
+        power_caps_w=tuple(map(float, arguments.power_caps or ())),
+        clocks_mhz=tuple(map(float, arguments.clocks or ())),
+    )
 
 
 def case_of(arguments: argparse.Namespace) -> Case:
@@ -126,70 +132,31 @@ def case_of(arguments: argparse.Namespace) -> Case:
     ``--vision-tokens`` are taken to be part of them.
     """
     from energylens import catalog
-    from energylens.lengths import workload_of
-    from energylens.records import (
-        UNKNOWN_ENGINE,
-        Boundary,
-        Case,
-        Configuration,
-    )
+    from energylens.lengths import case_described
 
-    gpus = arguments.tensor_parallel * arguments.pipeline_parallel * arguments.data_parallel
-    if arguments.node_gpus and arguments.node_gpus < gpus:
-        raise UsageError(
-            f"--node-gpus must be at least the {gpus} GPUs of the deployment, tensor x pipeline x "
-            f"data parallel ones; given {arguments.node_gpus}"
-        )
     if arguments.batch_size is None:
         # Who names no limit starts an engine that takes its own.
         arguments.batch_size, arguments.engine_default_limit = BATCH_SIZE, True
-    llm = catalog.llm(arguments.llm)
+    catalog.llm(arguments.llm)  # whose name is the first to be wrong
     stated = catalog.checkpoint_precision(arguments.llm, arguments.precision or "")
-    precision = precision_of(arguments, stated.id)
-    return Case(
-        llm=llm,
+    return case_described(
+        arguments,
         gpu=gpu_of(arguments, arguments.gpu),
-        precision=precision,
-        workload=workload_of(
-            llm,
-            arguments.input_tokens,
-            arguments.output_tokens,
-            images=arguments.images,
-            frames=arguments.frames,
-            vision_tokens=arguments.vision_tokens,
-        ),
-        configuration=Configuration(
-            tensor_parallel=arguments.tensor_parallel,
-            pipeline_parallel=arguments.pipeline_parallel,
-            expert_parallel=arguments.expert_parallel,
-            data_parallel=arguments.data_parallel,
-            batch_size=arguments.batch_size,
-            power_cap_w=arguments.power_cap_w,
-            clock_mhz=arguments.clock_mhz,
-        ),
-        boundary=Boundary.NODE if arguments.node_gpus else Boundary.ACTIVE_GPUS,
-        node_gpus=arguments.node_gpus,
+        precision=precision_of(arguments, stated.id),
         engine=arguments.engine or UNKNOWN_ENGINE,
+        node_option="--node-gpus",
     )
 
 
 def case_meant(arguments: argparse.Namespace, model: EnergyModel) -> Case:
     """Make the case, whose name and format must not contradict each other."""
-    from energylens import catalog
-    from energylens.answering import engine_meant
+    from energylens.answering import engine_meant, refuse_two_formats
 
-    for name in DEGREES:
+    for name in PARALLELISM:
         if getattr(arguments, name) > MOST_GPUS:
             raise UsageError(
                 f"{flag(name)} must be {MOST_GPUS} or less, not {getattr(arguments, name)}"
             )
-    llm, stated = catalog.split_precision(arguments.llm)
-    if arguments.precision and stated and arguments.llm != llm:
-        given = catalog.checkpoint_precision(arguments.llm, arguments.precision).id
-        if given != stated:
-            raise UsageError(
-                f"--precision is {given}, but the name {arguments.llm} says {stated}: leave one "
-                f"of the two out (the LLM without a format is {llm})"
-            )
+    refuse_two_formats(arguments.llm, arguments.precision, "--precision")
     case = case_of(arguments)
     return replace(case, engine=engine_meant(case.engine, model))

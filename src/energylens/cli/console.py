@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 import textwrap
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, NoReturn
+from typing import TYPE_CHECKING, Any, ClassVar, NoReturn, TypeVar
 
 from energylens.errors import ExitCode, InputError, UnknownChoiceError, UsageError
-from energylens.words import WIDTH, table_lines, wrapped
+from energylens.words import WIDTH, plural, table_lines, wrapped
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
+T = TypeVar("T")
 MOST = 1e9  # tokens of a request, or watts: beyond it somebody mistyped
 SLOW_S = 1.0  # work shorter than this shows no progress
 
@@ -59,6 +61,23 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=seed, default=0, metavar="N", help="of all chance (default: 0)"
     )
+
+
+def add_choose(parser: argparse.ArgumentParser, meaning: str) -> None:
+    """Add ``--choose``, by default all degrees of parallelism and the batch size."""
+    parser.add_argument(
+        "--choose",
+        type=comma_list,
+        default=("parallelism", "batch_size"),
+        metavar="KNOBS",
+        help=f"{meaning} (default: parallelism,batch_size)",
+    )
+
+
+def add_max_gpus(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:
+    """Add ``--max-gpus``."""
+    meaning = "GPUs to use at most (default: 8)"
+    parser.add_argument("--max-gpus", type=positive_int, default=8, metavar="N", help=meaning)
 
 
 class Answer:
@@ -164,30 +183,49 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-class Progress:
-    """A line on stderr for work that takes longer than a second; silent where none is read."""
+class Line:
+    """A line on stderr about work under way: it moves on a terminal, and a log gets new ones.
+
+    Parameters
+    ----------
+    pause_s, log_pause_s : float
+        Seconds between two of them on a terminal, and in a log.
+    wait_s : float
+        Work that is done by then shows none.
+    """
+
+    def __init__(self, pause_s: float, log_pause_s: float, wait_s: float = 0.0) -> None:
+        self.live = sys.stderr.isatty()
+        self.pause_s = pause_s if self.live else log_pause_s
+        self.due_s = time.monotonic() + (wait_s if self.live else log_pause_s)
+        self.wide = 0
+
+    def show(self, words: Callable[[], str]) -> None:
+        """Say how far the work is, where it is time to."""
+        if time.monotonic() < self.due_s:
+            return
+        self.due_s, line = time.monotonic() + self.pause_s, words()
+        self.wide = max(self.wide, len(line))
+        moving = {"end": "", "flush": True} if self.live else {"flush": True}
+        print(f"\r{line:<{self.wide}}" if self.live else line, file=sys.stderr, **moving)
+
+    def close(self) -> None:
+        """Wipe it off a terminal."""
+        if self.live and self.wide:
+            print(f"\r{'':<{self.wide}}\r", end="", file=sys.stderr, flush=True)
+
+
+class Progress(Line):
+    """A line for work that takes longer than a second; none in a log."""
 
     def __init__(self, what: str) -> None:
-        self.what = what
-        self.start = time.monotonic()
-        self.shown = 0.0
-        self.wide = 0
+        super().__init__(0.2, math.inf, SLOW_S)
+        self.what, self.start_s = what, time.monotonic()
 
     def __call__(self, done: int, total: int) -> None:
         """Show how far the work is."""
-        now = time.monotonic()
-        if not sys.stderr.isatty() or now - self.start < SLOW_S or now - self.shown < 0.2:
-            return
-        self.shown = now
-        left = (now - self.start) / max(done, 1) * (total - done)
-        line = f"{self.what}: {done} of {total}, {left:.0f} s left"
-        self.wide = max(self.wide, len(line))
-        print(f"\r{line:<{self.wide}}", end="", file=sys.stderr, flush=True)
-
-    def close(self) -> None:
-        """Wipe the line."""
-        if self.wide:
-            print(f"\r{'':<{self.wide}}\r", end="", file=sys.stderr, flush=True)
+        left = (time.monotonic() - self.start_s) / max(done, 1) * (total - done)
+        self.show(lambda: f"{self.what}: {done} of {total}, {left:.0f} s left")
 
 
 def comma_list(text: str) -> tuple[str, ...]:
@@ -318,32 +356,33 @@ def seed(text: str) -> int:
     return _whole(text, 0, 2**64 - 1)
 
 
-def number_between(low: float, high: float) -> Callable[[str], float]:
-    """Make an argparse type of numbers from ``low`` to ``high``, both included."""
+def number(must: str, holds: Callable[[float], bool]) -> Callable[[str], float]:
+    """Make an argparse type of the numbers of which something holds, which ``must`` says."""
 
     def read(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = float("nan")
-        if not low <= value <= high:
-            raise argparse.ArgumentTypeError(
-                f"must be a number from {low:g} to {high:g}, not {text[:40]!r}"
-            )
+            value = math.nan
+        if not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {must}, not {text[:40]!r}")
         return value
 
     return read
 
 
-def share(text: str) -> float:
-    """Read a share above 0, at most 1."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.0 < value <= 1.0:
-        raise argparse.ArgumentTypeError(f"must be a share above 0, at most 1, not {text!r}")
-    return value
+def number_between(low: float, high: float) -> Callable[[str], float]:
+    """Make an argparse type of numbers from ``low`` to ``high``, both included."""
+    return number(f"a number from {low:g} to {high:g}", lambda value: low <= value <= high)
+
+
+share = number("a share above 0, at most 1", lambda value: 0 < value <= 1)
+positive = number(f"a number above 0, at most {MOST:g}", lambda value: 0 < value <= MOST)
+
+
+def listed(read: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Make an argparse type of comma lists of what another one reads."""
+    return lambda text: tuple(read(part) for part in comma_list(text))
 
 
 def _whole(text: str, low: int, most: int = int(MOST)) -> int:
@@ -358,19 +397,6 @@ def _whole(text: str, low: int, most: int = int(MOST)) -> int:
     return value
 
 
-def positive(text: str) -> float:
-    """Read a number above 0 (an argparse type)."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= MOST:
-        raise argparse.ArgumentTypeError(
-            f"must be a number above 0, at most {MOST:g}, not {text!r}"
-        )
-    return value
-
-
 def name_value_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     """Read repeated ``NAME=VALUE``."""
     pairs = {}
@@ -382,15 +408,10 @@ def name_value_pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def counted(number: int, what: str) -> str:
-    """Write a number of things, in the plural where it is not one."""
-    return f"{number} {what}{'s' * (number != 1)}"
-
-
 def about_minutes(minutes: float) -> str:
     """Write minutes as a rough number."""
     rough = round(minutes)
-    return f"about {counted(rough, 'minute')}" if rough else "less than a minute"
+    return f"about {plural(rough, 'minute')}" if rough else "less than a minute"
 
 
 def add_meter(parser: argparse.ArgumentParser | argparse._ArgumentGroup) -> None:

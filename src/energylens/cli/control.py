@@ -7,19 +7,19 @@ import json
 import signal
 import sys
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli.console import Subparsers, port, positive, positive_int, print_paragraph
 from energylens.errors import UsageError
 
 if TYPE_CHECKING:
-    from energylens.online.controller import Advice, Look
+    from energylens.online.controller import Advice
 
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "control",
         "advise replicas, batch limit and power cap of a running fleet; act only where allowed",
         _control,
@@ -97,35 +97,6 @@ def _bounds(text: str | None) -> tuple[float, float]:
     return low, high
 
 
-def _reader(url: str) -> Any:
-    """Look at one engine's metrics."""
-    from urllib.request import urlopen
-
-    from energylens.online.controller import Look
-    from energylens.watching.counters import read_counters
-
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"--metrics must be http://HOST:PORT/metrics, not {url!r}")
-
-    def look() -> Look:
-        with urlopen(url, timeout=5.0) as answer:
-            text = answer.read(1 << 24).decode("utf-8", "replace")
-        counted = read_counters(text, where=url)
-        return Look(
-            finished=counted.requests,
-            output_tokens=counted.output_tokens,
-            running=counted.running or 0.0,
-            waiting=counted.waiting or 0.0,
-            started_s=counted.started_s,
-            ttft=counted.ttft,
-            tpot=counted.tpot,
-            gaps=counted.gaps or 0.0,
-            gaps_s=counted.gaps_s or 0.0,
-        )
-
-    return look
-
-
 def _control(arguments: argparse.Namespace) -> None:
     from energylens import files
     from energylens.online.actuators import Consent, Hand, make
@@ -135,6 +106,8 @@ def _control(arguments: argparse.Namespace) -> None:
     from energylens.online.ours import Ours
     from energylens.online.plans import Plan
     from energylens.online.trace import read_trace
+    from energylens.scraping import endpoint, fetch
+    from energylens.watching.counters import read_counters
 
     hand = None
     if arguments.act:
@@ -171,15 +144,16 @@ def _control(arguments: argparse.Namespace) -> None:
             lease_s=lease_s,
         )  # fmt: skip
         hand = Hand(actuator, consent, log, lease_s=lease_s, dry=arguments.dry_run)
-    readers = [_reader(url) for url in arguments.metrics]
+    readers = [
+        partial(lambda url: read_counters(fetch(url), where=url), endpoint(url))
+        for url in arguments.metrics
+    ]
     controller = Controller(fleet, policy, readers, hand, arguments.allow, log)
 
     board = None
     if arguments.listen is not None:
         from energylens.online.showing import Board
 
-        if not 0 <= arguments.listen < 65536:
-            raise UsageError(f"--listen must be a port from 0 to 65535, not {arguments.listen}")
         try:
             board = Board("127.0.0.1", arguments.listen)
         except OSError as error:

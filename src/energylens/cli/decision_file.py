@@ -12,6 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from energylens.errors import ArtefactError, InputError
+from energylens.records import Engine
 from energylens.schemas import DecisionFile
 from energylens.words import complaint
 
@@ -75,9 +76,7 @@ def read(arguments: argparse.Namespace) -> None:
         "choose": tuple(asked.choose.knobs) if asked.choose.knobs else None,
     }
     if asked.serve.engine:
-        from energylens.cli.configuring import engine_of
-
-        values["engine"] = engine_of(asked.serve.engine)
+        values["engine"] = Engine.named(asked.serve.engine)
     if asked.current is not None:
         values["current"] = asked.current.configuration
         values["check"] = asked.current.at_most_percent_above_best

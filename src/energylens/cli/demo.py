@@ -26,8 +26,7 @@ QUESTION = (
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "demo",
         "answer a serving engineer's question from the packaged model of published measurements",
         _demo,

@@ -7,16 +7,17 @@ from typing import Any
 
 from energylens.cli.console import (
     Subparsers,
+    add_choose,
     add_json,
     add_seed,
     add_tables,
-    comma_list,
     not_negative_int,
     print_json,
     print_paragraph,
     print_table,
     read_tables,
 )
+from energylens.viewing import picked
 from energylens.words import percent
 
 ENGINES = ("own", "operon", "pysr")
@@ -24,8 +25,7 @@ ENGINES = ("own", "operon", "pysr")
 
 def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "discover",
         "search for the structure of energy in measured rows",
         _discover,
@@ -37,13 +37,7 @@ def add_verbs(verbs: Any) -> None:
     add_tables(parser)
     parser.add_argument("-o", "--output", metavar="FRONT.json", help="where to write the front")
     parser.add_argument("--engine", choices=ENGINES, default="own")
-    parser.add_argument(
-        "--choose",
-        type=comma_list,
-        default=("parallelism", "batch_size"),
-        metavar="KNOBS",
-        help="free knobs that Top-1 and regret are about (default: parallelism,batch_size)",
-    )
+    add_choose(parser, "free knobs that Top-1 and regret are about")
     parser.add_argument(
         "--leave",
         choices=("auto", "llm", "workload", "row"),
@@ -66,10 +60,7 @@ def _discover(arguments: argparse.Namespace) -> None:
     front = discovery.discover(
         read_tables(arguments),
         discovery.engine(arguments.engine),
-        choose=arguments.choose,
-        leave=arguments.leave,
-        samples=arguments.samples,
-        seed=arguments.seed,
+        **picked(arguments, "choose leave samples seed"),
     )
     if arguments.output:
         files.write_json(arguments.output, front.to_json())

@@ -16,6 +16,7 @@ from energylens.cli.console import (
     print_paragraph,
 )
 from energylens.errors import ExitCode, UsageError
+from energylens.viewing import picked
 
 if TYPE_CHECKING:
     from energylens.instrument.doctor import Idle
@@ -25,8 +26,7 @@ ENGINES = ("vllm", "transformers", "simulated")
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "doctor",
         "say what this machine can measure, and what to do about what is missing",
         _doctor,
@@ -132,10 +132,7 @@ def _idle(arguments: argparse.Namespace) -> Idle:
 
 def _idle_json(idle: Idle) -> dict[str, Any]:
     return {
-        "meter": idle.meter,
-        "source": idle.source,
-        "devices": idle.devices,
-        "seconds": idle.seconds,
+        **picked(idle, "meter source devices seconds"),
         "now_w": list(idle.now_w),
         "loaded_w": list(idle.loaded_w),
         "loaded_idle_w": idle.loaded_idle_w,

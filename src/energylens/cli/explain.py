@@ -7,14 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from energylens.cli import attributing, front_form
 from energylens.cli.configuring import add_case, case_meant
-from energylens.cli.console import (
-    Subparsers,
-    add_json,
-    print_json,
-    print_paragraph,
-    print_wrapped,
-)
-from energylens.cli.serving import model_for, print_times
+from energylens.cli.console import Subparsers, add_json, print_json, print_paragraph, print_wrapped
+from energylens.cli.serving import print_times
 from energylens.errors import ExitCode, UsageError
 from energylens.words import joules, percent
 
@@ -50,6 +44,7 @@ def add_verbs(verbs: Any) -> None:
 def _explain(arguments: argparse.Namespace) -> ExitCode | None:
     from energylens import capacity
     from energylens.explanation import SUBJECTS, explain
+    from energylens.packaged import model_for
     from energylens.time_explained import explain_time, explanation_document
 
     if front_form.is_form(arguments.model):
@@ -60,7 +55,7 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
             )
         front_form.explain_by(arguments)
         return None
-    model, packaged = model_for(arguments.model, arguments.gpu, arguments.engine)
+    model, told = model_for(arguments.model, arguments.gpu, arguments.engine)
     case = case_meant(arguments, model)
     requests = attributing.requests_of(arguments, model, case)
     explanation, times = explain(model, case), explain_time(model, case)
@@ -68,7 +63,7 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
     code = ExitCode.DONE if memory.runs else ExitCode.IMPOSSIBLE
     if arguments.json:
         document = explanation_document(explanation, memory, times)
-        document["notes"] = [*packaged, *document.get("notes", [])]
+        document["notes"] = [*told, *document.get("notes", [])]
         if requests:
             document["requests"] = [request.to_json() for request in requests]
         print_json(document)
@@ -100,7 +95,7 @@ def _explain(arguments: argparse.Namespace) -> ExitCode | None:
         print()
         attributing.print_requests(requests, case)
     print()
-    for note in dict.fromkeys((*packaged, *explanation.notes)):
+    for note in dict.fromkeys((*told, *explanation.notes)):
         print_paragraph(f"Note: {note}")
     return code
 

@@ -132,7 +132,7 @@ def _made(arguments: argparse.Namespace) -> Export:
 
 
 def _model_and_case(arguments: argparse.Namespace) -> tuple[EnergyModel, Case]:
-    from energylens.cli.serving import model_for
+    from energylens.packaged import model_for
 
     model = model_for(arguments.source, arguments.gpu, arguments.engine)[0]
     missing = [
@@ -147,7 +147,7 @@ def _model_and_case(arguments: argparse.Namespace) -> tuple[EnergyModel, Case]:
 
 def _points(arguments: argparse.Namespace) -> list[Point]:
     from energylens import exporting, files, table
-    from energylens.cli.serving import TABLES
+    from energylens.packaged import TABLES
 
     source = arguments.source.lower()
     if source.endswith(TABLES) or source == "-":

@@ -20,8 +20,8 @@ from energylens.cli.console import (
     print_table,
     read_tables,
 )
-from energylens.cli.serving import time_law
 from energylens.errors import UsageError
+from energylens.viewing import picked
 from energylens.words import percent
 
 if TYPE_CHECKING:
@@ -118,21 +118,20 @@ def fit_options(arguments: argparse.Namespace) -> Any:
         loss=arguments.loss,
         prior=arguments.prior,
         per=() if per == ("none",) else per,
-        idle_power_w=arguments.idle_power_w,
-        measured_power=arguments.measured_power,
-        extend=arguments.extend,
+        **picked(arguments, "idle_power_w measured_power extend"),
     )
 
 
 def _fit(arguments: argparse.Namespace) -> None:
     import numpy as np
 
-    from energylens import fitting, latency, modelfile
+    from energylens import fitting, latency_terms, modelfile
     from energylens.formula import datasheet
+    from energylens.latency_fitting import fitted_times
 
     options = fit_options(arguments)
     dataset = _rows(arguments)
-    model = replace(fitting.fit(dataset, options), time=time_law(dataset))
+    model = replace(fitting.fit(dataset, options), time=fitted_times(dataset))
     if not arguments.accept_misfit:
         fitting.refuse_misfit(model, dataset)
     notes = _row_notes(dataset, model)
@@ -182,7 +181,7 @@ def _fit(arguments: argparse.Namespace) -> None:
                     "rows": model.time.pooled.rows,
                     "targets": dict(model.time.targets),
                     "parameters": dict(
-                        zip(latency.NAMES, model.time.pooled.theta.tolist(), strict=True)
+                        zip(latency_terms.NAMES, model.time.pooled.theta.tolist(), strict=True)
                     ),
                 },
                 "dataset_digest": model.dataset_digest,

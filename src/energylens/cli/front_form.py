@@ -6,7 +6,7 @@ import argparse
 import re
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.configuring import case_of
+from energylens.cli.configuring import candidates_of, case_of
 from energylens.cli.console import print_json, print_paragraph, print_table
 from energylens.errors import UsageError
 from energylens.words import joules, percent, plural
@@ -60,8 +60,9 @@ def note(front: Front, point: FrontPoint) -> str:
 
 def select_by(arguments: argparse.Namespace) -> None:
     """Rank configurations by a form."""
-    from energylens.cli.configuring import gpu_of, precision_of
-    from energylens.selection import BATCH_SIZES, DEFAULT_CHOOSE, Candidates, Scenario, select
+    from energylens.records import DEFAULT_CHOOSE
+    from energylens.scenarios import Scenario
+    from energylens.selection import select
     from energylens.showing import ranking_cells
 
     front, point = read_form(arguments.model)
@@ -70,11 +71,7 @@ def select_by(arguments: argparse.Namespace) -> None:
         point,
         Scenario.of(case, arguments.max_gpus),
         choose=arguments.choose or DEFAULT_CHOOSE,
-        candidates=Candidates(
-            gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
-            precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
-            batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
-        ),
+        candidates=candidates_of(arguments),
         seed=arguments.seed,
     )
     notes = [note(front, point), *ranking.notes]

@@ -8,6 +8,7 @@ from typing import Any
 
 from energylens.cli.console import Progress, Subparsers, add_json, print_json, print_paragraph
 from energylens.errors import ExitCode, UsageError
+from energylens.viewing import picked
 from energylens.words import plural
 
 
@@ -68,9 +69,7 @@ def _get(arguments: argparse.Namespace) -> ExitCode | None:
         "name": source.name,
         "url": url,
         "file": str(downloaded.path),
-        "size_bytes": downloaded.size_bytes,
-        "resumed_bytes": downloaded.resumed_bytes,
-        "sha256": downloaded.sha256,
+        **picked(downloaded, "size_bytes resumed_bytes sha256"),
         "digest": "checked" if expected else "first seen",
         "licence": source.licence,
     }

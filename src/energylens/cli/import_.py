@@ -8,13 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import import_auto, import_table
-from energylens.cli.console import (
-    Subparsers,
-    add_json,
-    assignments,
-    print_json,
-)
+from energylens.cli.console import Subparsers, add_json, assignments, print_json
 from energylens.errors import ExitCode, UsageError
+from energylens.words import plural
 
 if TYPE_CHECKING:
     from energylens.importers import Imported
@@ -24,8 +20,7 @@ SOURCES = ("mlenergy-v3", "mlenergy-v2", "argonne", "energy-code-eval", "table",
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb of this module."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "import",
         "read the result files of others into a tidy table",
         _import,
@@ -170,10 +165,11 @@ def _report(
         return code
     # The table itself may go to stdout: what is said about it must not.
     out = sys.stderr if arguments.output == "-" else sys.stdout
+    cases = imported.dataset.cases
     print(
-        f"{_rows(len(imported.dataset))} of {_llms(len(imported.dataset.cases.llms))} on "
-        f"{', '.join(g.id for g in imported.dataset.cases.gpus)} written to {arguments.output}; "
-        f"{_rows(skipped)} skipped.",
+        f"{plural(len(imported.dataset), 'row')} of {plural(len(cases.llms), 'LLM')} on "
+        f"{', '.join(g.id for g in cases.gpus)} written to {arguments.output}; "
+        f"{plural(skipped, 'row')} skipped.",
         file=out,
     )
     for line in lines:
@@ -183,11 +179,3 @@ def _report(
     for note in imported.notes:
         print(f"Note: {note}", file=out)
     return code
-
-
-def _rows(number: int) -> str:
-    return f"{number} row{'s' * (number != 1)}"
-
-
-def _llms(number: int) -> str:
-    return f"{number} LLM{'s' * (number != 1)}"

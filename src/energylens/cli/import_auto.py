@@ -5,9 +5,10 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import comma_list, positive_int
+from energylens.cli.console import comma_list, number, positive, positive_int
 from energylens.errors import UsageError
-from energylens.words import plural
+from energylens.viewing import picked
+from energylens.words import J_PER_KWH, plural
 
 if TYPE_CHECKING:
     from energylens.importers.auto import Options, Taken
@@ -55,7 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, meaning in _WHOLE:
         group.add_argument(f"--{name}", type=positive_int, metavar="N", help=meaning)
     for name, meaning in _NUMBERS:
-        group.add_argument(f"--{name}", type=_above_zero, metavar="N", help=meaning)
+        group.add_argument(f"--{name}", type=positive, metavar="N", help=meaning)
     group = parser.add_argument_group("a power log of the run (import auto)")
     group.add_argument("--power", action="append", default=[], metavar="LOG", help="the log")
     group.add_argument("--timezone", metavar="ZONE", help="of local times in the files")
@@ -71,7 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="S",
         help="offsets beyond it are not bridged (default: 30)",
     )
-    group.add_argument("--max-gap", type=_above_zero, metavar="S", help="gap allowed in the log")
+    group.add_argument("--max-gap", type=positive, metavar="S", help="gap allowed in the log")
     group.add_argument("--power-columns", metavar="LIST", help="of a log without header")
     group.add_argument("--power-window", metavar="NAME", help="which window of joules is the run's")
     group.add_argument("--start", metavar="TIME", help="when the run began, if no file says")
@@ -82,24 +83,7 @@ def _dest(name: str) -> str:
     return "row_source" if name == "source" else name.replace("-", "_")
 
 
-def _above_zero(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value <= 1e9:
-        raise argparse.ArgumentTypeError(f"must be a number above 0, not {text!r}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not abs(value) <= 1e9:
-        raise argparse.ArgumentTypeError(f"must be a number of seconds, not {text!r}")
-    return value
+_seconds = number("a number of seconds", lambda value: abs(value) <= 1e9)
 
 
 def options_of(arguments: argparse.Namespace) -> Options:
@@ -156,12 +140,9 @@ def describe(taken: list[Taken]) -> list[dict[str, Any]]:
             "declared": list(item.row.declared),
             "missing": list(item.row.missing),
             "stated": {
-                "llm": item.run.llm,
-                "gpu": item.run.gpu,
-                "input_tokens": item.run.input_tokens,
-                "output_tokens": item.run.output_tokens,
-                "duration_s": item.run.duration_s,
-                "request_rate_per_s": item.run.request_rate_per_s,
+                **picked(
+                    item.run, "llm gpu input_tokens output_tokens duration_s request_rate_per_s"
+                ),
                 "ttft_s": item.run.ttft.mean_s,
                 "tpot_s": item.run.tpot.mean_s,
                 "median_itl_s": item.run.itl.median_s,
@@ -186,7 +167,7 @@ def _per_token(item: Taken) -> dict[str, float | None]:
     return {
         "energy_per_output_token_j": joules / made,
         "energy_per_total_token_j": joules / (sent + made),
-        "energy_per_request_kwh": joules / 3.6e6,
+        "energy_per_request_kwh": joules / J_PER_KWH,
     }
 
 
@@ -199,11 +180,7 @@ def _power(joined: Joined) -> dict[str, Any]:
         "gpus_listed": list(joined.listed),
         "clock_offset_s": joined.offset_s,
         "clock_offset_known": joined.offset_known,
-        "idle_before_w": joined.idle_before_w,
-        "idle_after_w": joined.idle_after_w,
-        "mean_w": joined.mean_w,
-        "largest_gap_s": joined.largest_gap_s,
-        "period_s": joined.period_s,
+        **picked(joined, "idle_before_w idle_after_w mean_w largest_gap_s period_s"),
         "from_counter": joined.counted,
     }
 

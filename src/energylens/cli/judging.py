@@ -25,25 +25,15 @@ from energylens.cli.console import (
     read_tables,
 )
 from energylens.errors import UnknownChoiceError, UsageError
+from energylens.evaluation.options import DEFAULT_CURVE, PROTOCOLS, EvaluationOptions
+from energylens.records import DEFAULT_CHOOSE
+from energylens.viewing import picked
 from energylens.words import percent
 
 if TYPE_CHECKING:
     from energylens.evaluation.result import Evaluation
     from energylens.protocols import Estimator
 
-PROTOCOLS = (
-    "few-shot",
-    "learning-curve",
-    "unseen-batch",
-    "unseen-length",
-    "unseen-llm",
-    "unseen-hardware",
-    "unseen-modality",
-    "unseen-engine",
-    "no-power",
-    "split",
-    "all",
-)
 #: Judged unless others are named. The tuned ensembles take a second a fit, so they wait for that.
 CONTESTANTS = (
     "energylens",
@@ -78,8 +68,7 @@ ENSEMBLE_WORDS = ("forest", "trees", "boosting", "xgboost", "lightgbm")
 
 def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "evaluate",
         "judge the law against every baseline on measured rows",
         _evaluate,
@@ -98,7 +87,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--choose",
         type=comma_list,
-        default=("tensor_parallel", "pipeline_parallel"),
+        default=DEFAULT_CHOOSE,
         metavar="KNOBS",
         help="free knobs: tensor_parallel, pipeline_parallel, expert_parallel, data_parallel, "
         "parallelism, batch_size, precision, gpu, power_cap, clock",
@@ -280,44 +269,30 @@ def _package_of(name: str) -> str | None:
 
 
 def _evaluate(arguments: argparse.Namespace) -> None:
-    from energylens.evaluation.judge import DEFAULT_CURVE, evaluate
+    from energylens.evaluation.judge import evaluate
 
     for what, cut in (("batch", arguments.batch_cut), ("length", arguments.length_cut)):
         if cut is not None and arguments.protocol != f"unseen-{what}":
             raise UsageError(
                 f"--{what}-cut is for --protocol unseen-{what}, not {arguments.protocol}"
             )
-    if not 0 <= arguments.noise < 1:
-        raise UsageError(f"--noise must be 0 or more and below 1, not {arguments.noise:g}")
     named = arguments.estimators if arguments.target == "energy" else None
     estimators, left_out = contestants(named)
     rows = read_tables(arguments, joules=arguments.target == "energy")
     dataset, estimators = timing.on_time(arguments, rows, estimators)
+    options = EvaluationOptions(
+        **picked(
+            arguments,
+            "protocol choose train repeats seed strict objective lengths calibration direction "
+            "batch_cut length_cut per leave allow_simulated",
+        ),
+        noise_ratio=arguments.noise,
+        batch="limit" if arguments.batch == "limit-judged" else arguments.batch,
+        curve=arguments.curve or DEFAULT_CURVE,
+    )
     progress = Progress("fitting")
     try:
-        evaluation = evaluate(
-            dataset,
-            estimators,
-            protocol=arguments.protocol,
-            choose=arguments.choose,
-            train=arguments.train,
-            repeats=arguments.repeats,
-            seed=arguments.seed,
-            noise_ratio=arguments.noise,
-            strict=arguments.strict,
-            objective=arguments.objective,
-            batch="limit" if arguments.batch == "limit-judged" else arguments.batch,
-            lengths=arguments.lengths,
-            curve=arguments.curve or DEFAULT_CURVE,
-            calibration=arguments.calibration,
-            direction=arguments.direction,
-            batch_cut=arguments.batch_cut,
-            length_cut=arguments.length_cut,
-            per=arguments.per,
-            leave=arguments.leave,
-            allow_simulated=arguments.allow_simulated,
-            progress=progress,
-        )
+        evaluation = evaluate(dataset, estimators, options, progress=progress)
     finally:
         progress.close()
     judged = timing.limits(arguments, dataset, estimators)
@@ -335,12 +310,13 @@ def _evaluate(arguments: argparse.Namespace) -> None:
 
 def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
     """Print what came of judging joules, or seconds, best regret first."""
+    asked = evaluation.asked
     print_paragraph(
-        f"{evaluation.protocol}: {evaluation.rows} rows, {evaluation.scenarios} scenarios "
-        f"(free: {', '.join(evaluation.choose)}), {evaluation.repeats} "
-        f"repeat{'s' * (evaluation.repeats > 1)}, seed {evaluation.seed}"
-        + (", strictly held-out scenarios" if evaluation.strict else "")
-        + f"; --batch {evaluation.batch} --lengths {evaluation.lengths}"
+        f"{asked.protocol}: {evaluation.rows} rows, {evaluation.scenarios} scenarios "
+        f"(free: {', '.join(asked.choose)}), {evaluation.repeats} "
+        f"repeat{'s' * (evaluation.repeats > 1)}, seed {asked.seed}"
+        + (", strictly held-out scenarios" if asked.strict else "")
+        + f"; --batch {asked.batch} --lengths {asked.lengths}"
     )
     sources = ", ".join(f"{n} {name}" for name, n in evaluation.source_counts.items())
     print_paragraph(f"Source of the {unit}: {sources}.")
@@ -386,7 +362,7 @@ def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
             ],
         )
     print()
-    if evaluation.per:
+    if asked.per:
         for name, score in evaluation.estimators.items():
             if score.mape_group_median_ratio is not None:
                 print(f"{name}: median MAPE over groups {percent(score.mape_group_median_ratio)}")
@@ -401,10 +377,10 @@ def print_evaluation(evaluation: Evaluation, unit: str = "joules") -> None:
         print_paragraph(f"Note: {note}")
     print_paragraph(
         "Top-1: the predicted best is the best; noise: within "
-        f"{100 * evaluation.noise_ratio:g} % of it; pairs: ordered rightly; regret: {unit} of the "
+        f"{100 * asked.noise_ratio:g} % of it; pairs: ordered rightly; regret: {unit} of the "
         f"choice over the best, minus 1; MAPE: mean error of the {unit}"
         f"{', its median over repeats' * (evaluation.repeats > 1)}; covers: rows that lie in "
-        f"their {100 * evaluation.interval_ratio:g} % interval. docs/evaluation.md defines each."
+        f"their {100 * asked.interval_ratio:g} % interval. docs/evaluation.md defines each."
     )
 
 
@@ -442,6 +418,6 @@ def _indistinct(evaluation: Evaluation) -> list[str]:
         frees = "; --choose parallelism,batch_size frees more."
         notes.append(
             f"{few} of {len(sizes)} scenarios have three candidates or fewer, among which there "
-            f"is little to choose{'.' if 'batch_size' in evaluation.choose else frees}"
+            f"is little to choose{'.' if 'batch_size' in evaluation.asked.choose else frees}"
         )
     return notes

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import time
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,29 +14,28 @@ from energylens.cli.console import (
     about_minutes,
     add_json,
     add_meter,
-    counted,
     name_value_pairs,
     positive_int,
     print_json,
     print_paragraph,
     print_table,
 )
+from energylens.cli.node import SweepLine, drawn
 from energylens.errors import MeasurementError, UnknownChoiceError, UsageError
-from energylens.words import joules
+from energylens.viewing import picked
+from energylens.words import plural
 
 if TYPE_CHECKING:
     from energylens.instrument.executor import Executor
     from energylens.instrument.plan import Plan
-    from energylens.instrument.sweep import SweepProgress, SweepResult
+    from energylens.instrument.sweep import SweepResult
 
 LISTED = 12
-LOG_PAUSE_S = 30.0
 
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "measure",
         "measure the cases of a plan; goes on where it was stopped",
         _measure,
@@ -86,11 +84,7 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
                         "configuration": row.case.case.configuration.describe(),
                         "input_tokens": row.case.case.workload.input_tokens,
                         "output_tokens": row.case.case.workload.output_tokens,
-                        "gpus": row.gpus,
-                        "memory_bytes": row.memory_bytes,
-                        "available_bytes": row.available_bytes,
-                        "seconds": row.seconds,
-                        "problem": row.problem,
+                        **picked(row, "gpus memory_bytes available_bytes seconds problem"),
                     }
                     for row in rows
                 ],
@@ -121,7 +115,7 @@ def _dry_run(made: Plan, gpus: int | None, as_json: bool) -> None:
         if row.problem:
             print_paragraph(f"{row.case.case.configuration.describe()}: {row.problem}")
     print_paragraph(
-        f"{counted(len(rows), 'case')} in {counted(len(made.groups()), 'engine start')}, "
+        f"{plural(len(rows), 'case')} in {plural(len(made.groups()), 'engine start')}, "
         f"{about_minutes(planning.minutes(made))} with loading and windows."
     )
 
@@ -180,25 +174,9 @@ def _measure(arguments: argparse.Namespace) -> None:
     if arguments.meter.partition(":")[0] not in kinds:
         advice = f"Known are {', '.join(meters.NAMES)}."
         raise UnknownChoiceError("meter", arguments.meter, kinds, advice)
-    live = sys.stderr.isatty()
-    pause_s = 0.5 if live else LOG_PAUSE_S  # a log wants a line now and then, no moving one
-    shown = [0.0 if live else time.monotonic()]
-
-    def show(progress: SweepProgress) -> None:
-        now = time.monotonic()
-        if now - shown[0] < pause_s:
-            return
-        shown[0] = now
-        left = "" if progress.remaining_s is None else f", {progress.remaining_s / 60:.0f} min left"
-        line = (
-            f"{progress.done} of {progress.cases} cases ({progress.failed} failed), "
-            f"{_drawn(progress.energy_j, progress.sources)} so far{left}"
-        )
-        if live:
-            print(f"\r{line:<78}", end="", file=sys.stderr, flush=True)
-        else:
-            print(line, file=sys.stderr, flush=True)
-
+    line = SweepLine(
+        lambda now: "" if now.remaining_s is None else f", {now.remaining_s / 60:.0f} min left"
+    )
     result = measure(
         made,
         engines.open_engine,
@@ -207,20 +185,19 @@ def _measure(arguments: argparse.Namespace) -> None:
         executor=_executor(arguments, made),
         gpus=arguments.gpus,
         retry_failed=arguments.retry_failed,
-        on_progress=show,
+        on_progress=line,
         command_line=sys.argv,
         meter_asked=arguments.meter,
         secrets=_secrets(made),
     )
-    if live and shown[0]:
-        print(f"\r{'':78}\r", end="", file=sys.stderr, flush=True)
+    line.close()
     _tell(result, arguments.json)
     if result.interrupted:
         raise KeyboardInterrupt
     missing = result.cases - result.measured
     if missing:
         here = arguments.executor in ("local", "inline") and not result.measured
-        none = f"{missing} of {counted(result.cases, 'case')} have no row"
+        none = f"{missing} of {plural(result.cases, 'case')} have no row"
         raise MeasurementError(
             f"{none if result.measured else 'no case could be measured'}; the reasons are above"
             + (_absent(made) if here else "")
@@ -244,11 +221,6 @@ def _absent(made: Plan) -> str:
     return "".join(f"; the engine {name} is not installed either" for name in absent)
 
 
-def _drawn(energy_j: float, sources: tuple[str, ...]) -> str:
-    guessed = [name for name in sources if name in ("simulated", "estimated")]
-    return f"{joules(energy_j)} {' and '.join(guessed) if guessed else 'drawn'}"
-
-
 def _tell(result: SweepResult, as_json: bool) -> None:
     if as_json:
         print_json(
@@ -256,9 +228,7 @@ def _tell(result: SweepResult, as_json: bool) -> None:
                 "cases": result.cases,
                 "measured": result.measured,
                 "failed": dict(result.failed),
-                "unstable": result.unstable,
-                "new": result.new,
-                "energy_j": result.energy_j,
+                **picked(result, "unstable new energy_j"),
                 "sources": list(result.sources),
                 "interrupted": result.interrupted,
                 "table": str(result.table),
@@ -268,12 +238,12 @@ def _tell(result: SweepResult, as_json: bool) -> None:
         return
     failed = len(result.failed)
     state = (
-        f"{result.measured} of {counted(result.cases, 'case')} measured, {result.unstable} of them "
+        f"{result.measured} of {plural(result.cases, 'case')} measured, {result.unstable} of them "
         f"unstable, {failed} failed"
     )
     if result.new:
-        drawn = f"; {_drawn(result.energy_j, result.sources)}" if result.sources else ""
-        print_paragraph(f"{state}{drawn}.")
+        joules = f"; {drawn(result.energy_j, result.sources)}" if result.sources else ""
+        print_paragraph(f"{state}{joules}.")
     elif not result.interrupted:
         again = "; --retry-failed tries those that failed again" if failed else ""
         print_paragraph(f"Nothing was left to do, all was there already: {state}{again}.")
@@ -283,6 +253,6 @@ def _tell(result: SweepResult, as_json: bool) -> None:
     for case, reason in result.failed.items():
         reasons.setdefault(reason, []).append(case)
     for reason, cases in list(reasons.items())[:LISTED]:
-        others = f" and {counted(len(cases) - 1, 'other')}" if len(cases) > 1 else ""
+        others = f" and {plural(len(cases) - 1, 'other')}" if len(cases) > 1 else ""
         print_paragraph(f"{cases[0]}{others}: {reason}", "  ")
     print(f"Rows: {result.table}\nRaw windows and provenance: {result.records}")

@@ -13,8 +13,7 @@ from energylens.errors import UsageError
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "meter",
         "serve this host's meter, or look at it",
         _meter,

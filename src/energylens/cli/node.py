@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import name_value_pairs
+from energylens.cli.console import Line, name_value_pairs
 from energylens.errors import UnknownNameError, UsageError
+from energylens.words import joules
 
 if TYPE_CHECKING:
     from energylens.instrument.executor import Executor
@@ -137,21 +137,24 @@ def instrument(
     )
 
 
-def progress_line(more: Callable[[], str] = lambda: "") -> Callable[[SweepProgress], None]:
-    """Make what writes a line of progress now and then, with ``more`` behind it."""
-    from energylens.cli.measure import _drawn
+def drawn(energy_j: float, sources: Sequence[str]) -> str:
+    """Write the joules of a sweep so far, and whether they are no measurement."""
+    guessed = [name for name in sources if name in ("simulated", "estimated")]
+    return f"{joules(energy_j)} {' and '.join(guessed) if guessed else 'drawn'}"
 
-    live = sys.stderr.isatty()
-    shown = [time.monotonic()]
 
-    def progress(now: SweepProgress) -> None:
-        if time.monotonic() - shown[0] < (0.5 if live else PAUSE_S):
-            return
-        shown[0] = time.monotonic()
-        line = (
-            f"{now.done} of {now.cases} cases ({now.failed} failed), "
-            f"{_drawn(now.energy_j, now.sources)} so far{more()}"
+class SweepLine(Line):
+    """A line on how far a sweep is, with ``more`` behind it."""
+
+    def __init__(self, more: Callable[[SweepProgress], str]) -> None:
+        super().__init__(0.5, PAUSE_S)
+        self.more = more
+
+    def __call__(self, now: SweepProgress) -> None:
+        """Show how far it is."""
+        self.show(
+            lambda: (
+                f"{now.done} of {now.cases} cases ({now.failed} failed), "
+                f"{drawn(now.energy_j, now.sources)} so far{self.more(now)}"
+            )
         )
-        print(f"\r{line:<78}" if live else line, end="" if live else "\n", file=sys.stderr)
-
-    return progress

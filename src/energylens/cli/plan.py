@@ -10,25 +10,29 @@ from energylens.cli.configuring import KV_FORMATS
 from energylens.cli.console import (
     Subparsers,
     about_minutes,
+    add_choose,
     add_json,
     add_seed,
     comma_list,
-    counted,
+    listed,
     name_value_pairs,
     not_negative_int,
+    number,
     numbers,
     positive,
     positive_int,
     print_json,
     print_paragraph,
 )
+from energylens.cli.node import ENGINES
 from energylens.errors import InfeasibleError, UsageError
+from energylens.viewing import picked
+from energylens.words import plural
 
 if TYPE_CHECKING:
     from energylens.instrument.planning import Draft, Space
     from energylens.nextruns.answers import Verdict
 
-ENGINES = ("vllm", "transformers", "openai", "simulated")
 #: Windows too short for results, to try a plan.
 QUICK: dict[str, Any] = {
     "min_window_s": 0.05,
@@ -40,12 +44,13 @@ QUICK: dict[str, Any] = {
     "phase_limit_s": 20.0,
 }
 LISTED = 12
+_rate = number("requests a second from 1e-6 to 1e6", lambda value: 1e-6 <= value <= 1e6)
+_clock = number("MHz or none", lambda value: 1 <= value <= 1e5)
 
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "plan",
         "choose the cases to measure, and write them to a file to read and edit",
         _plan,
@@ -85,7 +90,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument("--input-tokens", type=numbers, default=(128, 1024), metavar="LIST")
     parser.add_argument(
         "--clocks",
-        type=_clocks,
+        type=listed(lambda text: None if text == "none" else _clock(text)),
         default=(None,),
         metavar="LIST",
         help="clocks that the core of each GPU is locked to, in MHz, as in none,1600,1200; measure "
@@ -107,7 +112,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--rates",
         "--rate",
-        type=_rates,
+        type=listed(_rate),
         default=(),
         metavar="LIST",
         help="requests a second that arrive by chance, as in 0.5,2,8: an open loop, steady, where "
@@ -153,49 +158,11 @@ def add_verbs(verbs: Any) -> None:
         metavar="RUNS",
         help="with --next: rows measured already, a tidy table; says whether one may stop",
     )
-    parser.add_argument(
-        "--choose",
-        type=comma_list,
-        default=("parallelism", "batch_size"),
-        metavar="KNOBS",
-        help="with --next: what is to be chosen in the end (default: parallelism,batch_size)",
-    )
+    add_choose(parser, "with --next: what is to be chosen in the end")
     parser.add_argument(
         "--quick", action="store_true", help="short windows, to try a plan; not for results"
     )
     add_json(parser)
-
-
-def _rates(text: str) -> tuple[float, ...]:
-    """Read a comma list of rates (an argparse type)."""
-    found = []
-    for part in comma_list(text):
-        try:
-            rate = float(part)
-        except ValueError:
-            rate = 0.0
-        if not 1e-6 <= rate <= 1e6:
-            raise argparse.ArgumentTypeError(
-                f"must be requests a second from 1e-6 to 1e6, separated by commas, not {text!r}"
-            )
-        found.append(rate)
-    return tuple(found)
-
-
-def _clocks(text: str) -> tuple[float | None, ...]:
-    """Read a comma list of clocks in MHz, or none for a core that is not locked."""
-    found: list[float | None] = []
-    for part in comma_list(text):
-        try:
-            clock = None if part == "none" else float(part)
-        except ValueError:
-            clock = -1.0
-        if clock is not None and not 1 <= clock <= 1e5:
-            raise argparse.ArgumentTypeError(
-                f"must be MHz or none, separated by commas, not {text!r}"
-            )
-        found.append(clock)
-    return tuple(found)
 
 
 def _options(arguments: argparse.Namespace) -> dict[str, str]:
@@ -230,11 +197,9 @@ def _space(arguments: argparse.Namespace) -> Space:
         gpus=arguments.gpu,
         engine=arguments.engine,
         precisions=arguments.precision,
-        tensor_parallel=arguments.tensor_parallel,
-        pipeline_parallel=arguments.pipeline_parallel,
-        expert_parallel=arguments.expert_parallel,
-        data_parallel=arguments.data_parallel,
-        batch_sizes=arguments.batch_sizes,
+        **picked(
+            arguments, "tensor_parallel pipeline_parallel expert_parallel data_parallel batch_sizes"
+        ),
         clocks_mhz=arguments.clocks,
         input_tokens=arguments.input_tokens,
         output_tokens=arguments.output_tokens,
@@ -256,21 +221,13 @@ def _plan(arguments: argparse.Namespace) -> None:
 
     if arguments.measured and arguments.next is None:
         raise UsageError("--measured is read for --next alone: say how many runs to choose")
-    if arguments.next is not None and arguments.next < 1:
-        raise UsageError(f"--next must be 1 or more, not {arguments.next}")
     if arguments.output.lower().endswith((".csv", ".parquet", ".html")):
         raise UsageError(
             f"a plan is JSON Lines: give it a name like plan.jsonl, not {arguments.output}"
         )
     draft = planning.plan(
         _space(arguments),
-        design=arguments.design,
-        budget_cases=arguments.budget_cases,
-        budget_minutes=arguments.budget_minutes,
-        gpus=arguments.gpus,
-        repeats=arguments.repeats,
-        order=arguments.order,
-        seed=arguments.seed,
+        **picked(arguments, "design budget_cases budget_minutes gpus repeats order seed"),
         procedure=Procedure(**QUICK) if arguments.quick else None,
         scale=scaled_down,
     )
@@ -313,8 +270,8 @@ def _plan(arguments: argparse.Namespace) -> None:
         print_paragraph(sentence)
     for llm in added:
         print_paragraph(f"{llm.id} was added to your catalog, so that its rows can be read.")
-    for reason, number in list(draft.skipped.items())[:LISTED]:
-        print_paragraph(f"{number} left out: {reason}", "  ")
+    for reason, cases in list(draft.skipped.items())[:LISTED]:
+        print_paragraph(f"{cases} left out: {reason}", "  ")
     if others := sum(list(draft.skipped.values())[LISTED:]):
         print_paragraph(f"{others} left out for other reasons of the kind", "  ")
 
@@ -362,5 +319,5 @@ def _counted(draft: Draft) -> str:
     """Cases that were chosen, and runs of them where cases are repeated."""
     runs = len(draft.plan.cases)
     distinct = len({replace(case, repeat=0).key for case in draft.plan.cases})
-    cases = f"{counted(distinct, 'case')} of {counted(draft.feasible, 'feasible one')}"
+    cases = f"{plural(distinct, 'case')} of {plural(draft.feasible, 'feasible one')}"
     return cases if runs == distinct else f"{runs} runs of {cases}"

@@ -42,8 +42,7 @@ def policies(text: str) -> list[str]:
 
 def add_verbs(verbs: Any) -> None:
     """Add the verb."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "rehearse",
         "rehearse a fleet on a trace of requests, under one policy or several, in simulation",
         _rehearse,

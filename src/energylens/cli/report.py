@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 from energylens.cli.console import (
     Progress,
     Subparsers,
+    add_choose,
     add_json,
+    add_max_gpus,
     add_seed,
     add_tables,
-    comma_list,
     positive,
     positive_int,
     print_json,
@@ -19,6 +20,7 @@ from energylens.cli.console import (
 )
 from energylens.cli.judging import contestants
 from energylens.errors import EnergyLensError, UsageError
+from energylens.viewing import picked
 
 if TYPE_CHECKING:
     from energylens.dataset import Dataset
@@ -26,13 +28,13 @@ if TYPE_CHECKING:
     from energylens.evaluation.result import Evaluation
     from energylens.model import EnergyModel
     from energylens.records import Configuration
-    from energylens.selection import Ranking, Scenario
+    from energylens.scenarios import Scenario
+    from energylens.selection import Ranking
 
 
 def add_verbs(verbs: Any) -> None:
     """Add the verbs of this module."""
-    subparsers = Subparsers(verbs)
-    parser = subparsers.add(
+    parser = Subparsers(verbs).add(
         "report",
         "write one self-contained HTML page, and say the same as text",
         _report,
@@ -46,13 +48,7 @@ def add_verbs(verbs: Any) -> None:
     )
     add_tables(parser)
     parser.add_argument("-o", "--output", required=True, metavar="FILE.html")
-    parser.add_argument(
-        "--choose",
-        type=comma_list,
-        default=("parallelism", "batch_size"),
-        metavar="KNOBS",
-        help="free knobs (default: parallelism,batch_size)",
-    )
+    add_choose(parser, "free knobs")
     parser.add_argument(
         "--repeats", type=positive_int, default=10, metavar="N", help="draws of the learning curve"
     )
@@ -65,13 +61,7 @@ def add_verbs(verbs: Any) -> None:
     group.add_argument("--input-tokens", type=positive, metavar="N")
     group.add_argument("--output-tokens", type=positive, metavar="N")
     group.add_argument("--engine", metavar="'NAME VERSION'")
-    group.add_argument(
-        "--max-gpus",
-        type=positive_int,
-        default=8,
-        metavar="N",
-        help="GPUs to use at most (default: 8)",
-    )
+    add_max_gpus(group)
     group.add_argument(
         "--current",
         metavar="CONFIG",
@@ -132,12 +122,8 @@ def _report(arguments: argparse.Namespace) -> None:
     _tell(
         judged(
             read_tables(arguments),
-            choose=arguments.choose,
-            repeats=arguments.repeats,
-            seed=arguments.seed,
-            model=arguments.model,
+            **picked(arguments, "choose repeats seed model current"),
             asked=asked,
-            current=arguments.current,
         ),
         arguments.output,
         as_json=arguments.json,
@@ -154,9 +140,8 @@ ASKED = ("llm", "gpu", "input_tokens", "output_tokens")
 def _scenario(arguments: argparse.Namespace) -> Scenario | None:
     """Make the scenario that is asked for; None if none is."""
     from energylens import catalog
-    from energylens.cli.configuring import engine_of
-    from energylens.records import UNKNOWN_ENGINE, Configuration, Workload
-    from energylens.selection import Scenario
+    from energylens.records import UNKNOWN_ENGINE, Configuration, Engine, Workload
+    from energylens.scenarios import Scenario
 
     missing = [name for name in ASKED if getattr(arguments, name) is None]
     if len(missing) == len(ASKED):
@@ -175,7 +160,7 @@ def _scenario(arguments: argparse.Namespace) -> Scenario | None:
         ),
         configuration=Configuration(batch_size=32),
         max_gpus=arguments.max_gpus,
-        engine=engine_of(arguments.engine) if arguments.engine else UNKNOWN_ENGINE,
+        engine=Engine.named(arguments.engine) if arguments.engine else UNKNOWN_ENGINE,
     )
 
 
@@ -235,8 +220,8 @@ def judged(
     Rows too few to be judged are shown without a judgement.
     """
     from energylens import fitting
-    from energylens.cli.serving import model_for
     from energylens.evaluation.judge import evaluate
+    from energylens.packaged import model_for
     from energylens.selection import select
 
     shown = fitting.fit(dataset) if model is None else model_for(model, "", None)[0]
@@ -326,7 +311,8 @@ def _largest_scenario(
     """
     import numpy as np
 
-    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.scenarios import BATCH_SIZES, Candidates, Scenario
+    from energylens.selection import select
     from energylens.words import plural
 
     scenarios = dataset.scenarios(choose)

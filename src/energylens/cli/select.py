@@ -7,17 +7,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import front_form
-from energylens.cli.configuring import (
-    BATCH_SIZE,
-    DEGREES,
-    add_case,
-    case_meant,
-    gpu_of,
-    precision_of,
-)
+from energylens.cli.configuring import BATCH_SIZE, add_case, candidates_of, case_meant
 from energylens.cli.console import (
     Subparsers,
     add_json,
+    add_max_gpus,
     add_seed,
     comma_list,
     flag,
@@ -27,26 +21,22 @@ from energylens.cli.console import (
     print_paragraph,
     print_wrapped,
 )
-from energylens.cli.serving import (
-    add_load_options,
-    answer,
-    lengths_of,
-    model_for,
-    refuse_without_rate,
-)
+from energylens.cli.serving import add_load_options, answer, lengths_of, refuse_without_rate
 from energylens.errors import UnknownNameError, UsageError
+from energylens.records import PARALLELISM
 from energylens.words import Note
 
 if TYPE_CHECKING:
     from energylens.model import EnergyModel
     from energylens.records import Case
-    from energylens.selection import Limit, Ranking
+    from energylens.scenarios import Limit
+    from energylens.selection import Ranking
     from energylens.service import Lengths
 
 LISTED = 4  # infeasible layouts shown
 # What fixes a knob that --choose can free: argument, column that frees it, value by default.
 FIXED: tuple[tuple[str, str, Any], ...] = (
-    *((degree, degree, 1) for degree in DEGREES),
+    *((degree, degree, 1) for degree in PARALLELISM),
     ("batch_size", "batch_size", None),
     ("precision", "precision_index", None),
     ("power_cap_w", "power_cap_w", None),
@@ -108,13 +98,7 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         "(default: tensor_parallel,pipeline_parallel; with --rate data_parallel and batch_size "
         "too)",
     )
-    parser.add_argument(
-        "--max-gpus",
-        type=positive_int,
-        default=8,
-        metavar="N",
-        help="GPUs to use at most (default: 8)",
-    )
+    add_max_gpus(parser)
     parser.add_argument(
         "--batch-sizes", type=numbers, metavar="LIST", help="values of a free batch_size"
     )
@@ -177,7 +161,7 @@ def _knobs(arguments: argparse.Namespace) -> None:
 def _caps_seen(model: EnergyModel) -> tuple[Limit, ...]:
     """Limit free power caps to those that the fit can speak of."""
     from energylens import catalog
-    from energylens.selection import CapsSeen
+    from energylens.scenarios import CapsSeen
 
     if "power_cap_w" not in model.scope.ranges:
         return ()
@@ -220,8 +204,8 @@ def _read_file(arguments: argparse.Namespace) -> None:
 
 def _free(arguments: argparse.Namespace) -> None:
     """Say which knobs are free, where nothing does; several GPU types free that one."""
-    from energylens.deciding import DEFAULT_CHOOSE as UNDER_LOAD
-    from energylens.selection import DEFAULT_CHOOSE
+    from energylens.records import DEFAULT_CHOOSE
+    from energylens.solving import DEFAULT_CHOOSE as UNDER_LOAD
 
     several = bool(arguments.gpu and "," in arguments.gpu)
     if arguments.choose is None:
@@ -258,6 +242,7 @@ def asked(arguments: argparse.Namespace) -> Asked:
     from energylens import catalog
     from energylens.answering import cap_note
     from energylens.lengths import with_prompts_of
+    from energylens.packaged import model_for
 
     model, notes = model_for(arguments.model, arguments.gpu, arguments.engine)
     lengths = None
@@ -303,7 +288,8 @@ def prepare(arguments: argparse.Namespace) -> None:
 
 def _select(arguments: argparse.Namespace) -> None:
     from energylens.explanation import explain
-    from energylens.selection import BATCH_SIZES, Candidates, Scenario, select
+    from energylens.scenarios import Scenario
+    from energylens.selection import select
     from energylens.showing import advice, ranking_cells
 
     prepare(arguments)
@@ -322,18 +308,11 @@ def _select(arguments: argparse.Namespace) -> None:
         answer(arguments, model, case, question.lengths, packaged_note)
         return
     model = model.choosing(arguments.choose)  # the explanation speaks of the same joules
-    candidates = Candidates(
-        gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
-        precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
-        batch_size=tuple(map(float, arguments.batch_sizes or BATCH_SIZES)),
-        power_caps_w=tuple(map(float, arguments.power_caps or ())),
-        clocks_mhz=tuple(map(float, arguments.clocks or ())),
-    )
     ranking = select(
         model,
         Scenario.of(case, arguments.max_gpus),
         choose=arguments.choose,
-        candidates=candidates,
+        candidates=candidates_of(arguments),
         limits=_caps_seen(model) if "power_cap" in arguments.choose else (),
         seed=arguments.seed,
     )

@@ -138,8 +138,9 @@ def _there(package: str) -> bool:
 def _loaded(arguments: argparse.Namespace) -> Loaded:
     """Read what the server answers from."""
     from energylens import files, fitting, table
-    from energylens.cli.serving import model_for, time_law
     from energylens.discovery import Front
+    from energylens.latency_fitting import fitted_times
+    from energylens.packaged import model_for
     from energylens.web.models import Loaded
 
     dataset, model, name, own = None, None, "", False
@@ -158,7 +159,7 @@ def _loaded(arguments: argparse.Namespace) -> Loaded:
         model, _ = model_for(arguments.model, "", None)
         name, own = Path(arguments.model).name, arguments.model == arguments.data
     elif dataset is not None:
-        model = replace(fitting.fit(dataset, fitting.FitOptions()), time=time_law(dataset))
+        model = replace(fitting.fit(dataset, fitting.FitOptions()), time=fitted_times(dataset))
         name, own = Path(arguments.data).name, True
     front = arguments.front
     return Loaded(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import math
 import re
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from energylens.cli import against
-from energylens.cli.configuring import gpu_of, precision_of
+from energylens.cli.configuring import candidates_of
 from energylens.cli.console import (
+    number,
     number_between,
     positive,
     print_json,
@@ -19,7 +21,7 @@ from energylens.cli.console import (
     share,
     wrapped_table,
 )
-from energylens.errors import CheckError, FitError, InfeasibleError, InputError, UsageError
+from energylens.errors import CheckError, InfeasibleError, InputError, UsageError
 from energylens.words import (
     SURE_RATIO,
     Note,
@@ -36,13 +38,12 @@ from energylens.words import (
 
 if TYPE_CHECKING:
     from energylens.cases import Cases
-    from energylens.dataset import Dataset
-    from energylens.deciding import Decision, Entry, LatencyLimit, Load
-    from energylens.latency import TimeModel
+    from energylens.decisions import Decision, Entry, LatencyLimit, Load
     from energylens.model import EnergyModel
-    from energylens.records import Case, Engine
-    from energylens.savings import Bill, Prices
-    from energylens.selection import Scenario
+    from energylens.records import Case
+    from energylens.savings import Prices
+    from energylens.scenarios import Scenario
+    from energylens.schemas import Month
     from energylens.service import Lengths
     from energylens.time_explained import ExplainedTime
 
@@ -142,53 +143,8 @@ def add_load_options(parser: argparse.ArgumentParser) -> None:
 
 
 def percent_over(text: str) -> float:
-    """Read a percentage of 0 or more."""
-    value = float(text.rstrip("%"))
-    if not 0 <= value < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be 0 % or more, not {text}")
-    return value
-
-
-#: How the names of tidy tables end.
-TABLES = (".csv", ".jsonl", ".ndjson", ".parquet", ".pq", ".csv.gz", ".jsonl.gz")
-
-
-def time_law(dataset: Dataset) -> TimeModel | None:
-    """Fit the time law to the rows that have a time; None where none has."""
-    from energylens.latency_fitting import fit_latency
-
-    try:
-        return fit_latency(dataset)
-    except FitError:
-        return None
-
-
-def model_for(
-    name: str | None, gpu: str, engine: Engine | None
-) -> tuple[EnergyModel, tuple[str, ...]]:
-    """Read a model: a file, a table to fit, a packaged one, the datasheet, or a GPU type's own.
-
-    Returns
-    -------
-    EnergyModel, tuple of str
-        And what the reader must know of it.
-    """
-    from energylens import catalog, fitting, modelfile, packaged, table
-
-    if name is None:
-        chosen, note = packaged.for_gpu(catalog.gpu(gpu).id, "" if engine is None else engine.id)
-        return chosen.model(), (note,)
-    if name.lower() == "datasheet":
-        return fitting.from_datasheet(), ()
-    known = packaged.named(name)
-    if known is not None:
-        return known.model(), (f"Answered from the packaged model {known.describe()}.",)
-    if name.lower().endswith(TABLES):
-        rows = table.read(name)
-        model = fitting.fit(rows, fitting.FitOptions())
-        fitting.refuse_misfit(model, rows)
-        return replace(model, time=time_law(rows)), ()
-    return modelfile.load(name), ()
+    """Read a percentage of 0 or more (an argparse type)."""
+    return number("0 % or more", lambda value: 0 <= value < math.inf)(text.rstrip("%"))
 
 
 def limits_of(arguments: argparse.Namespace) -> tuple[LatencyLimit, ...]:
@@ -240,13 +196,7 @@ def prices_of(arguments: argparse.Namespace) -> Prices:
         raise UsageError(
             "--price has no effect beside --gpu-hour, whose rent includes energy: leave one out"
         )
-    given = {
-        "price_per_kwh": arguments.price,
-        "carbon_kg_per_kwh": arguments.carbon,
-        "pue": arguments.pue,
-        "gpu_hour": arguments.gpu_hour,
-    }
-    return Prices(**{name: value for name, value in given.items() if value is not None})
+    return Prices.asked(arguments.price, arguments.carbon, arguments.pue, arguments.gpu_hour)
 
 
 def refuse_without_rate(arguments: argparse.Namespace, *, but: Collection[str] = ()) -> None:
@@ -291,9 +241,10 @@ def under_load(
     notes: Sequence[str],
 ) -> UnderLoad:
     """Read what is asked under a load."""
-    from energylens.deciding import MEET, Load
+    from energylens.deciding import MEET
+    from energylens.decisions import Load
     from energylens.running import read_running
-    from energylens.selection import Scenario
+    from energylens.scenarios import Scenario
 
     load = Load(
         rate_per_s=arguments.rate,
@@ -330,8 +281,9 @@ def answer(
 ) -> None:
     """Decide and print."""
     from energylens.answering import bills, document
-    from energylens.deciding import Engine, decide
+    from energylens.deciding import decide
     from energylens.deploying import EMITTERS, emit
+    from energylens.solving import Engine
 
     asked = under_load(arguments, model, case, lengths, notes)
     if arguments.check is not None and asked.question["current"] is None:
@@ -363,9 +315,9 @@ def answer(
 def _recommended(path: str, scenario: Any, load: Load) -> tuple[Cases, list[str]]:
     """Read another tool's candidates; those that do not fit in memory are left out."""
     from energylens.cases import Cases
-    from energylens.deciding import case_of
     from energylens.recommended import read_recommendation
     from energylens.service import slots
+    from energylens.solving import case_of
 
     read = read_recommendation(path)
     cases = Cases.of([case_of(scenario, item.configuration) for item in read.candidates])
@@ -410,18 +362,6 @@ def _grid(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"batch_limits": tuple(map(float, sizes))} if sizes else {}
 
 
-def candidates_of(arguments: argparse.Namespace) -> Any:
-    """Make the values of free knobs."""
-    from energylens.selection import Candidates
-
-    return Candidates(
-        gpus=tuple(gpu_of(arguments, name) for name in arguments.gpus),
-        precisions=tuple(precision_of(arguments, name) for name in arguments.precisions),
-        power_caps_w=tuple(map(float, arguments.power_caps or ())),
-        clocks_mhz=tuple(map(float, arguments.clocks or ())),
-    )
-
-
 # ------------------------------------------------------------------------------- the bill
 
 
@@ -459,7 +399,7 @@ def read_profile(path: str, peak_per_s: float) -> list[float]:
 
 
 def show(
-    decision: Decision, bills: dict[str, Bill], notes: Sequence[str], *, day: bool = False
+    decision: Decision, bills: dict[str, Month], notes: Sequence[str], *, day: bool = False
 ) -> None:
     """Print the answer: at most 24 lines besides the front, the recommendation first.
 
@@ -530,7 +470,7 @@ def _asked(decision: Decision) -> str:
     )
 
 
-def _sentences(decision: Decision, bills: dict[str, Bill], *, day: bool) -> Iterator[str]:
+def _sentences(decision: Decision, bills: dict[str, Month], *, day: bool) -> Iterator[str]:
     """Say what to run, what it takes, and what binds."""
     from energylens.decisions import seconds
 
@@ -654,7 +594,7 @@ def _named(decision: Decision, entry: Entry, *, short: bool = False) -> str:
 
 def print_times(times: ExplainedTime) -> None:
     """Print where the seconds of a full batch go, and the watts that follow."""
-    from energylens.deciding import seconds
+    from energylens.decisions import seconds
 
     print_paragraph(
         f"Kept full, a request takes {seconds(times.request_latency_s)}, "

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.console import not_negative_int, print_paragraph, print_table, share
+from energylens.cli.console import (
+    listed,
+    not_negative_int,
+    number,
+    print_paragraph,
+    print_table,
+    share,
+)
 from energylens.errors import UsageError
+from energylens.viewing import picked
 from energylens.words import percent
 
 if TYPE_CHECKING:
@@ -31,7 +40,7 @@ def add_time_options(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--limit-quantiles",
-        type=numbers_between,
+        type=listed(number("a number", math.isfinite)),
         metavar="LIST",
         help="judge choices within limits at these quantiles of a scenario's mean times per token",
     )
@@ -57,16 +66,6 @@ def add_time_options(parser: argparse.ArgumentParser) -> None:
         help="candidates between two measured batch limits; their joules and times are "
         "interpolated",
     )
-
-
-def numbers_between(text: str) -> tuple[float, ...]:
-    """Read a comma list of numbers."""
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(
-            f"must be a comma list of numbers, not {text!r}"
-        ) from error
 
 
 def on_time(
@@ -128,9 +127,7 @@ def attach(document: dict[str, Any], judged: Limits | None) -> dict[str, Any]:
         "meet": judged.meet,
         "verify_runs": judged.verify_runs,
         "interpolated_between": judged.between,
-        "scenarios": judged.scenarios,
-        "repeats": judged.repeats,
-        "train": judged.train,
+        **picked(judged, "scenarios repeats train"),
     }
     scored = {
         name: [

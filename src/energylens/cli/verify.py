@@ -7,16 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from energylens.cli.configuring import candidates_of
 from energylens.cli.console import Subparsers, positive_int, print_json, print_paragraph
 from energylens.cli.node import ENGINES, add_engine_options
 from energylens.cli.select import add_selection, asked, prepare
-from energylens.cli.serving import (
-    candidates_of,
-    limits_of,
-    notes_on,
-    refuse_without_rate,
-    under_load,
-)
+from energylens.cli.serving import limits_of, notes_on, refuse_without_rate, under_load
 from energylens.errors import UsageError
 from energylens.words import joules
 
@@ -24,7 +19,7 @@ if TYPE_CHECKING:
     from energylens.cli.select import Asked
     from energylens.decisions import LatencyLimit, Load
     from energylens.proving import Proof
-    from energylens.selection import Scenario
+    from energylens.scenarios import Scenario
     from energylens.verifying import Verdict
 
 #: Limits that a batch that is kept full can be asked about too.
@@ -127,7 +122,7 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _question(arguments: argparse.Namespace, question: Asked) -> tuple[Any, ...]:
     """What is asked, under a load or with the batch kept full."""
     from energylens.deciding import MEET
-    from energylens.selection import Scenario
+    from energylens.scenarios import Scenario
 
     model, case = question.model, question.case
     if question.lengths is not None:
@@ -171,15 +166,12 @@ def _prove(
         limits,
         arguments.folder,
         proving.Engines(
-            name=engine,
-            llm=llm,
-            weights=arguments.weights,
-            options=node.engine_options(arguments),
+            name=engine, llm=llm, weights=arguments.weights, options=node.engine_options(arguments)
         ),
         node.instrument(arguments, engine, gpus, own),
         most=arguments.runs,
         told=node.told,
-        on_progress=node.progress_line(),
+        on_progress=node.SweepLine(lambda _: ""),
         **options,
     )
 
@@ -193,7 +185,7 @@ def _show(
     proof: Proof | None,
 ) -> None:
     """Say what the runs make of the choice, and what to measure next."""
-    from energylens.deciding import seconds
+    from energylens.decisions import seconds
     from energylens.deploying import emit
 
     at = "with the batch kept full" if load is None else f"at {load.rate_per_s:g} requests/s"

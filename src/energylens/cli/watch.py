@@ -9,7 +9,7 @@ import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from energylens.cli.configuring import add_memory, engine_of, gpu_of, precision_of
+from energylens.cli.configuring import add_memory, gpu_of, precision_of
 from energylens.cli.console import (
     Subparsers,
     add_json,
@@ -20,6 +20,7 @@ from energylens.cli.console import (
     print_paragraph,
 )
 from energylens.errors import MeasurementError, UsageError
+from energylens.records import Engine
 
 if TYPE_CHECKING:
     from energylens.watching.expecting import Expectation
@@ -80,7 +81,7 @@ def add_verbs(verbs: Any) -> None:
     add_memory(group)
     group.add_argument("--node-gpus", type=positive_int, metavar="N", help="the meter reads a node")
     group.add_argument(
-        "--engine-version", type=engine_of, metavar="'NAME VERSION'", help="as in 'vllm 0.11.1'"
+        "--engine-version", type=Engine.named, metavar="'NAME VERSION'", help="as in 'vllm 0.11.1'"
     )
     group.add_argument(
         "--loaded-idle",
@@ -116,13 +117,11 @@ def add_verbs(verbs: Any) -> None:
 
 def _watch(arguments: argparse.Namespace) -> None:
     from energylens.instrument.meters import open_meter
-    from energylens.scraping import endpoint, fetch
+    from energylens.scraping import endpoint, fetch, parse
     from energylens.watching.counters import Counters, read_counters
     from energylens.watching.publishing import serve_metrics
     from energylens.watching.watcher import Watcher
 
-    if arguments.serve is not None and not 0 <= arguments.serve < 65536:
-        raise UsageError(f"--serve must be a port from 0 to 65535, not {arguments.serve}")
     expectation, notes = _expectation(arguments)
     url = endpoint(arguments.endpoint)
 
@@ -145,7 +144,7 @@ def _watch(arguments: argparse.Namespace) -> None:
             drift_ratio=arguments.drift / 100.0,
             learn_idle=arguments.loaded_idle is None,
         )
-        _require_parser()
+        parse("", ())  # which needs its package, before anything is watched
         if arguments.serve is not None:
             address, stop = serve_metrics(watcher, arguments.host, arguments.serve)
             print(f"Metrics for Prometheus at {address}", file=sys.stderr, flush=True)
@@ -172,12 +171,6 @@ def _interrupt(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _require_parser() -> None:
-    from energylens.scraping import parse
-
-    parse("", ())
-
-
 def _tell(watcher: Watcher, arguments: argparse.Namespace) -> None:
     import datetime
 
@@ -200,9 +193,10 @@ def _tell(watcher: Watcher, arguments: argparse.Namespace) -> None:
 def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, list[str]]:
     """Make the law ready for what runs; None where that was not said."""
     from energylens import catalog
-    from energylens.answering import NO_TIMES, engine_meant, parse_limit
-    from energylens.cli.serving import model_for
+    from energylens.answering import NO_TIMES, engine_meant
+    from energylens.cli.serving import limits_of
     from energylens.instrument.planning import find_llm
+    from energylens.packaged import model_for
     from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Workload
     from energylens.running import read_running
     from energylens.watching.expecting import Expectation
@@ -242,11 +236,6 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
         node_gpus=arguments.node_gpus,
         engine=engine_meant(engine, model),
     )
-    limits = tuple(
-        parse_limit(text, name, f"--{name}")
-        for name in ("tpot", "ttft", "latency")
-        if (text := getattr(arguments, name))
-    )
     said = [*notes, *running.notes, *([model.caution] if model.caution else [])]
     if model.time is None:
         said.append(NO_TIMES)
@@ -255,7 +244,7 @@ def _expectation(arguments: argparse.Namespace) -> tuple[Expectation | None, lis
             model,
             case,
             loaded_idle_w=arguments.loaded_idle,
-            limits=limits,
+            limits=limits_of(arguments),
             max_gpus=arguments.max_gpus,
         ),
         said,

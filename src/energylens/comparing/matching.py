@@ -14,6 +14,7 @@ from energylens.dataset import Dataset, group_rows
 from energylens.errors import FitError, UsageError
 from energylens.fitting import FitOptions
 from energylens.model import EnergyModel
+from energylens.records import PARALLELISM
 from energylens.words import percent, plural
 
 #: Spread of one run over another where nothing was measured twice: assumed, and said.
@@ -90,18 +91,7 @@ def keys(a: Dataset, b: Dataset) -> tuple[IntArray, dict[str, list[list[str]]]]:
     keys: list[Any] = [ids[name] for name in ACROSS if name not in across]
     keys += [both.workload_index, both.boundary.astype(str)]
     keys += [np.where(c.node_boundary, c.node_gpus, 0.0)]
-    keys += [
-        getattr(c, name)
-        for name in (
-            "tensor_parallel",
-            "pipeline_parallel",
-            "expert_parallel",
-            "data_parallel",
-            "batch_size",
-            "power_cap_w",
-            "clock_mhz",
-        )
-    ]
+    keys += [getattr(c, name) for name in (*PARALLELISM, "batch_size", "power_cap_w", "clock_mhz")]
     return group_rows(keys), across
 
 

@@ -20,13 +20,12 @@ from energylens.discovery.library import (
 from energylens.discovery.operon import OperonEngine
 from energylens.discovery.own import OwnEngine
 from energylens.discovery.pysr import PysrEngine
-from energylens.discovery.search import DEFAULT_CHOOSE, GROUPS, Scorer, discover
+from energylens.discovery.search import GROUPS, Scorer, discover
 from energylens.discovery.structure import Discovery, FittedStructure, Structure
 from energylens.discovery.units import Unit
 from energylens.errors import UnknownChoiceError
 
 __all__ = [
-    "DEFAULT_CHOOSE",
     "ENGINES",
     "GROUPS",
     "Discovery",

@@ -17,8 +17,8 @@ from energylens.discovery.library import quantity_columns, quantity_units
 from energylens.discovery.units import JOULES_PER_REQUEST
 from energylens.errors import FitError, InputError, UsageError
 from energylens.formula import STRUCTURE, TERMS, design, energy, slopes
+from energylens.records import DEFAULT_CHOOSE
 
-DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
 GROUPS = ("llm", "workload", "row")
 FEWEST_ROWS = 8
 FEWEST_GROUPS = 4  # of a kind, for that kind to be what is left out

@@ -11,6 +11,7 @@ import numpy as np
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, group_rows
 from energylens.errors import UsageError
+from energylens.evaluation.options import EvaluationOptions
 from energylens.evaluation.scoring import Board
 from energylens.records import Llm, Vision
 
@@ -214,9 +215,6 @@ FOLDS: dict[str, Folds] = {
     "unseen-engine": _leave_one_out,
 }
 
-#: What ``protocol`` may be.
-PROTOCOLS = tuple(FOLDS)
-
 
 def _backbone(llm: Llm) -> tuple[object, ...]:
     """Take the vision tower from what an LLM computes with: what is left reads and writes text."""
@@ -256,7 +254,7 @@ _PER: dict[str, Callable[[Dataset], StrArray]] = {
 
 # What is cut in two (one, several of them), and in what groups unless the fits are apart. Lengths
 # mostly differ by task, so tasks are not cut one by one there.
-CUTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+_CUTS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "unseen-batch": ("batch", "batch sizes", ("llm", "gpu", "precision", "task")),
     "unseen-length": ("length", "lengths", ("llm", "gpu", "precision", "modality")),
 }
@@ -311,37 +309,29 @@ def _judged_side(
     return judged
 
 
-def lay_out(
-    dataset: Dataset,
-    protocol: str,
-    choose: Sequence[str],
-    objective: str,
-    strict: bool,
-    direction: str,
-    cut: float | None,
-    per: Sequence[str],
-    leave: str,
-) -> tuple[Setting, list[IntArray]]:
+def lay_out(dataset: Dataset, asked: EvaluationOptions) -> tuple[Setting, list[IntArray]]:
     """Number the scenarios, label what is grouped or leaves together; rows of separate fits."""
+    protocol, per = asked.protocol, asked.per
     fitted_apart = _group_labels(dataset, per)
     parts = [np.flatnonzero(fitted_apart == label) for label in sorted(set(fitted_apart))]
     left_out, groups = fitted_apart, fitted_apart
     judged_side = np.ones(len(dataset), dtype=np.bool_)
     if FOLDS[protocol] is _leave_one_out:
-        left_out = _left_out_labels(dataset, protocol, leave)
+        left_out = _left_out_labels(dataset, protocol, asked.leave)
         if len(set(left_out)) < 2:
             raise UsageError(
                 f"{protocol} leaves one out and fits the others, so the rows must hold two or "
                 f"more; they hold only {left_out[0]}"
             )
         groups = groups if per else left_out
-    elif protocol in CUTS:
-        what, plural, apart = CUTS[protocol]
+    elif protocol in _CUTS:
+        what, plural, apart = _CUTS[protocol]
         groups = _group_labels(dataset, per or apart)
         values = dataset.cases.batch_size
         if protocol == "unseen-length":
             values = _sequence_lengths(dataset, groups)
-        judged_side = _judged_side(values, groups, cut, direction)
+        cut = asked.length_cut if protocol == "unseen-length" else asked.batch_cut
+        judged_side = _judged_side(values, groups, cut, asked.direction)
         if judged_side.all() or not judged_side.any():
             raise UsageError(
                 f"{protocol} needs rows on both sides of the {what} cut; all lie on one: "
@@ -350,8 +340,8 @@ def lay_out(
     whole = protocol == "unseen-length"
     setting = Setting(
         dataset=dataset,
-        board=Board.of(dataset, choose, objective, judged_side, whole=whole),
-        strict=strict,
+        board=Board.of(dataset, asked.choose, asked.objective, judged_side, whole=whole),
+        strict=asked.strict,
         judged_side=judged_side,
         left_out=left_out,
         groups=groups,
@@ -360,16 +350,10 @@ def lay_out(
 
 
 def conditions_of(
-    setting: Setting,
-    parts: Sequence[IntArray],
-    protocol: str,
-    train: int | None,
-    curve: Sequence[int],
-    calibration: Sequence[int],
-    seed: int,
-    notes: list[str],
+    setting: Setting, parts: Sequence[IntArray], asked: EvaluationOptions, notes: list[str]
 ) -> list[Condition]:
     """What is varied, in order. Sizes of a curve that the rows cannot serve are noted."""
+    protocol, train = asked.protocol, asked.train
     few = train
     if train is None:
         # As many as published figures have, or half of what there is.
@@ -382,19 +366,19 @@ def conditions_of(
     if protocol == "no-power":
         return [Condition(train=few, power_known=known) for known in (False, True)]
     if FOLDS[protocol] is _leave_one_out:
-        asked = [Condition(train=train, calibration=k) for k in dict.fromkeys(calibration)]
-        notes += [note for c in asked for note in _not_judged(setting, parts, c.calibration)]
+        wanted = [Condition(train=train, calibration=k) for k in dict.fromkeys(asked.calibration)]
+        notes += [note for c in wanted for note in _not_judged(setting, parts, c.calibration)]
         # With none left to judge a size is in the notes, unless no other is asked for.
-        left = [c for c in asked if _largest_group(setting, parts) > c.calibration]
-        return left or asked
+        left = [c for c in wanted if _largest_group(setting, parts) > c.calibration]
+        return left or wanted
     if protocol != "learning-curve":
         return [Condition(train=train)]
     served = []
-    for size in sorted({*curve, *([train] if train else [])}):
+    for size in sorted({*asked.curve, *([train] if train else [])}):
         condition = Condition(train=size)
         try:
             for part in parts:
-                list(_drawn(setting, part, condition, np.random.default_rng([seed, 0])))
+                list(_drawn(setting, part, condition, np.random.default_rng([asked.seed, 0])))
         except UsageError as error:
             notes.append(f"left out of the curve: {size} training rows; {error}")
         else:

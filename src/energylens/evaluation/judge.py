@@ -8,7 +8,7 @@ to the last convention, is written down in ``docs/evaluation.md``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
@@ -18,17 +18,8 @@ import numpy as np
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset, StrArray, freed_columns, group_rows
 from energylens.errors import EnergyLensError, InputError, MissingExtraError, UsageError
-from energylens.evaluation.folds import (
-    ALIKE,
-    CUTS,
-    FOLDS,
-    PROTOCOLS,
-    Condition,
-    Fold,
-    Setting,
-    conditions_of,
-    lay_out,
-)
+from energylens.evaluation.folds import FOLDS, Condition, Fold, Setting, conditions_of, lay_out
+from energylens.evaluation.options import EvaluationOptions
 from energylens.evaluation.result import Evaluation, Point, ScenarioScore, Score
 from energylens.evaluation.scoring import METRICS, Metrics, Table, join, pick, summary
 from energylens.protocols import Estimator, IntervalPredictor, Predictor
@@ -36,10 +27,6 @@ from energylens.protocols import Estimator, IntervalPredictor, Predictor
 #: From a seed to an estimator, so that whatever draws at random does so anew in every repeat.
 EstimatorFactory = Callable[[int], Estimator]
 
-DEFAULT_CHOOSE = ("tensor_parallel", "pipeline_parallel")
-BATCHES = ("limit", "observed")
-LENGTHS = ("scenario", "own")
-DEFAULT_CURVE = (10, 15, 25, 50, 100, 200)
 DEFAULT_REPEATS = 50
 
 _BAND_PERCENTILES = (5.0, 50.0, 95.0)
@@ -70,27 +57,10 @@ class ChoosingPredictor(Protocol):
 def evaluate(
     dataset: Dataset,
     estimators: Mapping[str, EstimatorFactory],
+    options: EvaluationOptions | None = None,
     *,
-    protocol: str = "few-shot",
-    choose: Sequence[str] = DEFAULT_CHOOSE,
-    train: int | None = None,
-    repeats: int | None = None,
-    seed: int = 0,
-    noise_ratio: float = 0.02,
-    strict: bool = False,
-    objective: str = "request",
-    batch: str = "limit",
-    lengths: str = "scenario",
-    curve: Sequence[int] = DEFAULT_CURVE,
-    calibration: Sequence[int] = (0,),
-    direction: str = "larger",
-    batch_cut: float | None = None,
-    length_cut: float | None = None,
-    per: Sequence[str] = (),
-    leave: str = "architecture",
-    interval_ratio: float = 0.8,
-    allow_simulated: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    **named: Any,
 ) -> Evaluation:
     """Judge estimators on measured rows.
 
@@ -103,59 +73,12 @@ def evaluate(
         Measured or published rows.
     estimators : mapping of str to callable
         From a name to what makes the estimator of a seed.
-    protocol : str
-        One of :data:`PROTOCOLS`.
-    choose : sequence of str
-        The free knobs, names from :data:`energylens.dataset.KNOBS`.
-    train : int, optional
-        Training rows (of each group of ``per``). Default: 50 where the protocol is about few
-        rows, four fifths for ``split``, else all rows that the protocol allows.
-    repeats : int, optional
-        Draws. Default: 50 where rows are drawn, 1 where nothing is.
-    seed : int
-        Source of all chance.
-    noise_ratio : float
-        Repeatability of a measurement, relative: choices this close to the best count as within
-        noise, candidate pairs this close as near ties.
-    strict : bool
-        Score only scenarios none of whose candidates was trained on.
-    objective : str
-        ``request``: joules per request as measured. ``output_token``: joules over output
-        tokens, which takes the scatter of output lengths between runs out of the ranking.
-    batch : str
-        What predictors know of the batch of judged cases: the configured ``limit``, which is all
-        that is known before running, or the ``observed`` mean. Fits see what was observed.
-    lengths : str
-        What they know of the lengths of judged cases: the mean over the rows of an LLM and task
-        (``scenario``), the same for all candidates, or each row's ``own``, an outcome of its run.
-    curve : sequence of int
-        Training sizes of ``learning-curve``; those that the rows cannot serve are left out.
-    calibration : sequence of int
-        Rows of the group left out that are trained on (``unseen-llm``, ``unseen-hardware``,
-        ``unseen-modality``, ``unseen-engine``); several numbers give a curve whose headline is
-        the first.
-    direction : str
-        Which side of the cut ``unseen-batch`` and ``unseen-length`` judge: ``larger`` or
-        ``smaller``.
-    batch_cut : float, optional
-        Largest batch of the smaller side. Default: the median of the distinct batches of each
-        group of ``per``, or of each (LLM, GPU, precision, task).
-    length_cut : float, optional
-        Largest sequence, input and output tokens together, of the smaller side. Default: the
-        median of the distinct lengths of each group of ``per``, or of each (LLM, GPU,
-        precision, modality).
-    per : sequence of str
-        Fit separately for each of these: llm, gpu, precision, modality, task, engine (with
-        its version), engine_version.
-    leave : str
-        What leaves together in ``unseen-llm``: ``architecture`` (all LLMs of the same
-        architecture), ``backbone`` (vision towers apart) or ``id``.
-    interval_ratio : float
-        Nominal coverage of the intervals that are judged.
-    allow_simulated : bool
-        Judge rows that carry no accuracy claim, too; the result is labelled.
+    options : EvaluationOptions, optional
+        How to judge; or give its fields by name.
     progress : callable, optional
         Called with fits done and fits in all.
+    **named
+        Fields of :class:`EvaluationOptions`: protocol, choose, train, repeats, seed ...
 
     Returns
     -------
@@ -167,58 +90,27 @@ def evaluate(
     UsageError
         If options contradict each other or the rows.
     """
-    choose, per = tuple(choose), tuple(per)
-    for option, given, allowed in (
-        ("protocol", protocol, PROTOCOLS),
-        ("objective", objective, ("request", "output_token")),
-        ("batch", batch, BATCHES),
-        ("lengths", lengths, LENGTHS),
-        ("direction", direction, ("larger", "smaller")),
-        ("leave", leave, (*ALIKE, "id")),
-    ):
-        if given not in allowed:
-            raise UsageError(f"{option} must be one of {', '.join(allowed)}; given {given!r}")
-    for option, number, least in (
-        ("train", train, 1),
-        ("repeats", repeats, 1),
-        ("the smallest of the curve", min(curve, default=None), 1),
-        ("the smallest of the calibration rows", min(calibration, default=None), 0),
-    ):
-        if number is not None and number < least:
-            raise UsageError(f"{option} must be {least} or more, not {number}")
-    if not 0 <= noise_ratio < 1:
-        raise UsageError(f"the noise must be a ratio from 0 to below 1, not {noise_ratio}")
-    if not 0 < interval_ratio < 1:
-        raise UsageError(f"interval_ratio must be above 0 and below 1, not {interval_ratio}")
+    asked = replace(options or EvaluationOptions(), **named)
     if not estimators:
         raise UsageError("one estimator or more must be given to be judged")
-    if freed_columns(choose) & {f"{name}_index" for name in per}:
+    if freed_columns(asked.choose) & {f"{name}_index" for name in asked.per}:
         raise UsageError(
-            f"what is fitted apart cannot be chosen freely: choose {choose}, per {per}"
+            f"what is fitted apart cannot be chosen freely: choose {asked.choose}, per {asked.per}"
         )
-    accuracy_claim = _check_rows(dataset, allow_simulated)
+    accuracy_claim = _check_rows(dataset, asked.allow_simulated)
 
-    cut = {"unseen-batch": batch_cut, "unseen-length": length_cut}.get(protocol)
-    setting, parts = lay_out(
-        dataset, protocol, choose, objective, strict, direction, cut, per, leave
-    )
+    protocol, seed = asked.protocol, asked.seed
+    setting, parts = lay_out(dataset, asked)
     notes: list[str] = []
     if not setting.board.labels:
         notes.append(
-            f"no scenario: no two judged rows differ only in {', '.join(choose)}; "
+            f"no scenario: no two judged rows differ only in {', '.join(asked.choose)}; "
             "ranks cannot be judged"
         )
-    conditions = conditions_of(setting, parts, protocol, train, curve, calibration, seed, notes)
+    conditions = conditions_of(setting, parts, asked, notes)
     drawn = any(c.train is not None or c.calibration for c in conditions) or protocol == "split"
-    repeats = repeats or (DEFAULT_REPEATS if drawn else 1)
-    judge = _Judge(
-        setting=setting,
-        noise_ratio=noise_ratio,
-        interval_ratio=interval_ratio,
-        batch=batch,
-        lengths=lengths,
-        choose=choose,
-    )
+    repeats = asked.repeats or (DEFAULT_REPEATS if drawn else 1)
+    judge = _Judge(setting=setting, asked=asked)
     done, points = 0, []
     for condition in conditions:
         records: dict[str, _Record] = {name: _Record() for name in estimators}
@@ -253,23 +145,10 @@ def evaluate(
     headline = 0
     if protocol == "learning-curve":
         sizes = [condition.train for condition in conditions]
-        headline = sizes.index(train) if train in sizes else len(sizes) - 1
+        headline = sizes.index(asked.train) if asked.train in sizes else len(sizes) - 1
     return Evaluation(
-        protocol=protocol,
-        choose=choose,
-        seed=seed,
+        asked=asked,
         repeats=repeats,
-        strict=strict,
-        objective=objective,
-        batch=batch,
-        lengths=lengths,
-        noise_ratio=noise_ratio,
-        interval_ratio=interval_ratio,
-        direction=direction if protocol in CUTS else None,
-        batch_cut=batch_cut if protocol == "unseen-batch" else None,
-        length_cut=length_cut if protocol == "unseen-length" else None,
-        per=per,
-        leave=leave if protocol == "unseen-llm" else None,
         rows=len(dataset),
         scenarios=len(setting.board.labels),
         source_counts=dataset.source_counts(),
@@ -326,11 +205,7 @@ class _View:
 @dataclass(frozen=True, kw_only=True, eq=False)
 class _Judge:
     setting: Setting
-    noise_ratio: float
-    interval_ratio: float
-    batch: str
-    lengths: str
-    choose: tuple[str, ...]
+    asked: EvaluationOptions
 
     def view(self, fold: Fold, condition: Condition) -> _View:
         """Take what may be seen of the rows of a fold."""
@@ -340,9 +215,9 @@ class _Judge:
         hidden = {} if condition.power_known else {"average_power_w": np.nan}
         training = dataset.take(self.setting.in_order(fold.train))
         in_judged: dict[str, Any] = dict(hidden)
-        if self.batch == "limit":
+        if self.asked.batch == "limit":
             in_judged["mean_batch_size"] = np.nan
-        if self.lengths == "scenario":
+        if self.asked.lengths == "scenario":
             in_judged |= {name: values[asked] for name, values in self.mean_lengths.items()}
         return _View(
             fold=fold,
@@ -380,7 +255,7 @@ class _Judge:
             ordered = energy
             if isinstance(predictor, ChoosingPredictor):
                 ordered = np.full(n, np.nan)
-                chooser = predictor.choosing(self.choose)
+                chooser = predictor.choosing(self.asked.choose)
                 ordered[view.asked] = self._checked(
                     chooser.predict_energy_j(view.cases), view, estimator.name
                 )
@@ -415,7 +290,7 @@ class _Judge:
         if self.setting.board.per_token and not record.ranks_only:
             ordered = ordered.copy()
             ordered[view.asked] /= view.cases.output_tokens
-        return self.setting.board.marks(ordered, view.fold.scored, self.noise_ratio), errors
+        return self.setting.board.marks(ordered, view.fold.scored, self.asked.noise_ratio), errors
 
     def _inside(self, predictor: IntervalPredictor, view: _View, record: _Record) -> FloatArray:
         """Whether each interval holds what was measured; NaN where there is none.
@@ -423,7 +298,7 @@ class _Judge:
         A predictor whose intervals fail has still predicted.
         """
         try:
-            lower, upper = predictor.interval_energy_j(view.cases, self.interval_ratio)
+            lower, upper = predictor.interval_energy_j(view.cases, self.asked.interval_ratio)
         except EnergyLensError as error:
             record.failure = record.failure or f"no intervals: {error}"
             return np.full(len(view.asked), np.nan)

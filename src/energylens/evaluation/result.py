@@ -7,8 +7,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from energylens.cases import FloatArray
+from energylens.evaluation.options import EvaluationOptions
 from energylens.evaluation.scoring import TIE_RATIO, Metrics
-from energylens.viewing import Shown
+from energylens.viewing import Shown, picked
 
 _LISTED = 20
 _TOLD = ("mape_group_median_ratio", "fit_s", "fits", "failed_fits", "failure", "ranks_only")
@@ -119,21 +120,8 @@ class Evaluation(Shown):
     sizes, power known or not); ``headline`` says which of them the protocol is about.
     """
 
-    protocol: str
-    choose: tuple[str, ...]
-    seed: int
-    repeats: int
-    strict: bool
-    objective: str
-    batch: str
-    lengths: str
-    noise_ratio: float
-    interval_ratio: float
-    direction: str | None
-    batch_cut: float | None
-    length_cut: float | None
-    per: tuple[str, ...]
-    leave: str | None
+    asked: EvaluationOptions
+    repeats: int  # draws that were made
     rows: int
     scenarios: int
     source_counts: Mapping[str, int]
@@ -157,35 +145,26 @@ class Evaluation(Shown):
 
     def to_json(self) -> dict[str, Any]:
         """One document; every number finite or null."""
+        asked = self.asked
+        cut = asked.protocol in ("unseen-batch", "unseen-length")
         document: dict[str, Any] = {
-            "protocol": self.protocol,
-            "choose": list(self.choose),
-            "seed": self.seed,
-            "rows": self.rows,
-            "scenarios": self.scenarios,
+            "protocol": asked.protocol,
+            "choose": list(asked.choose),
+            "seed": asked.seed,
+            **picked(self, "rows scenarios"),
             "estimators": {
                 name: {**score.to_json(), **score.breakdown_json()}
                 for name, score in self.estimators.items()
             },
-        }
-        document |= {
-            "scenarios_of_one_pair": self.scenarios_of_one_pair,
-            "repeats": self.repeats,
-            "strict": self.strict,
-            "objective": self.objective,
-            "batch": self.batch,
-            "lengths": self.lengths,
-            "noise_ratio": self.noise_ratio,
-            "interval_ratio": self.interval_ratio,
-            "direction": self.direction,
-            "batch_cut": self.batch_cut,
-            "length_cut": self.length_cut,
-            "per": list(self.per),
-            "leave": self.leave,
+            **picked(self, "scenarios_of_one_pair repeats"),
+            **picked(asked, "strict objective batch lengths noise_ratio interval_ratio"),
+            "direction": asked.direction if cut else None,
+            "batch_cut": asked.batch_cut if asked.protocol == "unseen-batch" else None,
+            "length_cut": asked.length_cut if asked.protocol == "unseen-length" else None,
+            "per": list(asked.per),
+            "leave": asked.leave if asked.protocol == "unseen-llm" else None,
             "source_counts": dict(self.source_counts),
-            "accuracy_claim": self.accuracy_claim,
-            "in_sample": self.in_sample,
-            "dataset_digest": self.dataset_digest,
+            **picked(self, "accuracy_claim in_sample dataset_digest"),
             "notes": list(self.notes),
         }
         if len(self.points) > 1:

@@ -17,13 +17,7 @@ from __future__ import annotations
 
 from energylens.fitting.contestants import Datasheet, EnergyLens, ScaledDatasheet
 from energylens.fitting.diagnosing import Diagnostics, diagnose
-from energylens.fitting.law import (
-    bootstrap,
-    fit,
-    from_datasheet,
-    paying_extensions,
-    refuse_misfit,
-)
+from energylens.fitting.law import bootstrap, fit, from_datasheet, paying_extensions, refuse_misfit
 from energylens.fitting.options import GROUPINGS, LOSSES, PRIORS, FitOptions
 
 __all__ = [

@@ -30,14 +30,7 @@ from energylens.importers.collecting import Collector, Imported
 from energylens.importers.declared import Row, Setup, question, row_of
 from energylens.importers.documents import Document
 from energylens.importers.energy_join import Joined, JoinOptions, join
-from energylens.importers.power import (
-    dcgm,
-    monitors,
-    nvidia_smi,
-    timeline,
-    vendor_csv,
-    wall_text,
-)
+from energylens.importers.power import dcgm, monitors, nvidia_smi, timeline, vendor_csv, wall_text
 from energylens.importers.power.series import Clock, PowerLog
 from energylens.importers.power.stamps import local_seconds
 from energylens.importers.runs import BenchmarkRun, RefusedFileError, Window

@@ -17,7 +17,7 @@ from energylens.columns import COLUMNS
 from energylens.errors import ArtefactError, InputError, UsageError
 from energylens.importers.energy_join import Joined
 from energylens.importers.runs import BenchmarkRun, Latency, RefusedFileError, Scope
-from energylens.records import BOUNDARIES, SOURCES, Boundary, Source
+from energylens.records import BOUNDARIES, PARALLELISM, SOURCES, Boundary, Source
 
 #: Own measurements with a tool that is not energylens.
 OWN_SOURCE = "self_measured" if "self_measured" in SOURCES else Source.MEASURED.value
@@ -68,14 +68,7 @@ class Setup:
         return replace(self, **{name: value for name, value in said.items() if value is not None})
 
 
-_WHOLE = (
-    "gpus",
-    "tensor_parallel",
-    "pipeline_parallel",
-    "expert_parallel",
-    "data_parallel",
-    "node_gpus",
-)
+_WHOLE = ("gpus", *PARALLELISM, "node_gpus")
 _NUMBERS = (
     "batch_size",
     "input_tokens",

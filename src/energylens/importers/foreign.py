@@ -11,12 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from energylens import files
-from energylens.errors import (
-    ArtefactError,
-    MissingExtraError,
-    TableError,
-    UnknownNameError,
-)
+from energylens.errors import ArtefactError, MissingExtraError, TableError, UnknownNameError
 from energylens.importers import documents, quantities
 from energylens.importers.collecting import Unusable
 from energylens.importers.mapping import Condition, FileForm, Pivot

@@ -8,8 +8,8 @@ in seconds, tokens are means over completed requests, joules cover what `StatedE
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from enum import StrEnum
 
 from energylens.errors import ArtefactError
@@ -36,6 +36,17 @@ class Latency:
         return any(
             value is not None
             for value in (self.mean_s, self.median_s, self.p90_s, self.p95_s, self.p99_s)
+        )
+
+    @classmethod
+    def of(cls, read: Callable[[str], float | None], mean: str, median: str) -> Latency:
+        """Read all statistics, the percentiles by the names p90, p95 and p99."""
+        return cls(
+            mean_s=read(mean),
+            median_s=read(median),
+            p90_s=read("p90"),
+            p95_s=read("p95"),
+            p99_s=read("p99"),
         )
 
 
@@ -184,6 +195,15 @@ class Node:
             raise self.refuse(key, "an object")
         return Node(value, self.name, self.at(key))
 
+    def within(self, key: str) -> Node:
+        """Give an object within this one, one without any value where there is none."""
+        return self.inner(key) or Node({}, self.name, self.at(key))
+
+    def loose(self, key: str) -> Node:
+        """The same, also where something else than an object is there."""
+        found = self.fields.get(key)
+        return Node(found if isinstance(found, Mapping) else {}, self.name, self.at(key))
+
     def need_inner(self, key: str) -> Node:
         """Give an object within this one that must be there."""
         node = self.inner(key)
@@ -282,84 +302,73 @@ PLAUSIBLE_S: Mapping[str, tuple[float, float]] = {
 }
 
 
-@dataclass(kw_only=True)
-class Checks:
-    """Plausibility of a run as a whole; `verify` raises at what cannot be."""
-
-    name: str
-    notes: list[str] = field(default_factory=list)
-
-    def verify(self, run: BenchmarkRun) -> BenchmarkRun:
-        """Check a run against itself and give it back.
-
-        Raises
-        ------
-        RefusedFileError
-            If no request completed, a latency is in another unit than its name says, or counts,
-            duration and rate contradict each other.
-        """
-        if not run.completed > 0:
-            raise RefusedFileError(
-                f"{self.name}: no request completed, so its latencies of 0 and its tokens are no "
-                "measurement: run the benchmark again."
-            )
-        if run.failed is not None and run.failed > run.completed:
-            raise RefusedFileError(
-                f"{self.name}: {run.failed:g} requests failed or did not finish and "
-                f"{run.completed:g} did, so joules over those that did are not theirs: run the "
-                "benchmark again."
-            )
-        for what, latency in (
-            ("time to first token", run.ttft),
-            ("time per output token", run.tpot),
-            ("inter-token latency", run.itl),
-            ("request latency", run.request_latency),
-        ):
-            low, high = PLAUSIBLE_S[what]
-            if what != "inter-token latency" and latency.mean_s is None:
-                value = latency.median_s
-            else:
-                value = latency.mean_s
-            if value is not None and not low <= value <= high:
-                raise RefusedFileError(
-                    f"{self.name}: a {what} of {value:g} s is none of a served request, so the "
-                    "file gives it in another unit than its name says."
-                )
-        self._agree(run)
-        return run
-
-    def _agree(self, run: BenchmarkRun) -> None:
-        latency, ttft, tpot = run.request_latency.mean_s, run.ttft.mean_s, run.tpot.mean_s
-        if latency is not None and ttft is not None and ttft > 1.05 * latency:
-            raise RefusedFileError(
-                f"{self.name}: its time to first token ({ttft:g} s) exceeds the latency of the "
-                f"whole request ({latency:g} s), so one of them is in another unit."
-            )
-        if latency is not None and tpot is not None and run.output_tokens is not None:
-            decode = tpot * max(run.output_tokens - 1, 0)
-            if decode > 20 * latency:
-                raise RefusedFileError(
-                    f"{self.name}: {run.output_tokens:g} tokens of {tpot:g} s each take far "
-                    f"longer than the request ({latency:g} s), so one of them is in another unit."
-                )
-        if run.duration_s is not None and latency is not None and latency > 1.5 * run.duration_s:
-            raise RefusedFileError(
-                f"{self.name}: a mean request latency of {latency:g} s does not fit into a run of "
-                f"{run.duration_s:g} s, so one of them is in another unit."
-            )
-        rate = run.achieved_rate_per_s
-        if rate is not None and run.duration_s is not None:
-            counted = run.completed / run.duration_s
-            if not 0.8 <= rate / counted <= 1.25:
-                raise RefusedFileError(
-                    f"{self.name}: {run.completed:g} requests in {run.duration_s:g} s are "
-                    f"{counted:g} a second, but the file says {rate:g}: it contradicts itself."
-                )
-
-
 def verified(run: BenchmarkRun) -> BenchmarkRun:
-    """Check a run against itself: see `Checks.verify`."""
-    return Checks(name=run.where).verify(run)
+    """Check a run against itself and give it back.
+
+    Raises
+    ------
+    RefusedFileError
+        If no request completed, a latency is in another unit than its name says, or counts,
+        duration and rate contradict each other.
+    """
+    if not run.completed > 0:
+        raise RefusedFileError(
+            f"{run.where}: no request completed, so its latencies of 0 and its tokens are no "
+            "measurement: run the benchmark again."
+        )
+    if run.failed is not None and run.failed > run.completed:
+        raise RefusedFileError(
+            f"{run.where}: {run.failed:g} requests failed or did not finish and "
+            f"{run.completed:g} did, so joules over those that did are not theirs: run the "
+            "benchmark again."
+        )
+    for what, latency in (
+        ("time to first token", run.ttft),
+        ("time per output token", run.tpot),
+        ("inter-token latency", run.itl),
+        ("request latency", run.request_latency),
+    ):
+        low, high = PLAUSIBLE_S[what]
+        if what != "inter-token latency" and latency.mean_s is None:
+            value = latency.median_s
+        else:
+            value = latency.mean_s
+        if value is not None and not low <= value <= high:
+            raise RefusedFileError(
+                f"{run.where}: a {what} of {value:g} s is none of a served request, so the "
+                "file gives it in another unit than its name says."
+            )
+    _agree(run)
+    return run
+
+
+def _agree(run: BenchmarkRun) -> None:
+    latency, ttft, tpot = run.request_latency.mean_s, run.ttft.mean_s, run.tpot.mean_s
+    if latency is not None and ttft is not None and ttft > 1.05 * latency:
+        raise RefusedFileError(
+            f"{run.where}: its time to first token ({ttft:g} s) exceeds the latency of the "
+            f"whole request ({latency:g} s), so one of them is in another unit."
+        )
+    if latency is not None and tpot is not None and run.output_tokens is not None:
+        decode = tpot * max(run.output_tokens - 1, 0)
+        if decode > 20 * latency:
+            raise RefusedFileError(
+                f"{run.where}: {run.output_tokens:g} tokens of {tpot:g} s each take far "
+                f"longer than the request ({latency:g} s), so one of them is in another unit."
+            )
+    if run.duration_s is not None and latency is not None and latency > 1.5 * run.duration_s:
+        raise RefusedFileError(
+            f"{run.where}: a mean request latency of {latency:g} s does not fit into a run of "
+            f"{run.duration_s:g} s, so one of them is in another unit."
+        )
+    rate = run.achieved_rate_per_s
+    if rate is not None and run.duration_s is not None:
+        counted = run.completed / run.duration_s
+        if not 0.8 <= rate / counted <= 1.25:
+            raise RefusedFileError(
+                f"{run.where}: {run.completed:g} requests in {run.duration_s:g} s are "
+                f"{counted:g} a second, but the file says {rate:g}: it contradicts itself."
+            )
 
 
 def only_one(name: str, what: str, first: float | None, second: float | None) -> float | None:

@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from energylens import files, streams
-from energylens.errors import (
-    ArtefactError,
-    UsageError,
-)
+from energylens.errors import ArtefactError, UsageError
 
 
 def records_path(table: str | Path) -> Path:

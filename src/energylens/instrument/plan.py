@@ -195,10 +195,7 @@ def layout_of(cases: Sequence[PlannedCase]) -> Layout:
     return Layout(
         llm=first.case.llm,
         precision=first.case.precision,
-        tensor_parallel=configuration.tensor_parallel,
-        pipeline_parallel=configuration.pipeline_parallel,
-        expert_parallel=configuration.expert_parallel,
-        data_parallel=configuration.data_parallel,
+        **configuration.degrees,
         max_sequences=max(int(c.case.configuration.batch_size) for c in cases),
         max_sequence_tokens=max(
             int(c.case.workload.input_tokens + c.case.workload.output_tokens) for c in cases

@@ -240,14 +240,7 @@ def problem(planned: PlannedCase, gpus: int | None = None) -> str | None:
         return f"{case.precision.id} is a format of experts, and the LLM has none"
     if c.batch_size < c.data_parallel:
         return "the batch is smaller than the number of replicas"
-    layout = capacity.layout_problem(
-        case.llm,
-        case.precision,
-        tensor_parallel=c.tensor_parallel,
-        pipeline_parallel=c.pipeline_parallel,
-        expert_parallel=c.expert_parallel,
-        data_parallel=c.data_parallel,
-    )
+    layout = capacity.layout_problem(case.llm, case.precision, **c.degrees)
     if layout is not None:
         return f"the LLM cannot be laid out so: {layout}"
     if (refused := capacity.format_problem(case.gpu, case.precision)) is not None:

@@ -14,9 +14,7 @@ from energylens.columns import PERCENTILES
 from energylens.instrument.engine import Phase
 from energylens.instrument.meter import Channel, ChannelKind, DeviceState, MeterError
 from energylens.instrument.plan import Mode, PlannedCase
-from energylens.instrument.windows import (
-    Measured,
-)
+from energylens.instrument.windows import Measured
 from energylens.records import Boundary, Source, power_cap_range_w
 
 CLOCK_TOLERANCE_RATIO = 0.03  # between the clock that was locked and the one that ran
@@ -79,10 +77,7 @@ def row_of(
         "llm": case.llm.id,
         "gpu": case.gpu.id,
         "precision": case.precision.id,
-        "tensor_parallel": configuration.tensor_parallel,
-        "pipeline_parallel": configuration.pipeline_parallel,
-        "expert_parallel": configuration.expert_parallel,
-        "data_parallel": configuration.data_parallel,
+        **configuration.degrees,
         **_batch_sizes(planned, measured),
         "modality": planned.media.modality.value,
         "task": workload.task or None,

@@ -31,11 +31,7 @@ from typing import Any
 
 from energylens import files
 from energylens.columns import PERCENTILES
-from energylens.errors import (
-    InputError,
-    MeasurementError,
-    UsageError,
-)
+from energylens.errors import InputError, MeasurementError, UsageError
 from energylens.foreign import made_printable
 from energylens.instrument.engine import Reason
 from energylens.instrument.executor import Executor, Report, ReportKind, Task
@@ -193,42 +189,34 @@ def _finish_on_interrupt() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
+@dataclass(eq=False)
 class _Sweep:
     """What is out with which worker, and what to do when one reports."""
 
-    def __init__(
-        self,
-        plan: Plan,
-        ledger: _Ledger,
-        executor: Executor,
-        gpus: int | None,
-        retry_failed: bool,
-        on_progress: Callable[[SweepProgress], None] | None,
-        command_line: Sequence[str],
-        meter_asked: str,
-        secrets: Sequence[str],
-    ) -> None:
-        self._plan = plan
-        self._ledger = ledger
-        self._executor = executor
-        self._gpus = gpus
-        self._on_progress = on_progress
-        self._command_line = command_line
-        self._meter_asked = meter_asked
-        self._secrets = secrets
+    _plan: Plan
+    _ledger: _Ledger
+    _executor: Executor
+    _gpus: int | None
+    _retry_failed: bool
+    _on_progress: Callable[[SweepProgress], None] | None
+    _command_line: Sequence[str]
+    _meter_asked: str
+    _secrets: Sequence[str]
+
+    def __post_init__(self) -> None:
         self._began = time.monotonic()
         self._energy_j = 0.0
         self._sources: set[str] = set()
         self._finished_now = 0
         self._numbers = itertools.count(1)
-        self._layouts = {g[0].layout_key: layout_of(g) for g in plan.groups()}
-        self._planned = {case.key: case for case in plan.cases}
+        self._layouts = {g[0].layout_key: layout_of(g) for g in self._plan.groups()}
+        self._planned = {case.key: case for case in self._plan.cases}
         self._retry = {
             key
-            for key, record in ledger.failed.items()
-            if retry_failed
+            for key, record in self._ledger.failed.items()
+            if self._retry_failed
             or _lacked_gpus(record)
-            or record.get("meter_asked", meter_asked) != meter_asked
+            or record.get("meter_asked", self._meter_asked) != self._meter_asked
         }
         self._out: dict[str, list[PlannedCase]] = {}  # cases by the task that has them
         self._current: dict[str, str | None] = {}  # the case that each task is at

@@ -13,11 +13,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from energylens import __version__, catalog
-from energylens.errors import (
-    EnergyLensError,
-    InputError,
-    MissingExtraError,
-)
+from energylens.errors import EnergyLensError, InputError, MissingExtraError
 from energylens.instrument.engine import Engine, EngineError, Layout, Reason
 from energylens.instrument.executor import Place
 from energylens.instrument.meter import ChannelKind, Meter, MeterError

@@ -9,14 +9,13 @@ import numpy as np
 
 from energylens.cases import IntArray
 from energylens.formula import TERMS
-from energylens.records import Case
+from energylens.records import PARALLELISM, Case
+from energylens.viewing import picked
 from energylens.words import percent
 
 CHANGE_SHARE = 0.1  # of the target: a smaller expected change is not worth the runs
 
-_KNOBS = (
-    "tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel", "batch_size",
-)  # fmt: skip
+_KNOBS = (*PARALLELISM, "batch_size")
 _LENGTHS = ("input_tokens", "output_tokens", "vision_tokens")
 
 
@@ -64,11 +63,7 @@ class Run:
             "precision": self.case.precision.id,
             **{name: getattr(c, name) for name in _KNOBS},
             **{name: getattr(w, name) for name in (*_LENGTHS, "images", "frames")},
-            "purpose": self.purpose,
-            "why": self.why,
-            "gain": self.gain,
-            "energy_per_request_j": self.energy_per_request_j,
-            "batch_energy_j": self.batch_energy_j,
+            **picked(self, "purpose why gain energy_per_request_j batch_energy_j"),
         }
 
 
@@ -127,11 +122,7 @@ class Batch:
             "spread_after_ratio": dict(self.spread_after),
             "information_nats": self.information_nats,
             "choose": list(self.choose),
-            "weight": self.weight,
-            "seed": self.seed,
-            "candidates": self.candidates,
-            "infeasible": self.infeasible,
-            "measured_rows": self.measured_rows,
+            **picked(self, "weight seed candidates infeasible measured_rows"),
             "sentences": list(self.sentences()),
         }
 
@@ -246,9 +237,7 @@ class Verdict:
         names = [n for n in self.__dataclass_fields__ if n != "choices"]
         return {
             **{name: getattr(self, name) for name in names},
-            "settled": self.settled,
-            "worthwhile": self.worthwhile,
-            "stop": self.stop,
+            **picked(self, "settled worthwhile stop"),
             "choices": [choice.to_json() for choice in self.choices],
             "sentences": list(self.sentences()),
         }

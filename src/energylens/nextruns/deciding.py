@@ -9,7 +9,7 @@ import numpy as np
 from energylens.cases import BoolArray, FloatArray, IntArray
 from energylens.fitting.problem import REACH_DOUBLINGS
 from energylens.formula import OVERLAPS
-from energylens.model import draw_theta, knob_place
+from energylens.model import draw_theta, knob_place, residual_covariance
 from energylens.nextruns.ground import _Ground, log_slopes
 from energylens.nextruns.information import _cheapest_of_best
 
@@ -70,9 +70,8 @@ class _Belief:
     @staticmethod
     def _shared(ground: _Ground, a: FloatArray, b: FloatArray) -> FloatArray:
         """Prior covariance of the residuals of kin at two lists of places."""
-        distance = np.abs(a[:, None] - b[None]).sum(axis=2)
-        near = np.exp(-distance / REACH_DOUBLINGS)
-        return np.asarray(ground.between**2 + ground.within**2 * near)
+        common, own = ground.between**2, ground.within**2
+        return residual_covariance(a, b, common=common, own=own, reach=REACH_DOUBLINGS)
 
     def covariance(self, ground: _Ground) -> FloatArray:
         """Covariance of the log energies, linear in the coefficients; shape (T, T)."""

@@ -55,6 +55,7 @@ from energylens.nextruns.information import (
     _pool,
     _what_it_tells,
 )
+from energylens.selection import probabilities_of_best
 
 DEFAULT_WEIGHT = 0.5  # share of a batch that tells the candidates apart
 DEFAULT_MORE = 4  # runs that a verdict looks ahead
@@ -242,7 +243,7 @@ def verdict(
             ground.choice(
                 int(judged[s]),
                 int(rows[winner]),
-                probability_best_ratio=float((joules[:, winner] <= lowest).mean()),
+                probability_best_ratio=float(probabilities_of_best(joules)[winner]),
                 expected_regret_j=typical_j * float(lost.mean()),
                 expected_regret_ratio=float(lost.mean()),
             )

@@ -18,46 +18,18 @@ from energylens.online.actuators import Hand, NotNowError
 from energylens.online.fleet import Fleet
 from energylens.online.ours import Ours
 from energylens.online.rehearsal import Action, Judged, Seen
-from energylens.watching.counters import Buckets, above
+from energylens.viewing import picked
+from energylens.watching.counters import Counters, above
 from energylens.words import percent
 
 PATIENCE = 3  # looks in a row without a reliable number, after which all is put back
 IMPOSSIBLE_RATIO = 2.0  # of the tokens or requests that the fleet can make at most
 
 
-@dataclass(frozen=True, kw_only=True)
-class Look:
-    """What one engine shows.
-
-    Attributes
-    ----------
-    finished, output_tokens : float
-        Since its start.
-    running, waiting : float
-        Requests now.
-    started_s : float, optional
-        When it started, where it says.
-    ttft, tpot : tuple of (float, float)
-        Requests up to each of some seconds to the first token, and per token after it.
-    gaps, gaps_s : float
-        Times from token to token, and their sum.
-    """
-
-    finished: float
-    output_tokens: float
-    running: float
-    waiting: float
-    started_s: float | None = None
-    ttft: Buckets = ()
-    tpot: Buckets = ()
-    gaps: float = 0.0
-    gaps_s: float = 0.0
-
-
 class Reader(Protocol):
     """Looks at one engine."""
 
-    def __call__(self) -> Look:
+    def __call__(self) -> Counters:
         """Read its counters.
 
         Raises
@@ -109,10 +81,7 @@ class Advice:
             "action": None
             if a is None
             else {
-                "replicas": a.replicas,
-                "batch_limit": a.batch_limit,
-                "fill": a.fill,
-                "hold_s": a.hold_s,
+                **picked(a, "replicas batch_limit fill hold_s"),
                 "power_cap_w": a.setting.power_cap_w,
             },
             **self.reason,
@@ -141,7 +110,7 @@ class Controller:
     targets: Sequence[str] = ()
     log: Callable[[dict[str, Any]], None] = lambda _: None
     _arrivals: list[float] = field(default_factory=list)
-    _before: dict[int, tuple[float, Look]] = field(default_factory=dict)
+    _before: dict[int, tuple[float, Counters]] = field(default_factory=dict)
     _unsure: int = 0
     _judged: float = 0.0  # requests whose times were told, and how many of them were late
     _late: float = 0.0
@@ -166,7 +135,7 @@ class Controller:
         return Advice(at_s=now_s, action=None, doubt=doubt, reason={})
 
     def _advise(self, now_s: float) -> Advice:
-        looks: dict[int, Look] = {}
+        looks: dict[int, Counters] = {}
         said = ""
         for number, reader in enumerate(self.readers):
             try:
@@ -179,7 +148,7 @@ class Controller:
         before, self._before = self._before, {n: (now_s, look) for n, look in looks.items()}
         came, spans, tokens = 0.0, [], 0.0
         for number, look in looks.items():
-            values = (look.finished, look.output_tokens, look.running, look.waiting)
+            values = (look.requests, look.output_tokens, look.running or 0.0, look.waiting or 0.0)
             if not all(np.isfinite(v) and v >= 0 for v in values):
                 self._before = {}
                 return self._doubt(now_s, f"engine {number} shows numbers that cannot be: {values}")
@@ -189,12 +158,11 @@ class Controller:
             span = now_s - then_s
             if span <= 0 or look.started_s != then.started_s:
                 continue
-            if look.finished < then.finished or look.output_tokens < then.output_tokens:
+            if look.requests < then.requests or look.output_tokens < then.output_tokens:
                 continue  # started anew
-            if look == then and look.running + look.waiting > 0:
+            if look == then and _inside(look) > 0:
                 return self._doubt(now_s, f"the metrics of engine {number} stand still")
-            inside = look.running + look.waiting - then.running - then.waiting
-            came += max(look.finished - then.finished + inside, 0.0)
+            came += max(look.requests - then.requests + _inside(look) - _inside(then), 0.0)
             tokens += look.output_tokens - then.output_tokens
             spans.append(span)
             self._judge(look, then)
@@ -211,7 +179,7 @@ class Controller:
                 f"{tokens / span:.0f} output tokens/s are more than this fleet can make: the "
                 "metrics are of something else",
             )
-        running = sum(look.running for look in looks.values())
+        running = sum(look.running or 0.0 for look in looks.values())
         if running > places * self.fleet.file.serve.max_num_seqs:
             return self._doubt(now_s, f"{running:.0f} running requests are more than fit")
         self._unsure = 0
@@ -219,7 +187,6 @@ class Controller:
         count = round(came)
         self._arrivals.extend(now_s - span + span * (np.arange(count) + 0.5) / max(count, 1))
         self._arrivals = [a for a in self._arrivals if a > now_s - 7200.0]
-        waiting = sum(look.waiting for look in looks.values())
         now = self._action or self.policy.first()
         asleep = 0
         if self.hand is not None and self.hand.actuator.knob == "awake":
@@ -228,7 +195,7 @@ class Controller:
         seen = Seen(
             now_s=now_s,
             arrivals_s=np.array(self._arrivals),
-            in_flight=int(running + waiting),
+            in_flight=int(sum(map(_inside, looks.values()))),
             awake=awake,
             starting=0,
             action=now,
@@ -238,7 +205,7 @@ class Controller:
         self._action = action
         return Advice(at_s=now_s, action=action, doubt="", reason=self._reason(seen, action))
 
-    def _judge(self, look: Look, before: Look) -> None:
+    def _judge(self, look: Counters, before: Counters) -> None:
         """Count how many requests were late since the look before, as far as the engine tells.
 
         Late for one limit may be late for the other too: they are added, which errs on the side
@@ -257,8 +224,9 @@ class Controller:
             return
         came = max(count for count, _ in seen)
         late = sum(late for _, late in seen)
-        gaps = look.gaps - before.gaps
-        if not look.tpot and gaps > 0 and look.gaps_s - before.gaps_s > limits[1] * gaps:
+        gaps = (look.gaps or 0.0) - (before.gaps or 0.0)
+        gaps_s = (look.gaps_s or 0.0) - (before.gaps_s or 0.0)
+        if not look.tpot and gaps > 0 and gaps_s > limits[1] * gaps:
             late = came
         self._judged += came
         self._late += min(late, came)
@@ -315,3 +283,8 @@ class Controller:
             except NotNowError:
                 continue
             self._set[target] = value
+
+
+def _inside(look: Counters) -> float:
+    """Requests in an engine, as far as it says."""
+    return (look.running or 0.0) + (look.waiting or 0.0)

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from energylens.errors import InputError
+from energylens.viewing import picked
 
 LONGEST_HEAD_BYTES = 1 << 16
 LONGEST_LEASE_S = 3600.0
@@ -229,17 +230,7 @@ class AdmissionProxy:
                 await _answer(writer, 400, {"error": f"a limit is {said}"})
                 return
             gate.set(limit, lease_s, hold_s)
-        await _answer(
-            writer,
-            200,
-            {
-                "limit": gate.limit,
-                "hold_s": gate.hold_s,
-                "running": gate.running,
-                "waiting": gate.waiting,
-                "most_running": gate.most_running,
-            },
-        )
+        await _answer(writer, 200, picked(gate, "limit hold_s running waiting most_running"))
 
 
 async def _copy(

@@ -24,6 +24,7 @@ from energylens.errors import InfeasibleError
 from energylens.instrument.engines.load import Replica
 from energylens.online.fleet import AS_SHIPPED, Fleet, Setting
 from energylens.online.trace import Trace
+from energylens.viewing import picked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -550,11 +551,7 @@ class Rehearsal:
             return {f"p{q}": float(np.quantile(values, q / 100)) for q in (50, 90, 99)}
 
         return {
-            "policy": self.policy,
-            "layout": self.layout,
-            "requests": self.requests,
-            "duration_s": self.duration_s,
-            "simulated_energy_j": self.simulated_energy_j,
+            **picked(self, "policy layout requests duration_s simulated_energy_j"),
             "simulated_energy_per_request_j": self.simulated_energy_j / self.requests,
             "simulated_power_w": self.simulated_energy_j / self.duration_s,
             "simulated_energy_by_part_j": self.simulated_joules,

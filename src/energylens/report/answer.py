@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import numpy as np
 
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.evaluation.result import Evaluation
-from energylens.explanation import SUBJECTS, scope_notes
+from energylens.explanation import SUBJECTS, Explanation, scope_notes
 from energylens.model import EnergyModel
 from energylens.records import Case, Configuration
 from energylens.report import figures, naming
@@ -19,17 +18,7 @@ from energylens.report.document import Block, Facts, Figure, Items, Prose, Secti
 from energylens.report.naming import BARS, OURS, configuration_name
 from energylens.report.trust import by_regret, protocol_title
 from energylens.selection import Infeasible, Ranking
-from energylens.words import likelihood, listed, percent, plural, si
-
-JOULES_PER_KWH = 3.6e6
-
-
-class Explained(Protocol):
-    """Whatever says in sentences why a case costs what it costs."""
-
-    @property
-    def sentences(self) -> tuple[str, ...]:
-        """Each a full sentence."""
+from energylens.words import J_PER_KWH, likelihood, listed, percent, plural, si
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +40,7 @@ def summary(
     dataset: Dataset,
     evaluations: Sequence[Evaluation],
     ranking: Ranking | None,
-    explanation: Explained | None,
+    explanation: Explanation | None,
     *,
     today: bool,
 ) -> Section:
@@ -190,7 +179,7 @@ def _answer(
         (
             "Energy per request",
             si(energy, "J"),
-            f"{energy * 1e6 / JOULES_PER_KWH:,.1f} kWh per million requests",
+            f"{energy * 1e6 / J_PER_KWH:,.1f} kWh per million requests",
         )
     ]
     if saving is not None and reference is not None and against_j is not None:
@@ -322,7 +311,7 @@ def _sure_words(evaluations: Sequence[Evaluation], ranking: Ranking | None) -> t
         parts = [
             f"{percent(ours.top1_within_noise_ratio)} of its choices in "
             f"{plural(evaluation.scenarios, 'scenario')} are within "
-            f"{percent(evaluation.noise_ratio, 0)} of the best",
+            f"{percent(evaluation.asked.noise_ratio, 0)} of the best",
             f"a choice costs {percent(ours.regret_mean_ratio, 2)} too much",
             f"joules are off by {percent(ours.mape_ratio)}",
         ]

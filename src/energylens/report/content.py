@@ -15,14 +15,13 @@ from energylens import __version__
 from energylens.dataset import Dataset
 from energylens.errors import UsageError
 from energylens.evaluation.result import Evaluation
-from energylens.explanation import explain
+from energylens.explanation import Explanation, explain
 from energylens.model import EnergyModel
 from energylens.records import Boundary, Source
 from energylens.report import answer, law, trust
-from energylens.report.answer import Explained
 from energylens.report.document import LISTED, Banner, Block, Items, Report, Section, Table
+from energylens.scenarios import Scenario as Asked
 from energylens.selection import Ranking
-from energylens.selection import Scenario as Asked
 from energylens.words import listed, plural, short_name, si
 
 if TYPE_CHECKING:
@@ -53,7 +52,7 @@ def gather(
     diagnostics: Diagnostics | None = None,
     evaluations: Sequence[Evaluation] = (),
     ranking: Ranking | None = None,
-    explanation: Explained | None = None,
+    explanation: Explanation | None = None,
     choose: Sequence[str] | None = None,
     front: Front | None = None,
     taken: str = "",
@@ -73,7 +72,7 @@ def gather(
         How well the law and others choose and predict.
     ranking : Ranking, optional
         The configurations of a scenario, ranked by this model.
-    explanation : Explained, optional
+    explanation : Explanation, optional
         Why the chosen configuration costs what it does; made from the model if not given.
     choose : sequence of str, optional
         Free knobs of the measured scenarios shown. Default: those of the ranking, else of the
@@ -100,7 +99,7 @@ def gather(
         choose = (
             ranking.choose
             if ranking is not None
-            else evaluations[0].choose
+            else evaluations[0].asked.choose
             if evaluations
             else ("parallelism", "batch_size")
         )

@@ -219,10 +219,10 @@ def learning_curves(evaluation: Evaluation) -> Picture:
     UsageError
         If it is of another protocol.
     """
-    if evaluation.protocol != "learning-curve":
+    if evaluation.asked.protocol != "learning-curve":
         raise UsageError(
             "learning curves need an evaluation by the protocol learning-curve; "
-            f"given {evaluation.protocol}"
+            f"given {evaluation.asked.protocol}"
         )
     sizes = [point.train or 0 for point in evaluation.points]
     named = _strongest(evaluation)
@@ -279,7 +279,7 @@ def learning_curves(evaluation: Evaluation) -> Picture:
                 else f"is as wide as the {evaluation.repeats} draws of {named[0]} are apart"
             )
             + ". The choice is within noise if its joules are within "
-            f"{percent(evaluation.noise_ratio, 0)} of the best."
+            f"{percent(evaluation.asked.noise_ratio, 0)} of the best."
             + " Where a curve leaves the frame, an arrow says how far it goes."
             + (f" {len(others)} weaker estimators are grey, in the table too." if others else "")
         ),

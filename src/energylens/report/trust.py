@@ -86,7 +86,7 @@ def evaluation_words(evaluation: Evaluation) -> str:
         parts = []
         if ours.top1_within_noise_ratio is not None:
             parts.append(
-                f"the choice is within {percent(evaluation.noise_ratio, 0)} of the best in "
+                f"the choice is within {percent(evaluation.asked.noise_ratio, 0)} of the best in "
                 f"{percent(ours.top1_within_noise_ratio)} of "
                 f"{plural(evaluation.scenarios, 'scenario')}"
             )
@@ -105,8 +105,8 @@ def _others_words(evaluation: Evaluation) -> list[str]:
     """Say along the learning curve, and of the others, what the headline alone would hide."""
     scores, said = evaluation.estimators, []
     ours = scores[OURS].metrics
-    near = f"within {percent(evaluation.noise_ratio, 0)}"
-    points = evaluation.points if evaluation.protocol == "learning-curve" else ()
+    near = f"within {percent(evaluation.asked.noise_ratio, 0)}"
+    points = evaluation.points if evaluation.asked.protocol == "learning-curve" else ()
     along = [point.scores[OURS].metrics.top1_within_noise_ratio for point in points]
     if len(along) > 1 and None not in along:
         said.append(
@@ -163,7 +163,7 @@ def by_regret(evaluation: Evaluation) -> list[str]:
 
 def protocol_title(evaluation: Evaluation) -> str:
     """Name a protocol and its training rows."""
-    title = evaluation.protocol.replace("-", " ").replace("llm", "LLM")
+    title = evaluation.asked.protocol.replace("-", " ").replace("llm", "LLM")
     point = evaluation.points[evaluation.headline]
     rows = f", {point.train} training rows" if point.train else ""
     return f"{title[0].upper()}{title[1:]}{rows}"
@@ -171,13 +171,13 @@ def protocol_title(evaluation: Evaluation) -> str:
 
 def _evaluation_blocks(evaluation: Evaluation, dataset: Dataset) -> list[Block]:
     scores = evaluation.estimators
-    how = _PROTOCOLS.get(evaluation.protocol, evaluation.protocol)
+    how = _PROTOCOLS.get(evaluation.asked.protocol, evaluation.asked.protocol)
     caption = (
         f"{how[0].upper()}{how[1:]}. "
         f"{plural(evaluation.rows, 'row')}, {plural(evaluation.scenarios, 'scenario')}, free "
-        f"{listed(name.replace('_', ' ') for name in evaluation.choose)}, "
-        f"{plural(evaluation.repeats, 'draw')}, seed {evaluation.seed}; within noise means within "
-        f"{percent(evaluation.noise_ratio, 0)} of the best."
+        f"{listed(name.replace('_', ' ') for name in evaluation.asked.choose)}, "
+        f"{plural(evaluation.repeats, 'draw')}, seed {evaluation.asked.seed}; within noise means "
+        f"within {percent(evaluation.asked.noise_ratio, 0)} of the best."
     )
     if not evaluation.accuracy_claim:
         caption += " No accuracy claim rests on these figures."
@@ -198,7 +198,7 @@ def _evaluation_blocks(evaluation: Evaluation, dataset: Dataset) -> list[Block]:
                 "95 % regret",
                 "Mean error",
                 "Median error",
-                f"{percent(evaluation.interval_ratio, 0)} interval covers",
+                f"{percent(evaluation.asked.interval_ratio, 0)} interval covers",
             ),
             rows=tuple(_score_row(name, scores[name]) for name in by_regret(evaluation)),
             highlight=OURS,
@@ -211,7 +211,7 @@ def _evaluation_blocks(evaluation: Evaluation, dataset: Dataset) -> list[Block]:
     )
     if failures or evaluation.notes:
         blocks.append(Items(items=(*failures, *evaluation.notes)))
-    if evaluation.protocol == "learning-curve":
+    if evaluation.asked.protocol == "learning-curve":
         blocks.append(Figure.of(judged.learning_curves(evaluation)))
     ours = scores.get(OURS)
     if ours is not None and ours.misses:

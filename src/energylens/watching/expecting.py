@@ -15,12 +15,14 @@ import numpy as np
 
 from energylens import latency
 from energylens.cases import Cases, FloatArray
-from energylens.deciding import MEET, Engine, LatencyLimit, Load, decide
+from energylens.deciding import MEET, decide
+from energylens.decisions import LatencyLimit, Load
 from energylens.errors import InfeasibleError
 from energylens.model import EnergyModel
 from energylens.records import Case, Gpu, Workload
-from energylens.selection import Scenario
+from energylens.scenarios import Scenario
 from energylens.service import JouleSteps, Lengths, idle_of
+from energylens.solving import Engine
 from energylens.watching.work import work_of_tokens
 
 LEAST_LOOKS = 8  # at the requests in flight, for the spread of batches to be known

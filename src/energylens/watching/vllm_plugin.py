@@ -148,7 +148,7 @@ class EnergyLensStatLogger(AggregateStatLoggerBase):  # type: ignore[misc]
 
 def _expectation(config: Any, engines: int) -> Expectation:
     """Make the law ready for what this server says that it runs."""
-    from energylens import catalog, fitting, modelfile, packaged
+    from energylens import catalog, packaged
     from energylens.answering import engine_meant, parse_limit
     from energylens.instrument.planning import find_llm
     from energylens.records import Case, Configuration, Engine, Workload
@@ -160,17 +160,10 @@ def _expectation(config: Any, engines: int) -> Expectation:
     gpu = catalog.gpu(_said("GPU") or _gpu_name())
     word = _said("PRECISION") or served.quantization or str(served.dtype).removeprefix("torch.")
     precision = catalog.precision(FORMATS.get(str(word), str(word)))
-    model_name = _said("MODEL")
     engine = Engine(name="vllm", version=_version())
-    if not model_name:
-        chosen, note = packaged.for_gpu(gpu.id, engine.id)
-        model = chosen.model()
+    model, notes = packaged.model_for(_said("MODEL") or None, gpu.id, engine)
+    for note in notes:
         logger.info("energylens: %s", note)
-    elif model_name.lower() == "datasheet":
-        model = fitting.from_datasheet()
-    else:
-        known = packaged.named(model_name)
-        model = modelfile.load(model_name) if known is None else known.model()
     case = Case(
         llm=llm,
         gpu=gpu,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from energylens.viewing import picked
 from energylens.watching.expecting import Done, Expected, Saving
 from energylens.words import joules, percent
 
@@ -116,10 +117,7 @@ class Window:
             "prompt_tokens": None if done is None else done.prompt_tokens,
             "output_tokens": None if done is None else done.output_tokens,
             "mean_batch_size": None if expected is None else expected.mean_batch_size,
-            "energy_j": self.energy_j,
-            "power_w": self.power_w,
-            "energy_per_request_j": self.energy_per_request_j,
-            "energy_per_output_token_j": self.energy_per_output_token_j,
+            **picked(self, "energy_j power_w energy_per_request_j energy_per_output_token_j"),
             "expected_energy_j": self._expected_j,
             "expected_power_w": self.expected_power_w,
             "expected_energy_per_request_j": self.expected_energy_per_request_j,
@@ -131,16 +129,11 @@ class Window:
                 else list(expected.work_ratio)
             ),
             "empty_ratio": None if expected is None else expected.empty_ratio,
-            "idle_energy_ratio": self.idle_energy_ratio,
-            "ttft_s": self.ttft_s,
-            "tpot_s": self.tpot_s,
-            "expected_tpot_s": self.expected_tpot_s,
+            **picked(self, "idle_energy_ratio ttft_s tpot_s expected_tpot_s"),
             "best": None if saving is None else asdict(saving) | {"saving_ratio": saving.ratio},
             "saving_w": self.saving_w,
             "drift_ratio": self.drift_ratio,
-            "drift_reference_ratio": self.drift_reference_ratio,
-            "time_drift_ratio": self.time_drift_ratio,
-            "time_drift_reference_ratio": self.time_drift_reference_ratio,
+            **picked(self, "drift_reference_ratio time_drift_ratio time_drift_reference_ratio"),
             "alarm": self.alarm or None,
             "notes": list(self.notes),
         }

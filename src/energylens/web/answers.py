@@ -19,23 +19,25 @@ from energylens.answering import (
     engine_meant,
     notes_of,
     query,
-    served_by,
 )
 from energylens.cases import Cases, FloatArray, IntArray
-from energylens.deciding import Decision, Engine, Entry, breaks_at, case_of
+from energylens.deciding import breaks_at
+from energylens.decisions import Decision, Entry
 from energylens.deploying import EMITTERS, emit
 from energylens.errors import EnergyLensError, InfeasibleError, UsageError
 from energylens.explanation import explain, scope_notes
 from energylens.formula import OVERLAPS, datasheet
 from energylens.latency_terms import TERMS as TIME_TERMS
-from energylens.lengths import workload_of
+from energylens.lengths import case_described
 from energylens.model import EnergyModel
-from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu, Precision
+from energylens.records import PARALLELISM, UNKNOWN_ENGINE, Case, Gpu, Precision
+from energylens.records import Engine as Served
 from energylens.remembered import Remembered
 from energylens.replicas import EVERY
 from energylens.running import read_running
 from energylens.schemas import CaseQuestion, DecisionFile, Question, headed
 from energylens.service import idle_of, slots
+from energylens.solving import Engine, case_of
 from energylens.time_explained import explain_time, explanation_document
 from energylens.web.models import Loaded
 
@@ -60,7 +62,7 @@ def asked(loaded: Loaded, question: DecisionFile) -> Query:
     model, notes = loaded.model_for(serve.model, serve.gpu, serve.engine or "")
     found = query(question, loaded.engine_of(model), notes_of(model, notes))
     degrees = 1
-    for name in ("tensor_parallel", "pipeline_parallel", "expert_parallel", "data_parallel"):
+    for name in PARALLELISM:
         if name in found.choose or "parallelism" in found.choose:
             degrees *= len(getattr(found.candidates, name)) or min(found.scenario.gpu_limit, EVERY)
     span = degrees * max(len(choose.gpus), 1) * max(len(choose.precisions), 1)
@@ -201,39 +203,14 @@ def _breaks_at(engine: Engine, found: Query, case: Cases, most: float) -> float 
 
 def explanation(loaded: Loaded, question: CaseQuestion) -> dict[str, Any]:
     """Explain one configuration kept full, as ``explain --json`` does."""
-    engine = served_by(question.engine) if question.engine else UNKNOWN_ENGINE
+    engine = Served.named(question.engine) if question.engine else UNKNOWN_ENGINE
     model, notes = loaded.model_for(question.model, question.gpu, engine.id)
-    gpus = question.tensor_parallel * question.pipeline_parallel * question.data_parallel
-    if question.node_gpus is not None and question.node_gpus < gpus:
-        raise UsageError(
-            f"node_gpus must be at least the {gpus} GPUs of the deployment, not "
-            f"{question.node_gpus}"
-        )
-    llm = catalog.llm(question.llm)
-    case = Case(
-        llm=llm,
+    case = case_described(
+        question,
         gpu=replace(catalog.gpu(question.gpu), max_num_seqs=None),
         precision=catalog.checkpoint_precision(question.llm, question.precision or ""),
-        workload=workload_of(
-            llm,
-            question.input_tokens,
-            question.output_tokens,
-            images=question.images,
-            frames=question.frames,
-            vision_tokens=question.vision_tokens,
-        ),
-        configuration=Configuration(
-            tensor_parallel=question.tensor_parallel,
-            pipeline_parallel=question.pipeline_parallel,
-            expert_parallel=question.expert_parallel,
-            data_parallel=question.data_parallel,
-            batch_size=float(question.batch_size),
-            power_cap_w=question.power_cap_w,
-            clock_mhz=question.clock_mhz,
-        ),
-        boundary=Boundary.NODE if question.node_gpus else Boundary.ACTIVE_GPUS,
-        node_gpus=question.node_gpus,
         engine=engine_meant(engine, model),
+        node_option="node_gpus",
     )
     made = explanation_document(
         explain(model, case), capacity.memory(case), explain_time(model, case)
@@ -290,7 +267,7 @@ def page(loaded: Loaded, question: Question, *, certain: bool) -> dict[str, Any]
 
 def limit_words(decision: Decision) -> str:
     """Say which limit binds, and what it costs."""
-    from energylens.deciding import NAMES, seconds
+    from energylens.decisions import NAMES, seconds
     from energylens.words import saving
 
     if not decision.limits:

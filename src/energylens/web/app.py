@@ -252,51 +252,42 @@ def _add_api(app: FastAPI, state: State) -> None:
     """Add everything under /v1, and what operators ask."""
     loaded = state.loaded
 
+    async def ranked(kind: str, question: DecisionFile, certain: bool) -> Response:
+        work = {"select": answers.select, "pareto": answers.pareto}[kind]
+        return await _answer(
+            state,
+            _key(kind, question, certain),
+            lambda: work(loaded, question, certain=certain),
+            aside=certain,
+        )
+
+    async def explained(asked: CaseQuestion) -> Response:
+        key = _key("explain", asked)
+        return await _answer(state, key, lambda: answers.explanation(loaded, asked), aside=False)
+
     @app.get("/v1/select", response_model=schemas.Decision, tags=["decide"])
     async def get_select(asked: Annotated[SelectQuestion, Query()]) -> Response:
         """Rank the configurations that meet the limits at a rate, fewest joules first."""
-        question = asked.document()
-        return await _answer(
-            state,
-            _key("select", question, asked.certain),
-            lambda: answers.select(loaded, question, certain=asked.certain),
-            aside=asked.certain,
-        )
+        return await ranked("select", asked.document(), asked.certain)
 
     @app.post("/v1/select", response_model=schemas.Decision, tags=["decide"])
     async def post_select(
         question: Annotated[DecisionFile, Body()], certain: Certain = True
     ) -> Response:
         """Answer a decision file, sent as JSON; files that it names are refused."""
-        return await _answer(
-            state,
-            _key("select", question, certain),
-            lambda: answers.select(loaded, question, certain=certain),
-            aside=certain,
-        )
+        return await ranked("select", question, certain)
 
     @app.get("/v1/pareto", response_model=schemas.Pareto, tags=["decide"])
     async def get_pareto(asked: Annotated[SelectQuestion, Query()]) -> Response:
         """List every candidate, and the energy-latency front among them."""
-        question = asked.document()
-        return await _answer(
-            state,
-            _key("pareto", question, asked.certain),
-            lambda: answers.pareto(loaded, question, certain=asked.certain),
-            aside=asked.certain,
-        )
+        return await ranked("pareto", asked.document(), asked.certain)
 
     @app.post("/v1/pareto", response_model=schemas.Pareto, tags=["decide"])
     async def post_pareto(
         question: Annotated[DecisionFile, Body()], certain: Certain = True
     ) -> Response:
         """List the candidates of a decision file, sent as JSON."""
-        return await _answer(
-            state,
-            _key("pareto", question, certain),
-            lambda: answers.pareto(loaded, question, certain=certain),
-            aside=certain,
-        )
+        return await ranked("pareto", question, certain)
 
     @app.get("/v1/service", response_model=schemas.Service, tags=["decide"])
     async def get_service(asked: Annotated[ServiceQuestion, Query()]) -> Response:
@@ -312,22 +303,12 @@ def _add_api(app: FastAPI, state: State) -> None:
     @app.get("/v1/explain", response_model=schemas.Explanation, tags=["decide"])
     async def get_explain(asked: Annotated[CaseQuestion, Query()]) -> Response:
         """Say what a configuration kept full costs, term by term, and why."""
-        return await _answer(
-            state,
-            _key("explain", asked),
-            lambda: answers.explanation(loaded, asked),
-            aside=False,
-        )
+        return await explained(asked)
 
     @app.post("/v1/explain", response_model=schemas.Explanation, tags=["decide"])
     async def post_explain(asked: Annotated[CaseQuestion, Body()]) -> Response:
         """Explain a configuration, sent as JSON."""
-        return await _answer(
-            state,
-            _key("explain", asked),
-            lambda: answers.explanation(loaded, asked),
-            aside=False,
-        )
+        return await explained(asked)
 
     @app.get("/v1/models", response_model=schemas.Models, tags=["names"])
     async def get_models() -> Response:
@@ -376,16 +357,8 @@ def _add_page(app: FastAPI, state: State) -> None:
 
         app.add_api_route(path, get_file, include_in_schema=False, methods=["GET", "HEAD"])
 
-    for path, name in (
-        ("/", "index.html"),
-        ("/rows", "rows.html"),
-        ("/app.js", "app.js"),
-        ("/rows.js", "rows.js"),
-        ("/shared.js", "shared.js"),
-        ("/expressions.js", "expressions.js"),
-        ("/app.css", "app.css"),
-    ):
-        add_file(path, name)
+    for name in PAGES:
+        add_file({"index.html": "/", "rows.html": "/rows"}.get(name, f"/{name}"), name)
 
     @app.get("/favicon.ico", include_in_schema=False)
     async def get_icon() -> Response:

@@ -7,12 +7,11 @@ from typing import Any
 
 from energylens import catalog, fitting, packaged
 from energylens.dataset import Dataset
-from energylens.deciding import Engine
 from energylens.discovery import Front
 from energylens.errors import UnknownNameError
 from energylens.model import EnergyModel
 from energylens.remembered import Remembered
-from energylens.solving import KEPT_BYTES, Spanned
+from energylens.solving import KEPT_BYTES, Engine, Spanned
 
 GIVEN = "given"  # the name of the model or table that the server was started with
 DATASHEET = "datasheet"

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from energylens.charts.theme import Spec
-from energylens.deciding import seconds
+from energylens.decisions import seconds
 from energylens.report.document import (
     Banner,
     Block,

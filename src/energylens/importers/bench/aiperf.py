@@ -106,8 +106,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     throughput = _value(node, "request_throughput")
     completed = _value(node, "request_count")
     if completed is None:
-        latency = node.inner("request_latency")
-        completed = latency.number("count") if latency else None
+        completed = node.within("request_latency").number("count")
     duration = _seconds(node, "benchmark_duration", "avg")
     if completed is None and throughput and duration:
         completed = round(throughput * duration)
@@ -160,8 +159,7 @@ def _samples(node: Node) -> float | None:
 
 
 def _value(node: Node, key: str) -> float | None:
-    metric = node.inner(key)
-    return None if metric is None else metric.number("avg")
+    return node.within(key).number("avg")
 
 
 def _seconds(node: Node, key: str, statistic: str) -> float | None:
@@ -177,15 +175,7 @@ def _seconds(node: Node, key: str, statistic: str) -> float | None:
 
 
 def _latency(node: Node, key: str) -> Latency:
-    if node.inner(key) is None:
-        return Latency()
-    return Latency(
-        mean_s=_seconds(node, key, "avg"),
-        median_s=_seconds(node, key, "p50"),
-        p90_s=_seconds(node, key, "p90"),
-        p95_s=_seconds(node, key, "p95"),
-        p99_s=_seconds(node, key, "p99"),
-    )
+    return Latency.of(lambda statistic: _seconds(node, key, statistic), "avg", "p50")
 
 
 def _window(node: Node, duration: float | None) -> Window | None:
@@ -259,11 +249,10 @@ def _with_energy(run: BenchmarkRun, node: Node) -> BenchmarkRun:
         return _older_energy(run, node.need_inner("telemetry_stats"))
     gpus: list[tuple[str, Node]] = []
     seen: set[tuple[str, str | None]] = set()
-    endpoints = telemetry.inner("endpoints") if telemetry is not None else None
-    for url in endpoints.fields if endpoints is not None else ():
-        inner = endpoints.need_inner(url).inner("gpus") if endpoints is not None else None
-        for label in inner.fields if inner is not None else ():
-            assert inner is not None
+    endpoints = node.within("telemetry_data").within("endpoints")
+    for url in endpoints.fields:
+        inner = endpoints.need_inner(url).within("gpus")
+        for label in inner.fields:
             gpu = inner.need_inner(label)
             # Two exporters on one host list the same GPUs.
             unique = (label, gpu.text("gpu_uuid"))
@@ -308,9 +297,7 @@ def _with_energy(run: BenchmarkRun, node: Node) -> BenchmarkRun:
 
 
 def _span(telemetry: Node, duration: float) -> float:
-    summary = telemetry.inner("summary")
-    if summary is None:
-        return duration
+    summary = telemetry.within("summary")
     moments = [local_seconds(t) for k in ("start_time", "end_time") if (t := summary.text(k))]
     if len(moments) != 2 or moments[0] is None or moments[1] is None:
         return duration
@@ -383,7 +370,7 @@ def _older_energy(run: BenchmarkRun, stats: Node) -> BenchmarkRun:
         return run
     if (power.text("unit") or "W") not in ("W", "watts"):
         raise RefusedFileError(f"{stats.name}: gpu_power_usage must be in W.")
-    use = stats.inner("gpu_utilization")
+    use = stats.within("gpu_utilization")
     joules, busy = {}, {}
     for label in power.fields:
         if label == "unit" or not isinstance(power.fields[label], Mapping):
@@ -392,8 +379,7 @@ def _older_energy(run: BenchmarkRun, stats: Node) -> BenchmarkRun:
         if mean:
             short = label.removeprefix("gpu")
             joules[short] = mean * run.duration_s
-            inner = use.inner(label) if use is not None else None
-            share = inner.number("avg") if inner is not None else None
+            share = use.within(label).number("avg")
             busy[short] = None if share is None else share > 0
     if not joules:
         return run

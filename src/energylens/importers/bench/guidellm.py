@@ -50,7 +50,7 @@ def read(document: Mapping[str, object], name: str) -> list[BenchmarkRun]:
             f"{name} is a report of version {version!r}, and 1 and 2 are known here: its fields "
             "may mean something else."
         )
-    made = metadata.text("guidellm_version") if metadata is not None else None
+    made = root.within("metadata").text("guidellm_version")
     benchmarks = root.each("benchmarks")
     return [
         _run(root, item, name if len(benchmarks) == 1 else f"{name} run {i}", made)
@@ -123,39 +123,24 @@ def _times(item: Node) -> tuple[float | None, float | None]:
     return start, end
 
 
-def _successful(metrics: Node, key: str) -> Node | None:
-    metric = metrics.inner(key)
-    return None if metric is None else metric.inner("successful")
-
-
 def _mean(metrics: Node, key: str) -> float | None:
-    metric = _successful(metrics, key)
-    return (metric.number("mean") or None) if metric is not None else None
+    return metrics.within(key).within("successful").number("mean") or None
 
 
 def _latency(metrics: Node, key: str, unit_s: float) -> Latency:
-    metric = _successful(metrics, key)
-    if metric is None:
-        return Latency()
-    percentiles = metric.inner("percentiles")
+    metric = metrics.within(key).within("successful")
+    percentiles = metric.within("percentiles")
 
-    def at(name: str) -> float | None:
-        return percentiles.seconds(name, unit_s) if percentiles is not None else None
+    def read(name: str) -> float | None:
+        return (metric if name in ("mean", "median") else percentiles).seconds(name, unit_s)
 
-    return Latency(
-        mean_s=metric.seconds("mean", unit_s),
-        median_s=metric.seconds("median", unit_s),
-        p90_s=at("p90"),
-        p95_s=at("p95"),
-        p99_s=at("p99"),
-    )
+    return Latency.of(read, "mean", "median")
 
 
 def _load(item: Node) -> tuple[float | None, float | None]:
     """Read the offered rate, and the limit on requests in flight."""
     for place in ("config", "args"):
-        holder = item.inner(place)
-        strategy = holder.inner("strategy") if holder is not None else None
+        strategy = item.within(place).inner("strategy")
         if strategy is not None:
             kind = strategy.text("type_") or ""
             if kind == "synchronous":
@@ -168,19 +153,13 @@ def _load(item: Node) -> tuple[float | None, float | None]:
 
 
 def _model(root: Node, item: Node) -> str | None:
-    places: list[Node | None] = []
-    config = root.inner("config")
-    spec = config.inner("spec") if config is not None else None
-    places.append(spec.inner("backend") if spec is not None else None)
-    own = item.inner("config")
-    if own is not None and isinstance(own.fields.get("backend"), Mapping):
-        places.append(own.inner("backend"))
-    args = root.fields.get("args")
-    places.append(root.inner("args") if isinstance(args, Mapping) else None)
-    worker = item.fields.get("worker")
-    places.append(item.inner("worker") if isinstance(worker, Mapping) else None)
-    for place in places:
+    for place in (
+        root.within("config").within("spec").within("backend"),
+        item.within("config").loose("backend"),
+        root.loose("args"),
+        item.loose("worker"),
+    ):
         for key in ("model", "backend_model"):
-            if place is not None and isinstance(place.fields.get(key), str):
+            if isinstance(place.fields.get(key), str):
                 return place.text(key)
     return None

@@ -9,13 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from energylens.importers.runs import (
-    BenchmarkRun,
-    Latency,
-    Node,
-    RefusedFileError,
-    verified,
-)
+from energylens.importers.runs import BenchmarkRun, Latency, Node, RefusedFileError, verified
 
 FORMAT = "inference-perf"
 
@@ -58,28 +52,26 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             f"{name} is the summary over all stages, which may be of several loads: give "
             "stage_N_lifecycle_metrics.json of each."
         )
-    if _mean(_media(good, "audio"), "count"):
+    if _mean(good, "audio", "count"):
         raise RefusedFileError(
             f"{name}: its requests carry audio, which the tidy table has no columns for."
         )
-    throughput = good.inner("throughput")
-    per_s = throughput.positive("requests_per_sec") if throughput is not None else None
+    per_s = good.within("throughput").positive("requests_per_sec")
     duration = node.positive("benchmark_time_seconds")
     if duration is None and per_s is not None:
         duration = completed / per_s
     limit = summary.positive("concurrency")
     rate = None if limit is not None else summary.positive("requested_rate")
-    bad = node.inner("failures")
     return verified(
         BenchmarkRun(
             format=FORMAT,
             where=name,
             completed=completed,
-            failed=bad.number("count") if bad is not None else None,
+            failed=node.within("failures").number("count"),
             input_tokens=_mean(good, "prompt_tokens") or _mean(good, "prompt_len"),
             output_tokens=_mean(good, "output_tokens") or _mean(good, "output_len"),
-            images=_mean(_media(good, "image"), "count"),
-            frames=_mean(_media(good, "video"), "frames"),
+            images=_mean(good, "image", "count"),
+            frames=_mean(good, "video", "frames"),
             duration_s=duration,
             request_rate_per_s=rate,
             achieved_rate_per_s=per_s,
@@ -91,23 +83,13 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     )
 
 
-def _media(good: Node, kind: str) -> Node | None:
-    return good.inner(kind) if isinstance(good.fields.get(kind), Mapping) else None
-
-
-def _mean(node: Node | None, key: str) -> float | None:
-    inner = node.inner(key) if node is not None else None
-    return (inner.number("mean") or None) if inner is not None else None
+def _mean(node: Node, *keys: str) -> float | None:
+    *media, last = keys
+    for key in media:
+        node = node.loose(key)
+    return node.within(last).number("mean") or None
 
 
 def _latency(node: Node, key: str) -> Latency:
-    inner = node.inner(key)
-    if inner is None:
-        return Latency()
-    return Latency(
-        mean_s=inner.seconds("mean", 1.0),
-        median_s=inner.seconds("median", 1.0),
-        p90_s=inner.seconds("p90", 1.0),
-        p95_s=inner.seconds("p95", 1.0),
-        p99_s=inner.seconds("p99", 1.0),
-    )
+    inner = node.within(key)
+    return Latency.of(lambda statistic: inner.seconds(statistic, 1.0), "mean", "median")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -72,43 +72,34 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
 
 def _first(node: Node) -> BenchmarkRun:
     scenario, metrics = node.need_inner("scenario"), node.need_inner("metrics")
-    host = scenario.inner("host")
-    accelerators = host.each("accelerator") if host is not None else []
+    accelerators = scenario.within("host").each("accelerator")
     served = _served(node.name, [_Part.of(a, "both", 1) for a in accelerators])
-    platform = scenario.inner("platform")
-    engines = platform.each("engine") if platform is not None else []
-    model = scenario.inner("model")
-    load = scenario.inner("load")
-    args = load.inner("args") if load is not None and _object(load, "args") else None
-    rate = limit = None
-    if args is not None:
-        rate = _if_number(args, "request_rate")
-        limit = _if_number(args, "max_concurrency")
-    time = metrics.inner("time")
-    duration = time.positive("duration") if time is not None else None
-    start = time.positive("start") if time is not None else None
+    engines = scenario.within("platform").each("engine")
+    load = scenario.within("load")
+    args = load.loose("args")
+    time = metrics.within("time")
+    duration, start = time.positive("duration"), time.positive("start")
     window = None
     if start is not None and duration is not None and start > 1e9:
         window = Window(start_s=start, end_s=start + duration, clock=Clock.EPOCH, slack_s=2.0)
     image = engines[0].text("name") if engines else None
     stated = engines[0].text("version") if engines else None
     kind, tag = _image(stated or image)
-    requests, throughput = metrics.need_inner("requests"), metrics.inner("throughput")
     return _run(
         node,
         power=_says_power(metrics.fields.get("resources")),
         version="0.1",
-        llm=model.text("name") if model is not None else None,
+        llm=scenario.within("model").text("name"),
         served=served,
         engine=_image(image)[0] or kind,
         engine_version=tag,
-        requests=requests,
+        requests=metrics.need_inner("requests"),
         latency=metrics.need_inner("latency"),
-        per_s=throughput.positive("requests_per_sec") if throughput is not None else None,
+        per_s=metrics.within("throughput").positive("requests_per_sec"),
         duration=duration,
         window=window,
-        rate=rate,
-        limit=limit,
+        rate=_if_number(args, "request_rate"),
+        limit=_if_number(args, "max_concurrency"),
     )
 
 
@@ -129,31 +120,20 @@ def _second(node: Node, version: str) -> BenchmarkRun:
         if accelerator is not None:
             role = standard.text("role") or "both"
             parts.append(_Part.of(accelerator, role, standard.whole("replicas") or 1))
-        model = standard.inner("model")
-        llm = llm or (model.text("name") if model is not None else None)
+        llm = llm or standard.within("model").text("name")
         kind, found = _image(standard.text("tool_version"))
         engine = engine or kind or _known_engine(standard.text("tool"))
         tag = tag or found
-    load = scenario.inner("load")
-    standard_load = load.inner("standardized") if load is not None else None
-    rate = limit = None
-    if standard_load is not None:
-        rate = _if_number(standard_load, "rate_qps")
-        limit = _if_number(standard_load, "concurrency")
-    throughput = performance.inner("throughput")
+    load = scenario.within("load").within("standardized")
     per_s = None
-    if throughput is not None and throughput.inner("request_rate") is not None:
-        measured = throughput.need_inner("request_rate")
+    if measured := performance.within("throughput").inner("request_rate"):
         units = measured.text("units")
         if units not in _PER_S:
             raise RefusedFileError(
                 f"{node.name}: request_rate must be in queries/s, not in {units!r}."
             )
         per_s = measured.positive("mean")
-    requests = performance.need_inner("requests")
-    run = node.inner("run")
-    time = run.inner("time") if run is not None else None
-    duration, window = _times(node, time)
+    duration, window = _times(node, node.within("run").inner("time"))
     return _run(
         node,
         power=_says_power(results.fields.get("observability")),
@@ -162,13 +142,13 @@ def _second(node: Node, version: str) -> BenchmarkRun:
         served=_served(node.name, parts),
         engine=engine,
         engine_version=tag,
-        requests=requests,
+        requests=performance.need_inner("requests"),
         latency=performance.need_inner("latency"),
         per_s=per_s,
         duration=duration,
         window=window,
-        rate=rate,
-        limit=limit,
+        rate=_if_number(load, "rate_qps"),
+        limit=_if_number(load, "concurrency"),
     )
 
 
@@ -230,14 +210,11 @@ class _Part:
 
     @classmethod
     def of(cls, accelerator: Node, role: str, replicas: int) -> _Part:
-        degrees = accelerator.inner("parallelism")
+        degrees = accelerator.within("parallelism")
 
         def degree(key: str) -> int | None:
-            value = degrees.fields.get(key) if degrees is not None else None
             # -1 is what the harness writes where a setting was not made.
-            if degrees is None or value is None or value == -1:
-                return None
-            return degrees.whole(key)
+            return None if degrees.fields.get(key) == -1 else degrees.whole(key)
 
         return cls(
             role=role,
@@ -268,15 +245,7 @@ def _served(name: str, parts: list[_Part]) -> _Part | None:
         )
     one, replicas = parts[0], sum(part.replicas for part in parts)
     data = (one.data or 1) * replicas
-    return _Part(
-        role=one.role,
-        gpu=one.gpu,
-        replicas=replicas,
-        tensor=one.tensor,
-        pipeline=one.pipeline,
-        data=data if one.tensor is not None else None,
-        expert=one.expert,
-    )
+    return replace(one, replicas=replicas, data=data if one.tensor is not None else None)
 
 
 def _run(
@@ -348,9 +317,7 @@ def _says_power(part: object, depth: int = 0) -> bool:
 
 
 def _count(requests: Node, key: str) -> float | None:
-    inner = requests.inner(key)
-    if inner is None:
-        return None
+    inner = requests.within(key)
     units = inner.text("units")
     if units not in (None, "count", "tokens"):
         raise RefusedFileError(f"{requests.name}: {key} must be a count, not in {units!r}.")
@@ -358,8 +325,8 @@ def _count(requests: Node, key: str) -> float | None:
 
 
 def _latency(latency: Node, key: str, units: Mapping[str, float]) -> Latency:
-    inner = latency.inner(key)
-    if inner is None or not any(inner.has(k) for k in ("mean", "p50", "p90", "p99")):
+    inner = latency.within(key)
+    if not any(inner.has(k) for k in ("mean", "p50", "p90", "p99")):
         return Latency()
     unit = inner.text("units")
     if unit not in units:
@@ -367,17 +334,7 @@ def _latency(latency: Node, key: str, units: Mapping[str, float]) -> Latency:
             f"{latency.name}: {key} must be in one of {', '.join(units)}, not in {unit!r}."
         )
     unit_s = units[str(unit)]
-    return Latency(
-        mean_s=inner.seconds("mean", unit_s),
-        median_s=inner.seconds("p50", unit_s),
-        p90_s=inner.seconds("p90", unit_s),
-        p95_s=inner.seconds("p95", unit_s),
-        p99_s=inner.seconds("p99", unit_s),
-    )
-
-
-def _object(node: Node, key: str) -> bool:
-    return isinstance(node.fields.get(key), Mapping)
+    return Latency.of(lambda statistic: inner.seconds(statistic, unit_s), "mean", "p50")
 
 
 def _if_number(node: Node, key: str) -> float | None:

@@ -17,10 +17,9 @@ from energylens.importers.runs import (
     StatedEnergy,
     verified,
 )
+from energylens.words import J_PER_KWH
 
 FORMAT = "optimum-benchmark"
-
-KWH_J = 3.6e6
 
 
 def matches(document: object) -> bool:
@@ -67,9 +66,8 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
         raise RefusedFileError(
             f"{name}: its scenario is {kind!r}, and energy_star and inference are known here."
         )
-    shapes = scenario.inner("input_shapes")
-    batch = shapes.whole("batch_size") if shapes is not None else None
-    batch = batch or 1
+    shapes = scenario.within("input_shapes")
+    batch = shapes.whole("batch_size") or 1
     count = scenario.whole("num_samples") if kind == "energy_star" else batch
     if count is None:
         raise RefusedFileError(f"{name}: scenario.num_samples is missing: it is not whole.")
@@ -77,8 +75,8 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     if prefill is None:
         raise RefusedFileError(f"{name}: it has no energy of a prefill: run it with energy: true.")
     made = _output(scenario)
-    environment = config.inner("environment")
-    names = environment.fields.get("gpu") if environment is not None else None
+    environment = config.within("environment")
+    names = environment.fields.get("gpu")
     gpu = names[0] if isinstance(names, list) and names and isinstance(names[0], str) else None
     devices = backend.text("device_ids")
     used = len([d for d in devices.split(",") if d.strip()]) if devices else None
@@ -87,13 +85,13 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     version = backend.text("version")
     if engine == "pytorch":
         engine = "transformers"
-        version = environment.text("transformers_version") if environment is not None else None
-    length = shapes.positive("sequence_length") if shapes is not None else None
+        version = environment.text("transformers_version")
+    length = shapes.positive("sequence_length")
     return verified(
         BenchmarkRun(
             format=FORMAT,
             where=name,
-            version=environment.text("optimum_benchmark_version") if environment else None,
+            version=environment.text("optimum_benchmark_version"),
             llm=backend.text("model"),
             gpu=gpu,
             gpus=used,
@@ -122,8 +120,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
 
 
 def _joules(report: Node, part: str) -> float | None:
-    inner = report.inner(part)
-    energy = inner.inner("energy") if inner is not None else None
+    energy = report.within(part).inner("energy")
     if energy is None:
         return None
     if energy.text("unit") != "kWh":
@@ -133,32 +130,21 @@ def _joules(report: Node, part: str) -> float | None:
         raise RefusedFileError(
             f"{report.name}: the GPU energy of {part} is 0 kWh, which is a meter that gave nothing."
         )
-    return None if kwh is None else kwh * KWH_J
+    return None if kwh is None else kwh * J_PER_KWH
 
 
 def _output(scenario: Node) -> float | None:
     """Tokens generated, where the scenario fixes them."""
-    made = scenario.inner("generate_kwargs")
-    if made is None:
-        return None
+    made = scenario.within("generate_kwargs")
     low, high = made.positive("min_new_tokens"), made.positive("max_new_tokens")
     return high if low == high else None
 
 
 def _latency(report: Node, part: str) -> Latency:
-    inner = report.inner(part)
-    latency = inner.inner("latency") if inner is not None else None
-    if latency is None:
-        return Latency()
+    latency = report.within(part).within("latency")
     if latency.text("unit") not in (None, "s"):
         raise RefusedFileError(f"{report.name}: the latency of {part} must be in s.")
-    return Latency(
-        mean_s=latency.seconds("mean", 1.0),
-        median_s=latency.seconds("p50", 1.0),
-        p90_s=latency.seconds("p90", 1.0),
-        p95_s=latency.seconds("p95", 1.0),
-        p99_s=latency.seconds("p99", 1.0),
-    )
+    return Latency.of(lambda statistic: latency.seconds(statistic, 1.0), "mean", "p50")
 
 
 def _per_token(report: Node, made: float | None) -> Latency:

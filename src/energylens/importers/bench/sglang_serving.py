@@ -45,19 +45,18 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     open_rate = None
     if rate is not None and rate != math.inf and rate != "inf" and rate != "trace":
         open_rate = node.positive("request_rate")
-    server = node.inner("server_info") if isinstance(document.get("server_info"), Mapping) else None
+    server = node.loose("server_info")
 
     def served(key: str) -> int | None:
-        value = server.fields.get(key) if server is not None else None
+        value = server.fields.get(key)
         return value if type(value) is int and value >= 1 else None
 
     tensor, data = served("tp_size"), served("dp_size")
-    if server is not None and server.fields.get("enable_dp_attention") and tensor and data:
+    if server.fields.get("enable_dp_attention") and tensor and data:
         # The data-parallel copies of attention are on the GPUs of tp_size, not beside them.
         tensor = max(tensor // data, 1)
     limit = node.positive("max_concurrency")
-    model = server.fields.get("model_path") if server is not None else None
-    version = server.fields.get("version") if server is not None else None
+    model, version = server.fields.get("model_path"), server.fields.get("version")
     backend = node.text("backend") or ""
     kind = backend.lower().split("-")[0]
     return verified(

@@ -66,12 +66,11 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     completed = requests.number("num_requests")
     if not completed:
         raise RefusedFileError(f"{name}: it has no completed request, so it is no measurement.")
-    machine = node.inner("machine")
-    gpu = machine.text("name") if machine is not None else None
+    gpu = node.within("machine").text("name")
     size = world.whole("world_size")
     tensor, pipeline = world.whole("tp_size"), world.whole("pp_size")
     duration = speed.need("total_latency_ms") * 1e-3
-    streaming = node.inner("streaming_metrics")
+    streaming = node.within("streaming_metrics")
     return verified(
         BenchmarkRun(
             format=FORMAT,
@@ -115,9 +114,8 @@ def _precision(engine: Node) -> str | None:
 
 
 def _energy(node: Node, size: int | None, gpu: str | None) -> StatedEnergy | None:
-    energy = node.inner("energy")
-    joules = energy.number("total_energy_j") if energy is not None else None
-    if energy is None or joules is None:
+    joules = node.within("energy").number("total_energy_j")
+    if joules is None:
         return None
     if joules == 0:
         raise RefusedFileError(
@@ -139,18 +137,10 @@ def _energy(node: Node, size: int | None, gpu: str | None) -> StatedEnergy | Non
     )
 
 
-def _latency(node: Node | None, mean: str, percentiles: str) -> Latency:
-    if node is None:
-        return Latency()
-    inner = node.inner(percentiles)
+def _latency(node: Node, mean: str, percentiles: str) -> Latency:
+    inner = node.within(percentiles)
 
-    def at(key: str) -> float | None:
-        return inner.seconds(key, 1e-3) if inner is not None else None
+    def read(name: str) -> float | None:
+        return (node if name == mean else inner).seconds(name, 1e-3)
 
-    return Latency(
-        mean_s=node.seconds(mean, 1e-3),
-        median_s=at("p50"),
-        p90_s=at("p90"),
-        p95_s=at("p95"),
-        p99_s=at("p99"),
-    )
+    return Latency.of(read, mean, "p50")

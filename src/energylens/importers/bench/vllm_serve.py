@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 
 from energylens.importers.power.series import Clock
 from energylens.importers.power.stamps import local_seconds
@@ -90,9 +91,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     failed = node.number("failed")
     if failed is None and prompts is not None:
         failed = max(prompts - completed, 0)
-    notes: list[str] = []
-    if failed:
-        notes.append(f"{failed:g} requests failed; their joules are part of the others'")
+    note = f"{failed:g} requests failed; their joules are part of the others'"
     return verified(
         BenchmarkRun(
             format=FORMAT,
@@ -120,7 +119,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             tpot=latency(node, "tpot"),
             itl=latency(node, "itl"),
             request_latency=latency(node, "e2el"),
-            notes=tuple(notes),
+            notes=(note,) if failed else (),
         )
     )
 
@@ -131,13 +130,8 @@ def latency(node: Node, what: str, suffix: str = "_ms", unit_s: float = 1e-3) ->
     def stated(statistic: str) -> float | None:
         return node.seconds(f"{statistic}_{what}{suffix}", unit_s)
 
-    return Latency(
-        mean_s=stated("mean"),
-        median_s=only_one(node.name, f"the median {what}", stated("median"), stated("p50")),
-        p90_s=stated("p90"),
-        p95_s=stated("p95"),
-        p99_s=stated("p99"),
-    )
+    median = only_one(node.name, f"the median {what}", stated("median"), stated("p50"))
+    return replace(Latency.of(stated, "mean", "median"), median_s=median)
 
 
 def _mean(node: Node, key: str, completed: float) -> float | None:

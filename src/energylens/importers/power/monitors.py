@@ -10,10 +10,9 @@ from energylens.importers.power.series import EnergyWindow, PowerLog
 from energylens.importers.power.sheets import numbers_of, sheet_of
 from energylens.importers.power.stamps import parse_stamps
 from energylens.importers.runs import RefusedFileError
+from energylens.words import J_PER_KWH
 
 ZEUS, CODECARBON = "Zeus CSV", "CodeCarbon emissions.csv"
-
-KWH_J = 3.6e6
 
 
 def matches_zeus(text: str) -> bool:
@@ -111,7 +110,7 @@ def read_codecarbon(text: str, name: str) -> PowerLog:
             EnergyWindow(
                 name=task or run,
                 elapsed_s=float(elapsed[row]),
-                joules={"all": float(kwh[row] / pue[row]) * KWH_J},
+                joules={"all": float(kwh[row] / pue[row]) * J_PER_KWH},
                 end_s=float(seconds[row]),
                 all_gpus=True,
                 gpus=int(count[1]) or None if count is not None else None,

@@ -13,13 +13,7 @@ import numpy as np
 
 from energylens.importers.power.gather import series_by_gpu
 from energylens.importers.power.series import Clock, PowerLog
-from energylens.importers.power.sheets import (
-    Sheet,
-    numbers_of,
-    place_of,
-    sheet_of,
-    watts_of,
-)
+from energylens.importers.power.sheets import Sheet, numbers_of, place_of, sheet_of, watts_of
 from energylens.importers.power.stamps import is_stamp, parse_stamps
 from energylens.importers.runs import RefusedFileError
 

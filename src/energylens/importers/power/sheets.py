@@ -63,16 +63,13 @@ def sheet_of(text: str, name: str, *, header: bool = True, separator: str = ",")
     RefusedFileError
         If a line in the middle has another number of cells, or there is no line of readings.
     """
-    rows: list[list[str]] = []
-    lines: list[int] = []
     reader = csv.reader(text.splitlines(), delimiter=separator, skipinitialspace=True)
     try:
-        for row in reader:
-            if row and any(cell.strip() for cell in row):
-                rows.append([cell.strip() for cell in row])
-                lines.append(reader.line_num)
+        read = [(reader.line_num, [cell.strip() for cell in row]) for row in reader]
     except csv.Error as fault:
         raise RefusedFileError(f"{name} line {reader.line_num} is no CSV: {fault}.") from None
+    rows = [row for _, row in read if any(row)]
+    lines = [line for line, row in read if any(row)]
     names: tuple[str, ...] = ()
     if header and rows:
         names = tuple(rows[0])

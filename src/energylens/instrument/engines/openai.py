@@ -143,7 +143,7 @@ class OpenAiEngine:
 
     def __init__(self, name: str = "openai", vision_tokens: Callable[[Media], int] | None = None):
         # vision_tokens: exact count of a request's media, where the caller knows the processor
-        self._name = name
+        self.name = name  # openai, or the engine that started the server
         self._exact_vision_tokens = vision_tokens
         self._loop: _LoopThread | None = None
         self._client: HttpClient | None = None
@@ -155,11 +155,6 @@ class OpenAiEngine:
         self._timeout_s = 600.0
         self._vocabulary_size = 0
         self._prompting: dict[tuple[int, Media], _Prompting] = {}
-
-    @property
-    def name(self) -> str:
-        """``openai``, or the engine that started the server."""
-        return self._name
 
     @property
     def capabilities(self) -> Capabilities:
@@ -181,7 +176,7 @@ class OpenAiEngine:
         EngineError
             If the server cannot be reached or does not speak the interface.
         """
-        options = Options(self._name, layout.options, OPTIONS)
+        options = Options(self.name, layout.options, OPTIONS)
         url = options.text("url", "")
         if not url:
             raise EngineError(

@@ -69,39 +69,19 @@ class SimulatedMeter:
     The first GPUs are those of the deployment; the others draw their idle power.
     """
 
+    name = "simulated"
+    source = Source.SIMULATED
+    real_time = False  # only work and waiting move its clock
+    period_s = 0.0  # it is continuous: nobody could look while simulated work goes on
+
     def __init__(self) -> None:
         self._now_s = 0.0
         self._idle_w = 0.0
         self.clock_mhz: float | None = None
         self._energy_j = (0.0,) * NODE_GPUS
-        self._channels = tuple(
+        self.channels = tuple(
             Channel(id=f"gpu{i}", kind=ChannelKind.GPU, index=i) for i in range(NODE_GPUS)
         )
-
-    @property
-    def name(self) -> str:
-        """``simulated``."""
-        return "simulated"
-
-    @property
-    def source(self) -> Source:
-        """Simulated."""
-        return Source.SIMULATED
-
-    @property
-    def channels(self) -> tuple[Channel, ...]:
-        """Eight GPUs."""
-        return self._channels
-
-    @property
-    def real_time(self) -> bool:
-        """False: only work and waiting move its clock."""
-        return False
-
-    @property
-    def period_s(self) -> float:
-        """0: it is continuous, as nobody could look while simulated work goes on."""
-        return 0.0
 
     def draw(self, idle_w: float) -> None:
         """Let every GPU draw so much from now on when it does nothing."""
@@ -161,16 +141,13 @@ class SimulatedEngine:
         GPU type where the plan names none (default H100-SXM-80GB).
     """
 
+    name = "simulated"
+
     def __init__(self) -> None:
         self._meter = SimulatedMeter()
         self._base: Case | None = None
         self._seed, self._slots = 0, 1
         self._runs: dict[tuple[Batch, float | None], SimulatedRun] = {}
-
-    @property
-    def name(self) -> str:
-        """``simulated``."""
-        return "simulated"
 
     @property
     def capabilities(self) -> Capabilities:

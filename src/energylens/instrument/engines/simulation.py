@@ -271,12 +271,7 @@ class _Server:
     def of(cls, case: Case, seed: int, *, queue: bool) -> _Server:
         """Start it; with ``queue`` requests may wait for room in the cache."""
         c, w, llm = case.configuration, case.workload, case.llm
-        layout = {
-            "tensor_parallel": c.tensor_parallel,
-            "pipeline_parallel": c.pipeline_parallel,
-            "expert_parallel": c.expert_parallel,
-            "data_parallel": c.data_parallel,
-        }
+        layout = c.degrees
         name = f"{llm.id} in {case.precision.id} as {c.describe()} on {case.gpu.id}"
         if problem := capacity.layout_problem(llm, case.precision, **layout):
             message = f"{name} cannot be laid out: {problem}. Choose other degrees of parallelism."

@@ -107,6 +107,8 @@ class TransformersEngine:
         CPU threads of torch; by default torch's own choice.
     """
 
+    name = "transformers"
+
     def __init__(self) -> None:
         self._model: Any = None
         self._config: Config = {}
@@ -116,11 +118,6 @@ class TransformersEngine:
         self._prepared: _Prepared | None = None
         self._phases = frozenset(Phase)
         self._modalities = frozenset(Modality)
-
-    @property
-    def name(self) -> str:
-        """``transformers``."""
-        return "transformers"
 
     @property
     def capabilities(self) -> Capabilities:

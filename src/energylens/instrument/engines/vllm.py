@@ -150,6 +150,8 @@ class VllmEngine:
         AMX and does not grant it, vLLM is kept from the kernels that would end it.
     """
 
+    name = "vllm"
+
     def __init__(self) -> None:
         self._llm: Any = None
         self._server: VllmServer | None = None
@@ -162,11 +164,6 @@ class VllmEngine:
         self._vision_tokens: dict[Media, int] = {}
         self._requests = 0
         self._environment_before: dict[str, str | None] = {}
-
-    @property
-    def name(self) -> str:
-        """``vllm``."""
-        return "vllm"
 
     @property
     def capabilities(self) -> Capabilities:

@@ -27,12 +27,7 @@ from urllib.parse import urlsplit
 
 from energylens.errors import UsageError
 from energylens.foreign import printable
-from energylens.instrument.meter import (
-    DeviceState,
-    Meter,
-    MeterError,
-    Reading,
-)
+from energylens.instrument.meter import DeviceState, Meter, MeterError, Reading
 from energylens.instrument.meters import wire
 from energylens.instrument.meters.wall_clock import WallClockMeter
 from energylens.records import Source

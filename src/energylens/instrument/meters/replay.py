@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from energylens import files
 from energylens.errors import ArtefactError
-from energylens.instrument.meter import (
-    Channel,
-    DeviceState,
-    Meter,
-    MeterError,
-    Reading,
-)
+from energylens.instrument.meter import Channel, Meter, MeterError, Reading
 from energylens.instrument.meters import wire
+from energylens.instrument.meters.wall_clock import WallClockMeter
 from energylens.records import Source
 
 _VERSION = 1
 
 
-class ReplayMeter:
+class ReplayMeter(WallClockMeter):
     """Readings made before, given out again as time goes by.
 
     Time passes only in :meth:`wait`, so whatever is measured against this meter spends its
@@ -70,14 +65,6 @@ class ReplayMeter:
         at = max(0, bisect.bisect_right(self._times, self._now_s) - 1)
         return self._readings[at]
 
-    def states(self) -> tuple[DeviceState, ...]:
-        """Nothing was recorded of the devices."""
-        return ()
-
-    def provenance(self) -> Mapping[str, str]:
-        """Nothing to add."""
-        return {}
-
     def now_s(self) -> float:
         """Time of the recording."""
         return self._now_s
@@ -85,9 +72,6 @@ class ReplayMeter:
     def wait(self, seconds: float) -> None:
         """Let time go by: nothing else does."""
         self._now_s += max(0.0, seconds)
-
-    def close(self) -> None:
-        """Nothing to let go of."""
 
 
 def record(meter: Meter, seconds: float, path: str | Path, *, poll_s: float = 0.01) -> int:
