@@ -218,3 +218,11 @@ def test_select_tells_the_engine_each_limit_that_is_tried_and_names_what_it_fixe
     assert "The batch limit is fixed at 32" in " ".join(repr(fixed).split())
     with pytest.raises(UsageError, match=r"rate, tpot are of a load.*docs/tasks/python\.md"):
         el.select("datasheet", **asked, rate=3, tpot="50ms")
+
+
+def test_a_ranking_notes_what_no_row_of_the_fit_is_of() -> None:
+    asked = {"llm": "Qwen/Qwen3-32B", "input_tokens": 500, "output_tokens": 300}
+    ranking = el.select(el.load("h100-vllm-0.11"), gpu="B200", **asked)
+    notes = " ".join(ranking.notes)
+    assert "No row of the fit has the GPU B200" in notes
+    assert ranking.to_json()["notes"] == list(ranking.notes)

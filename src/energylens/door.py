@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -350,6 +351,7 @@ def select(
     from energylens import selection
     from energylens.cli.configuring import BATCH_SIZE, candidates_of, case_of
     from energylens.dataset import freed_columns
+    from energylens.explanation import scope_notes
     from energylens.scenarios import Scenario
 
     _require_described(llm, gpu, input_tokens, output_tokens)
@@ -361,13 +363,15 @@ def select(
         gpus=gpus, precisions=precisions, batch_sizes=batch_sizes, power_caps=(), clocks=()
     )
     case = case_of(asked)
-    return selection.select(
-        _model(model, case.gpu.id, _engine(engine)),
+    fitted = _model(model, case.gpu.id, _engine(engine))
+    ranking = selection.select(
+        fitted,
         Scenario.of(case, max_gpus),
         choose=tuple(choose),
         candidates=candidates_of(asked),
         seed=seed,
     )
+    return replace(ranking, known=scope_notes(fitted, ranking.cases.case(0)))
 
 
 def evaluate(

@@ -118,6 +118,7 @@ class Ranking(Shown):
     causes: tuple[str, ...]
     limits: tuple[Limit, ...] = field(repr=False)
     caution: str = ""  # what the predictor says of the rows that it rests on
+    known: tuple[str, ...] = ()  # where the best lies outside those rows, and the like
 
     def __len__(self) -> int:
         return len(self.cases)
@@ -223,7 +224,7 @@ class Ranking(Shown):
                 "A batch size is a limit: beyond what memory holds, as many sequences run as it "
                 "holds, and a larger limit only lengthens the queue."
             )
-        return tuple(notes)
+        return (*self.known, *notes)
 
     def to_json(self, listed: int = 100) -> dict[str, Any]:
         """One document with the first ``listed`` configurations of either kind."""
