@@ -2,12 +2,8 @@ import numpy as np
 import pytest
 from tests.import_fixtures import NOON, smi_csv, step, step_times
 
-from energylens.importers.energy_join import (
-    JoinOptions,
-    estimate_offset,
-    integrate,
-    join,
-)
+from energylens.importers.energy_join import JoinOptions, estimate_offset, join
+from energylens.importers.integrating import integrate
 from energylens.importers.power import nvidia_smi
 from energylens.importers.power.series import Clock
 from energylens.importers.runs import RefusedFileError, Window

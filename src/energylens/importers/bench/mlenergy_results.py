@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from energylens.importers.bench.vllm_serve import latency
-from energylens.importers.energy_join import integrate
+from energylens.importers.integrating import integrate
 from energylens.importers.power import timeline
 from energylens.importers.power.series import PowerLog
 from energylens.importers.runs import (
