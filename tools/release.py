@@ -4,9 +4,9 @@
 
     python -m tools.release [--no-install]
 
-Every Python 3.11 to 3.13 that is on the path is tried; those that are not are named. The wheel is
-tried besides with the lowest version of each package that it depends on, by the tests that need no
-other. A list of what the wheel installs (SBOM, CycloneDX) goes beside it.
+Every Python 3.11 to 3.13 that is on the path or of pyenv is tried; those that are not are named.
+The wheel is tried besides with the lowest version of each package that it depends on, by the tests
+that need no other. A list of what the wheel installs (SBOM, CycloneDX) goes beside it.
 """
 
 from __future__ import annotations
@@ -48,6 +48,16 @@ LISTED = (
     "x.version, x.metadata.get('License-Expression') or x.metadata.get('License') or '', "
     "x.requires or []] for x in d() if x.name not in ('pip', 'setuptools')]))"
 )
+
+
+def interpreter(version: str) -> str | None:
+    """Find a Python that runs: on the path or of pyenv, whose shims may not be set."""
+    own = sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin/python"))
+    for python in filter(None, (shutil.which(f"python{version}"), *map(str, own))):
+        run = subprocess.run([python, "-c", ""], check=False, stderr=subprocess.DEVNULL)
+        if run.returncode == 0:
+            return python
+    return None
 
 
 def build(folder: Path) -> tuple[Path, Path]:
@@ -181,8 +191,8 @@ def main() -> None:
         for fault in wrong:
             print(fault)
         for version in PYTHONS if "--no-install" not in sys.argv else ():
-            python = shutil.which(f"python{version}")
-            if python is None or subprocess.run([python, "-c", ""], check=False).returncode:
+            python = interpreter(version)
+            if python is None:
                 print(f"Python {version}: not here, not tried")
                 continue
             for archive in archives:

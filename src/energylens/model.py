@@ -132,7 +132,7 @@ class Coefficients:
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """Which cases the rows of a fit spoke of."""
+    """Which cases the rows of a fit are of."""
 
     llms: tuple[str, ...]
     gpus: tuple[str, ...]
