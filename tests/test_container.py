@@ -125,16 +125,16 @@ def test_its_lines_install_a_server_in_an_empty_environment(tmp_path: Path) -> N
             [program, verb, "--help"], env=environment, cwd=tmp_path, capture_output=True, text=True
         )
         assert helped.returncode == 0, helped.stderr
-    run = subprocess.Popen(
+    with subprocess.Popen(
         [program, "serve", "--port", "0", "--json"],
         env={**environment, "HOME": str(tmp_path)}, cwd=tmp_path, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert run.stdout is not None
-    started = ""
-    while not started.strip().endswith("}"):
-        line_read = run.stdout.readline()
-        assert line_read, "the server did not start"
-        started += line_read
-    assert json.loads(started)["port"] > 0
-    run.terminate()
-    assert run.wait(timeout=600) == 0
+    ) as run:  # fmt: skip
+        assert run.stdout is not None
+        started = ""
+        while not started.strip().endswith("}"):
+            line_read = run.stdout.readline()
+            assert line_read, "the server did not start"
+            started += line_read
+        assert json.loads(started)["port"] > 0
+        run.terminate()
+        assert run.wait(timeout=60) == 0
