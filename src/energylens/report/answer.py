@@ -298,7 +298,7 @@ def _sure_words(evaluations: Sequence[Evaluation], ranking: Ranking | None) -> t
             + (
                 ""
                 if regret is None
-                else f", and expected to cost {percent(regret)} more than the true best"
+                else f", and is expected to cost {percent(regret)} more than the true best"
             )
             + _likelier(ranking)
             + "."
