@@ -521,7 +521,7 @@ def test_the_verb_says_simulated_and_gives_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = on_disk(tmp_path)
-    assert main([*arguments, "--policy", "ours,queue", "--reasons"]) == 0
+    assert main([*arguments, "--policy", "ours", "--policy", "queue", "--reasons"]) == 0
     text = capsys.readouterr().out
     for line in text.splitlines():
         if "J" in line.split() or "J/request" in line:

@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from energylens import capacity, catalog
+from energylens import catalog
 from energylens.cases import Cases
 from energylens.deciding import MEET, decide
 from energylens.decisions import Decision, Entry, LatencyLimit, Load, Running
 from energylens.errors import UsageError
 from energylens.lengths import MIXES, with_prompts_of, workload_of
 from energylens.model import EnergyModel
-from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration, Gpu
+from energylens.records import UNKNOWN_ENGINE, Boundary, Case, Configuration
 from energylens.records import Engine as Served
 from energylens.running import read_running
 from energylens.savings import Prices, bill
@@ -206,7 +206,8 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
     serve, load = asked.serve, asked.load
     llm = catalog.llm(serve.llm)
     refuse_two_formats(serve.llm, serve.precision, "precision")
-    choose: tuple[str, ...] = tuple(asked.choose.knobs or DEFAULT_CHOOSE)
+    # The batch limit is always free: a list of one value fixes it.
+    choose = tuple(dict.fromkeys([*(asked.choose.knobs or DEFAULT_CHOOSE), "batch_size"]))
     for knob, values in (
         ("gpu", asked.choose.gpus),
         ("precision", asked.choose.precisions),
@@ -237,15 +238,10 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
     lengths = with_prompts_of(lengths, workload)
     gpu = catalog.gpu(serve.gpu)
 
-    def told(gpu: Gpu) -> Gpu:
-        if "batch_size" in choose:
-            return gpu
-        return replace(gpu, max_num_seqs=capacity.default_sequences(gpu))
-
     engine = Served.named(serve.engine) if serve.engine else UNKNOWN_ENGINE
     scenario = Scenario(
         llm=llm,
-        gpu=told(gpu),
+        gpu=gpu,
         precision=catalog.checkpoint_precision(serve.llm, serve.precision or ""),
         workload=workload,
         configuration=Configuration(
@@ -271,7 +267,7 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         meet=MEET if asked.limits.meet is None else asked.limits.meet,
         choose=choose,
         candidates=Candidates(
-            gpus=tuple(told(catalog.gpu(name)) for name in asked.choose.gpus),
+            gpus=tuple(catalog.gpu(name) for name in asked.choose.gpus),
             precisions=tuple(catalog.precision(name) for name in asked.choose.precisions),
             power_caps_w=tuple(map(float, asked.choose.power_caps or ())),
             clocks_mhz=tuple(map(float, asked.choose.clocks or ())),
@@ -284,12 +280,33 @@ def query(asked: DecisionFile, model: EnergyModel | Engine, notes: Sequence[str]
         notes=(
             *known,
             *notes,
+            *choice_notes(
+                answers.energy,
+                {catalog.gpu(name).id for name in asked.choose.gpus} - {gpu.id},
+                {catalog.precision(name).id for name in asked.choose.precisions}
+                - {scenario.precision.id},
+            ),
             *answers.energy.clock_notes(locked="clock" in choose or serve.clock_mhz is not None),
             *cap_note(
                 answers.energy, capped="power_cap" in choose or serve.power_cap_w is not None
             ),
         ),
     )
+
+
+def choice_notes(model: EnergyModel, gpus: set[str], precisions: set[str]) -> list[Note]:
+    """Say which of the GPU types and number formats that are chosen among no row is of."""
+    if not model.pooled.rows:
+        return []
+    said = (
+        (gpus - set(model.scope.gpus), "datasheets carry these"),
+        (precisions - set(model.scope.precisions), "formats of as many bits carry these"),
+    )
+    return [
+        Note(f"No row is of {', '.join(sorted(names))}: {what}.", rank=Note.UNSEEN)
+        for names, what in said
+        if names
+    ]
 
 
 def fit_notes(model: EnergyModel, case: Case) -> list[str]:

@@ -61,7 +61,7 @@ def add_verbs(verbs: Any) -> None:
     parser.add_argument(
         "--policy",
         type=policies,
-        default=policies(EVERY),
+        action="extend",
         metavar="NAME[,NAME...]",
         help=f"of {EVERY},oracle (default: all but the oracle, which takes minutes)",
     )
@@ -94,7 +94,7 @@ def _rehearse(arguments: argparse.Namespace) -> None:
     from energylens.online.policies import ORACLE, policy
     from energylens.online.rehearsal import rehearse
 
-    names: list[str] = arguments.policy
+    names = list(dict.fromkeys(arguments.policy or policies(EVERY)))
     fleet = read_fleet(arguments.fleet)
     past, trace = _traces(arguments)
     known = Knowledge(fleet, past.lengths)

@@ -24,7 +24,6 @@ from energylens.cli.console import (
 from energylens.cli.serving import add_load_options, answer, lengths_of, refuse_without_rate
 from energylens.errors import UnknownNameError, UsageError
 from energylens.records import PARALLELISM
-from energylens.words import Note
 
 if TYPE_CHECKING:
     from energylens.model import EnergyModel
@@ -95,8 +94,9 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
         metavar="KNOBS",
         help="free knobs, a comma list of tensor_parallel, pipeline_parallel, expert_parallel, "
         "data_parallel, parallelism, batch_size, precision, gpu, power_cap, clock "
-        "(default: tensor_parallel,pipeline_parallel; with --rate data_parallel and batch_size "
-        "too)",
+        "(default: tensor_parallel,pipeline_parallel, with --rate data_parallel and batch_size "
+        "too, less what an option fixes; with --rate batch_size is free unless --batch-size is "
+        "given)",
     )
     add_max_gpus(parser)
     parser.add_argument(
@@ -203,15 +203,30 @@ def _read_file(arguments: argparse.Namespace) -> None:
 
 
 def _free(arguments: argparse.Namespace) -> None:
-    """Say which knobs are free, where nothing does; several GPU types free that one."""
+    """Say which knobs are free, where nothing does; several GPU types free that one.
+
+    Under load the batch limit is free unless ``--batch-size`` says it: an engine starts with
+    hundreds, and a few dozen that nobody asked for would make every layout look poor.
+    """
     from energylens.records import DEFAULT_CHOOSE
     from energylens.solving import DEFAULT_CHOOSE as UNDER_LOAD
 
     several = bool(arguments.gpu and "," in arguments.gpu)
     if arguments.choose is None:
-        arguments.choose = UNDER_LOAD if arguments.rate is not None else DEFAULT_CHOOSE
+        free = UNDER_LOAD if arguments.rate is not None else DEFAULT_CHOOSE
+        arguments.choose = tuple(knob for knob in free if getattr(arguments, knob) is None)
+        if not arguments.choose and arguments.rate is not None:
+            arguments.choose = ("batch_size",)
+            arguments.batch_sizes, arguments.batch_size = [arguments.batch_size], None
+        elif not arguments.choose and not several:
+            fixed = " and ".join(flag(knob) for knob in free)
+            raise UsageError(
+                f"{fixed} leave nothing to choose: leave one out, or ask energylens explain"
+            )
         if several or (arguments.gpus and arguments.gpu is None):
             arguments.choose = (*arguments.choose, "gpu")
+    elif arguments.rate is not None and arguments.batch_size is None:
+        arguments.choose = tuple(dict.fromkeys([*arguments.choose, "batch_size"]))
     if several:
         if "gpu" not in arguments.choose:
             raise UsageError(
@@ -240,7 +255,7 @@ def _require(arguments: argparse.Namespace) -> None:
 def asked(arguments: argparse.Namespace) -> Asked:
     """Read what :func:`add_selection` describes, once the free knobs and the rest are known."""
     from energylens import catalog
-    from energylens.answering import cap_note
+    from energylens.answering import cap_note, choice_notes
     from energylens.lengths import with_prompts_of
     from energylens.packaged import model_for
 
@@ -270,10 +285,8 @@ def asked(arguments: argparse.Namespace) -> Asked:
         lengths = with_prompts_of(lengths, case.workload)
         others = {catalog.gpu(name).id for name in arguments.gpus} - {case.gpu.id}
         others |= {case.gpu.id} if arguments.model else set()  # else its own note says it
-        unseen = ", ".join(sorted(others - set(model.scope.gpus)))
-        if unseen:
-            said = f"No row is of {unseen}: datasheets carry these."
-            notes = (*notes, Note(said, rank=Note.UNSEEN))
+        formats = {catalog.precision(name).id for name in arguments.precisions}
+        notes = (*notes, *choice_notes(model, others, formats - {case.precision.id}))
         locked = arguments.clock_mhz is not None or "clock" in arguments.choose
         notes = (*notes, *model.clock_notes(locked=locked))
     return Asked(model=model, case=case, lengths=lengths, notes=notes)

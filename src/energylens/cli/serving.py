@@ -32,13 +32,12 @@ from energylens.words import (
     percent,
     plural,
     rounded_down,
-    saving,
     wrapped,
 )
 
 if TYPE_CHECKING:
     from energylens.cases import Cases
-    from energylens.decisions import Decision, Entry, LatencyLimit, Load
+    from energylens.decisions import Decision, LatencyLimit, Load
     from energylens.model import EnergyModel
     from energylens.records import Case
     from energylens.savings import Prices
@@ -57,7 +56,6 @@ SHOWN, LEAST_SHOWN = 4, 2  # configurations in the table of the answer
 LINES = 24  # of an answer
 BRACKETS = re.compile(r" \([^()]{60,}\)\.")  # of a note that has to be short
 LEAST_SHARE = 0.01  # of capacity, below which it is not told in digits
-WORTH_SAYING = 0.005  # joules that a relaxed limit saves
 
 
 def add_load_options(parser: argparse.ArgumentParser) -> None:
@@ -259,7 +257,7 @@ def under_load(
         "current": read_running(arguments.current, case.llm, case.gpu, case.precision)
         if arguments.current
         else None,
-        "front": arguments.front,
+        "front": arguments.front or arguments.json,
         "compared": True,
         **_grid(arguments),
     }
@@ -308,6 +306,8 @@ def answer(
         print_json(made)
     else:
         show(decision, month, [*decision.notes, *notes], day=bool(rates))
+    if arguments.json and not decision.entries:
+        raise InfeasibleError(decision.why_none())
     if arguments.check is not None and (reason := wanting(decision, arguments.check)):
         raise CheckError(f"check failed: {reason}")
 
@@ -406,6 +406,7 @@ def show(
     Where they do not hold everything, configurations of the table give way, then the length of
     notes, then those that do least to the answer. What no row is of is said rather than the table.
     """
+    from energylens.decision_words import named
     from energylens.decisions import seconds
 
     said = [*wrapped(_asked(decision))]
@@ -415,7 +416,7 @@ def show(
     after: list[str] = []
     if fewest is not None and fewest.configuration.gpus < best.configuration.gpus:
         least = joules(fewest.energy_per_request_j)
-        after = wrapped(f"Fewest GPUs: {_named(decision, fewest)}, {least}.")
+        after = wrapped(f"Fewest GPUs: {named(decision, fewest)}, {least}.")
     known = notes_in_order(notes)
     told = sum(len(wrapped(f"Note: {note}")) for note in known)
     needed = [wrapped(f"Note: {note.brief}") for note in known if note.rank <= Note.UNSEEN]
@@ -430,7 +431,7 @@ def show(
     if decision.front:
         lines.append("Front (time per token against joules):")
         cells = [
-            (_named(decision, e), seconds(e.tpot_s), joules(e.energy_per_request_j))
+            (named(decision, e), seconds(e.tpot_s), joules(e.energy_per_request_j))
             for e in decision.front
         ]
         lines += wrapped_table(("configuration", "TPOT", "a request"), cells)
@@ -455,11 +456,13 @@ def _noted(notes: Sequence[Note], room: int) -> list[str]:
 
 def _asked(decision: Decision) -> str:
     """Say the question again, as it was understood."""
+    from energylens.decision_words import types
+
     w, load = decision.load.lengths, decision.load
     limits = ", ".join(x.describe() for x in decision.limits)
     met = f"{limits}, met with probability {decision.meet:g}" if limits else "no limit on latency"
     seen = decision.scenario.workload.vision_tokens
-    gpus, formats = _types(decision)
+    gpus, formats = types(decision)
     served = decision.scenario.llm.id
     served += f" in {formats.pop()}" if len(formats) == 1 else ""
     served += f" on {gpus.pop()}" if len(gpus) == 1 else ""
@@ -472,11 +475,12 @@ def _asked(decision: Decision) -> str:
 
 def _sentences(decision: Decision, bills: dict[str, Month], *, day: bool) -> Iterator[str]:
     """Say what to run, what it takes, and what binds."""
+    from energylens.decision_words import binding, named
     from energylens.decisions import seconds
 
     best, lengths = decision.best, decision.load.lengths
     words = "Keep what you run, " if decision.keeps else "Run "
-    words += f"{_named(decision, best)}: {joules(best.energy_per_request_j)} a request "
+    words += f"{named(decision, best)}: {joules(best.energy_per_request_j)} a request "
     words += f"(80 %: {joules(best.lower_j)} to {joules(best.upper_j)}), "
     busy, run = best.utilisation_ratio, best.mean_batch_size
     words += f"{best.power_w:.0f} W, {percent(busy, 0) if busy >= LEAST_SHARE else 'under 1 %'} "
@@ -498,10 +502,10 @@ def _sentences(decision: Decision, bills: dict[str, Month], *, day: bool) -> Ite
         sure = min(best.probabilities) > SURE_RATIO and len(decision.limits) > 1
         times += f"; {'each limit met with over 99 %' if sure else met}"
     yield f"{times}."
-    name = "" if decision.current is None else _named(decision, decision.current)
+    name = "" if decision.current is None else named(decision, decision.current)
     yield from against.sentences(decision, bills, name, day=day)
     if decision.limits:
-        yield _binding(decision)
+        yield binding(decision)
     if decision.breaks_at_per_s is not None:
         what = (
             "meets the limits"
@@ -514,47 +518,9 @@ def _sentences(decision: Decision, bills: dict[str, Month], *, day: bool) -> Ite
         )
 
 
-def _binding(decision: Decision) -> str:
-    """Say what limits, and the probability with which they must hold, cost."""
-    from energylens.decisions import NAMES, seconds
-
-    said = []
-    for i, limit in enumerate(decision.limits):
-        for s in decision.shadows:
-            if s.limit == limit and s.saving_ratio >= WORTH_SAYING:
-                then = f"{_named(decision, s.entry)}, {seconds(s.entry.values_s[i])}"
-                said.append(
-                    f"{NAMES[limit.measure]} binds: {seconds(limit.seconds)} -> "
-                    f"{seconds(s.relaxed_s)} saves {saving(s.saving_ratio)} ({then})."
-                )
-    for price in decision.meet_prices:
-        if price.entry is None:
-            said.append(f"With --meet {price.meet:g} nothing meets.")
-        elif price.saving_ratio is not None:
-            much = f"saves {saving(price.saving_ratio)}"
-            if price.saving_ratio < 0:
-                more = price.entry.energy_per_request_j / decision.best.energy_per_request_j - 1
-                much = f"costs {percent(more, 0)}"
-            said.append(f"--meet {price.meet:g} {much} ({_named(decision, price.entry)}).")
-    beyond = decision.beyond
-    if any(s.saving_ratio >= WORTH_SAYING for s in decision.shadows):
-        return " ".join(said)
-    if beyond is None:
-        return " ".join(["No limit binds: nothing that keeps up takes fewer joules.", *said])
-    odds, relaxed = (
-        percent(rounded_down(p), 0)
-        for p in (beyond.entry.probability_of_meeting_ratio, beyond.relaxed_odds)
-    )
-    first = (
-        f"No limit alone binds: {_named(decision, beyond.entry)} takes "
-        f"{joules(beyond.entry.energy_per_request_j)}, but meets with {odds}, and with {relaxed} "
-        f"at {beyond.relaxed_ratio:g} times the limits."
-    )
-    return " ".join([first, *said])
-
-
 def _table(decision: Decision, rows: int) -> list[str]:
     """Set the first configurations as lines; none where there are none to set."""
+    from energylens.decision_words import named
     from energylens.decisions import seconds
 
     if not rows:
@@ -562,7 +528,7 @@ def _table(decision: Decision, rows: int) -> list[str]:
 
     cells = [
         (
-            _named(decision, entry, short=True),
+            named(decision, entry, short=True),
             f"{entry.configuration.gpus}",
             joules(entry.energy_per_request_j),
             f"{entry.power_w:.0f} W",
@@ -574,22 +540,6 @@ def _table(decision: Decision, rows: int) -> list[str]:
     ]
     header = ("configuration", "GPUs", "a request", "power", "TPOT", "TTFT", "meets")
     return wrapped_table(header, cells)
-
-
-def _types(decision: Decision) -> tuple[set[str], set[str]]:
-    """GPU types and number formats that are spoken of."""
-    gpus = {e.gpu for e in decision.entries} | {decision.scenario.gpu.id}
-    return gpus, {e.precision for e in decision.entries} | {decision.scenario.precision.id}
-
-
-def _named(decision: Decision, entry: Entry, *, short: bool = False) -> str:
-    """Name a configuration, with what else was free."""
-    gpus, formats = _types(decision)
-    name, gpu = entry.describe(), entry.gpu
-    if short and len({each.partition("-")[0] for each in gpus}) == len(gpus):
-        gpu = gpu.partition("-")[0]
-    name += f", {gpu}" if len(gpus) > 1 else ""
-    return name + (f", {entry.precision}" if len(formats) > 1 else "")
 
 
 def print_times(times: ExplainedTime) -> None:

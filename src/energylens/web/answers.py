@@ -22,6 +22,7 @@ from energylens.answering import (
 )
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.deciding import breaks_at
+from energylens.decision_words import binding
 from energylens.decisions import Decision, Entry
 from energylens.deploying import EMITTERS, emit
 from energylens.errors import EnergyLensError, InfeasibleError, UsageError
@@ -261,25 +262,8 @@ def page(loaded: Loaded, question: Question, *, certain: bool) -> dict[str, Any]
         }
         made["law"] = law(found.model, case)
         made["behind"] = behind(loaded, found, case)
-        made["sentences"] = [limit_words(decision)] if best else []
+        made["sentences"] = [binding(decision)] if best else []
     return made
-
-
-def limit_words(decision: Decision) -> str:
-    """Say which limit binds, and what it costs."""
-    from energylens.decisions import NAMES, seconds
-    from energylens.words import saving
-
-    if not decision.limits:
-        return "No limit on latency was asked for."
-    worth = [s for s in decision.shadows if s.saving_ratio >= 0.005]
-    if not worth:
-        return "No limit binds: three times as much time would save nothing."
-    return " ".join(
-        f"{NAMES[s.limit.measure]} binds: {seconds(s.limit.seconds)} -> {seconds(s.relaxed_s)} "
-        f"would save {saving(s.saving_ratio)} ({s.configuration})."
-        for s in worth
-    )
 
 
 def _commands(llm: str, best: Entry) -> dict[str, str]:
