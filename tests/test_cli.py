@@ -1127,8 +1127,14 @@ def test_a_batch_limit_beyond_memory_is_shown_with_what_runs(run, model):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (("--tensor-parallel", "4"), "--tensor-parallel 4 has no effect: tensor_parallel is free"),
-        (("--pipeline-parallel", "1"), "--pipeline-parallel 1 has no effect"),
+        (
+            ("--choose", "tensor_parallel", "--tensor-parallel", "4"),
+            "--tensor-parallel 4 has no effect: tensor_parallel is free",
+        ),
+        (
+            ("--choose", "parallelism", "--pipeline-parallel", "1"),
+            "--pipeline-parallel 1 has no effect",
+        ),
         (("--choose", "parallelism", "--data-parallel", "2"), "--data-parallel 2 has no effect"),
         (("--choose", "parallelism", "--expert-parallel", "2"), "--expert-parallel 2 has no"),
         (("--choose", "batch_size", "--batch-size", "32"), "--batch-size 32 has no effect"),

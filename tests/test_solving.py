@@ -13,6 +13,7 @@ from energylens.deciding import breaks_at, decide
 from energylens.decisions import LatencyLimit, Load
 from energylens.model import EnergyModel
 from energylens.records import Configuration, Workload
+from energylens.remembered import Remembered
 from energylens.scenarios import Scenario
 from energylens.service import JouleSteps, Lengths
 from energylens.solving import Engine
@@ -78,14 +79,15 @@ def test_a_question_that_differs_in_its_rate_finds_what_was_worked_out(model: En
     assert narrow is not engine.span(scenario(precision="bf16"), load(1.0).lengths)
 
 
-def test_what_is_kept_is_bounded(model: EnergyModel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_kept_is_bounded(model: EnergyModel) -> None:
     engine = Engine(model)
     first = engine.span(scenario(), load(1.0).lengths)
     assert first is not None
-    monkeypatch.setattr(solving, "KEPT_BYTES", int(3.5 * first.size_bytes))
+    engine = Engine(model, kept=Remembered(int(3.5 * first.size_bytes)))
+    first = engine.span(scenario(), load(1.0).lengths)
     for tokens in range(2001, 2009):
         engine.span(scenario(), load(1.0, tokens).lengths)
-        assert engine.kept_bytes <= solving.KEPT_BYTES
+        assert 0 < engine.kept.size_bytes <= engine.kept.most_bytes
     assert engine.span(scenario(), load(1.0, 2008).lengths) is engine.span(
         scenario(), load(1.0, 2008).lengths
     )
