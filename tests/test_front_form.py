@@ -11,6 +11,7 @@ import pytest
 import energylens
 from energylens import discovery, table
 from energylens.cli import main
+from energylens.errors import InputError
 
 CASE = [
     "--llm",
@@ -57,8 +58,14 @@ def test_a_form_is_judged_beside_the_law(folder: Path, capsys) -> None:
     command = ["evaluate", f"{folder}/rows.csv", "--estimators", f"energylens,{form}"]
     options = ["--choose", "parallelism,batch_size", "--train", "30", "--repeats", "2"]
     assert main([*command, *options, "--allow-simulated", "--json"]) == 0
-    scores = json.loads(capsys.readouterr().out)["estimators"]
-    assert scores[form]["mape_ratio"] > 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["estimators"][form]["mape_ratio"] > 0
+    (said,) = document["notes"]
+    assert "structure of this form was chosen on" in said
+    with pytest.raises(InputError, match="is a discovered form"):
+        energylens.select(
+            form, llm="Qwen/Qwen3-8B", gpu="H100", input_tokens=500, output_tokens=300
+        )
 
 
 def test_a_form_that_is_not_there_is_refused(folder: Path, capsys) -> None:

@@ -74,6 +74,8 @@ def load(name: str | Path) -> EnergyModel:
     ------
     ArtefactError
         If the file is no model, or damaged.
+    InputError
+        If a discovered form is named, as ``front.json#3``: commands take those.
 
     Examples
     --------
@@ -81,8 +83,15 @@ def load(name: str | Path) -> EnergyModel:
     >>> el.load("datasheet").pooled.rows
     0
     """
+    from energylens.errors import InputError
     from energylens.packaged import model_for
 
+    path, mark, number = str(name).rpartition("#")
+    if mark and path.endswith(".json") and number.isdigit():
+        raise InputError(
+            f"{name} is a discovered form, which the commands select, explain and evaluate take; "
+            "here a model must be given: fit it with energylens.fit"
+        )
     return model_for(str(name), "", None)[0]
 
 

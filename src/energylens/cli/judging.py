@@ -296,11 +296,16 @@ def _evaluate(arguments: argparse.Namespace) -> None:
     finally:
         progress.close()
     judged = timing.limits(arguments, dataset, estimators)
+    forms = [name for name in estimators if front_form.is_form(name)]
+    notes = [f"{name}: {front_form.note(*front_form.read_form(name))}" for name in forms]
     if arguments.json:
-        print_json(timing.attach(evaluation.to_json(), judged))
+        document = timing.attach(evaluation.to_json(), judged)
+        print_json({**document, "notes": notes} if notes else document)
         return
     print_evaluation(evaluation, "joules" if arguments.target == "energy" else "seconds")
     timing.print_limits(judged)
+    for note in notes:
+        print_paragraph(f"Note: {note}")
     if left_out:
         print_paragraph(
             f"Not judged, for want of their packages: {', '.join(left_out)}. "

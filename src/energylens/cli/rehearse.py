@@ -17,6 +17,7 @@ from energylens.cli.console import (
     print_table,
 )
 from energylens.errors import UsageError
+from energylens.words import percent
 
 if TYPE_CHECKING:
     from energylens.online.rehearsal import Rehearsal
@@ -216,8 +217,8 @@ def _row(r: Rehearsal, base: float) -> tuple[str, ...]:
         r.policy,
         r.layout,
         f"{r.simulated_energy_j / r.requests:.1f}",
-        f"{100 * (1 - r.simulated_energy_j / base):.1f} %",
-        f"{100 * r.within_ratio:.2f} %",
+        percent(1 - r.simulated_energy_j / base),
+        percent(r.within_ratio, 2),
         f"{1000 * document['ttft_s']['p99']:.0f} ms",
         f"{1000 * document['tpot_s']['p99']:.1f} ms",
     )
