@@ -59,7 +59,7 @@ def test_the_tables_of_time_and_load_are_those_of_their_studies(
 @pytest.mark.parametrize(
     ("study", "made", "documents", "given"),
     [
-        ("results", results.TABLES, ("README.md", "docs/results.md"), "results"),
+        ("results", results.TABLES, results.DOCUMENTS, "results"),
         ("planning", planning.TABLES, ("docs/studies/planning.md",), "planning"),
         ("extensions", extensions.TABLES, ("docs/studies/extensions.md",), "extensions"),
         ("transfer", transfer.TABLES, ("docs/studies/transfer.md",), "transfer"),

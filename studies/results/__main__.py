@@ -41,7 +41,8 @@ def main() -> None:
             files.write_text(path, tables.compact(results))
     if "curve" in results:
         tables.draw_curves(results, ROOT / "docs" / "figures" / "learning-curves.svg")
-    for document in (ROOT / "docs" / "results.md", ROOT / "README.md"):
+    for name in tables.DOCUMENTS:
+        document = ROOT / name
         document.write_text(tables.fill(document.read_text(), results, tables.TABLES))
 
 

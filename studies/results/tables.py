@@ -17,6 +17,8 @@ from studies.curves import Curve, panel
 
 Results = Mapping[str, Any]
 Tables = Mapping[str, Callable[[Results], str]]
+#: Pages that hold the tables.
+DOCUMENTS = ("README.md", "docs/results.md", "docs/studies/tables.md")
 MARK = re.compile(r"(<!-- results:([a-z0-9-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 _OF_EACH = {
