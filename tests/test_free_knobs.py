@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 
+import energylens as el
 from energylens import packaged
 from energylens.answering import query
 from energylens.cli import main
@@ -45,6 +47,11 @@ def test_a_degree_that_is_given_is_fixed_and_the_rest_stays_free(capsys):
     made = answer(capsys, *all_fixed, "--batch-size", "64")
     (one,) = made["configurations"]
     assert (one["tensor_parallel"], one["data_parallel"]) == (4, 2)
+    half = answer(capsys, *all_fixed[:2], *all_fixed[4:], "--batch-size", "64")
+    limits = {each["batch_limit_per_replica"] for each in (one, *half["configurations"])}
+    assert limits == {32}
+    assert main([*ASKED, *all_fixed, "--batch-size", "64", "--batch-sizes", "8,16"]) == 2
+    assert "--batch-sizes has no effect" in capsys.readouterr().err
     full = [*ASKED[:5], *ASKED[7:], "--tensor-parallel", "4", "--pipeline-parallel", "1"]
     assert main(full) == 2
     assert "nothing to choose" in capsys.readouterr().err
@@ -93,3 +100,19 @@ def test_the_page_says_of_limits_what_the_command_says(capsys):
     said = binding(query(document, Engine(chosen.model()), ()).decide())
     assert main([*ASKED, "--tpot", "20ms"]) == 0
     assert said in " ".join(capsys.readouterr().out.split())
+
+
+def test_what_runs_today_in_a_format_that_engines_refuse_is_refused_for_that(capsys):
+    v100 = ["select", "--llm", "Qwen/Qwen3-8B", "--gpu", "V100-SXM2-32GB", "--precision", "fp16"]
+    today = "vllm serve Qwen/Qwen3-8B --dtype bfloat16 --max-num-seqs 64"
+    lengths = ["--input-tokens", "1000", "--output-tokens", "200"]
+    assert main([*v100, *lengths, "--rate", "1", "--current", today]) == 4
+    assert "does not multiply bf16" in capsys.readouterr().err
+
+
+def test_values_of_a_knob_may_be_an_array():
+    found = el.select(
+        "datasheet", llm="Qwen/Qwen3-8B", gpu="H100", input_tokens=500, output_tokens=300,
+        choose=("batch_size",), batch_sizes=np.array([8.0, 16.0]),
+    )  # fmt: skip
+    assert set(found.cases.batch_size.tolist()) == {8.0, 16.0}

@@ -617,3 +617,17 @@ def test_the_real_energy_star_run_gives_joules_worked_out_by_hand():
 def test_real_files_are_refused_for_the_right_reason(name, said):
     with pytest.raises(EnergyLensError, match=said):
         auto.read([sample(name)])
+
+
+def test_a_run_that_does_not_count_failures_is_read():
+    document = {
+        "model_id": "Qwen/Qwen3-8B",
+        "duration": 120.0,
+        "completed": 1000,
+        "total_input_tokens": 600000,
+        "total_output_tokens": 200000,
+        "request_throughput": 8.333,
+        "request_rate": 8.0,
+    }
+    (run,) = runs(document)
+    assert run.notes == ()

@@ -230,6 +230,7 @@ def test_no_full_batch_draws_more_than_its_gpus_can(monkeypatch):
         assert (full.latency_s >= time.predict_s(cases_, "latency") * (1 - 1e-9)).all()
         if model.time is not None:
             high = model.interval_energy_j(cases_, 0.8)[1]
+            assert (model.interval_energy_j(cases_, 0.5)[1] <= high * (1 + 1e-9)).all()
             wide = high > 2 * joules
             assert wide.any()
             assert (high <= np.maximum(time.most_j(cases_, 0.9), 2 * joules) * (1 + 1e-9)).all()

@@ -369,7 +369,7 @@ def select(
         others = {"batch_size": BATCH_SIZE, **others}
     asked = _asked(llm, gpu, input_tokens, output_tokens, engine, others)
     vars(asked).update(
-        gpus=gpus, precisions=precisions, batch_sizes=batch_sizes, power_caps=(), clocks=()
+        gpus=gpus, precisions=precisions, batch_sizes=tuple(batch_sizes), power_caps=(), clocks=()
     )
     case = case_of(asked)
     fitted = _model(model, case.gpu.id, _engine(engine))

@@ -375,7 +375,8 @@ class EnergyModel(Shown):
         wide = np.flatnonzero(most > WIDE_RATIO * joules)
         if self.time is not None and len(wide):
             bound = self.time.most_j(cases.take(wide), (1.0 + coverage_ratio) / 2.0)
-            most[wide] = np.clip(most[wide], joules[wide], np.maximum(bound, joules[wide]))
+            # Not below what the narrower intervals keep: those of more coverage hold the others.
+            most[wide] = np.minimum(most[wide], np.maximum(bound, WIDE_RATIO * joules[wide]))
         return joules * np.exp(low), most
 
     def _format_scales(

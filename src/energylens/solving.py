@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from energylens import latency, service
-from energylens.capacity import layout_possible, layout_problem
+from energylens.capacity import format_problem, layout_possible, layout_problem
 from energylens.cases import BoolArray, Cases, FloatArray, IntArray
 from energylens.dataset import group_rows
 from energylens.decisions import Entry, LatencyLimit, Load, Running
@@ -451,6 +451,11 @@ class Engine:
                 )
             as_run = told.scenario(scenario)
             room = service.slots(Cases.of([case_of(as_run, current)]), lengths)
+            problem = format_problem(scenario.gpu, precision)
+            if problem is not None:
+                raise InfeasibleError(
+                    f"the current configuration {current.describe()} cannot run: {problem}"
+                )
             if room[0] < 1:
                 raise InfeasibleError(
                     f"the current configuration {current.describe()} has no room in memory for one "

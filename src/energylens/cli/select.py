@@ -216,8 +216,14 @@ def _free(arguments: argparse.Namespace) -> None:
         free = UNDER_LOAD if arguments.rate is not None else DEFAULT_CHOOSE
         arguments.choose = tuple(knob for knob in free if getattr(arguments, knob) is None)
         if not arguments.choose and arguments.rate is not None:
+            if arguments.batch_sizes:
+                raise UsageError(
+                    "--batch-sizes has no effect: --batch-size fixes the batch limit; leave one out"
+                )
+            # A batch is of all replicas, a limit that is listed of each.
+            each = arguments.batch_size / arguments.data_parallel
             arguments.choose = ("batch_size",)
-            arguments.batch_sizes, arguments.batch_size = [arguments.batch_size], None
+            arguments.batch_sizes, arguments.batch_size = [each], None
         elif not arguments.choose and not several:
             fixed = " and ".join(flag(knob) for knob in free)
             raise UsageError(

@@ -87,12 +87,18 @@ def select(loaded: Loaded, question: DecisionFile, *, certain: bool = True) -> d
     return _decision(found, found.decide(front=True, odds=certain, compared=certain))
 
 
+def _worded(text: str) -> str:
+    """Say a sentence of the command in words of the page, which has no options."""
+    text = text.replace("lower --meet", "lower the probability asked")
+    return text.replace("With --meet ", "With probability ").replace("--meet ", "Probability ")
+
+
 def _decision(found: Query, decision: Decision) -> dict[str, Any]:
     month = bills(found.model, decision, found.prices)
     priced = [found.prices.describe()] if month else []
     made = document(decision, month, [*found.notes, *priced])
     if not decision.entries:
-        why = decision.why_none().replace("--meet", "the probability asked")
+        why = _worded(decision.why_none())
         made["notes"] = [f"{why[0].upper()}{why[1:]}", *made["notes"]]
     return made
 
@@ -152,6 +158,9 @@ def service(
     told = read_running(configuration, asked_of.llm, asked_of.gpu, asked_of.precision)
     case = case_of(told.scenario(asked_of), told.configuration)
     cases = Cases.of([case])
+    problem = capacity.format_problem(case.gpu, case.precision)
+    if problem is not None:
+        raise InfeasibleError(f"{case.configuration.describe()} cannot run: {problem}")
     if slots(cases, found.load.lengths)[0] < 1:
         raise InfeasibleError(
             f"{case.configuration.describe()} has no room in memory for one request of "
@@ -262,7 +271,7 @@ def page(loaded: Loaded, question: Question, *, certain: bool) -> dict[str, Any]
         }
         made["law"] = law(found.model, case)
         made["behind"] = behind(loaded, found, case)
-        made["sentences"] = [binding(decision)] if best else []
+        made["sentences"] = [_worded(binding(decision))] if best else []
     return made
 
 

@@ -91,7 +91,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
     failed = node.number("failed")
     if failed is None and prompts is not None:
         failed = max(prompts - completed, 0)
-    note = f"{failed:g} requests failed; their joules are part of the others'"
+    notes = (f"{failed:g} requests failed; their joules are part of the others'",) if failed else ()
     return verified(
         BenchmarkRun(
             format=FORMAT,
@@ -119,7 +119,7 @@ def read(document: Mapping[str, object], name: str) -> BenchmarkRun:
             tpot=latency(node, "tpot"),
             itl=latency(node, "itl"),
             request_latency=latency(node, "e2el"),
-            notes=(note,) if failed else (),
+            notes=notes,
         )
     )
 
