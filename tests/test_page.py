@@ -193,6 +193,44 @@ def test_themes_change_by_button_and_are_kept(tab: Tab, server: Server) -> None:
     tab.until(
         lambda: page.evaluate("document.documentElement.dataset.theme") == "light", "not light"
     )
+    page.click("#theme")
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_page_shows_the_law_the_limit_and_what_a_limit_costs(tab: Tab, server: Server) -> None:
+    page = tab.open(server.url + SMALL.replace("tpot=50ms", "tpot=9ms")).page
+    tab.settle()
+    asked = str(page.get_attribute("#as-json", "href"))
+    answer = json.loads(server.ask(asked)[2])
+    best = answer["configurations"][0]
+    terms = [
+        text.split("\t") for text in page.inner_text("#law tbody").splitlines() if "\t" in text
+    ]
+    assert len(terms) == page.locator("#law tbody tr").count() >= 10
+    limits = page.evaluate("energylens.views.front.data('limit')")
+    assert [value for row in limits for value in row.values()] == [pytest.approx(9.0)]
+    for view in ("curve-energy", "curve-tpot"):
+        breaks = page.evaluate(f"energylens.views['{view}'].data('break')")
+        values = [value for row in breaks for value in row.values()]
+        assert values == pytest.approx([answer["breaks_at_rate_per_s"]], rel=1e-3), view
+    bars = page.evaluate("energylens.views.joules.data('bars')")
+    first = [bar["j"] for bar in bars if bar["rank"] == 0]
+    assert len(first) > 3
+    assert sum(first) == pytest.approx(best["energy_per_request_j"], rel=0.01)
+    (price,) = (p for p in answer["shadow_prices"] if p["saving_ratio"] >= 0.005)
+    assert f"saves {100 * price['saving_ratio']:.0f} %" in page.inner_text("#binds")
+
+
+def test_what_is_saved_in_a_month_is_the_difference_of_the_months(tab: Tab, server: Server) -> None:
+    page = tab.open(server.url + SMALL).page
+    tab.settle()
+    month = json.loads(server.ask(str(page.get_attribute("#as-json", "href")))[2])["month"]
+    shown = page.inner_text("#saved") + page.inner_text("#facts")
+    for name in ("kwh_per_month", "cost_per_month", "co2_kg_per_month"):
+        saved = month["current"][name] - month["best"][name]
+        assert saved > 1
+        assert f"{saved:.0f}" in shown.replace(",", ""), (name, shown)
 
 
 @pytest.mark.parametrize("every", [False, pytest.param(True, marks=pytest.mark.soak)])
