@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 import subprocess
@@ -52,6 +53,31 @@ def test_every_command_of_every_page_can_be_read_by_the_program() -> None:
                     wrong.append((page.name, line))
     assert not wrong
     assert count > 50
+
+
+def python_blocks() -> list[tuple[str, str]]:
+    """Blocks of Python of the reference and the studies, with their page."""
+    pages = [*(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "studies").glob("*.md")]
+    return [
+        (page.name, block)
+        for page in sorted(pages)
+        for block in re.findall(r"```python\n(.*?)```", page.read_text("utf-8"), re.DOTALL)
+    ]
+
+
+def test_python_of_the_reference_runs_and_fragments_import_what_they_use() -> None:
+    whole = set()
+    for page, block in python_blocks():
+        tree = ast.parse(block)
+        given = {"dataset", "cases", "candidates", "measured", "rate", "time_model", "energy_model"}
+        named = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        if not named & given:
+            whole.add(page)
+        else:  # of an example whose rows are the reader's, the names that it imports must be there
+            tree.body = [each for each in tree.body if isinstance(each, ast.ImportFrom)]
+            assert tree.body, page
+        exec(compile(tree, page, "exec"), {})
+    assert {"simulation.md", "catalog.md"} <= whole
 
 
 @pytest.mark.parametrize("page", [ROOT / "README.md", *TASKS], ids=lambda page: page.name)
