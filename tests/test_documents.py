@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 TASKS = sorted((ROOT / "docs" / "tasks").glob("*.md"))
 MOST_WORDS = 600
 AGAIN = "set it again: python -m tools.outputs README.md docs/tasks/*.md"
-NUMBER = re.compile(r"(?<![A-Za-z])\d+(?:\.\d+)?(?:e[-+]\d+)?")
+NUMBER = re.compile(r"(?<![A-Za-z\d.])\d+(?:\.\d+)?(?:e[-+]\d+)?")
 CHANCE = re.compile(r"(?<![A-Za-z\d.])(\d+(?:\.\d+)?) %")
 
 
