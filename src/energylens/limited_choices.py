@@ -18,6 +18,7 @@ import numpy as np
 from energylens.cases import Cases, FloatArray, IntArray
 from energylens.dataset import Dataset
 from energylens.errors import FitError, UsageError
+from energylens.evaluation.scoring import TIE_RATIO
 from energylens.latency_fitting import fit_latency
 from energylens.protocols import Estimator
 from energylens.time_contestants import OnDatasheet, as_target
@@ -130,6 +131,7 @@ def judge_limits(
     known = np.flatnonzero(measured > 0)
     if len(known) < 2:
         raise UsageError("limits on time need rows with request_latency_s or a mean tpot_s")
+    known = known[dataset.take(known).by_content]  # draws follow from what rows hold
     rows, times = dataset.take(known), measured[known]
     scenarios = rows.scenarios(choose)
     if not scenarios:
@@ -327,11 +329,17 @@ def _outcome(
 
 
 def _choice(score: FloatArray, upper_s: FloatArray, limit: float) -> int:
-    """The least score among those expected to keep the limit; the fastest where none is."""
+    """The least score among those expected to keep the limit; the fastest where none is.
+
+    Of equal scores the one that uses most of the limit, as a rule that counts GPUs alone would
+    take the larger batch.
+    """
     within = upper_s <= limit
     if not within.any():
         return int(np.argmin(upper_s))
-    return int(np.flatnonzero(within)[np.argmin(score[within])])
+    least = score[within].min()
+    tied = np.flatnonzero(within & (score <= least + TIE_RATIO * abs(least)))
+    return int(tied[np.argmax(upper_s[tied])])
 
 
 def _measured(

@@ -234,9 +234,9 @@ def comma_list(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """Read a comma list of whole numbers (an argparse type)."""
+    """Read a comma list of whole numbers, one at least (an argparse type)."""
     try:
-        return tuple(int(part) for part in comma_list(text))
+        return listed(int)(text)
     except ValueError:
         raise argparse.ArgumentTypeError(
             f"must be whole numbers separated by commas, not {text!r}"
@@ -381,8 +381,15 @@ positive = number(f"a number above 0, at most {MOST:g}", lambda value: 0 < value
 
 
 def listed(read: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
-    """Make an argparse type of comma lists of what another one reads."""
-    return lambda text: tuple(read(part) for part in comma_list(text))
+    """Make an argparse type of comma lists, of one or more, of what another one reads."""
+
+    def read_all(text: str) -> tuple[T, ...]:
+        found = tuple(read(part) for part in comma_list(text))
+        if not found:
+            raise argparse.ArgumentTypeError(f"must list one value at least, not {text!r}")
+        return found
+
+    return read_all
 
 
 def _whole(text: str, low: int, most: int = int(MOST)) -> int:

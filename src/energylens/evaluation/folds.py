@@ -234,7 +234,7 @@ def _alike(cases: Cases, leave: str) -> StrArray:
         llm.id: ALIKE[leave](llm) for llm in (cases.llms[i] for i in np.unique(cases.llm_index))
     }
     names = {
-        name: " / ".join(other for other, k in keys.items() if k == key)
+        name: " / ".join(sorted(other for other, k in keys.items() if k == key))
         for name, key in keys.items()
     }
     return np.array([names.get(llm.id, "") for llm in cases.llms], dtype=object)[cases.llm_index]
