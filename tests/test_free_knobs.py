@@ -55,6 +55,8 @@ def test_a_degree_that_is_given_is_fixed_and_the_rest_stays_free(capsys):
     full = [*ASKED[:5], *ASKED[7:], "--tensor-parallel", "4", "--pipeline-parallel", "1"]
     assert main(full) == 2
     assert "nothing to choose" in capsys.readouterr().err
+    gpus = [word for word in full if word not in ("--gpu", "H100")]
+    assert main([*gpus, "--gpus", "H100,L40S"]) == 0
 
 
 def test_nothing_that_meets_is_an_exit_code_with_json_too(capsys):

@@ -286,14 +286,7 @@ def _running(current: str | None, scenario: Scenario) -> tuple[Configuration | N
             "compares the two"
         )
     c = runs.configuration
-    problem = layout_problem(
-        scenario.llm,
-        scenario.precision,
-        tensor_parallel=c.tensor_parallel,
-        pipeline_parallel=c.pipeline_parallel,
-        expert_parallel=c.expert_parallel,
-        data_parallel=c.data_parallel,
-    )
+    problem = layout_problem(scenario.llm, scenario.precision, **c.degrees)
     if problem:
         raise UsageError(f"--current {current!r} cannot run: {problem}")
     return c, "".join(f". {note.rstrip('.')}" for note in runs.notes)

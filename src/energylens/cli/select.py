@@ -212,6 +212,7 @@ def _free(arguments: argparse.Namespace) -> None:
     from energylens.solving import DEFAULT_CHOOSE as UNDER_LOAD
 
     several = bool(arguments.gpu and "," in arguments.gpu)
+    types = several or bool(arguments.gpus and arguments.gpu is None)
     if arguments.choose is None:
         free = UNDER_LOAD if arguments.rate is not None else DEFAULT_CHOOSE
         arguments.choose = tuple(knob for knob in free if getattr(arguments, knob) is None)
@@ -224,12 +225,12 @@ def _free(arguments: argparse.Namespace) -> None:
             each = arguments.batch_size / arguments.data_parallel
             arguments.choose = ("batch_size",)
             arguments.batch_sizes, arguments.batch_size = [each], None
-        elif not arguments.choose and not several:
+        elif not arguments.choose and not types:
             fixed = " and ".join(flag(knob) for knob in free)
             raise UsageError(
                 f"{fixed} leave nothing to choose: leave one out, or ask energylens explain"
             )
-        if several or (arguments.gpus and arguments.gpu is None):
+        if types:
             arguments.choose = (*arguments.choose, "gpu")
     elif arguments.rate is not None and arguments.batch_size is None:
         arguments.choose = tuple(dict.fromkeys([*arguments.choose, "batch_size"]))

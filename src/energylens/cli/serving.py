@@ -488,7 +488,9 @@ def _sentences(decision: Decision, bills: dict[str, Month], *, day: bool) -> Ite
     words += f"{'s run' if run >= 1.5 else ' runs'} in each replica)."
     if best.probability_best_ratio is not None and len(decision.entries) > 1:
         odds = likelihood(best.probability_best_ratio)
-        words += f" Of {len(decision.entries)} layouts that meet it takes the fewest with {odds}."
+        words += (
+            f" Of {len(decision.entries)} layouts that qualify, it is best with probability {odds}."
+        )
     yield words
     each = energies(best.energy_per_request_j, lengths.input_tokens, lengths.output_tokens)
     yield f"{'At its peak ' if day else ''}{each}."
