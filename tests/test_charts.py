@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from energylens.charts import energy, judged, parts, render
 from energylens.charts.theme import CATEGORIES, PALETTE, SHAPES, Spec
 from energylens.errors import MissingExtraError
+from energylens.web import tables
 
 LABELS = ("TP1 B8", "TP2 'quoted' \\ B8", "</script><b>TP4</b>")
 GRID = np.array([100.0, 200.0, 3000.0])
@@ -272,6 +273,22 @@ def test_shades_of_a_phase_step_in_greyscale(theme: int) -> None:
         grey = [luminance(PALETTE[f"{phase}-{k}"][theme]) for k in range(1, count + 1)]
         assert grey == sorted(grey)
         assert all((b + 0.05) / (a + 0.05) > 1.1 for a, b in itertools.pairwise(grey))
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_charts_of_the_page_keep_to_the_palette_and_tell_terms_apart(dark: bool) -> None:
+    known = {pair[int(dark)] for pair in PALETTE.values()}
+    for name, spec in tables.specs(dark=dark).items():
+        text = render.compact(spec)
+        assert json.loads(text) == spec
+        assert len(spec["description"]) > 20, name
+        assert set(re.findall(r"#[0-9a-f]{6}\b", text)) <= known, name
+        if name in ("joules", "seconds"):
+            scale = spec["encoding"]["color"]["scale"]
+            hues = dict(zip(scale["domain"], scale["range"], strict=True))
+            # Idle GPUs of a node are one thing, whether a row's boundary or the load has them.
+            hues.pop("idle_gpus", None)
+            assert len(set(hues.values())) == len(hues), name
 
 
 # ------------------------------------------------------------------------------------------ ticks

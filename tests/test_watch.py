@@ -768,7 +768,8 @@ def test_all_metrics_are_there_and_parse_again(busy: Watcher) -> None:
     wanted = {name for name, *_ in (*publishing.GAUGES, *publishing.OTEL_GAUGES)}
     wanted |= {name for name, *_ in publishing.COUNTERS}
     wanted |= {"gen_ai_infrastructure_energy_joules_total", "energylens_drift_alarm"}
-    assert wanted <= names
+    wanted |= {"energylens_engine_up", "energylens_meter_up", "energylens_window_valid"}
+    assert wanted | {"energylens_watch_info"} <= names
     last = busy.last
     assert last is not None
     value = {s.name: s.value for s in series}

@@ -78,7 +78,7 @@ WORDS: Mapping[str, str] = {
 TIME_ROLES: Mapping[str, str] = {
     "step_weights": "decode-1",
     "step_narrow_weights": "decode-2",
-    "step_weight_only": "decode-2",
+    "step_weight_only": "decode-6",
     "step_compute": "decode-3",
     "step_cache": "decode-4",
     "step_sequence": "decode-5",
