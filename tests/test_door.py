@@ -77,6 +77,12 @@ def test_report_is_a_verb_whatever_was_imported_before():
     assert "TableError" in done.stderr.splitlines()[-1]
 
 
+def test_a_printed_ranking_says_what_no_row_is_of_once():
+    asked = {"llm": "Qwen/Qwen3-8B", "input_tokens": 500, "output_tokens": 300}
+    said = str(el.select(el.load("h100-vllm-0.11"), gpu="B200", **asked))
+    assert said.count("No row of the fit has the GPU B200") == 1
+
+
 @pytest.mark.parametrize("library", ["pandas", "polars", "pyarrow"])
 def test_rows_survive_a_frame_of_any_library(library, rows):
     pytest.importorskip(library)

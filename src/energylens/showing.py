@@ -305,7 +305,7 @@ def _(record: Ranking) -> Parts:
     if "batch_size" not in freed_columns(record.choose):
         limit = f"{record.cases.batch_size[0]:g}"
         said += (f"The batch limit is fixed at {limit}: choose batch_size, too, to free it.",)
-    return record.describe(), header, rows, said
+    return record.describe(), header, rows, tuple(dict.fromkeys((*said, *record.notes)))
 
 
 @columns.register
